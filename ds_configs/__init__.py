@@ -1,0 +1,1 @@
+"""DeepSpeed-owned keys, one file per ZeRO stage. Batch, clipping, precision and optimiser follow from the recipe."""

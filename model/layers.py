@@ -1,0 +1,122 @@
+"""The transformer layer: megatron-core's `TransformerLayer` with bidirectional attention that also runs on a CPU.
+
+Shape suffixes in this package: s sequence, b batch, h hidden, n heads, d head width. megatron-core's layers take and
+return hidden states as [s, b, h].
+"""
+
+import math
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
+
+from model.architecture import Architecture
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019) with the constructor that megatron-core's specs call.
+
+    megatron-core's own torch norm (`WrappedTorchNorm`) refuses sequence parallelism; this one leaves the choice open.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., h] -> [..., h]."""
+        return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.eps)
+
+
+class BidirectionalAttention(nn.Module):
+    """`core_attention` of the local spec: every token attends to every token of its row, by torch's SDPA."""
+
+    def __init__(self, config: TransformerConfig, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.grouped_query = config.num_query_groups != config.num_attention_heads
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Queries [s, b, n, d], keys and values [s, b, kv heads, d] -> context [s, b, n * d]."""
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        context = F.scaled_dot_product_attention(query, key, value, enable_gqa=self.grouped_query)
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+
+def transformer_config(architecture: Architecture) -> TransformerConfig:
+    """megatron-core's description of our layer: no bias, no dropout, SwiGLU, RMSNorm, nothing that needs CUDA.
+
+    Weights are built on the CPU and left uninitialised: `initialize_weights` fills them.
+    """
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        num_attention_heads=architecture.num_heads,
+        num_query_groups=architecture.kv_heads,
+        ffn_hidden_size=architecture.ffn_size,
+        kv_channels=architecture.head_dim,
+        layernorm_epsilon=architecture.norm_eps,
+        normalization="RMSNorm",
+        activation_func=F.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        # Fused kernels come from apex or Transformer Engine; the unfused paths are the ones that run everywhere.
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+def build_layer(config: TransformerConfig, layer_number: int) -> TransformerLayer:
+    """One layer; `layer_number` counts from 1, as megatron-core does. Needs initialised process groups."""
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    parts.self_attention.params["attn_mask_type"] = AttnMaskType.no_mask
+    parts.self_attention.submodules.core_attention = ModuleSpec(module=BidirectionalAttention)
+    return build_module(spec, config=config, layer_number=layer_number)
+
+
+def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device) -> Tensor:
+    """RoPE angles in the layout megatron-core's attention rotates by (halves, not pairs), fp32 [s, 1, 1, d].
+
+    Su et al. 2021, equation 34. megatron-core's `RotaryEmbedding` computes the same but moves it to the CUDA device.
+    """
+    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
+    return torch.cat([angles, angles], dim=-1)[:, None, None, :]
+
+
+@torch.no_grad()
+def initialize_weights(module: nn.Module, architecture: Architecture, seed: int) -> None:
+    """Normal initial weights as a function of (seed, parameter name), so that no layout and no build order matters.
+
+    Matrices get init_std; the two projections that write to the residual stream get init_std / sqrt(2 num_layers)
+    (Radford et al. 2019); norms stay 1. The paper does not state its initialisation: this is our choice.
+    """
+    residual_std = architecture.init_std / math.sqrt(2 * architecture.num_layers)
+    for name, parameter in module.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        std = residual_std if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else architecture.init_std
+        generator = torch.Generator().manual_seed(_name_seed(seed, name))
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def _name_seed(seed: int, name: str) -> int:
+    digest = blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,93 @@
+"""The oracle: the looped denoiser in plain PyTorch, slow and obvious, with the weights of `LoopedDenoiser`.
+
+It imports nothing of megatron-core and shares no code with `model.layers` or `model.objective`; the tests hold the real
+model against it. Weights are taken from a state dict of the real model.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from model.architecture import Architecture
+
+Weights = Mapping[str, Tensor]
+
+
+def reference_logits(weights: Weights, architecture: Architecture, tokens: Tensor, loops: int) -> Tensor:
+    """Logits at every position: x_t [b, s] -> [b, s, vocabulary without [MASK]]."""
+    phases = _phases(architecture, loops)
+    hidden = weights["embedding.weight"][tokens]
+    for name in phases:
+        hidden = _layer(weights, name, architecture, hidden)
+    hidden = _rms_norm(hidden, weights["final_norm.weight"], architecture.norm_eps)
+    return (hidden @ weights["lm_head.weight"].T)[..., : architecture.mask_id]
+
+
+def reference_loss(
+    weights: Weights, architecture: Architecture, clean: Tensor, masked: Tensor, timesteps: Tensor, loops: int
+) -> Tensor:
+    """The NELBO estimate of one batch in nats per token: sum over masked tokens of -log p / t, over all tokens."""
+    corrupted = torch.where(masked, architecture.mask_id, clean)
+    log_p = reference_logits(weights, architecture, corrupted, loops).log_softmax(dim=-1)
+    nll = -log_p.gather(-1, clean.unsqueeze(-1)).squeeze(-1)
+    return (nll * masked / timesteps.unsqueeze(1)).sum() / clean.numel()
+
+
+def unrolled_weights(weights: Weights, architecture: Architecture, loops: int) -> dict[str, Tensor]:
+    """Weights of a plain model whose mid block stands `loops` times in a row, each a copy of its own."""
+    split = architecture.loop
+    unrolled = {k: v for k, v in weights.items() if not k.startswith("mid.")}
+    for name, value in weights.items():
+        if name.startswith("mid.layers."):
+            index, rest = name.removeprefix("mid.layers.").split(".", 1)
+            for loop in range(loops):
+                unrolled[f"mid.layers.{loop * split.mid + int(index)}.{rest}"] = value.detach().clone()
+    return unrolled
+
+
+def _phases(architecture: Architecture, loops: int) -> list[str]:
+    split = architecture.loop
+    head = [f"head.layers.{i}" for i in range(split.head)]
+    mid = [f"mid.layers.{i}" for i in range(split.mid)]
+    tail = [f"tail.layers.{i}" for i in range(split.tail)]
+    return head + mid * loops + tail
+
+
+def _layer(weights: Weights, name: str, architecture: Architecture, hidden: Tensor) -> Tensor:
+    eps = architecture.norm_eps
+    normed = _rms_norm(hidden, weights[f"{name}.input_layernorm.weight"], eps)
+    hidden = hidden + _attention(weights, name, architecture, normed)
+    normed = _rms_norm(hidden, weights[f"{name}.pre_mlp_layernorm.weight"], eps)
+    gate, up = (normed @ weights[f"{name}.mlp.linear_fc1.weight"].T).chunk(2, dim=-1)
+    return hidden + (gate * torch.sigmoid(gate) * up) @ weights[f"{name}.mlp.linear_fc2.weight"].T
+
+
+def _attention(weights: Weights, name: str, architecture: Architecture, hidden: Tensor) -> Tensor:
+    batch, length, _ = hidden.shape
+    groups, width = architecture.kv_heads, architecture.head_dim
+    per_group = architecture.num_heads // groups
+    mixed = hidden @ weights[f"{name}.self_attention.linear_qkv.weight"].T
+    # megatron-core stores, for each key-value group, its queries, then its key, then its value.
+    mixed = mixed.view(batch, length, groups, per_group + 2, width)
+    angles = _angles(length, width, architecture.rope_base)
+    query = _rotate(mixed[..., :per_group, :], angles)
+    key, value = _rotate(mixed[..., per_group : per_group + 1, :], angles), mixed[..., per_group + 1 :, :]
+    scores = torch.einsum("bqgpd,bkgod->bgpqk", query, key) / width**0.5
+    context = torch.einsum("bgpqk,bkgod->bqgpd", scores.softmax(dim=-1), value)
+    return context.reshape(batch, length, -1) @ weights[f"{name}.self_attention.linear_proj.weight"].T
+
+
+def _angles(length: int, width: int, base: float) -> Tensor:
+    frequencies = torch.tensor([base ** (-2 * i / width) for i in range(width // 2)])
+    return torch.arange(length)[:, None] * frequencies
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos()[:, None, None, :], angles.sin()[:, None, None, :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight

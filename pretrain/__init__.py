@@ -1,0 +1,1 @@
+"""Runs: configuration, engine, step, loop, hooks, checkpoints, evaluation and the commands."""

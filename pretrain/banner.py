@@ -1,0 +1,82 @@
+"""The start-up banner: facts about the run before its first step."""
+
+from collections.abc import Sequence
+
+import torch
+
+from data_pipeline.manifest import Manifest
+from pretrain.acceleration import Found, package_version
+from pretrain.derive import Plan
+from pretrain.devices import device_name, peak_flops
+from pretrain.loop import TrainingRun
+
+
+def print_banner(run: TrainingRun, manifest: Manifest, found: Sequence[Found], notes: Sequence[str]) -> None:
+    """Print what this start will do, on the main rank."""
+    rows = [
+        ("run", str(run.folder)),
+        ("versions", _versions()),
+        ("device", f"{device_name(run.world.device)}; peak {_peak(run)}"),
+        ("layout", _layout(run)),
+        *((f.capability, f"{f.used} ({f.reason})") for f in found),
+        *_model_rows(run.plan),
+        *_arithmetic_rows(run, manifest),
+        *(("note", note) for note in notes),
+    ]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows), flush=True)
+
+
+def _versions() -> str:
+    names = ("deepspeed", "megatron-core", "numpy")
+    return ", ".join([f"torch {torch.__version__}", *(f"{n} {package_version(n)}" for n in names)])
+
+
+def _peak(run: TrainingRun) -> str:
+    settings = run.plan.settings
+    peak = peak_flops(run.world.device, settings.train.precision, settings.log.peak_tflops)
+    return "unknown, so mfu is n/a (give log.peak_tflops)" if peak is None else f"{peak / 1e12:g} TFLOP/s"
+
+
+def _layout(run: TrainingRun) -> str:
+    parallel, train = run.plan.settings.parallel, run.plan.settings.train
+    return (
+        f"{run.world.size} ranks = data {run.plan.data_parallel_size} x tensor {parallel.tensor} x pipeline {parallel.pipeline}; "
+        f"ZeRO-{parallel.zero_stage}, {train.precision}, recompute {parallel.recompute}"
+    )
+
+
+def _model_rows(plan: Plan) -> list[tuple[str, str]]:
+    model = plan.settings.model
+    split, count = model.loop, model.parameter_count()
+    unique, largest = sum(count.values()), split.max
+    parts = ", ".join(f"{name} {_short(value)}" for name, value in count.items())
+    executed = ", ".join(f"S={s} {_short(model.executed_parameters(s))}" for s in sorted({1, largest}))
+    flops = ", ".join(f"S={s} {plan.flops.training(s):.3g}" for s in sorted({1, largest}))
+    return [
+        ("model", f"{split.head} + {split.mid} x S + {split.tail} layers of {model.hidden_size}, {model.num_heads} heads, "
+                  f"S_max {largest}, drawn {plan.settings.train.loops}, E[S] {plan.loops.mean(plan.loops.ramp_steps):.2f}"),
+        ("parameters", f"{_short(unique)} unique ({parts}); executed: {executed}"),
+        ("FLOPs", f"per token of training: {flops}; expected {plan.expected_flops_per_token:.3g}"),
+    ]
+
+
+def _arithmetic_rows(run: TrainingRun, manifest: Manifest) -> list[tuple[str, str]]:
+    plan = run.plan
+    train, rest = plan.settings.train, plan.total_steps - run.progress.step
+    total_tokens = plan.total_steps * plan.tokens_per_step
+    epochs = plan.total_steps * train.global_batch_size / plan.train_rows
+    return [
+        ("data", f"{plan.settings.data.path}: {plan.train_rows:,} rows of {plan.seq_len} tokens, {manifest.vocab_size:,} token ids"),
+        ("batch", f"{train.global_batch_size} rows = {plan.micro_batches} micro-batches of {train.micro_batch_size} on each of "
+                  f"{plan.data_parallel_size} data-parallel ranks; {plan.tokens_per_step:,} tokens a step"),
+        ("schedule", f"{plan.total_steps:,} steps, {_short(total_tokens)} tokens ({epochs:.2f} epochs), about "
+                     f"{total_tokens * plan.expected_flops_per_token:.3g} FLOPs; {rest:,} steps to go"),
+    ]
+
+
+def _short(number: float) -> str:
+    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= factor:
+            return f"{number / factor:.4g}{unit}"
+    return f"{number:g}"

@@ -1,0 +1,98 @@
+"""Rows of the prepared data + noise -> micro-batches, as a function of the step."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.order import SampleOrder
+from model.noise import masks, timesteps
+from model.objective import token_weights
+from pretrain.derive import Plan
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass on one rank.
+
+    Attributes:
+        clean: x_0, int64 [b, s].
+        masked: which tokens are [MASK] in x_t, bool [b, s].
+        timesteps: t of each row, fp64 [b].
+        mask_id: id of [MASK].
+        min_timestep: lower end of the timesteps' interval.
+    """
+
+    clean: Tensor
+    masked: Tensor
+    timesteps: Tensor
+    mask_id: int
+    min_timestep: float
+
+    @cached_property
+    def corrupted(self) -> Tensor:
+        """x_t, int64 [b, s]."""
+        return self.clean.masked_fill(self.masked, self.mask_id)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Clean ids of the masked tokens, int64 [m], row-major."""
+        return self.clean[self.masked]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Loss weight of each masked token, fp32 [m], row-major."""
+        return token_weights(self.timesteps, self.masked, self.min_timestep)
+
+    @cached_property
+    def target_timesteps(self) -> Tensor:
+        """t of each masked token, fp64 [m], row-major."""
+        return self.timesteps.unsqueeze(1).expand(self.masked.shape)[self.masked]
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same rows on a device."""
+        moved = (x.to(device, non_blocking=True) for x in (self.clean, self.masked, self.timesteps))
+        return MicroBatch(*moved, self.mask_id, self.min_timestep)
+
+
+class Batches:
+    """This rank's micro-batches of any step.
+
+    Sample i of step k has the global index k * global_batch_size + i. Row, timestep and mask follow from the seed and
+    that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step.
+    """
+
+    def __init__(self, plan: Plan, dataset: PackedDataset, data_parallel_rank: int, device: torch.device) -> None:
+        self._plan, self._dataset, self._device = plan, dataset, device
+        self._first = data_parallel_rank * plan.rows_per_rank
+        self._order = SampleOrder(plan.settings.run.seed, dataset.num_rows)
+
+    def __getitem__(self, step: int) -> list[MicroBatch]:
+        """Micro-batches of optimiser step `step`, which counts from 0, on the CPU."""
+        plan, settings = self._plan, self._plan.settings
+        train, seed = settings.train, settings.run.seed
+        local = np.arange(self._first, self._first + plan.rows_per_rank)
+        samples = step * train.global_batch_size + local
+        t = timesteps(seed, step, train.global_batch_size, train.min_timestep)[local]
+        tokens = self._dataset.rows(self._order.rows(samples))
+        masked = masks(seed, samples, t, plan.seq_len)
+        return [
+            MicroBatch(*(torch.from_numpy(x[part]) for x in (tokens, masked, t)), settings.model.mask_id, train.min_timestep)
+            for part in (slice(i, i + train.micro_batch_size) for i in range(0, len(local), train.micro_batch_size))
+        ]
+
+    def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
+        """Micro-batches of step `first` and all later ones, each made while the step before it computes."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+            waiting: Future[list[MicroBatch]] = pool.submit(self.__getitem__, first)
+            step = first
+            while True:
+                ready = waiting.result()
+                step += 1
+                waiting = pool.submit(self.__getitem__, step)
+                yield [batch.to(self._device) for batch in ready]

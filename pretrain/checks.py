@@ -1,0 +1,143 @@
+"""Rules across settings: every function returns its problems, and all problems are told at once. Imports no torch."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pretrain.settings import Settings
+
+DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
+
+DERIVED_DEEPSPEED_KEYS = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "managed_gradient_accumulation": "parallel.*",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim.*",
+    "scheduler": "optim.schedule",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "data_types": "train.precision",
+    "zero_allow_untested_optimizer": "optim.*",
+    "steps_per_print": "log.every",
+}
+"""Keys of DeepSpeed's configuration that follow from ours, and the key to set instead."""
+
+
+def problems_of(settings: Settings) -> list[str]:
+    """Every violated rule as `key=value: what is wrong; the fix`."""
+    return [problem for rule in RULES for problem in rule(settings)]
+
+
+def _layers_add_up(s: Settings) -> Iterator[str]:
+    split, total = s.model.loop, s.model.num_layers
+    if split.head + split.mid + split.tail != total:
+        yield (
+            f"model.num_layers={total}: model.loop has {split.head} + {split.mid} + {split.tail} = "
+            f"{split.head + split.mid + split.tail} layers (head + mid + tail); make them equal"
+        )
+
+
+def _heads_divide(s: Settings) -> Iterator[str]:
+    model = s.model
+    if model.hidden_size % model.num_heads:
+        yield f"model.num_heads={model.num_heads}: does not divide model.hidden_size={model.hidden_size}; pick a divisor"
+    elif model.head_dim % 2:
+        yield (
+            f"model.num_heads={model.num_heads}: heads of width {model.head_dim} have no pairs for RoPE to rotate; "
+            "make hidden_size / num_heads even"
+        )
+    if model.num_heads % model.kv_heads:
+        yield f"model.num_kv_heads={model.kv_heads}: does not divide model.num_heads={model.num_heads}; pick a divisor"
+
+
+def _run_ends(s: Settings) -> Iterator[str]:
+    train = s.train
+    if train.steps is None and train.max_flops is None:
+        yield "train.steps: neither it nor train.max_flops is given, so the run would not end; give one"
+    if train.steps is None and train.loop_ramp > 0:
+        yield "train.loop_ramp: is a share of train.steps, which is empty; give train.steps"
+
+
+def _loops_fit(s: Settings) -> Iterator[str]:
+    if isinstance(s.train.loops, int) and s.train.loops > s.model.loop.max:
+        yield f"train.loops={s.train.loops}: is above model.loop.max={s.model.loop.max}; raise model.loop.max"
+
+
+def _batch_divides(s: Settings) -> Iterator[str]:
+    train = s.train
+    if train.global_batch_size % train.micro_batch_size:
+        yield (
+            f"train.global_batch_size={train.global_batch_size}: is no multiple of train.micro_batch_size="
+            f"{train.micro_batch_size}; change one of them"
+        )
+
+
+def _warmup_fits(s: Settings) -> Iterator[str]:
+    if s.train.steps is not None and s.optim.warmup_steps >= s.train.steps:
+        yield (
+            f"optim.warmup_steps={s.optim.warmup_steps}: the run has only train.steps={s.train.steps}; "
+            "lower the warm-up or train longer"
+        )
+
+
+def _layout_exists(s: Settings) -> Iterator[str]:
+    parallel = s.parallel
+    for key, value in (("tensor", parallel.tensor), ("pipeline", parallel.pipeline)):
+        if value > 1:
+            yield f"parallel.{key}={value}: this version runs data parallelism with ZeRO only; set parallel.{key}=1"
+    if parallel.sequence:
+        yield "parallel.sequence=True: needs tensor parallelism, which this version does not run; set it to false"
+
+
+def _deepspeed_can(s: Settings) -> Iterator[str]:
+    if s.train.precision == "bf16" and s.parallel.zero_stage == 0:
+        yield (
+            "parallel.zero_stage=0: DeepSpeed sums bf16 gradients in bf16 without ZeRO, and this project does not train on "
+            "such sums; set parallel.zero_stage=1 (fp32 sums) or train.precision=fp32"
+        )
+
+
+def _deepspeed_file_is_ours(s: Settings) -> Iterator[str]:
+    path = ds_config_path(s)
+    try:
+        content = read_ds_config(path)
+    except OSError as error:
+        yield f"parallel.ds_config={path}: cannot be read ({error.strerror}); give an existing file"
+        return
+    except ValueError as error:
+        yield f"parallel.ds_config={path}: not valid JSON ({error}); mend the file"
+        return
+    for key in sorted(content.keys() & DERIVED_DEEPSPEED_KEYS.keys()):
+        yield f"parallel.ds_config={path}: key {key!r} follows from {DERIVED_DEEPSPEED_KEYS[key]}; remove it from the file"
+    stage = content.get("zero_optimization", {}).get("stage", s.parallel.zero_stage)
+    if stage != s.parallel.zero_stage:
+        yield f"parallel.ds_config={path}: has ZeRO stage {stage}, but parallel.zero_stage={s.parallel.zero_stage}; make them equal"
+
+
+def ds_config_path(settings: Settings) -> Path:
+    """The DeepSpeed file of a run: the one given, or the shipped one of its ZeRO stage."""
+    return settings.parallel.ds_config or DS_CONFIGS / f"zero{settings.parallel.zero_stage}.json"
+
+
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """Content of a DeepSpeed file. Raises OSError, or ValueError when it is not a JSON object."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("the top level must be an object")
+    return content
+
+
+RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
+    _layers_add_up,
+    _heads_divide,
+    _run_ends,
+    _loops_fit,
+    _batch_divides,
+    _warmup_fits,
+    _layout_exists,
+    _deepspeed_can,
+    _deepspeed_file_is_ours,
+)

@@ -1,0 +1,131 @@
+"""Numbers that follow from the settings, each derived in one place. Imports no torch."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from data_pipeline.manifest import Manifest
+from model.flops import FlopsModel
+from model.loops import LoopSchedule
+from pretrain.errors import ConfigError
+from pretrain.settings import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's arithmetic: settings joined with the prepared data and the number of ranks.
+
+    Attributes:
+        settings: with model.vocab_size and data.seq_len settled.
+        world_size: ranks.
+        train_rows: rows of the training split.
+    """
+
+    settings: Settings
+    world_size: int
+    train_rows: int
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a row."""
+        assert self.settings.data.seq_len is not None
+        return self.settings.data.seq_len
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that see different rows."""
+        return self.world_size // (self.settings.parallel.tensor * self.settings.parallel.pipeline)
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Rows of one step on one data-parallel rank."""
+        return self.settings.train.global_batch_size // self.data_parallel_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of one step on one rank."""
+        return self.rows_per_rank // self.settings.train.micro_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a global batch."""
+        return self.settings.train.global_batch_size * self.seq_len
+
+    @cached_property
+    def flops(self) -> FlopsModel:
+        """FLOPs per token; the masked share is the mean of t."""
+        minimum = self.settings.train.min_timestep
+        return FlopsModel(self.settings.model, self.seq_len, masked_fraction=(1 + minimum) / 2)
+
+    @cached_property
+    def loops(self) -> LoopSchedule:
+        """S of every step."""
+        train = self.settings.train
+        return LoopSchedule(
+            seed=self.settings.run.seed,
+            maximum=self.settings.model.loop.max,
+            distribution=train.loops,
+            ramp_steps=math.ceil(train.loop_ramp * (train.steps or 0)),
+            flops=self.flops.training,
+        )
+
+    def step_flops(self, step: int) -> float:
+        """Training FLOPs of step `step` (from 0) over all ranks."""
+        return self.tokens_per_step * self.flops.training(self.loops(step))
+
+    @property
+    def expected_flops_per_token(self) -> float:
+        """Training FLOPs of a token at the expected number of loops, after the ramp. FLOPs are linear in S."""
+        one, two = self.flops.training(1), self.flops.training(2)
+        return one + (self.loops.mean(self.loops.ramp_steps) - 1) * (two - one)
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Steps until train.steps or train.max_flops ends the run; the step that reaches the budget is the last."""
+        train = self.settings.train
+        if train.max_flops is None:
+            assert train.steps is not None
+            return train.steps
+        spent, step = 0.0, 0
+        while spent < train.max_flops and (train.steps is None or step < train.steps):
+            spent += self.step_flops(step)
+            step += 1
+        return step
+
+
+def settle(settings: Settings, manifest: Manifest) -> Settings:
+    """Fill in what the prepared data decides. Raises ConfigError where the settings say otherwise."""
+    problems = []
+    if settings.data.seq_len not in (None, manifest.seq_len):
+        problems.append(
+            f"data.seq_len={settings.data.seq_len}: {settings.data.path} holds rows of {manifest.seq_len} tokens; leave "
+            f"the key empty, or prepare the data again with --seq-len {settings.data.seq_len}"
+        )
+    if settings.model.vocab_size not in (None, manifest.vocab_size):
+        problems.append(
+            f"model.vocab_size={settings.model.vocab_size}: {settings.data.path} has {manifest.vocab_size} token ids with "
+            "[MASK]; leave the key empty"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return replace(
+        settings,
+        data=replace(settings.data, seq_len=manifest.seq_len),
+        model=replace(settings.model, vocab_size=manifest.vocab_size),
+    )
+
+
+def make_plan(settings: Settings, manifest: Manifest, world_size: int) -> Plan:
+    """Join settings, data and ranks. Raises ConfigError when the batch does not divide over the ranks."""
+    train = settings.train
+    per_pass = world_size * train.micro_batch_size
+    if train.global_batch_size % per_pass:
+        lower = train.global_batch_size // per_pass * per_pass
+        choices = " or ".join(str(size) for size in (lower, lower + per_pass) if size)
+        raise ConfigError(
+            [
+                f"train.global_batch_size={train.global_batch_size}: {world_size} ranks of train.micro_batch_size="
+                f"{train.micro_batch_size} need a multiple of {per_pass}; set it to {choices}, or change the micro-batch"
+            ]
+        )
+    return Plan(settle(settings, manifest), world_size, manifest.splits["train"].rows)

@@ -1,0 +1,171 @@
+"""Validation NELBO on frozen, stratified noise, with its standard error, at several numbers of loops.
+
+The estimator is the any-order form of the same bound: with k uniform on 1..L and a random set of k masked tokens,
+
+    NELBO = E_k E_set [ (L / k) * sum over the set of -log p(x_i | the rest) ],
+
+equal to the integral over t in (0, 1] of the 1/t-weighted loss (Ou et al. 2024; LLaDA, Nie et al. 2025, equation 6), without
+its unbounded weight at small t. k is stratified over all rows, and noise depends on the row alone: every checkpoint, every
+number of loops and every layout is measured with the same masks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.manifest import SplitInfo
+from model.noise import Stream, stratified, uniform
+from model.objective import masked_cross_entropy
+from pretrain.world import World
+
+NOISE_SEED = 0
+"""Seed of the evaluation noise: the same for all runs, so that their figures can be compared row by row."""
+
+Forward = Callable[[Tensor, Tensor, int], Tensor]
+"""(x_t, selected, loops) -> logits, as `LoopedDenoiser.forward`."""
+
+
+@dataclass(frozen=True)
+class FrozenNoise:
+    """Rows to evaluate and their masks.
+
+    Attributes:
+        rows: row numbers, evenly spread over the split, int64 [n].
+        masked_counts: k of each row, int64 [n].
+        seq_len: L.
+    """
+
+    rows: np.ndarray
+    masked_counts: np.ndarray
+    seq_len: int
+
+    def masks(self, part: slice) -> np.ndarray:
+        """bool [rows in part, L]: the k positions with the smallest draws of that row."""
+        draws = np.stack([uniform(NOISE_SEED, Stream.EVALUATION, int(row), self.seq_len) for row in self.rows[part]])
+        ranks = draws.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+        return ranks < self.masked_counts[part, None]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over rows with its standard error, in nats per token.
+
+    Attributes:
+        nats_per_row: the estimate of every row, fp64 [n].
+    """
+
+    loops: int
+    nats_per_token: float
+    standard_error: float
+    nats_per_row: np.ndarray
+
+
+def freeze_noise(num_rows: int, wanted_rows: int, seq_len: int) -> FrozenNoise:
+    """Noise for `wanted_rows` of a split's `num_rows` (all of them when there are fewer)."""
+    count = min(num_rows, wanted_rows)
+    rows = np.arange(count) * num_rows // count
+    masked_counts = 1 + (stratified(NOISE_SEED, 0, count) * seq_len).astype(np.int64)
+    return FrozenNoise(rows, np.minimum(masked_counts, seq_len), seq_len)
+
+
+@torch.no_grad()
+def estimate_nelbo(
+    forward: Forward, dataset: PackedDataset, noise: FrozenNoise, loops: int, mask_id: int, batch_size: int, world: World
+) -> Estimate:
+    """NELBO at `loops` passes. Collective: every rank takes its share of the rows and all get the same figures."""
+    per_row = torch.zeros(len(noise.rows), dtype=torch.float64)
+    batches = [slice(i, i + batch_size) for i in range(0, len(noise.rows), batch_size)]
+    for round_start in range(0, len(batches), world.size):
+        index = round_start + world.rank
+        # A rank without a batch in the last round runs the first one again and drops the result: under ZeRO-3 a forward
+        # pass is a collective that every rank must join.
+        part = batches[index] if index < len(batches) else batches[0]
+        nats = _nats_of_rows(forward, dataset, noise, part, loops, mask_id, world.device)
+        if index < len(batches):
+            per_row[part] = nats
+    nats_per_row = world.sum(per_row).numpy()
+    error = collapsed_strata_error(nats_per_row, noise.masked_counts)
+    return Estimate(loops, float(nats_per_row.mean()), error, nats_per_row)
+
+
+def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float:
+    """Standard error of the mean of one draw per stratum: neighbours in stratum order form pairs.
+
+    Cochran, "Sampling Techniques" (1977), section 5A.12: the variance is estimated from differences inside pairs of
+    neighbouring strata, so that the systematic change of the loss with the noise level is not counted as uncertainty,
+    while the spread between rows and masks is. Slightly conservative.
+    """
+    ordered = values[np.argsort(strata, kind="stable")]
+    differences = np.diff(ordered)
+    # All neighbouring pairs instead of disjoint ones: each value serves in two, which halves the estimate's own noise.
+    return float(math.sqrt((differences**2).sum() / (2 * max(1, len(differences)) * len(values))))
+
+
+def unigram_entropy(dataset: PackedDataset) -> float:
+    """Entropy of the split's own token frequencies in nats per token: what a model without context could reach."""
+    counts = np.zeros(dataset.manifest.vocab_size, dtype=np.int64)
+    for start in range(0, dataset.num_rows, 1024):
+        rows = dataset.rows(np.arange(start, min(start + 1024, dataset.num_rows)))
+        counts += np.bincount(rows.ravel(), minlength=len(counts))
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def bits_per_byte(nats_per_token: float, split: SplitInfo) -> float:
+    """Nats per token -> bits per UTF-8 byte of the split's text; end-of-document tokens cost bits and add no bytes."""
+    return nats_per_token / math.log(2) * split.tokens / split.bytes
+
+
+def evaluate_loops(
+    forward: Forward, dataset: PackedDataset, loops: Sequence[int], rows: int, batch_size: int, world: World
+) -> dict[str, object]:
+    """Figures of every number of loops, as written to `eval/*.json`. Collective."""
+    split = dataset.manifest.splits[dataset.split]
+    noise = freeze_noise(dataset.num_rows, rows, dataset.seq_len)
+    mask_id = dataset.manifest.tokenizer.mask_id
+    estimates = [estimate_nelbo(forward, dataset, noise, s, mask_id, batch_size, world) for s in loops]
+    entropy = unigram_entropy(dataset)
+    return {
+        "split": dataset.split,
+        "rows": len(noise.rows),
+        "tokens": len(noise.rows) * dataset.seq_len,
+        "unigram_entropy": {"nats_per_token": entropy, "bits_per_byte": bits_per_byte(entropy, split)},
+        "loops": [_figures(e, estimates[0], split) for e in estimates],
+    }
+
+
+def _figures(estimate: Estimate, first: Estimate, split: SplitInfo) -> dict[str, float]:
+    difference = estimate.nats_per_row - first.nats_per_row
+    return {
+        "loops": estimate.loops,
+        "nats_per_token": estimate.nats_per_token,
+        "nats_per_token_se": estimate.standard_error,
+        "bits_per_byte": bits_per_byte(estimate.nats_per_token, split),
+        "bits_per_byte_se": bits_per_byte(estimate.standard_error, split),
+        # The same rows and masks serve every S, so their difference is known far better than either figure.
+        "change_from_first": float(difference.mean()),
+        "change_from_first_se": float(difference.std(ddof=1) / math.sqrt(len(difference))),
+    }
+
+
+def _nats_of_rows(
+    forward: Forward,
+    dataset: PackedDataset,
+    noise: FrozenNoise,
+    part: slice,
+    loops: int,
+    mask_id: int,
+    device: torch.device,
+) -> Tensor:
+    """Estimate of each row in nats per token: mean -log p over its masked tokens, fp64 [rows in part]."""
+    clean = torch.from_numpy(dataset.rows(noise.rows[part])).to(device)
+    masked = torch.from_numpy(noise.masks(part)).to(device)
+    logits = forward(clean.masked_fill(masked, mask_id), masked, loops)
+    nats = torch.zeros(masked.shape, dtype=torch.float64, device=device)
+    nats[masked] = masked_cross_entropy(logits, clean[masked]).double()
+    return (nats.sum(dim=1) / masked.sum(dim=1)).cpu()

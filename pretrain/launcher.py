@@ -1,0 +1,21 @@
+"""Which rank this process is, told by whatever started it. Imports no torch."""
+
+import os
+from collections.abc import Mapping
+
+from pretrain.errors import UserError
+
+
+def read_launcher(environment: Mapping[str, str] | None = None) -> tuple[int, int, int]:
+    """(rank, world size, local rank) from `deepspeed`, `torchrun`, `srun`, or (0, 1, 0) for plain `python`.
+
+    Raises:
+        UserError: the launcher set some of the variables but not all.
+    """
+    env = os.environ if environment is None else environment
+    for rank, size, local in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if rank in env and size in env:
+            return int(env[rank]), int(env[size]), int(env.get(local, "0"))
+        if rank in env and rank == "RANK":
+            raise UserError("RANK is set but WORLD_SIZE is not; start with deepspeed, torchrun, srun or plain python")
+    return 0, 1, 0

@@ -1,0 +1,63 @@
+"""Training: `deepspeed pretrain/main.py --config RECIPE [key=value ...]`, or torchrun, srun, plain python.
+
+parse -> check -> build -> train. Configuration errors are answered before torch is imported.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Started by path, `pretrain/` stands first in the module path instead of the repository: make both ways the same.
+ROOT = str(Path(__file__).resolve().parent.parent)
+if sys.path[0] != ROOT:
+    sys.path[0] = ROOT
+
+from data_pipeline.errors import DataError  # noqa: E402
+from data_pipeline.manifest import load_manifest  # noqa: E402
+from pretrain.configuring import describe_keys, load_settings  # noqa: E402
+from pretrain.derive import make_plan  # noqa: E402
+from pretrain.errors import RankError, UserError  # noqa: E402
+from pretrain.launcher import read_launcher  # noqa: E402
+from pretrain.quiet import quiet_libraries  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit status (0 done, 2 the user's error, 128 + n stopped by signal n after saving)."""
+    arguments = build_parser().parse_args(argv)
+    rank, world_size, _ = read_launcher()
+    try:
+        settings = load_settings(arguments.config, arguments.overrides)
+        manifest = load_manifest(settings.data.path)
+        plan = make_plan(settings, manifest, world_size)
+        quiet_libraries()
+        from pretrain.running import run_training
+
+        return run_training(plan, manifest, resume=arguments.resume)
+    except (UserError, DataError) as error:
+        if rank == 0 or isinstance(error, RankError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; `--help` lists every key with its type, default and meaning."""
+    keys = "\n".join(f"  {key}=<{kind}>{f' [{default}]' if default else ''}\n      {text}" for key, kind, default, text in describe_keys())
+    parser = argparse.ArgumentParser(
+        prog="pretrain/main.py",
+        description="Train a looped masked diffusion language model.",
+        epilog=f"keys:\n{keys}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file")
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on from the run folder's newest checkpoint when it has one; --no-resume moves the old run folder aside",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the recipe, such as optim.lr=3e-4")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

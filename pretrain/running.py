@@ -1,0 +1,123 @@
+"""From checked settings to a trained run: builds the parts in order and hands them to the loop."""
+
+import shutil
+import time
+from pathlib import Path
+
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files
+from model.denoiser import LoopedDenoiser
+from pretrain.acceleration import find_accelerations
+from pretrain.banner import print_banner
+from pretrain.batches import Batches
+from pretrain.checkpoint import changed_settings, restore
+from pretrain.configuring import dump_settings
+from pretrain.derive import Plan
+from pretrain.devices import peak_flops
+from pretrain.engine import EMA_KEY, Engine
+from pretrain.errors import UserError
+from pretrain.hooks.checkpoints import Checkpoints
+from pretrain.hooks.metrics import Metrics, Sink
+from pretrain.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
+from pretrain.hooks.validation import Validation
+from pretrain.loop import Hook, Progress, TrainingRun, train
+from pretrain.optimizer import build_optimizer
+from pretrain.settings import Settings
+from pretrain.stopping import StopRequest
+from pretrain.world import World, start_world
+from pretrain.writing import replace_text
+
+
+def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
+    """Train until this start ends; returns the exit status. Collective: every rank calls it.
+
+    Raises:
+        UserError, DataError: something that the user can mend.
+    """
+    with StopRequest() as stop:
+        world = start_world()
+        _prepare_folder(plan, manifest, world, resume)
+        run = _build(plan, world)
+        restored = restore(run, manifest)
+        if world.is_main:
+            _describe(run, manifest, restored)
+        if run.progress.step >= plan.total_steps:
+            if world.is_main:
+                print(f"nothing to do: {run.folder} is at step {run.progress.step}; raise train.steps to go on", flush=True)
+            world.close()
+            return 0
+        train(run, _hooks(run, manifest), stop)
+        return _finish(run, stop)
+
+
+def _build(plan: Plan, world: World) -> TrainingRun:
+    settings = plan.settings
+    model = LoopedDenoiser(settings.model, settings.run.seed, settings.parallel.recompute).to(world.device)
+    optimizer = build_optimizer(model, settings.optim, world.device, EMA_KEY)
+    engine = Engine(model, optimizer, plan, world)
+    dataset = PackedDataset(settings.data.path, "train")
+    batches = Batches(plan, dataset, world.data_parallel_rank, world.device)
+    return TrainingRun(plan, world, engine, batches, settings.run_folder, Progress())
+
+
+def _hooks(run: TrainingRun, manifest: Manifest) -> list[Hook]:
+    """In order: figures, evaluation, then the checkpoint that makes both permanent."""
+    settings = run.plan.settings
+    sinks: list[Sink] = [Console(), MetricsFile()] + ([TensorBoard()] if settings.log.tensorboard else [])
+    peak = peak_flops(run.world.device, settings.train.precision, settings.log.peak_tflops)
+    hooks: list[Hook] = [Metrics(sinks, peak)]
+    if settings.eval.every is not None:
+        hooks.append(Validation(PackedDataset(settings.data.path, "validation")))
+    return [*hooks, Checkpoints(manifest)]
+
+
+def _prepare_folder(plan: Plan, manifest: Manifest, world: World, resume: bool) -> None:
+    """Check the data and make the run folder, on the main rank; a failure there fails all."""
+    error: Exception | None = None
+    if world.is_main:
+        try:
+            check_files(plan.settings.data.path, manifest)
+            _claim_folder(plan.settings, resume)
+        except Exception as caught:
+            error = caught
+    world.agree(error)
+
+
+def _claim_folder(settings: Settings, resume: bool) -> None:
+    folder = settings.run_folder
+    if not resume and folder.exists():
+        aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
+        print(f"moved {folder} to {aside}", flush=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); set run.dir to a folder you can write to") from None
+
+
+def _describe(run: TrainingRun, manifest: Manifest, restored: Path | None) -> None:
+    """Print the banner and write what makes the run folder readable alone: its settings and its tokenizer."""
+    settings = run.plan.settings
+    notes = []
+    if restored is not None:
+        notes = [f"resumed from {restored}, 0 tokens repeated", *(f"changed since then: {c}" for c in changed_settings(restored, run))]
+    print_banner(run, manifest, find_accelerations(run.world.device), notes)
+    replace_text(run.folder / "config.yaml", dump_settings(settings))
+    tokenizer = run.folder / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    for name in (manifest.tokenizer.file, MANIFEST_NAME):
+        shutil.copyfile(settings.data.path / name, tokenizer / name)
+
+
+def _finish(run: TrainingRun, stop: StopRequest) -> int:
+    """Say what comes next; the exit status tells a scheduler whether the run was cut short."""
+    step, total = run.progress.step, run.plan.total_steps
+    if run.world.is_main:
+        duration = format_duration(run.progress.elapsed)
+        if run.stop_reason == "finished":
+            print(f"done: {step} steps in {duration}\nnext: loopmdm evaluate {run.folder}   loopmdm sample {run.folder}")
+        else:
+            why = stop.signal.name if stop.signal else run.stop_reason
+            print(f"stopped at step {step} of {total} by {why}; the same command goes on from there", flush=True)
+    run.world.close()
+    return 128 + stop.signal if run.stop_reason == "signal" and stop.signal else 0

@@ -1,0 +1,43 @@
+"""LoopMDM: pre-training of looped masked diffusion language models."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+# Ranges for users who bring their own torch; launchers/pins.txt has the exact versions that the tests run with.
+REQUIRES = [
+    "torch>=2.6",
+    "deepspeed>=0.19.8,<0.20",
+    "megatron-core>=0.16.1,<0.17",
+    "datasets>=3.0",
+    "numpy>=1.26",
+    "pyarrow>=17",
+    "pydantic>=2.11,<3",
+    "PyYAML>=6.0",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "setuptools",  # DeepSpeed imports it at run time without declaring it
+    "tensorboard>=2.18",
+    "tokenizers>=0.20",
+]
+
+setup(
+    name="loopmdm",
+    version="0.1.0",
+    description="Pre-training of looped masked diffusion language models on megatron-core and DeepSpeed",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=["pretrain", "pretrain.hooks", "pretrain.recipes", "model", "data_pipeline", "ds_configs"],
+    package_data={"pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
+    install_requires=REQUIRES,
+    extras_require={
+        # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):
+        # build it from its repository if you want it; `loopmdm doctor` says what was found.
+        "gpu": ["transformer-engine[pytorch]>=2.0"],
+        "eval": ["lm-eval>=0.4.8"],
+        "dev": ["pytest>=8", "ruff>=0.9", "codespell>=2.3"],
+    },
+    entry_points={"console_scripts": ["loopmdm=pretrain.cli:main"]},
+)
