@@ -1,0 +1,65 @@
+"""Decide what to do about an output folder that is already there."""
+
+from pathlib import Path
+
+from data_pipeline.build import PACKING, BuildOptions
+from data_pipeline.errors import DataError
+from data_pipeline.inputs import ContentDigest, Input
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files, load_manifest
+from data_pipeline.records import RecordLog
+
+
+def is_up_to_date(output: Path, inputs: list[Input], options: BuildOptions, overwrite: bool) -> bool:
+    """Whether `output` already holds what these inputs and options would give.
+
+    Inputs are compared by name, number of files and bytes. When one of them may have been touched since the folder
+    was made, its documents are read again and compared by digest.
+
+    Raises:
+        DataError: `output` holds something else and may not be replaced.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    if not output.is_dir():
+        raise DataError(f"--output {output} is a file; choose another name")
+    if not (output / MANIFEST_NAME).is_file():
+        # Not even --overwrite removes a folder that this command did not write.
+        raise DataError(f"--output {output} is not empty and not a prepared folder; choose another or empty it")
+    if overwrite:
+        return False
+    manifest = load_manifest(output)
+    if difference := _difference(output, manifest, inputs, options):
+        raise DataError(f"{output} is already prepared, but {difference}; replace it with --overwrite")
+    check_files(output, manifest)
+    return True
+
+
+def _difference(output: Path, manifest: Manifest, inputs: list[Input], options: BuildOptions) -> str | None:
+    """The first difference between what is asked and what is there, in words."""
+    asked = {"packing": PACKING, **options.record()}
+    there = {"packing": manifest.packing, **manifest.options}
+    for name in sorted(asked.keys() | there.keys()):
+        if asked.get(name) != there.get(name):
+            return f"with {name} {there.get(name)} instead of {asked.get(name)}"
+    return _input_difference(output, manifest, inputs, options)
+
+
+def _input_difference(output: Path, manifest: Manifest, inputs: list[Input], options: BuildOptions) -> str | None:
+    words = [found.word for found in inputs]
+    words_there = [info.input for info in manifest.inputs]
+    if words != words_there:
+        return f"from the inputs {' '.join(words_there)}"
+    made = (output / MANIFEST_NAME).stat().st_mtime_ns
+    for found, info in zip(inputs, manifest.inputs, strict=True):
+        if (found.kind, len(found.files), found.num_bytes) != (info.kind, info.files, info.bytes):
+            return f"the input {found.word} has changed since"
+        if found.may_have_changed_since(made) and _digest(found, options) != info.digest:
+            return f"the input {found.word} has changed since"
+    return None
+
+
+def _digest(found: Input, options: BuildOptions) -> str:
+    digest = ContentDigest()
+    for document in found.documents(RecordLog(options.text_key, strict=False)):
+        digest.add(document)
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""`manifest.json`: what a prepared folder holds, and the checks that it still does."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_pipeline.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PREPARE_HINT = "prepare one with: loopmdm prepare --input PATH... --output {folder}"
+REPAIR_HINT = "copy the folder again from its source or prepare it again with --overwrite"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileInfo(_Record):
+    """Size in bytes and SHA-256 (hexadecimal) of one file of the folder."""
+
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class TokenizerInfo(_Record):
+    """The tokenizer's copy inside the folder and the ids that the pipeline relies on."""
+
+    kind: Literal["sentencepiece", "huggingface"]
+    file: str
+    sha256: str
+    vocab_size: int = Field(ge=1, description="ids that the tokenizer itself can yield")
+    eod_id: int = Field(ge=0, description="appended to every document")
+    mask_id: int = Field(ge=0, description="[MASK], always the last id")
+    pad_id: int = Field(ge=0, description="the tokenizer's own, else eod_id; padding never enters a loss")
+
+
+class SplitInfo(_Record):
+    """One split: `tokens` includes one end-of-document id per document, `bytes` counts UTF-8 bytes of the texts."""
+
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    dropped_tokens: int = Field(ge=0, description="tail of the token stream that fills no whole row")
+    files: dict[str, FileInfo]
+
+
+class InputInfo(_Record):
+    """One `--input` word as given, what was found behind it, and a digest of the documents read, in their order."""
+
+    input: str
+    kind: Literal["file", "folder", "glob", "stdlib", "datasets"]
+    files: int = Field(ge=0)
+    bytes: int = Field(ge=0, description="on disk, compressed where the files are")
+    documents: int = Field(ge=0)
+    digest: str = Field(description="BLAKE2b over the documents' BLAKE2b digests")
+
+
+class Manifest(_Record):
+    """The whole record. It holds no time stamp and no machine's name: equal runs write equal bytes."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    tokenizer: TokenizerInfo
+    vocab_size: int = Field(ge=2, description="all ids, with those that the pipeline added")
+    seq_len: int = Field(ge=1)
+    packing: Literal["concat"]
+    splits: dict[str, SplitInfo]
+    inputs: list[InputInfo]
+    options: dict[str, str | int | float | None]
+    records: dict[str, int] = Field(description="rejected records by cause")
+
+    @model_validator(mode="after")
+    def _ids_fit(self) -> Self:
+        special = self.tokenizer
+        if special.mask_id != self.vocab_size - 1:
+            raise ValueError(f"mask_id {special.mask_id} is not the last id of a vocabulary of {self.vocab_size}")
+        if max(special.eod_id, special.pad_id) >= special.mask_id:
+            raise ValueError("eod_id and pad_id must lie below mask_id")
+        return self
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and validate `folder/manifest.json`.
+
+    Raises:
+        DataError: no such folder, no manifest in it, broken JSON, another format version, or a field that is wrong.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise DataError(f"no prepared data folder at {folder}; {PREPARE_HINT.format(folder=folder)}")
+    if not path.is_file():
+        raise DataError(
+            f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder (or a copy of it was "
+            f"cut short); {PREPARE_HINT.format(folder=folder)}"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(_explain(path, error)) from error
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    """The first problem of a manifest that does not validate, in words."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return f"{path} is not valid JSON ({first['msg']}); {REPAIR_HINT}"
+    if field == "format_version":
+        return (
+            f"{path} has format version {first['input']}, this version of loopmdm reads {FORMAT_VERSION}; "
+            "prepare the data again with --overwrite"
+        )
+    return f"{path}: {field + ': ' if field else ''}{first['msg']}; {REPAIR_HINT}"
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Quick check before a run: every file has its size, the tokenizer and the small index files their hash.
+
+    The `.bin` files are compared by size only; `verify` reads them whole.
+
+    Raises:
+        DataError: names the first file that differs, with what was found and expected.
+    """
+    folder = Path(folder)
+    _check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    for split in manifest.splits.values():
+        for name, info in split.files.items():
+            _check_size(folder / name, info.bytes)
+            if name.endswith(".idx"):
+                _check_hash(folder / name, info.sha256)
+
+
+def verify(folder: Path) -> Manifest:
+    """Full check: every file's size and SHA-256, read from disk. Returns the manifest.
+
+    Raises:
+        DataError: names the first file that differs, with what was found and expected.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    _check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    for split in manifest.splits.values():
+        for name, info in split.files.items():
+            _check_size(folder / name, info.bytes)
+            _check_hash(folder / name, info.sha256)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {REPAIR_HINT}")
+    found = path.stat().st_size
+    if found != expected:
+        raise DataError(f"{path} has {found} bytes, the manifest says {expected}; {REPAIR_HINT}")
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {REPAIR_HINT}")
+    found = sha256_of(path)
+    if found != expected:
+        raise DataError(
+            f"{path} has changed: its SHA-256 is {found[:16]}..., the manifest says {expected[:16]}...; {REPAIR_HINT}"
+        )

@@ -1,0 +1,104 @@
+"""What `loopmdm prepare` tells its user: progress on standard error, a summary at the end."""
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_pipeline.manifest import Manifest
+from data_pipeline.records import RecordLog
+
+TERMINAL_SECONDS = 0.2
+# In a log file one line now and then says enough.
+PLAIN_SECONDS = 15.0
+
+
+class Progress:
+    """One line that rewrites itself on a terminal; elsewhere a plain line every fifteen seconds.
+
+    Args:
+        verb: what is going on.
+        total_bytes: text to expect, for the ETA; None when unknown.
+    """
+
+    def __init__(self, verb: str, total_bytes: int | None = None) -> None:
+        self._verb = verb
+        self._total_bytes = total_bytes
+        self._stream = sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._started = self._shown = time.monotonic()
+        self._documents = self._bytes = self._tokens = 0
+
+    def update(self, documents: int, num_bytes: int, tokens: int = 0) -> None:
+        """Add to the counts, and show them when it is time."""
+        self._documents += documents
+        self._bytes += num_bytes
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._shown >= (TERMINAL_SECONDS if self._is_terminal else PLAIN_SECONDS):
+            self._shown = now
+            self._write(self._line(now - self._started) + self._time_left(now - self._started), last=False)
+
+    def close(self) -> None:
+        """Show the final counts."""
+        self._write(self._line(time.monotonic() - self._started), last=True)
+
+    def _write(self, line: str, last: bool) -> None:
+        if self._is_terminal:
+            self._stream.write(f"\r\x1b[2K{line}" + ("\n" if last else ""))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _line(self, seconds: float) -> str:
+        seconds = max(seconds, 1e-9)
+        parts = [
+            f"{self._verb}: {self._documents:,} documents, {self._bytes / 1e6:,.1f} MB",
+            f"{self._documents / seconds:,.0f} documents/s, {self._bytes / 1e6 / seconds:.2f} MB/s",
+        ]
+        if self._tokens:
+            parts.insert(1, f"{self._tokens:,} tokens")
+        return ", ".join(parts)
+
+    def _time_left(self, seconds: float) -> str:
+        if not self._total_bytes or not self._bytes:
+            return ""
+        return f", about {_duration(max(self._total_bytes / self._bytes - 1, 0) * seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def summary(manifest: Manifest, log: RecordLog, output: Path) -> str:
+    """The closing table: what each split holds, what was left out and why, and where the result lies."""
+    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "dropped tokens")
+    table = [
+        (
+            name,
+            f"{split.documents:,}",
+            f"{split.bytes:,}",
+            f"{split.tokens:,}",
+            f"{split.bytes / split.tokens:.3f}",
+            f"{split.rows:,}",
+            f"{split.dropped_tokens:,}",
+        )
+        for name, split in manifest.splits.items()
+    ]
+    sizes = f"{manifest.vocab_size:,} ids, rows of {manifest.seq_len:,} tokens"
+    return "\n".join([*_aligned([header, *table]), *_rejections(log), f"wrote {output} ({sizes})"])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells)
+
+
+def _rejections(log: RecordLog) -> Iterable[str]:
+    for cause, count in log.rejected.most_common():
+        yield f"left out, {cause}: {count:,}"
+        yield from (f"    {example}" for example in log.examples[cause])

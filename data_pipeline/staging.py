@@ -1,0 +1,127 @@
+"""Write a folder whole or not at all."""
+
+import errno
+import os
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from data_pipeline.errors import DataError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; unwinds like KeyboardInterrupt, so that `finally` blocks clean up."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`, once; a second one does not disturb the cleaning up.
+
+    Signals that are ignored (as under nohup) stay so. Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    active = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in active:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    for number in active:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in active:
+            signal.signal(number, previous[number])
+
+
+@contextmanager
+def staged_folder(output: Path) -> Iterator[Path]:
+    """A temporary sibling `OUTPUT.partial-XXXX` to write into; it becomes `output` when the block ends well.
+
+    An `output` that exists is replaced only then. Whatever else ends the block, the temporary folder and the parents
+    made for it are removed.
+
+    Raises:
+        DataError: the folder cannot be created or moved into place, or the disk is full.
+    """
+    created = [parent for parent in output.parents if not parent.exists()]
+    partial = output.with_name(f"{output.name}.partial-{secrets.token_hex(4)}")
+    try:
+        _make_folder(partial)
+        yield partial
+        _publish(partial, output)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise DataError(f"the disk of {output.parent} is full; nothing was kept. Free some space") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            for parent in () if output.exists() else created:
+                parent.rmdir()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise DataError(f"cannot write beside {path.parent}: {error.strerror}; choose another --output") from error
+
+
+def _publish(partial: Path, output: Path) -> None:
+    """Move `partial` to `output`, by way of the disk: after a power cut the old folder or the new one is whole."""
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    replaced = output.with_name(partial.name.replace(".partial-", ".replaced-"))
+    had_content = output.is_dir() and any(output.iterdir())
+    try:
+        if had_content:
+            output.rename(replaced)
+        partial.rename(output)
+    except OSError as error:
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
+    _sync(output.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(output: Path, needed: int) -> None:
+    """Compare an estimate in bytes with the free space where `output` will be.
+
+    Raises:
+        DataError: there is less.
+    """
+    existing = next(parent for parent in (output, *output.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DataError(
+            f"about {needed / 1e9:.2f} GB are needed for {output}, its disk has {free / 1e9:.2f} GB free; "
+            "free some space or choose another --output"
+        )
