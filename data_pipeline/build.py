@@ -113,6 +113,8 @@ def build(folder: Path, inputs: list[Input], options: BuildOptions, workers: int
     started = time.time_ns()
     total_bytes = _expected_text_bytes(inputs)
     if options.tokenizer is None:
+        # A first estimate, before the long reading; a better one follows.
+        require_space(folder, _estimate(inputs, total_bytes, options.vocab_size))
         total_bytes = _train_tokenizer(folder / "tokenizer.model", inputs, options, log.strict)
     else:
         source = find_tokenizer_file(options.tokenizer)

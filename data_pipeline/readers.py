@@ -92,12 +92,14 @@ def _read_json_lines(file: BinaryIO, shown: str, log: RecordLog) -> Iterator[Doc
 
 def _parse_json_line(line: bytes, where: str, log: RecordLog) -> Document | None:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         return log.reject(Cause.NOT_UTF8, where, _explain_decoding(error))
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         hint = " (one JSON object per line is expected)" if line.strip() in (b"[", b"{") else ""
-        return log.reject(Cause.BROKEN_JSON, where, f"{error}{hint}")
+        return log.reject(Cause.BROKEN_JSON, where, f"{error.msg} at column {error.colno}{hint}")
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets a thousand deep
+        return log.reject(Cause.BROKEN_JSON, where, str(error))
     return log.document_of(record, where)
 
 

@@ -101,7 +101,7 @@ class RecordLog:
         if self.accepted or not self.rejected[Cause.MISSING_KEY]:
             return
         keys = [key for key, _ in self._other_keys.most_common()]
-        close = difflib.get_close_matches(self.text_key, keys, n=1, cutoff=0.3)
+        close = difflib.get_close_matches(self.text_key, keys, n=1, cutoff=0.5)
         hint = f"did you mean --text-key {close[0]}?" if close else "name one of them with --text-key"
         raise DataError(f"no record has the key {self.text_key!r}; the records have {_listed(keys)}: {hint}")
 

@@ -112,16 +112,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_space(output: Path, needed: int) -> None:
-    """Compare an estimate in bytes with the free space where `output` will be.
+def require_space(folder: Path, needed: int) -> None:
+    """Compare an estimate in bytes with the free space of the disk that holds `folder`.
 
     Raises:
         DataError: there is less.
     """
-    existing = next(parent for parent in (output, *output.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
-            f"about {needed / 1e9:.2f} GB are needed for {output}, its disk has {free / 1e9:.2f} GB free; "
+            f"about {needed / 1e6:,.1f} MB are needed, the disk of {folder.parent} has {free / 1e6:,.1f} MB free; "
             "free some space or choose another --output"
         )

@@ -1,0 +1,76 @@
+"""Small corpora and a way to run the command in-process."""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from data_pipeline.prepare import add_arguments, run
+from data_pipeline.tokenizers import train_sentencepiece
+
+TEXT = "the of loop mask token stream layer\tnaïve 12 345 == (x) — 漢字 return None # print lattice wood river"
+WORDS = TEXT.split(" ")
+
+
+def make_texts(count, seed=0):
+    rng = random.Random(seed)
+    lines = [["    " * rng.randrange(3) + " ".join(rng.choices(WORDS, k=12)) for _ in range(8)] for _ in range(count)]
+    return [f"# {i}\n" + "\r\n".join(each) for i, each in enumerate(lines)]
+
+
+def write_jsonl(path, texts, key="text"):
+    path.write_text("".join(json.dumps({key: text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return make_texts(300)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(texts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "small.model"
+    train_sentencepiece(texts, 400, path)
+    return path
+
+
+@pytest.fixture
+def jsonl(texts, tmp_path):
+    return write_jsonl(tmp_path / "corpus.jsonl", texts)
+
+
+@pytest.fixture
+def prepare(capsys, tokenizer_file):
+    """Run `prepare` with words of a command line; the small tokenizer unless one is trained or nothing is read."""
+
+    def call(*words, train=False):
+        words = [str(word) for word in words]
+        if not train and not {"--tokenizer", "--verify"} & set(words):
+            words += ["--tokenizer", str(tokenizer_file)]
+        words += [] if "--workers" in words else ["--workers", "1"]
+        words += [] if "--seq-len" in words else ["--seq-len", "32"]
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        capsys.readouterr()
+        code = run(parser.parse_args(words))
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return call
+
+
+@pytest.fixture
+def prepared(prepare, jsonl, tmp_path):
+    result = prepare("--input", jsonl, "--output", tmp_path / "data")
+    assert result.code == 0, result.err
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def leftovers(tmp_path):
+    """Names in the test's folder that `prepare` could have left behind."""
+    return lambda: sorted(path.name for path in Path(tmp_path).iterdir() if path.suffix != ".jsonl")

@@ -1,0 +1,321 @@
+import errno
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_texts, write_jsonl
+
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import check_files, load_manifest
+
+
+@pytest.fixture
+def refused(prepare, tmp_path):
+    """Run a command that must fail; returns its message after checking that nothing was left behind."""
+
+    def call(*words, output=tmp_path / "data", **kwargs):
+        before = sorted(tmp_path.rglob("*"))
+        result = prepare("--output", output, *words, **kwargs)
+        assert result.code == 2 and result.out == ""
+        assert sorted(tmp_path.rglob("*")) == before
+        (message,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in result.err
+        return message
+
+    return call
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({}, "missing.txt: no such file"),
+        ({"x.jsonl": ""}, "no usable text (no records at all)"),
+        ({"x.txt": ""}, "no usable text (1 empty text)"),
+        ({"x.jsonl": "{\n"}, "no usable text (1 broken JSON)"),
+        ({"x.txt.zst": "?"}, ".zst files are not read"),
+        ({"x.tar.gz": "?"}, None),
+    ],
+)
+def test_inputs_without_text(refused, tmp_path, names, message, train):
+    for name, content in names.items():
+        (tmp_path / name).write_text(content)
+    found = refused("--input", *(tmp_path / name for name in names or ["missing.txt"]), train=train)
+    assert (message or "no usable text (1 broken or truncated file)") in found
+
+
+def test_an_empty_folder_and_a_glob_without_matches(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "the folder holds no files" in refused("--input", tmp_path / "empty")
+    assert "matches no file" in refused("--input", tmp_path / "*.none")
+
+
+def test_broken_records_are_counted_with_examples(prepare, tmp_path, texts):
+    path = write_jsonl(tmp_path / "x.jsonl", texts)
+    with path.open("ab") as file:
+        for line in (
+            b'{"text": "cut',
+            b"[1]",
+            b'{"body": "x"}',
+            b'{"text": 5}',
+            b'{"text": null}',
+            b'{"text": " \\n"}',
+        ):
+            file.write(line + b"\n")
+        file.write(b'{"text": "\xff"}\n{"text": "\\ud800"}\n' + b"[" * 100_000 + b"\n")
+    result = prepare("--input", path, "--output", tmp_path / "data")
+    assert result.code == 0, result.err
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.records == {
+        "broken JSON": 3,
+        "empty text": 1,
+        "key missing": 1,
+        "not UTF-8": 2,
+        "text is not a string": 2,
+    }
+    assert manifest.inputs[0].documents == len(texts)
+    for line, why in ((301, "Unterminated"), (303, "'body'"), (304, "int"), (305, "NoneType"), (307, "0xff")):
+        assert any(f"x.jsonl:{line}:" in shown and why in shown for shown in result.out.splitlines()), line
+    assert "left out, broken JSON: 3" in result.out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "cut', "x.jsonl:301: broken JSON: Unterminated string"),
+        (b'{"text": "\xff"}', "x.jsonl:301: not UTF-8: byte 0xff at position 10"),
+        (b'{"b": 1}', "x.jsonl:301: key missing: no key 'text' among 'b'"),
+    ],
+)
+def test_strict_stops_at_the_first(refused, tmp_path, texts, line, message):
+    path = write_jsonl(tmp_path / "x.jsonl", texts)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    assert message in refused("--input", path, "--strict")
+
+
+def test_a_truncated_gzip_keeps_what_was_whole(prepare, tmp_path, texts):
+    data = gzip.compress(write_jsonl(tmp_path / "x.jsonl", texts).read_bytes())
+    (tmp_path / "x.jsonl.gz").write_bytes(data[: len(data) // 2])
+    result = prepare("--input", tmp_path / "x.jsonl.gz", "--output", tmp_path / "data", "--validation-fraction", 0)
+    assert result.code == 0, result.err
+    assert 50 < load_manifest(tmp_path / "data").inputs[0].documents < 250
+    assert "left out, broken or truncated file: 1" in result.out and "x.jsonl.gz: the gzip stream ends" in result.out
+
+
+def test_a_broken_parquet_file(prepare, tmp_path, jsonl):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    result = prepare("--input", jsonl, tmp_path / "x.parquet", "--output", tmp_path / "data")
+    assert result.code == 0 and "left out, broken or truncated file: 1" in result.out
+
+
+def test_parquet_values_that_are_no_text(prepare, tmp_path, texts):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    broken = pyarrow.array([b"\xff\xfe"]).view(pyarrow.string())
+    column = pyarrow.chunked_array([pyarrow.array([*texts, None, ""]), broken])
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "x.parquet")
+    result = prepare("--input", tmp_path / "x.parquet", "--output", tmp_path / "data")
+    assert result.code == 0, result.err
+    assert load_manifest(tmp_path / "data").records == {"empty text": 1, "text is not a string": 2}
+    assert "row 300: 'text' holds NoneType" in result.out and "row 302: 'text' holds bytes" in result.out
+
+
+@pytest.mark.parametrize("key", ["texts", "question"])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_key_missing_everywhere_names_those_that_exist(refused, tmp_path, texts, key, train):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({key: text, "id": 1}) + "\n" for text in texts))
+    message = refused("--input", path, train=train)
+    assert f"no record has the key 'text'; the records have '{key}', 'id'" in message
+    assert ("did you mean --text-key texts?" if key == "texts" else "with --text-key") in message
+
+
+def test_a_wrong_key_is_noticed_before_the_end(refused, tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", ["x"] * 1000, key="body")
+    with path.open("a") as file:
+        file.write(json.dumps({"text": "too late"}) + "\n")
+    assert "no record has the key 'text'" in refused("--input", path)
+
+
+def test_a_missing_column(refused, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(tmp_path / "saved")
+    assert "the records have 'body'" in refused("--input", tmp_path / "saved")
+    datasets.DatasetDict({"odd": datasets.Dataset.from_dict({"text": ["x"]})}).save_to_disk(tmp_path / "splits")
+    message = refused("--input", tmp_path / "splits")
+    assert "no split 'train'; it has odd" in message and "@SPLIT" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seq-len", 10**6], "the train split has"),
+        (["--validation-fraction", 0.0001], "larger --validation-fraction (now 0.0001)"),
+        (["--validation-fraction", 1.5], "--validation-fraction 1.5"),
+        (["--seq-len", 1], "--seq-len 1"),
+        (["--workers", 0], "--workers 0"),
+        (["--tokenizer", "none.model"], "no tokenizer at none.model"),
+    ],
+)
+def test_options_that_cannot_work(refused, jsonl, words, message):
+    assert message in refused("--input", jsonl, *words)
+
+
+@pytest.mark.parametrize(("vocab_size", "message"), [(9999, "use at most"), (100, "too small"), (0, "--vocab-size 0")])
+def test_a_vocabulary_that_does_not_fit(refused, jsonl, vocab_size, message):
+    assert message in refused("--input", jsonl, "--vocab-size", vocab_size, train=True)
+
+
+def test_input_and_output_are_both_needed(prepare, jsonl, tmp_path):
+    assert "--output is missing" in prepare("--input", jsonl).err
+    assert "--input is missing" in prepare("--output", tmp_path / "data").err
+
+
+def test_a_foreign_output_is_never_touched(refused, jsonl, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.tex").write_text("precious")
+    for extra in ([], ["--overwrite"]):
+        assert "not a prepared folder" in refused("--input", jsonl, *extra)
+    assert "is a file" in refused("--input", jsonl, output=jsonl)
+    assert "lies inside the input" in refused("--input", tmp_path)
+
+
+def test_an_empty_output_folder_is_used(prepare, jsonl, tmp_path):
+    (tmp_path / "data").mkdir()
+    assert prepare("--input", jsonl, "--output", tmp_path / "data").code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file(refused, jsonl):
+    jsonl.chmod(0)
+    assert "permission denied" in refused("--input", jsonl)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_too_little_space_is_said_before_the_work(refused, jsonl, monkeypatch, train):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("data_pipeline.build.encode_documents", None)
+    monkeypatch.setattr("data_pipeline.build.train_sentencepiece", None)
+    message = refused("--input", jsonl, train=train)
+    assert "0.1 MB are needed" in message and "0.0 MB free" in message
+
+
+def test_a_disk_that_fills_up(refused, jsonl, monkeypatch):
+    def full(self, tokens, lengths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("data_pipeline.indexed.IndexedWriter.append", full)
+    assert "is full; nothing was kept" in refused("--input", jsonl)
+
+
+def test_a_real_disk_that_fills_up(prepare, tmp_path):
+    disk = Path("/dev/full")
+    if not disk.exists():
+        pytest.skip("no /dev/full here")
+    from data_pipeline.staging import staged_folder
+
+    with pytest.raises(DataError, match="is full"), staged_folder(tmp_path / "data"), disk.open("wb") as file:
+        file.write(b"x" * 100_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_dies(refused, jsonl, monkeypatch):
+    monkeypatch.setattr("data_pipeline.encode._encode_in_worker", os._exit)
+    monkeypatch.setattr("data_pipeline.encode._start_worker", _die)
+    assert "a tokenising process was killed" in refused("--input", jsonl, "--workers", 2)
+
+
+def _die():
+    os._exit(9)
+
+
+def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepare, prepared):
+    assert "as prepared" in prepare("--verify", prepared).out
+    data = bytearray((prepared / "train.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (prepared / "train.bin").write_bytes(data)
+    check_files(prepared, load_manifest(prepared))
+    result = prepare("--verify", prepared)
+    assert result.code == 2 and "train.bin has changed" in result.err and "--overwrite" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train.bin", lambda data: data[:-2], "bytes, the manifest says"),
+        ("train.bin", None, "is missing"),
+        ("validation.idx", lambda data: data[:-1] + b"\x7f", "has changed"),
+        ("tokenizer.model", lambda data: data + b" ", "has changed"),
+        ("tokenizer.model", None, "is missing"),
+        ("train.pack.json", None, "is missing"),
+    ],
+)
+def test_the_quick_check_finds_damage(prepare, prepared, name, damage, message):
+    path = prepared / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(content))
+    for check in (lambda: check_files(prepared, load_manifest(prepared)), lambda: PackedDataset(prepared, "train")):
+        with pytest.raises(DataError, match=message) as raised:
+            check()
+        assert name in str(raised.value)
+    assert name in prepare("--verify", prepared).err
+
+
+def test_a_damaged_folder_is_not_called_up_to_date(prepare, prepared, jsonl):
+    (prepared / "train.bin").write_bytes(b"")
+    result = prepare("--input", jsonl, "--output", prepared)
+    assert result.code == 2 and "train.bin has 0 bytes" in result.err
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda fields: fields.update(format_version=7), "has format version 7"),
+        (lambda fields: fields.update(surprise=1), "surprise: Extra inputs"),
+        (lambda fields: fields.pop("seq_len"), "seq_len: Field required"),
+        (lambda fields: fields["tokenizer"].update(mask_id=3), "mask_id 3 is not the last id"),
+        (lambda fields: fields["tokenizer"].update(eod_id=400), "eod_id and pad_id"),
+    ],
+)
+def test_a_wrong_manifest_is_explained(prepared, edit, message):
+    path = prepared / "manifest.json"
+    fields = json.loads(path.read_text())
+    edit(fields)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(DataError, match=message):
+        load_manifest(prepared)
+
+
+def test_a_missing_or_broken_manifest_says_how_to_prepare(prepared, tmp_path):
+    with pytest.raises(DataError, match=r"no prepared data folder.*loopmdm prepare --input"):
+        load_manifest(tmp_path / "nowhere")
+    (prepared / "manifest.json").write_text('{"format_version": 1,')
+    with pytest.raises(DataError, match="not valid JSON"):
+        load_manifest(prepared)
+    (prepared / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not a prepared data folder"):
+        load_manifest(prepared)
+
+
+def test_an_unknown_split_lists_the_known(prepared):
+    with pytest.raises(DataError, match=r"no split 'test'; it has: train, validation"):
+        PackedDataset(prepared, "test")
+
+
+def test_a_run_that_was_killed_is_mentioned(prepare, jsonl, tmp_path):
+    (tmp_path / "data.partial-0000").mkdir()
+    result = prepare("--input", jsonl, "--output", tmp_path / "data")
+    assert result.code == 0 and "data.partial-0000" in result.err
+
+
+def test_a_single_document_says_what_to_do_about_validation(refused, tmp_path):
+    (tmp_path / "one.txt").write_text("\n".join(make_texts(30)))
+    assert "--validation-fraction 0 to go without" in refused("--input", tmp_path / "one.txt")
