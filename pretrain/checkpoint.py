@@ -160,6 +160,7 @@ def _save_gathered(run: TrainingRun, path: Path) -> None:
     gathered = run.engine.full_weights()
     if run.world.is_main:
         save_file(dict(gathered), path)
+        path.chmod(0o644)  # safetensors makes it private to the user; colleagues evaluate too
     else:
         for _ in gathered:  # gathering is collective; only the main rank keeps what it gathers
             pass

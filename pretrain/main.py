@@ -32,8 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = make_plan(settings, manifest, world_size)
         quiet_libraries()
         from pretrain.running import run_training
+        from pretrain.world import leave_world
 
-        return run_training(plan, manifest, resume=arguments.resume)
+        status = run_training(plan, manifest, resume=arguments.resume)
+        leave_world()
+        return status
     except (UserError, DataError) as error:
         if rank == 0 or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr, flush=True)

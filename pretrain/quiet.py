@@ -10,7 +10,13 @@ def quiet_libraries() -> None:
 
     Call it before torch, megatron-core or DeepSpeed is imported. DeepSpeed's logger is read by name at its import.
     """
-    for message in (".*Transformer Engine and Apex.*", "Apex is not installed.*", "full scope is deprecated.*"):
+    messages = (
+        ".*Transformer Engine and Apex.*",
+        "Apex is not installed.*",
+        "full scope is deprecated.*",
+        ".*is deprecated. Please use `torch.distributed.*",  # DeepSpeed 0.19.8 on torch 2.13
+    )
+    for message in messages:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

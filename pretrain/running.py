@@ -44,7 +44,6 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         if run.progress.step >= plan.total_steps:
             if world.is_main:
                 print(f"nothing to do: {run.folder} is at step {run.progress.step}; raise train.steps to go on", flush=True)
-            world.close()
             return 0
         train(run, _hooks(run, manifest), stop)
         return _finish(run, stop)
@@ -119,5 +118,4 @@ def _finish(run: TrainingRun, stop: StopRequest) -> int:
         else:
             why = stop.signal.name if stop.signal else run.stop_reason
             print(f"stopped at step {step} of {total} by {why}; the same command goes on from there", flush=True)
-    run.world.close()
     return 128 + stop.signal if run.stop_reason == "signal" and stop.signal else 0

@@ -1,6 +1,7 @@
 """Where this process stands: ranks from any launcher, device, process groups. Parallelism is composed here."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,10 +67,6 @@ class World:
         """Wait for all ranks."""
         dist.barrier()
 
-    def close(self) -> None:
-        """Leave the process groups."""
-        dist.destroy_process_group()
-
 
 def start_world() -> World:
     """Join the process group (gloo on CPUs, NCCL on GPUs) and make megatron-core's groups.
@@ -83,7 +80,19 @@ def start_world() -> World:
         _join(rank, size, device)
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel()
+    if device.type == "cpu":
+        _share_cores()
     return World(rank, size, local_rank, device)
+
+
+def _share_cores() -> None:
+    """Divide the cores among the ranks that may run on the same ones; OMP_NUM_THREADS overrides."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
+    everyone: list[tuple[str, list[int]]] = [cores] * dist.get_world_size()
+    dist.all_gather_object(everyone, cores)
+    torch.set_num_threads(max(1, len(cores[1]) // everyone.count(cores)))
 
 
 def _device(local_rank: int) -> torch.device:
@@ -107,3 +116,8 @@ def _join(rank: int, size: int, device: torch.device) -> None:
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"rank {rank} of {size} cannot meet the others at {address}: {error}") from error
+
+
+def leave_world() -> None:
+    """Leave the process groups after a run that went well; one that failed must not wait for the other ranks."""
+    dist.destroy_process_group()

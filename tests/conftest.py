@@ -1,0 +1,46 @@
+"""Shared fixtures: one-process groups, a tiny architecture, a tiny prepared corpus."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pretrain.quiet import quiet_libraries
+
+quiet_libraries()
+
+from model.architecture import Architecture, LoopSplit  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def world():
+    """Process groups of one rank, as `loopmdm evaluate` makes them."""
+    from pretrain.world import start_world
+
+    return start_world()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Architecture:
+    """1 + 2 x S + 1 layers with grouped-query attention and a vocabulary that needs padding."""
+    split = LoopSplit(head=1, mid=2, tail=1, max=4)
+    return Architecture(num_layers=4, hidden_size=32, num_heads=4, num_kv_heads=2, vocab_size=51, loop=split)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A prepared folder: 400 documents of a small artificial language, rows of 32 tokens."""
+    from data_pipeline.prepare import main as prepare
+
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    lines = (" ".join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(400))
+    text = folder / "text.jsonl"
+    text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    arguments = ["--input", str(text), "--output", str(folder / "data"), "--vocab-size", "320", "--seq-len", "32"]
+    assert prepare([*arguments, "--validation-fraction", "0.1", "--workers", "1"]) == 0
+    return folder / "data"

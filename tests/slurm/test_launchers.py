@@ -1,0 +1,186 @@
+"""The SLURM launchers: what they say without SLURM, and real jobs where a controller runs.
+
+`tests/slurm/one_node.sh start` gives this machine a SLURM of one node; set SLURM_CONF as it prints.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCHERS = REPOSITORY / "launchers"
+SCRIPTS = sorted(LAUNCHERS.glob("*.sh"))
+TIMEOUT = 180
+
+
+def run_outside(script, *arguments):
+    """Run a launcher with plain bash, as if no SLURM job were around."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return subprocess.run(
+        ["bash", LAUNCHERS / script, *arguments], env=environment, check=False, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_parses(script):
+    checked = subprocess.run(["bash", "-n", script], check=False, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("script", ["pretrain.sh", "prepare_data.sh"])
+def test_usage_without_arguments(script):
+    result = run_outside(script)
+    assert result.returncode == 2
+    assert f"usage: sbatch [sbatch options] launchers/{script}" in result.stderr
+
+
+@pytest.mark.parametrize("first", ["--nodes=2", "run.name=a"])
+def test_something_else_in_place_of_the_recipe(first):
+    result = run_outside("pretrain.sh", first)
+    assert result.returncode == 2
+    assert f"expected a recipe, found '{first}'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "hint"),
+    [
+        ("pretrain.sh", ["smoke", "run.name=a"], "torchrun"),
+        ("prepare_data.sh", ["--input", "a", "--output", "b"], "loopmdm prepare --input a --output b"),
+    ],
+)
+def test_hint_outside_slurm(script, arguments, hint):
+    result = run_outside(script, *arguments)
+    assert result.returncode == 2
+    assert "not inside a SLURM job" in result.stderr
+    assert hint in result.stderr
+
+
+def why_no_slurm():
+    """The reason for which no job can run here; empty where one can."""
+    if shutil.which("sbatch") is None:
+        return "no sbatch on this machine (see tests/slurm/one_node.sh)"
+    try:
+        nodes = subprocess.run(
+            ["sinfo", "--noheader", "--format=%T"], check=False, capture_output=True, text=True, timeout=20
+        )
+    except subprocess.TimeoutExpired:
+        return "the SLURM controller does not answer"
+    if nodes.returncode:
+        return f"no SLURM controller: {nodes.stderr.strip()}"
+    usable = {"idle", "mixed", "allocated"} & set(nodes.stdout.split())
+    return "" if usable else f"no usable SLURM node: {nodes.stdout.split()}"
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    reason = why_no_slurm()
+    if reason:
+        pytest.skip(reason)
+
+
+def submit(folder, options, launcher, *arguments):
+    """Submit `launcher` from `folder` and wait; (exit code of the job, its log)."""
+    log = folder / "job.out"
+    log.unlink(missing_ok=True)
+    command = ["sbatch", "--parsable", "--wait", f"--output={log}", *options, launcher, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as waiting:
+        job = waiting.stdout.readline().split(";")[0].strip()
+        try:
+            code = waiting.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            subprocess.run(["scancel", job], check=False)
+            waiting.kill()
+            pytest.fail(f"job {job} took more than {TIMEOUT} s:\n{read(log)}")
+    return code, read(log)
+
+
+def read(log):
+    return log.read_text() if log.exists() else "(no log)"
+
+
+STAND_IN = """
+import os, signal, sys, time
+keys = "RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS".split()
+print(" ".join(f"{key}={os.environ[key]}" for key in keys), sys.argv[1:], flush=True)
+if "stop" in sys.argv:
+    def save(*_):
+        time.sleep(1)
+        print("saved by rank", os.environ["RANK"], flush=True)
+        os._exit(0)
+    signal.signal(signal.SIGTERM, save)
+    time.sleep(1)  # both ranks listen by now
+    if os.environ["RANK"] == "0":
+        os.system("scancel --signal=TERM " + os.environ["SLURM_JOB_ID"])
+    time.sleep(60)
+if "hang" in sys.argv and os.environ["RANK"] == "0":
+    time.sleep(100)
+sys.exit(7 if "fail" in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def pretrain(tmp_path):
+    """The launcher in a repository with a small script for a trainer, under a folder with a space in its name."""
+    repository = tmp_path / "a repository"
+    (repository / "pretrain").mkdir(parents=True)
+    (repository / "pretrain" / "main.py").write_text(STAND_IN)
+    shutil.copytree(LAUNCHERS, repository / "launchers")
+    (repository / ".venv" / "bin").mkdir(parents=True)
+    (repository / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    return repository / "launchers" / "pretrain.sh"
+
+
+@pytest.mark.usefixtures("slurm")
+class TestRanks:
+    def test_variables_and_arguments(self, tmp_path, pretrain):
+        code, log = submit(tmp_path, ["--ntasks-per-node=2"], pretrain, "recipe", "run.name=two words")
+        assert code == 0, log
+        for rank in (0, 1):
+            assert f"RANK={rank} LOCAL_RANK={rank} WORLD_SIZE=2 MASTER_ADDR=" in log
+        assert "['--config', 'recipe', 'run.name=two words']" in log
+
+    def test_exit_code_of_the_ranks_is_the_jobs(self, tmp_path, pretrain):
+        code, log = submit(tmp_path, ["--ntasks-per-node=2"], pretrain, "recipe", "fail")
+        assert code == 7, log
+
+    def test_a_failed_rank_ends_those_that_wait_for_it(self, tmp_path, pretrain, monkeypatch):
+        monkeypatch.setenv("SLURM_WAIT", "3")
+        started = time.monotonic()
+        code, log = submit(tmp_path, ["--ntasks-per-node=2"], pretrain, "recipe", "fail", "hang")
+        assert code != 0, log
+        assert time.monotonic() - started < 60, log
+
+    def test_signal_reaches_the_ranks_and_not_the_script(self, tmp_path, pretrain):
+        code, log = submit(tmp_path, ["--ntasks-per-node=2"], pretrain, "recipe", "stop")
+        assert code == 0, log
+        assert "saved by rank 0" in log
+        assert "saved by rank 1" in log
+
+    def test_more_ranks_than_cpus(self, tmp_path, pretrain, monkeypatch):
+        monkeypatch.setenv("LOOPMDM_RANKS_PER_NODE", "100000")
+        code, log = submit(tmp_path, [], pretrain, "recipe")
+        assert code == 2
+        assert "ask for more" in log
+
+    def test_relative_path_to_the_script(self, pretrain):
+        code, log = submit(pretrain.parent.parent, ["--ntasks-per-node=1"], "launchers/pretrain.sh", "recipe")
+        assert code == 0, log
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("slurm")
+def test_prepare_then_pretrain(tmp_path):
+    data = tmp_path / "data"
+    prepare = ["--input", "stdlib:", "--output", data, "--vocab-size", "2048", "--seq-len", "128"]
+    code, log = submit(tmp_path, ["--cpus-per-task=2"], LAUNCHERS / "prepare_data.sh", *prepare)
+    assert code == 0, log
+
+    overrides = [f"data.path={data}", f"run.dir={tmp_path}", "run.name=slurm"]
+    code, log = submit(tmp_path, ["--ntasks-per-node=2"], LAUNCHERS / "pretrain.sh", "smoke", *overrides)
+    assert code == 0, log
+    assert (tmp_path / "slurm" / "metrics.jsonl").is_file(), log

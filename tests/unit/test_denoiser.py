@@ -1,0 +1,188 @@
+"""The denoiser on megatron-core against the plain-PyTorch oracle with the same weights."""
+
+import math
+
+import pytest
+import torch
+
+from model.architecture import Architecture, LoopSplit
+from model.denoiser import LoopedDenoiser
+from model.objective import diffusion_loss, masked_cross_entropy, token_weights
+from model.reference import reference_logits, reference_loss, unrolled_weights
+
+
+def split_of(head, mid, tail, **changes) -> Architecture:
+    shape = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 51} | changes
+    return Architecture(num_layers=head + mid + tail, loop=LoopSplit(head=head, mid=mid, tail=tail, max=4), **shape)
+
+
+SPLITS = {
+    "1-2-1": split_of(1, 2, 1),
+    "0-1-0": split_of(0, 1, 0),
+    "0-2-1": split_of(0, 2, 1),
+    "2-1-0": split_of(2, 1, 0),
+    "one-kv-head": split_of(1, 1, 1, num_kv_heads=1),
+    "all-kv-heads": split_of(1, 1, 1, num_kv_heads=4, vocab_size=64),
+}
+
+
+def build(architecture, recompute="none", scale=1.0) -> LoopedDenoiser:
+    model = LoopedDenoiser(architecture, seed=3, recompute=recompute)
+    with torch.no_grad():  # norms away from 1, weights large enough that every part matters
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(len(name))
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * 0.1 * scale)
+    return model
+
+
+def batch(architecture, rows=3, length=16):
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, architecture.mask_id, (rows, length), generator=generator)
+    timesteps = torch.tensor([0.2, 0.5, 0.9])[:rows].double()
+    masked = torch.rand(rows, length, generator=generator) < timesteps[:, None]
+    return clean, masked, timesteps
+
+
+def loss_of(model, clean, masked, timesteps, loops):
+    logits = model(clean.masked_fill(masked, model.architecture.mask_id), masked, loops)
+    weights = token_weights(timesteps, masked, 0.0)
+    return diffusion_loss(masked_cross_entropy(logits, clean[masked]), weights, clean.numel())
+
+
+def weights_of(model):
+    return {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("loops", [1, 2, 5])
+@pytest.mark.parametrize("architecture", SPLITS.values(), ids=SPLITS.keys())
+def test_forward_loss_and_every_gradient_equal_the_oracle(world, architecture, loops):
+    model = build(architecture)
+    clean, masked, timesteps = batch(architecture)
+    loss = loss_of(model, clean, masked, timesteps, loops)
+    loss.backward()
+    weights = weights_of(model)
+    expected = reference_loss(weights, architecture, clean, masked, timesteps, loops)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, weights[name].grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("loops", [1, 2, 5])
+def test_loops_equal_tied_copies(world, tiny, loops):
+    """Output of S passes = an unrolled model; gradient of the shared block = the sum over its S copies."""
+    model = build(tiny)
+    clean, masked, timesteps = batch(tiny)
+    loss_of(model, clean, masked, timesteps, loops).backward()
+    copies = {k: v.requires_grad_() for k, v in unrolled_weights(weights_of(model), tiny, loops).items()}
+    copies = {k: v.detach().clone().requires_grad_() for k, v in copies.items()}
+    unrolled = split_of(tiny.loop.head, tiny.loop.mid * loops, tiny.loop.tail)
+    reference_loss(copies, unrolled, clean, masked, timesteps, loops=1).backward()
+    for name, parameter in model.mid.named_parameters():
+        index, rest = name.removeprefix("layers.").split(".", 1)
+        summed = sum(copies[f"mid.layers.{k * tiny.loop.mid + int(index)}.{rest}"].grad for k in range(loops))
+        assert torch.allclose(parameter.grad, summed, rtol=1e-3, atol=1e-5), name
+
+
+def test_logits_of_selected_positions_only_and_in_order(world, tiny):
+    model = build(tiny)
+    clean, masked, _ = batch(tiny)
+    every = model(clean, torch.ones_like(masked), 2).view(*clean.shape, -1)
+    some = model(clean, masked, 2)
+    assert torch.allclose(some, every[masked], atol=1e-5)
+    oracle = reference_logits(weights_of(model), tiny, clean, 2)
+    assert torch.allclose(every[..., : tiny.mask_id], oracle, atol=1e-4)
+
+
+def test_mask_and_padding_rows_are_impossible(world, tiny):
+    clean, masked, _ = batch(tiny)
+    logits = build(tiny)(clean, masked, 1)
+    assert logits.shape == (masked.sum(), tiny.padded_vocab_size)
+    assert torch.isinf(logits[:, tiny.mask_id :]).all()
+    assert torch.isfinite(logits[:, : tiny.mask_id]).all()
+    assert torch.allclose(logits.softmax(dim=-1).sum(dim=-1), torch.ones(len(logits)))
+
+
+def test_a_batch_without_masked_tokens_has_zero_loss_and_gradients(world, tiny):
+    model = build(tiny)
+    clean, masked, timesteps = batch(tiny)
+    loss = loss_of(model, clean, torch.zeros_like(masked), timesteps, 2)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("recompute", ["full", "loop"])
+def test_recompute_changes_no_number(world, tiny, recompute):
+    inputs = batch(tiny)
+    losses, gradients = [], []
+    for mode in ("none", recompute):
+        model = build(tiny, mode)
+        loss = loss_of(model, *inputs, 3)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([p.grad for p in model.parameters()])
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_recompute_keeps_fewer_activations(world, tiny):
+    """Bytes that autograd keeps: `loop` at S=4 needs about one hidden state per pass more than at S=1."""
+    clean, masked, timesteps = batch(tiny)
+
+    def kept(recompute, loops):
+        seen: dict[int, int] = {}
+
+        def pack(x):
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = loss_of(build(tiny, recompute), clean, masked, timesteps, loops)
+        del loss
+        return sum(seen.values())
+
+    hidden_state = clean.numel() * tiny.hidden_size * 4
+    assert kept("loop", 4) - kept("loop", 1) <= 4 * hidden_state
+    assert kept("none", 4) - kept("none", 1) > 20 * hidden_state
+
+
+def test_the_observer_sees_every_pass(world, tiny):
+    model = build(tiny)
+    clean, masked, _ = batch(tiny)
+    seen = []
+    model(clean, masked, 3, lambda loop, states: seen.append((loop, tuple(states.shape))))
+    assert seen == [(k, (16, 3, tiny.hidden_size)) for k in (1, 2, 3)]
+
+
+def test_parameter_formula_equals_the_model(world):
+    for architecture in SPLITS.values():
+        model = LoopedDenoiser(architecture)
+        counted = {name: 0 for name in architecture.parameter_count()}
+        for name, parameter in model.named_parameters():
+            counted[name.split(".")[0]] += parameter.numel()
+        assert counted == architecture.parameter_count()
+
+
+def test_initial_weights_depend_on_seed_and_name_only(world, tiny):
+    first, again, other = (LoopedDenoiser(tiny, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[k], again[k]) for k in first if first[k] is not None)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+    assert not torch.equal(first["embedding.weight"], first["lm_head.weight"])
+    assert first["lm_head.weight"].std().item() == pytest.approx(tiny.init_std, rel=0.1)
+    residual = first["tail.layers.0.mlp.linear_fc2.weight"].std().item()
+    assert residual == pytest.approx(tiny.init_std / math.sqrt(2 * tiny.num_layers), rel=0.1)
+
+
+def test_attention_sees_both_directions_and_position(world, tiny):
+    model = build(tiny)
+    clean, _, _ = batch(tiny)
+    last = torch.zeros_like(clean, dtype=torch.bool)
+    last[:, 0] = True
+    changed, swapped = clean.clone(), clean.clone()
+    changed[:, -1] = (clean[:, -1] + 1) % tiny.mask_id
+    swapped[:, 5], swapped[:, 9] = clean[:, 9], clean[:, 5]
+    outputs = [model(x, last, 1)[:, : tiny.mask_id] for x in (clean, changed, swapped)]
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)
+    assert not torch.allclose(outputs[0], outputs[2], atol=1e-4)

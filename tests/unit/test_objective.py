@@ -1,0 +1,100 @@
+"""The NELBO, proved by enumeration: under the true conditionals its expectation is the entropy of the data."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from model.objective import diffusion_loss, masked_cross_entropy, token_weights
+from pretrain.evaluation import _nats_of_rows
+
+VOCAB, LENGTH, MASK = 3, 3, 3
+SEQUENCES = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
+MASKS = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
+
+
+@pytest.fixture(scope="module")
+def probabilities() -> torch.Tensor:
+    """A joint distribution with dependence between all positions, fp64 [27]."""
+    weights = torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 3
+    return weights / weights.sum()
+
+
+def true_logits(probabilities, noisy, selected):
+    """log p(x_i | the unmasked tokens) at the selected positions, [m, VOCAB]."""
+    agrees = ((noisy[:, None, :] == MASK) | (noisy[:, None, :] == SEQUENCES[None])).all(dim=-1)
+    posterior = agrees * probabilities
+    posterior = posterior / posterior.sum(dim=1, keepdim=True)
+    one_hot = torch.nn.functional.one_hot(SEQUENCES, VOCAB).double()
+    conditionals = torch.einsum("bn,nlv->blv", posterior, one_hot)
+    return conditionals.clamp_min(1e-300).log()[selected].float()
+
+
+def test_expected_loss_is_the_entropy(world, probabilities):
+    """Exact: every x, every mask, and Gauss-Legendre in t, which integrates these polynomials without error."""
+    entropy = -(probabilities * probabilities.log()).sum().item()
+    nodes, node_weights = np.polynomial.legendre.leggauss(4)
+    expectation = 0.0
+    for t, node_weight in zip((nodes + 1) / 2, node_weights / 2, strict=True):
+        for mask in MASKS:
+            masked = mask.expand(len(SEQUENCES), LENGTH)
+            noisy = SEQUENCES.masked_fill(masked, MASK)
+            cross_entropy = masked_cross_entropy(true_logits(probabilities, noisy, masked), SEQUENCES[masked])
+            weights = token_weights(torch.full((len(SEQUENCES),), t), masked, 0.0)
+            chance = t ** mask.sum().item() * (1 - t) ** (LENGTH - mask.sum().item())
+            # p(x) enters per row: every masked token of row x carries the probability of x.
+            per_row = probabilities.unsqueeze(1).expand(masked.shape)[masked].float()
+            loss = diffusion_loss(cross_entropy * per_row, weights, LENGTH)
+            expectation += node_weight * chance * loss.item()
+    assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)
+
+
+def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
+    """The any-order form used by evaluation: k uniform on 1..L, then a uniform set of k masked tokens."""
+    entropy = -(probabilities * probabilities.log()).sum().item()
+    expectation = 0.0
+    for mask in MASKS[1:]:
+        sets = [m for m in MASKS if m.sum() == mask.sum()]
+        rows = _nats_of_rows(
+            lambda noisy, selected, loops: true_logits(probabilities, noisy, selected),
+            _Rows(), _Noise(mask), slice(0, len(SEQUENCES)), 1, MASK, torch.device("cpu"),
+        )  # fmt: skip
+        expectation += (probabilities * rows).sum().item() / LENGTH / len(sets)
+    assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)
+
+
+class _Rows:
+    def rows(self, indices):
+        return SEQUENCES.numpy()[indices]
+
+
+class _Noise:
+    def __init__(self, mask):
+        self.rows, self._mask = np.arange(len(SEQUENCES)), mask
+
+    def masks(self, part):
+        return self._mask.expand(len(SEQUENCES), LENGTH).numpy()[part]
+
+
+def test_cross_entropy_equals_torch(world):
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(40, 11, generator=generator), torch.randint(0, 11, (40,), generator=generator)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert torch.allclose(masked_cross_entropy(logits.clone(), targets), expected, atol=1e-6)
+
+
+def test_weights_are_the_inverse_density(world):
+    """E over t of the weight * P(masked) is 1 per token of the interval, for any min_timestep."""
+    masked = torch.ones(20_000, 1, dtype=torch.bool)
+    for minimum in (1e-3, 0.2):
+        t = minimum + (1 - minimum) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+        mean = (token_weights(t, masked, minimum).double() * t).mean().item()
+        assert mean == pytest.approx(1 - minimum, rel=1e-6)
+
+
+def test_split_into_micro_batches_changes_nothing(world):
+    cross_entropy, weights = torch.rand(30), torch.rand(30)
+    whole = diffusion_loss(cross_entropy, weights, 100)
+    parts = sum(diffusion_loss(cross_entropy[i : i + 7], weights[i : i + 7], 100) for i in range(0, 30, 7))
+    assert whole.item() == pytest.approx(parts.item(), rel=1e-6)
