@@ -40,8 +40,9 @@ def load_settings(recipe: str, words: Sequence[str] = ()) -> Settings:
     problems += _remove_unknown_keys(tree)
     settings, invalid = _validate(tree)
     problems += [f"{key}{shown}" for key, shown in invalid.items()]
-    # Rules are checked on what is valid; one that speaks of an invalid key would only repeat the complaint.
-    problems += [p for p in problems_of(settings) if not any(key in p for key in invalid)]
+    # Rules are checked on what is valid; one that speaks of a key told above would only repeat the complaint.
+    told = {p.partition(":")[0] for p in problems} | invalid.keys()
+    problems += [p for p in problems_of(settings) if not any(key in p for key in told)]
     if problems:
         raise ConfigError(problems)
     return settings

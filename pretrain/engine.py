@@ -35,6 +35,9 @@ class Engine:
         self.model, self.optimizer, self.zero_stage = model, optimizer, plan.settings.parallel.zero_stage
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(plan))
         self._data_parallel_size = plan.data_parallel_size
+        self._norm: Tensor | None = None
+        if self.zero_stage == 0:
+            self._clip_without_zero(plan.settings.optim.clip_norm)
 
     def forward(self, *inputs: Any) -> Tensor:
         """The model's forward pass, with ZeRO's gathering where it is needed."""
@@ -51,15 +54,17 @@ class Engine:
         """Reduce, clip and update; returns the global gradient norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._set_wrapped_lr(lr)
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(self._engine.get_global_grad_norm() if self._norm is None else self._norm)
 
-    def _set_wrapped_lr(self, lr: float) -> None:
-        # ZeRO's wrapper swaps param_groups in and out of the base optimiser; its own list is the one it steps with.
-        for group in getattr(self._engine.optimizer, "param_groups", []):
-            group["lr"] = lr
+    def _clip_without_zero(self, clip_norm: float) -> None:
+        """Clip between DeepSpeed's reduction and the update: without ZeRO it clips fp32 gradients but tells no norm."""
+
+        def clip(optimizer: Optimizer, *_: Any) -> None:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            self._norm = torch.nn.utils.clip_grad_norm_(weights, clip_norm or float("inf"))
+
+        self.optimizer.register_step_pre_hook(clip)
 
     def set_training(self, training: bool) -> None:
         """Switch between training and evaluation mode."""
@@ -106,7 +111,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": settings.train.micro_batch_size,
         "gradient_accumulation_steps": plan.micro_batches,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.optim.clip_norm,
+        "gradient_clipping": settings.optim.clip_norm if settings.parallel.zero_stage else 0.0,
         "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
         "steps_per_print": 2**62,
     }

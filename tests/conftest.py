@@ -33,7 +33,7 @@ def tiny() -> Architecture:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """A prepared folder: 400 documents of a small artificial language, rows of 32 tokens."""
-    from data_pipeline.prepare import main as prepare
+    from pretrain.cli import main
 
     folder = tmp_path_factory.mktemp("corpus")
     rng = random.Random(0)
@@ -41,6 +41,6 @@ def corpus(tmp_path_factory) -> Path:
     lines = (" ".join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(400))
     text = folder / "text.jsonl"
     text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
-    arguments = ["--input", str(text), "--output", str(folder / "data"), "--vocab-size", "320", "--seq-len", "32"]
-    assert prepare([*arguments, "--validation-fraction", "0.1", "--workers", "1"]) == 0
+    arguments = ["prepare", "--input", str(text), "--output", str(folder / "data"), "--vocab-size", "320", "--seq-len", "32"]
+    assert main([*arguments, "--validation-fraction", "0.1", "--workers", "1"]) == 0
     return folder / "data"

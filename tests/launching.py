@@ -1,0 +1,52 @@
+"""Starting the project's own commands from tests: free ports, one thread per rank, always a timeout."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without traces of a launcher, one thread per process."""
+    left_out = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+    return kept | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(command: Sequence[str | Path], timeout: int = 240, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess:
+    """Run a command to its end and capture what it prints."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=cwd, env=environment() | extra, capture_output=True, text=True, timeout=timeout)
+
+
+def training_command(*words: str | Path, ranks: int = 1) -> list[str | Path]:
+    """`python pretrain/main.py ...`, or the same under torchrun."""
+    script = ["pretrain/main.py", *words]
+    if ranks == 1:
+        return [sys.executable, *script]
+    return [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}", *script]
+
+
+def train(*words: str | Path, ranks: int = 1, timeout: int = 240) -> subprocess.CompletedProcess:
+    """Train to the end and fail with the output when it did not end well."""
+    done = run(training_command(*words, ranks=ranks), timeout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return done
+
+
+def metrics(run_folder: Path) -> list[dict]:
+    """Lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,62 @@
+"""Standard error, unigram entropy and units of the validation figures."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pretrain.evaluation import bits_per_byte, collapsed_strata_error, freeze_noise, unigram_entropy
+
+
+def test_standard_error_is_the_spread_of_repeated_measurements():
+    """Rows of a loss that rises with the noise level: the reported error against the actual spread of the mean."""
+    rng = np.random.default_rng(0)
+    strata = np.arange(200)
+    level = 2.0 + 4.0 * strata / 200
+    means, errors = [], []
+    for _ in range(4000):
+        values = level + rng.normal(0, 0.5 + level / 4)
+        means.append(values.mean())
+        errors.append(collapsed_strata_error(values, strata))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.05)
+    # The naive formula would also count the change with the noise level.
+    assert np.std(values) / math.sqrt(200) > 1.2 * np.mean(errors)
+
+
+def test_order_of_rows_does_not_matter():
+    values, strata = np.random.default_rng(1).normal(size=50), np.arange(50)
+    order = np.random.default_rng(2).permutation(50)
+    assert collapsed_strata_error(values, strata) == pytest.approx(collapsed_strata_error(values[order], strata[order]))
+
+
+def test_noise_is_frozen_and_stratified():
+    noise, again = (freeze_noise(1000, 64, 128) for _ in range(2))
+    assert np.array_equal(noise.masks(slice(0, 64)), again.masks(slice(0, 64)))
+    assert np.array_equal(noise.masks(slice(0, 64)).sum(axis=1), noise.masked_counts)
+    assert sorted((noise.masked_counts - 1) // 2) == list(range(64))  # 64 strata of 2 counts each
+    assert len(set(noise.rows)) == 64
+    assert noise.rows[-1] > 900
+
+
+def test_masks_depend_on_the_row_not_on_its_batch():
+    noise = freeze_noise(50, 50, 32)
+    assert np.array_equal(noise.masks(slice(10, 20)), noise.masks(slice(0, 50))[10:20])
+
+
+def test_fewer_rows_than_wanted():
+    noise = freeze_noise(5, 100, 16)
+    assert list(noise.rows) == [0, 1, 2, 3, 4]
+    assert noise.masked_counts.min() >= 1
+    assert noise.masked_counts.max() <= 16
+
+
+def test_unigram_entropy_of_known_frequencies():
+    tokens = np.array([[0, 0, 0, 0, 1, 1, 2, 3]])
+    dataset = SimpleNamespace(num_rows=1, manifest=SimpleNamespace(vocab_size=10), rows=lambda indices: tokens[indices])
+    assert unigram_entropy(dataset) == pytest.approx(1.75 * math.log(2))
+
+
+def test_bits_per_byte():
+    split = SimpleNamespace(tokens=300, bytes=900)
+    assert bits_per_byte(3 * math.log(2), split) == pytest.approx(1.0)
