@@ -26,7 +26,9 @@ class Stream(IntEnum):
 def uniform(seed: int, stream: Stream, index: int, size: int) -> np.ndarray:
     """The first `size` uniforms of [0, 1), float64 [size], of (seed, stream, index): 53 random bits each."""
     # The index stands in the third word, so 2**129 draws of one index come before those of the next.
-    bits = np.random.Philox(key=np.array([seed & MASK_64, stream], np.uint64), counter=np.array([0, 0, index, 0], np.uint64))
+    bits = np.random.Philox(
+        key=np.array([seed & MASK_64, stream], np.uint64), counter=np.array([0, 0, index, 0], np.uint64)
+    )
     return (bits.random_raw(size) >> np.uint64(11)) * 2.0**-53
 
 

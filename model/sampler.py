@@ -33,7 +33,9 @@ def ancestral_sample(
     tokens = tokens.clone()
     for remaining in range(denoising_steps, 0, -1):
         # (t - s) / t with t = remaining / denoising_steps: exactly 1 in the last step, so nothing stays masked.
-        reveal = torch.rand(tokens.shape, generator=generator, device=tokens.device, dtype=torch.float64) < 1 / remaining
+        reveal = (
+            torch.rand(tokens.shape, generator=generator, device=tokens.device, dtype=torch.float64) < 1 / remaining
+        )
         reveal &= tokens == mask_id
         if reveal.any():
             tokens[reveal] = sample_categorical(denoise(tokens, reveal), generator)

@@ -57,7 +57,9 @@ def find_accelerations(device: torch.device) -> list[Found]:
     """Every optional acceleration and what stands in for it."""
     engine = _offers("transformer_engine.pytorch", "TransformerLayer")
     used = "torch RMSNorm and SDPA in megatron-core's local spec"
-    reason = "Transformer Engine is found but not used by this version" if engine else "Transformer Engine not installed"
+    reason = (
+        "Transformer Engine is found but not used by this version" if engine else "Transformer Engine not installed"
+    )
     return [find_fused_adam(device).found, Found("layer kernels", used, reason)]
 
 
@@ -74,7 +76,10 @@ def _apex_fused_adam() -> tuple[type[Optimizer] | None, str]:
         return None, "apex not installed"
     fused = _offers("apex.optimizers", "FusedAdam")
     if fused is None:
-        return None, "the installed apex has no apex.optimizers.FusedAdam (the PyPI package of that name is another project)"
+        return (
+            None,
+            "the installed apex has no apex.optimizers.FusedAdam (the PyPI package of that name is another project)",
+        )
     if _offers("amp_C", "multi_tensor_adam") is None:
         return None, "apex is installed without its CUDA extensions"
     return fused, "apex offers FusedAdam"

@@ -54,8 +54,11 @@ def _model_rows(plan: Plan) -> list[tuple[str, str]]:
     executed = ", ".join(f"S={s} {_short(model.executed_parameters(s))}" for s in sorted({1, largest}))
     flops = ", ".join(f"S={s} {plan.flops.training(s):.3g}" for s in sorted({1, largest}))
     return [
-        ("model", f"{split.head} + {split.mid} x S + {split.tail} layers of {model.hidden_size}, {model.num_heads} heads, "
-                  f"S_max {largest}, drawn {plan.settings.train.loops}, E[S] {plan.loops.mean(plan.loops.ramp_steps):.2f}"),
+        (
+            "model",
+            f"{split.head} + {split.mid} x S + {split.tail} layers of {model.hidden_size}, {model.num_heads} heads, "
+            f"S_max {largest}, drawn {plan.settings.train.loops}, E[S] {plan.loops.mean(plan.loops.ramp_steps):.2f}",
+        ),
         ("parameters", f"{_short(unique)} unique ({parts}); executed: {executed}"),
         ("FLOPs", f"per token of training: {flops}; expected {plan.expected_flops_per_token:.3g}"),
     ]
@@ -67,11 +70,20 @@ def _arithmetic_rows(run: TrainingRun, manifest: Manifest) -> list[tuple[str, st
     total_tokens = plan.total_steps * plan.tokens_per_step
     epochs = plan.total_steps * train.global_batch_size / plan.train_rows
     return [
-        ("data", f"{plan.settings.data.path}: {plan.train_rows:,} rows of {plan.seq_len} tokens, {manifest.vocab_size:,} token ids"),
-        ("batch", f"{train.global_batch_size} rows = {plan.micro_batches} micro-batches of {train.micro_batch_size} on each of "
-                  f"{plan.data_parallel_size} data-parallel ranks; {plan.tokens_per_step:,} tokens a step"),
-        ("schedule", f"{plan.total_steps:,} steps, {_short(total_tokens)} tokens ({epochs:.2f} epochs), about "
-                     f"{total_tokens * plan.expected_flops_per_token:.3g} FLOPs; {rest:,} steps to go"),
+        (
+            "data",
+            f"{plan.settings.data.path}: {plan.train_rows:,} rows of {plan.seq_len} tokens, {manifest.vocab_size:,} token ids",
+        ),
+        (
+            "batch",
+            f"{train.global_batch_size} rows = {plan.micro_batches} micro-batches of {train.micro_batch_size} on each of "
+            f"{plan.data_parallel_size} data-parallel ranks; {plan.tokens_per_step:,} tokens a step",
+        ),
+        (
+            "schedule",
+            f"{plan.total_steps:,} steps, {_short(total_tokens)} tokens ({epochs:.2f} epochs), about "
+            f"{total_tokens * plan.expected_flops_per_token:.3g} FLOPs; {rest:,} steps to go",
+        ),
     ]
 
 

@@ -82,7 +82,9 @@ class Batches:
         tokens = self._dataset.rows(self._order.rows(samples))
         masked = masks(seed, samples, t, plan.seq_len)
         return [
-            MicroBatch(*(torch.from_numpy(x[part]) for x in (tokens, masked, t)), settings.model.mask_id, train.min_timestep)
+            MicroBatch(
+                *(torch.from_numpy(x[part]) for x in (tokens, masked, t)), settings.model.mask_id, train.min_timestep
+            )
             for part in (slice(i, i + train.micro_batch_size) for i in range(0, len(local), train.micro_batch_size))
         ]
 

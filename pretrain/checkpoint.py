@@ -1,11 +1,11 @@
 """Checkpoints: a folder that counts only when its completion mark is there.
 
-    checkpoints/step_N/
-        COMPLETE              the mark, written last
-        state.json            progress, layout, versions and the settings that made it
-        weights.safetensors   full fp32 weights, for evaluation, sampling and export on one process
-        ema.safetensors       their moving average, where the run keeps one
-        deepspeed/            this layout's shards of weights, optimiser and average, for a bitwise resume
+checkpoints/step_N/
+    COMPLETE              the mark, written last
+    state.json            progress, layout, versions and the settings that made it
+    weights.safetensors   full fp32 weights, for evaluation, sampling and export on one process
+    ema.safetensors       their moving average, where the run keeps one
+    deepspeed/            this layout's shards of weights, optimiser and average, for a bitwise resume
 """
 
 import json
@@ -72,7 +72,9 @@ def save_checkpoint(run: TrainingRun, manifest: Manifest) -> Path:
         # The other ranks may be inside a collective: this one leaves, its launcher ends them, and the folder has no mark.
         if run.world.size == 1:
             shutil.rmtree(partial, ignore_errors=True)
-        raise RankError(f"rank {run.world.rank} could not write {partial}: {error}. Older checkpoints are whole") from error
+        raise RankError(
+            f"rank {run.world.rank} could not write {partial}: {error}. Older checkpoints are whole"
+        ) from error
     run.world.barrier()
     if run.world.is_main:
         _complete(partial)
@@ -104,18 +106,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint / 'state.json'}: cannot be read ({error}); remove the folder to use the one before") from None
+        raise UserError(
+            f"{checkpoint / 'state.json'}: cannot be read ({error}); remove the folder to use the one before"
+        ) from None
 
 
 def load_weights(checkpoint: Path, averaged: bool) -> dict[str, Tensor]:
     """Full fp32 weights by name. Raises UserError when the file is missing or broken."""
     path = checkpoint / ("ema.safetensors" if averaged else "weights.safetensors")
     if not path.is_file():
-        raise UserError(f"{path}: does not exist; the run keeps no such weights, use --weights {'raw' if averaged else 'ema'}")
+        raise UserError(
+            f"{path}: does not exist; the run keeps no such weights, use --weights {'raw' if averaged else 'ema'}"
+        )
     try:
         return load_file(path)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove {checkpoint} to use the checkpoint before it") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove {checkpoint} to use the checkpoint before it"
+        ) from None
 
 
 def prune(run_folder: Path, keep: int) -> None:
@@ -179,7 +187,9 @@ def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | None:
         if free < needed:
             partial.rmdir()
             gib = 2**30
-            raise OSError(f"{partial.parent}: {free / gib:.3f} GiB free, a checkpoint needs about {needed / gib:.3f} GiB; make room")
+            raise OSError(
+                f"{partial.parent}: {free / gib:.3f} GiB free, a checkpoint needs about {needed / gib:.3f} GiB; make room"
+            )
     except OSError as error:
         return error
     return None
@@ -208,16 +218,24 @@ def _layout(run: TrainingRun) -> Layout:
 
 def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, manifest: Manifest) -> None:
     problems = [
-        f"{key} was {state['layout'][key]}, now {value}" for key, value in asdict(_layout(run)).items() if state["layout"].get(key) != value
+        f"{key} was {state['layout'][key]}, now {value}"
+        for key, value in asdict(_layout(run)).items()
+        if state["layout"].get(key) != value
     ]
     new = flatten(run.plan.settings)
     kept = [key for key in new if key.startswith("model.") or key in IDENTITY]
-    problems += [f"{key} was {state['settings'].get(key)}, now {new[key]}" for key in kept if state["settings"].get(key) != new[key]]
+    problems += [
+        f"{key} was {state['settings'].get(key)}, now {new[key]}"
+        for key in kept
+        if state["settings"].get(key) != new[key]
+    ]
     if bool(state["settings"].get("optim.ema_decay")) != bool(new["optim.ema_decay"]):
         problems.append(f"optim.ema_decay was {state['settings'].get('optim.ema_decay')}, now {new['optim.ema_decay']}")
     if state["data"] != data_identity(manifest):
         problems.append(f"the data in {run.plan.settings.data.path} is another corpus than the one trained on")
     if problems:
         raise UserError(
-            f"{checkpoint}: cannot resume: " + "; ".join(problems) + ". Restore these, or start anew with another run.name or --no-resume"
+            f"{checkpoint}: cannot resume: "
+            + "; ".join(problems)
+            + ". Restore these, or start anew with another run.name or --no-resume"
         )

@@ -10,7 +10,10 @@ from pretrain.errors import UserError
 from pretrain.quiet import quiet_libraries
 
 VERBS = {
-    "prepare": ("data_pipeline.prepare", "text -> tokenizer, token documents and packed rows; --verify checks a folder"),
+    "prepare": (
+        "data_pipeline.prepare",
+        "text -> tokenizer, token documents and packed rows; --verify checks a folder",
+    ),
     "doctor": ("pretrain.doctor", "what this machine has, what is used instead of what it lacks, and why"),
     "evaluate": ("pretrain.evaluate", "validation NELBO of a run at several numbers of loops"),
     "sample": ("pretrain.sample", "text from a run, by the ancestral reverse process"),

@@ -4,7 +4,18 @@ import argparse
 import platform
 import shutil
 
-PACKAGES = ("torch", "deepspeed", "megatron-core", "datasets", "sentencepiece", "tokenizers", "tensorboard", "safetensors", "pydantic", "numpy")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "megatron-core",
+    "datasets",
+    "sentencepiece",
+    "tokenizers",
+    "tensorboard",
+    "safetensors",
+    "pydantic",
+    "numpy",
+)
 OPTIONAL = ("apex", "transformer-engine", "lm-eval")
 
 
@@ -18,12 +29,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     versions = {name: package_version(name) for name in PACKAGES}
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    rows += [(name, version or "MISSING: pip install loopmdm, or bash launchers/quickstart.sh") for name, version in versions.items()]
+    rows += [
+        (name, version or "MISSING: pip install loopmdm, or bash launchers/quickstart.sh")
+        for name, version in versions.items()
+    ]
     rows += [(name, package_version(name) or "not installed (optional)") for name in OPTIONAL]
     if versions["torch"] and versions["deepspeed"] and versions["megatron-core"]:
         rows += _device_rows()
     rows += [("compiler", shutil.which("c++") or "none (not needed: no kernel is compiled on a CPU)")]
-    rows += [("SLURM", shutil.which("sbatch") or "none: use deepspeed, torchrun or python instead of launchers/pretrain.sh")]
+    rows += [
+        ("SLURM", shutil.which("sbatch") or "none: use deepspeed, torchrun or python instead of launchers/pretrain.sh")
+    ]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in rows))
     missing = [name for name, version in versions.items() if version is None]

@@ -9,10 +9,16 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
-    parser.add_argument("--loops", type=loop_list, default=[1, 2, 4, 8], metavar="S,S,...", help="passes to evaluate at [1,2,4,8]")
-    parser.add_argument("--rows", type=int, default=1024, help="validation rows to use; all when there are fewer [1024]")
+    parser.add_argument(
+        "--loops", type=loop_list, default=[1, 2, 4, 8], metavar="S,S,...", help="passes to evaluate at [1,2,4,8]"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=1024, help="validation rows to use; all when there are fewer [1024]"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="rows per forward pass [32]")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder to evaluate on [the run's]")
     parser.add_argument("--split", default="validation", help="split of the folder [validation]")
 
@@ -42,13 +48,19 @@ def run(arguments: argparse.Namespace) -> int:
     data = arguments.data or trained.settings.data.path
     dataset = PackedDataset(data, arguments.split)
     if dataset.manifest.tokenizer.sha256 != trained.manifest.tokenizer.sha256:
-        raise UserError(f"{data}: prepared with another tokenizer than {arguments.folder} was trained with; prepare it with "
-                        f"--tokenizer {trained.tokenizer_folder / trained.manifest.tokenizer.file}")
-    figures = evaluate_loops(trained.model, dataset, arguments.loops, arguments.rows, arguments.batch_size, trained.world)
+        raise UserError(
+            f"{data}: prepared with another tokenizer than {arguments.folder} was trained with; prepare it with "
+            f"--tokenizer {trained.tokenizer_folder / trained.manifest.tokenizer.file}"
+        )
+    figures = evaluate_loops(
+        trained.model, dataset, arguments.loops, arguments.rows, arguments.batch_size, trained.world
+    )
     figures |= {"step": trained.step, "weights": trained.weights, "data": str(data)}
     path = arguments.folder / "eval" / f"step_{trained.step}_{trained.weights}.json"
     replace_text(path, json.dumps(figures, indent=2) + "\n")
-    print(f"{arguments.folder}, step {trained.step}, {trained.weights} weights, {figures['rows']} rows of {data} ({figures['split']})")
+    print(
+        f"{arguments.folder}, step {trained.step}, {trained.weights} weights, {figures['rows']} rows of {data} ({figures['split']})"
+    )
     print(format_table(figures))
     print(f"wrote {path}")
     return 0

@@ -75,7 +75,13 @@ def freeze_noise(num_rows: int, wanted_rows: int, seq_len: int) -> FrozenNoise:
 
 @torch.no_grad()
 def estimate_nelbo(
-    forward: Forward, dataset: PackedDataset, noise: FrozenNoise, loops: int, mask_id: int, batch_size: int, world: World
+    forward: Forward,
+    dataset: PackedDataset,
+    noise: FrozenNoise,
+    loops: int,
+    mask_id: int,
+    batch_size: int,
+    world: World,
 ) -> Estimate:
     """NELBO at `loops` passes. Collective: every rank takes its share of the rows and all get the same figures."""
     per_row = torch.zeros(len(noise.rows), dtype=torch.float64)

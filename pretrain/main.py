@@ -45,14 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; `--help` lists every key with its type, default and meaning."""
-    keys = "\n".join(f"  {key}=<{kind}>{f' [{default}]' if default else ''}\n      {text}" for key, kind, default, text in describe_keys())
+    keys = "\n".join(
+        f"  {key}=<{kind}>{f' [{default}]' if default else ''}\n      {text}"
+        for key, kind, default, text in describe_keys()
+    )
     parser = argparse.ArgumentParser(
         prog="pretrain/main.py",
         description="Train a looped masked diffusion language model.",
         epilog=f"keys:\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file")
+    parser.add_argument(
+        "--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file"
+    )
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on from the run folder's newest checkpoint when it has one; --no-resume moves the old run folder aside",

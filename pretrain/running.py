@@ -43,7 +43,10 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
             _describe(run, manifest, restored)
         if run.progress.step >= plan.total_steps:
             if world.is_main:
-                print(f"nothing to do: {run.folder} is at step {run.progress.step}; raise train.steps to go on", flush=True)
+                print(
+                    f"nothing to do: {run.folder} is at step {run.progress.step}; raise train.steps to go on",
+                    flush=True,
+                )
             return 0
         train(run, _hooks(run, manifest), stop)
         return _finish(run, stop)
@@ -91,7 +94,9 @@ def _claim_folder(settings: Settings, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); set run.dir to a folder you can write to") from None
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); set run.dir to a folder you can write to"
+        ) from None
 
 
 def _describe(run: TrainingRun, manifest: Manifest, restored: Path | None) -> None:
@@ -99,7 +104,10 @@ def _describe(run: TrainingRun, manifest: Manifest, restored: Path | None) -> No
     settings = run.plan.settings
     notes = []
     if restored is not None:
-        notes = [f"resumed from {restored}, 0 tokens repeated", *(f"changed since then: {c}" for c in changed_settings(restored, run))]
+        notes = [
+            f"resumed from {restored}, 0 tokens repeated",
+            *(f"changed since then: {c}" for c in changed_settings(restored, run)),
+        ]
     print_banner(run, manifest, find_accelerations(run.world.device), notes)
     replace_text(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
@@ -114,7 +122,9 @@ def _finish(run: TrainingRun, stop: StopRequest) -> int:
     if run.world.is_main:
         duration = format_duration(run.progress.elapsed)
         if run.stop_reason == "finished":
-            print(f"done: {step} steps in {duration}\nnext: loopmdm evaluate {run.folder}   loopmdm sample {run.folder}")
+            print(
+                f"done: {step} steps in {duration}\nnext: loopmdm evaluate {run.folder}   loopmdm sample {run.folder}"
+            )
         else:
             why = stop.signal.name if stop.signal else run.stop_reason
             print(f"stopped at step {step} of {total} by {why}; the same command goes on from there", flush=True)

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-samples", type=int, default=2, help="samples to draw [2]")
     parser.add_argument("--length", type=int, help="tokens per sample, prompt included [the run's row length]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws [0]")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

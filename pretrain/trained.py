@@ -63,10 +63,12 @@ def open_run(folder: Path, weights: str | None) -> TrainedRun:
         model.load_state_dict(tensors, strict=False)
         missing = {name for name, _ in model.named_parameters()} ^ tensors.keys()
     except RuntimeError as error:
-        raise UserError(f"{checkpoint}: weights of another shape than {folder / 'config.yaml'} describes: {error}") from None
+        raise UserError(
+            f"{checkpoint}: weights of another shape than {folder / 'config.yaml'} describes: {error}"
+        ) from None
     if missing:
-        raise UserError(f"{checkpoint}: weights and {folder / 'config.yaml'} disagree about {', '.join(sorted(missing)[:3])}")
+        raise UserError(
+            f"{checkpoint}: weights and {folder / 'config.yaml'} disagree about {', '.join(sorted(missing)[:3])}"
+        )
     model = model.to(world.device).eval().requires_grad_(False)
     return TrainedRun(folder, checkpoint, settings, load_manifest(folder / "tokenizer"), model, world, chosen)
-
-

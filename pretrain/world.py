@@ -110,7 +110,9 @@ def _join(rank: int, size: int, device: torch.device) -> None:
         return
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
         if variable not in os.environ:
-            raise UserError(f"{size} ranks, but {variable} is not set: use deepspeed, torchrun or launchers/pretrain.sh")
+            raise UserError(
+                f"{size} ranks, but {variable} is not set: use deepspeed, torchrun or launchers/pretrain.sh"
+            )
     try:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except (dist.DistStoreError, dist.DistNetworkError) as error:

@@ -41,6 +41,16 @@ def corpus(tmp_path_factory) -> Path:
     lines = (" ".join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(400))
     text = folder / "text.jsonl"
     text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
-    arguments = ["prepare", "--input", str(text), "--output", str(folder / "data"), "--vocab-size", "320", "--seq-len", "32"]
+    arguments = [
+        "prepare",
+        "--input",
+        str(text),
+        "--output",
+        str(folder / "data"),
+        "--vocab-size",
+        "320",
+        "--seq-len",
+        "32",
+    ]
     assert main([*arguments, "--validation-fraction", "0.1", "--workers", "1"]) == 0
     return folder / "data"

@@ -26,7 +26,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(command: Sequence[str | Path], timeout: int = 240, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess:
+def run(
+    command: Sequence[str | Path], timeout: int = 240, cwd: Path = ROOT, **extra: str
+) -> subprocess.CompletedProcess:
     """Run a command to its end and capture what it prints."""
     words = [str(word) for word in command]
     return subprocess.run(words, cwd=cwd, env=environment() | extra, capture_output=True, text=True, timeout=timeout)

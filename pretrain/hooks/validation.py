@@ -29,7 +29,9 @@ class Validation:
         run.engine.set_training(True)
         if run.world.is_main:
             figures |= {"step": run.progress.step, "weights": "raw"}
-            replace_text(run.folder / "eval" / f"train_step_{run.progress.step}.json", json.dumps(figures, indent=2) + "\n")
+            replace_text(
+                run.folder / "eval" / f"train_step_{run.progress.step}.json", json.dumps(figures, indent=2) + "\n"
+            )
             shown = [f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in figures["loops"]]
             print(f"validation at step {run.progress.step}, nats/token: {', '.join(shown)}", flush=True)
 

@@ -43,13 +43,20 @@ def launch(folder: Path, corpus: Path, ranks: int, layouts: dict[str, list[str]]
 def runs(tmp_path_factory, corpus) -> Path:
     """Run folders `RANKS-LAYOUT` of every layout, from one launch per world size."""
     folder = tmp_path_factory.mktemp("parity")
-    launch(folder, corpus, 1, {"zero0": FP32["zero0"], "zero3": FP32["zero3"], "micro8": ["train.micro_batch_size=8"], **BF16})
+    launch(
+        folder,
+        corpus,
+        1,
+        {"zero0": FP32["zero0"], "zero3": FP32["zero3"], "micro8": ["train.micro_batch_size=8"], **BF16},
+    )
     launch(folder, corpus, 2, FP32 | VARIANTS | BF16)
     return folder
 
 
 def weights(runs: Path, name: str, averaged: bool = False) -> dict[str, torch.Tensor]:
-    return load_file(runs / name / "checkpoints" / "step_20" / ("ema.safetensors" if averaged else "weights.safetensors"))
+    return load_file(
+        runs / name / "checkpoints" / "step_20" / ("ema.safetensors" if averaged else "weights.safetensors")
+    )
 
 
 @pytest.mark.parametrize("name", ["1-zero3", "1-micro8", *(f"2-{name}" for name in FP32 | VARIANTS)])

@@ -129,7 +129,9 @@ def test_every_key_has_a_meaning():
     assert all(text and kind for _, kind, _, text in keys)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--config", TINY, "optm.lr=1"], ["--config", TINY, "data.path=nowhere"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--config", TINY, "optm.lr=1"], ["--config", TINY, "data.path=nowhere"]]
+)
 def test_answers_without_importing_torch(words):
     """Importing torch alone takes longer than the 1.5 s that an answer may take."""
     code = "import sys; from pretrain.main import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
@@ -139,7 +141,9 @@ def test_answers_without_importing_torch(words):
 
 
 def test_loopmdm_help_imports_no_torch():
-    code = "import sys; from pretrain.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from pretrain.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "AssertionError" not in done.stderr
     assert "prepare" in done.stdout

@@ -62,7 +62,10 @@ def test_only_matrices_decay():
 def test_adamw_step_equals_its_formula():
     weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
     optimizer = build_optimizer(
-        torch.nn.ParameterList([weight]), Optim(lr=0.1, weight_decay=0.5, beta2=0.99, ema_decay=0.0), torch.device("cpu"), "ema"
+        torch.nn.ParameterList([weight]),
+        Optim(lr=0.1, weight_decay=0.5, beta2=0.99, ema_decay=0.0),
+        torch.device("cpu"),
+        "ema",
     )
     weight.grad = torch.tensor([[0.3, -0.4]])
     before = weight.detach().clone()

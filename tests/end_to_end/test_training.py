@@ -1,0 +1,315 @@
+"""Runs as a user starts, stops, resumes, evaluates and samples them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.manifest import load_manifest
+from model.reference import reference_logits
+from pretrain.cli import main as loopmdm
+from pretrain.configuring import load_settings
+from pretrain.derive import make_plan
+from pretrain.errors import UserError
+from pretrain.evaluation import freeze_noise
+from pretrain.running import run_training
+from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
+
+pytestmark = pytest.mark.end_to_end
+RECIPE = ROOT / "tests" / "tiny.yaml"
+
+
+@pytest.fixture
+def train_here(world, corpus, tmp_path):
+    """Train in this process; the run folder is `tmp_path / NAME`."""
+
+    def start(name, *words, resume=True):
+        settings = load_settings(str(RECIPE), [f"data.path={corpus}", f"run.dir={tmp_path}", f"run.name={name}", *words])
+        manifest = load_manifest(settings.data.path)
+        status = run_training(make_plan(settings, manifest, 1), manifest, resume)
+        return tmp_path / name, status
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def trained(world, corpus, tmp_path_factory):
+    """A finished run with evaluation and TensorBoard on."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = [f"data.path={corpus}", f"run.dir={folder}", "run.name=run", "eval.every=10", "eval.loops=1,3", "eval.rows=40"]
+    settings = load_settings(str(RECIPE), [*words, "log.tensorboard=true"])
+    manifest = load_manifest(settings.data.path)
+    assert run_training(make_plan(settings, manifest, 1), manifest, resume=True) == 0
+    return folder / "run"
+
+
+def numbers(run_folder: Path) -> list[tuple]:
+    """What two runs must share: everything but clocks and memory."""
+    keys = ("step", "samples", "tokens", "flops", "loss", "loops", "lr", "grad_norm", "loss_by_timestep", "loss_by_loops")
+    return [tuple(json.dumps(m[key]) for key in keys) for m in metrics(run_folder)]
+
+
+def states(run_folder: Path, step: int = 20) -> dict[str, torch.Tensor]:
+    folder = run_folder / "checkpoints" / f"step_{step}"
+    raw, averaged = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
+    return raw | {f"ema.{k}": v for k, v in averaged.items()}
+
+
+def assert_same_bits(first: Path, second: Path) -> None:
+    assert numbers(first) == numbers(second)
+    one, other = states(first), states(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+BITWISE = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@pytest.mark.parametrize("stage", BITWISE.values(), ids=BITWISE.keys())
+def test_stop_and_resume_equal_an_uninterrupted_run_bit_for_bit(train_here, stage):
+    zero = f"parallel.zero_stage={stage}"
+    whole, _ = train_here("whole", zero)
+    train_here("parts", zero, "run.stop_after=10")
+    parts, _ = train_here("parts", zero)
+    assert [m["step"] for m in metrics(parts)] == list(range(1, 21))
+    assert_same_bits(whole, parts)
+
+
+def test_resume_in_a_new_process_after_a_crash_is_bitwise_too(train_here, corpus, tmp_path):
+    """Steps after the last checkpoint are lost in a crash and taken again, with the same numbers."""
+    whole, _ = train_here("whole", "checkpoint.every=6")
+    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=parts", "checkpoint.every=6"]
+    train(*words, "run.stop_after=14")
+    parts = tmp_path / "parts"
+    shutil.rmtree(parts / "checkpoints" / "step_14")  # as if the process had died before this save
+    again = train(*words)
+    assert f"resumed from {parts / 'checkpoints' / 'step_12'}, 0 tokens repeated" in again.stdout
+    assert_same_bits(whole, parts)
+
+
+def test_two_ranks_resume_bit_for_bit(corpus, tmp_path):
+    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "parallel.zero_stage=2", "train.precision=bf16"]
+    train(*words, "run.name=whole", ranks=2)
+    train(*words, "run.name=parts", "run.stop_after=10", ranks=2)
+    train(*words, "run.name=parts", ranks=2)
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def start_long_run(command, run_folder: Path) -> subprocess.Popen:
+    """Start a run that would take very long, and return when it has taken a few steps."""
+    process = subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, env=environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (run_folder / "metrics.jsonl").exists() or len(metrics(run_folder)) < 3:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return process
+
+
+def test_sigterm_saves_first(corpus, tmp_path):
+    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run", "train.steps=100000"]
+    process = start_long_run(training_command(*words), tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    step = metrics(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{step}" / "COMPLETE").is_file()
+    assert f"stopped at step {step} of 100000 by SIGTERM; the same command goes on from there" in output
+
+
+def test_ctrl_c_under_the_deepspeed_launcher_saves_first(corpus, tmp_path):
+    """Ctrl-C reaches the launcher and both ranks; the launcher then sends SIGTERM as well."""
+    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run", "train.steps=100000"]
+    launcher = [BIN / "deepspeed", "--num_gpus", "2", "--master_port", free_port(), "pretrain/main.py"]
+    process = start_long_run([*launcher, *words], tmp_path / "run")
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = metrics(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{step}" / "COMPLETE").is_file(), output
+
+
+def test_a_finished_run_has_nothing_to_do(train_here, capsys):
+    train_here("run")
+    _, status = train_here("run")
+    assert status == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_more_steps_go_on_from_the_end(train_here, capsys):
+    folder, _ = train_here("run", "optim.schedule=constant")
+    train_here("run", "optim.schedule=constant", "train.steps=24")
+    assert [m["step"] for m in metrics(folder)] == list(range(1, 25))
+    assert "changed since then: train.steps: 20 -> 24" in capsys.readouterr().out
+
+
+def test_no_resume_moves_the_old_run_aside(train_here):
+    folder, _ = train_here("run", "run.stop_after=2")
+    train_here("run", "run.stop_after=3", resume=False)
+    (aside,) = folder.parent.glob("run.old-*")
+    assert [m["step"] for m in metrics(aside)] == [1, 2]
+    assert [m["step"] for m in metrics(folder)] == [1, 2, 3]
+
+
+CANNOT_RESUME = {
+    "model.hidden_size=64": r"model.hidden_size was 32, now 64",
+    "run.seed=1": r"run.seed was 0, now 1",
+    "train.global_batch_size=4": r"train.global_batch_size was 8, now 4",
+    "parallel.zero_stage=2": r"zero_stage was 1, now 2",
+    "optim.ema_decay=0": r"optim.ema_decay was 0.9, now 0.0",
+}
+
+
+@pytest.mark.parametrize("word", CANNOT_RESUME)
+def test_a_checkpoint_of_another_shape_is_refused_and_kept(train_here, word):
+    folder, _ = train_here("run", "run.stop_after=2")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"step_2: cannot resume: .*{CANNOT_RESUME[word]}"):
+        train_here("run", word)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_data_is_refused(train_here, corpus, tmp_path):
+    train_here("run", "run.stop_after=2")
+    text = tmp_path / "other.txt"
+    text.write_text("entirely other words stand in this text\n" * 3000)
+    tokenizer = corpus / load_manifest(corpus).tokenizer.file
+    arguments = ["--input", str(text), "--output", str(tmp_path / "other"), "--tokenizer", str(tokenizer), "--seq-len", "32"]
+    assert loopmdm(["prepare", *arguments, "--validation-fraction", "0", "--workers", "1"]) == 0
+    with pytest.raises(UserError, match="is another corpus than the one trained on"):
+        train_here("run", f"data.path={tmp_path / 'other'}")
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_whole(train_here, monkeypatch):
+    folder, _ = train_here("run", "run.stop_after=2")
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"0.000 GiB free, a checkpoint needs about .* GiB; make room"):
+        train_here("run", "run.stop_after=2")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monkeypatch, tmp_path):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pretrain.checkpoint.save_file", fail)
+    with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are whole"):
+        train_here("run", "run.stop_after=2")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run_unsaved(train_here, tmp_path):
+    with pytest.raises(UserError, match=r"gradient norm|loss"):
+        train_here("run", "optim.lr=1e30", "optim.clip_norm=0", "optim.warmup_steps=0")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def test_damaged_data_is_refused_before_training(train_here, corpus, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(corpus, damaged)
+    (damaged / "train.bin").write_bytes((damaged / "train.bin").read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"train.bin"):
+        train_here("run", f"data.path={damaged}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_record_fields(trained):
+    record = metrics(trained)[-1]
+    assert list(record)[:13] == [
+        "step", "samples", "tokens", "flops", "loss", "loops", "lr", "grad_norm", "tokens_per_second", "flops_per_second",
+        "mfu", "memory_gib", "data_wait",
+    ]  # fmt: skip
+    assert (record["step"], record["samples"], record["tokens"], record["mfu"]) == (20, 160, 160 * 32, None)
+    assert len(record["loss_by_timestep"]) == 10
+
+
+def test_tensorboards_own_reader_reads_the_run(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    scalars = events.Scalars("train/loss")
+    assert [s.step for s in scalars] == list(range(1, 21))
+    assert [s.value for s in scalars] == pytest.approx([m["loss"] for m in metrics(trained)], rel=1e-6)
+    assert any(tag.startswith("loss_by_timestep/") for tag in events.Tags()["scalars"])
+
+
+def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
+    """The whole command against plain PyTorch: same rows, same frozen masks, mean -log p per masked token."""
+    assert loopmdm(["evaluate", str(trained), "--loops", "1,3", "--rows", "40", "--batch-size", "7", "--weights", "raw"]) == 0
+    figures = json.loads((trained / "eval" / "step_20_raw.json").read_text())
+    settings, dataset = load_settings(str(trained / "config.yaml")), PackedDataset(corpus, "validation")
+    weights = load_file(trained / "checkpoints" / "step_20" / "weights.safetensors")
+    noise = freeze_noise(dataset.num_rows, 40, dataset.seq_len)
+    clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 40)))
+    for row in figures["loops"]:
+        logits = reference_logits(weights, settings.model, clean.masked_fill(masked, settings.model.mask_id), row["loops"])
+        nats = -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1)
+        per_row = (nats * masked).sum(dim=1) / masked.sum(dim=1)
+        assert row["nats_per_token"] == pytest.approx(per_row.mean().item(), rel=1e-5)
+    split = dataset.manifest.splits["validation"]
+    expected = figures["loops"][0]["nats_per_token"] / np.log(2) * split.tokens / split.bytes
+    assert figures["loops"][0]["bits_per_byte"] == pytest.approx(expected)
+    assert "unigram" in capsys.readouterr().out
+
+
+def test_validation_while_training_equals_the_command(trained):
+    loopmdm(["evaluate", str(trained), "--loops", "1,3", "--rows", "40", "--weights", "raw"])
+    after = json.loads((trained / "eval" / "step_20_raw.json").read_text())["loops"]
+    during = json.loads((trained / "eval" / "train_step_20.json").read_text())["loops"]
+    assert [r["nats_per_token"] for r in during] == pytest.approx([r["nats_per_token"] for r in after], rel=1e-5)
+
+
+def test_validation_leaves_trainings_numbers_untouched(trained, train_here):
+    without, _ = train_here("without")
+    assert numbers(without) == numbers(trained)
+
+
+def test_sample_writes_text_without_masks(trained, capsys):
+    arguments = ["--loops", "2", "--steps", "8", "--num-samples", "3", "--prompt", "abc abd"]
+    assert loopmdm(["sample", str(trained), *arguments]) == 0
+    (path,) = (trained / "samples").glob("*.json")
+    record = json.loads(path.read_text())
+    mask_id = load_manifest(trained / "tokenizer").tokenizer.mask_id
+    assert len(record["texts"]) == 3
+    assert all(text.startswith("abc abd") for text in record["texts"])
+    assert all(len(row) == 32 and mask_id not in row for row in record["tokens"])
+    assert record["texts"][0] in capsys.readouterr().out
+    assert loopmdm(["sample", str(trained), *arguments]) == 0
+    assert json.loads(path.read_text())["tokens"] == record["tokens"]
+
+
+MISUSES = {
+    ("evaluate", "nowhere"): "nowhere: not a run folder (no config.yaml)",
+    ("sample", "nowhere"): "nowhere: not a run folder (no config.yaml)",
+    ("evaluate", "RUN", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
+    ("evaluate", "RUN", "--split", "test"): "has no split 'test'",
+    ("sample", "RUN", "--loops", "0"): "--loops 0: must be at least 1",
+    ("sample", "RUN", "--prompt", "long " * 40): "leave no room in 32; shorten it or raise --length",
+}
+
+
+@pytest.mark.parametrize("words", MISUSES, ids=lambda words: " ".join(words)[:40])
+def test_misuse_is_told_and_exits_2(trained, words, capsys):
+    assert loopmdm([str(trained) if word == "RUN" else word for word in words]) == 2
+    assert MISUSES[words] in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_used(capsys):
+    assert loopmdm(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "AdamW step" in output
+    assert "apex not installed" in output
+    assert "ready to train" in output

@@ -1,0 +1,128 @@
+"""Checkpoint folders, metrics files and other things on disk, without training."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pretrain.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_weights, prune, read_state
+from pretrain.errors import UserError
+from pretrain.hooks.sinks import Console, MetricsFile, format_duration
+from pretrain.launcher import read_launcher
+from pretrain.stopping import StopRequest
+
+
+def checkpoint(run, step, complete=True, suffix=""):
+    folder = run / "checkpoints" / f"step_{step}{suffix}"
+    folder.mkdir(parents=True)
+    if complete:
+        (folder / MARK).touch()
+    return folder
+
+
+def test_only_marked_checkpoints_count_in_order_of_steps(tmp_path):
+    for step in (5, 100, 20):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 200, complete=False)
+    checkpoint(tmp_path, 300, suffix=".partial")
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_5", "step_20", "step_100"]
+    assert latest_checkpoint(tmp_path).name == "step_100"
+
+
+def test_prune_keeps_the_newest_and_removes_leftovers(tmp_path):
+    for step in (5, 100, 20):
+        checkpoint(tmp_path, step)
+    partial = checkpoint(tmp_path, 30, suffix=".partial")
+    prune(tmp_path, keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_20", "step_100"]
+    assert not partial.exists()
+
+
+def test_a_run_without_checkpoint_says_so(tmp_path):
+    with pytest.raises(UserError, match="no complete checkpoint in"):
+        latest_checkpoint(tmp_path)
+
+
+def test_broken_state_names_the_file_and_the_way_out(tmp_path):
+    folder = checkpoint(tmp_path, 5)
+    (folder / "state.json").write_text('{"progress": ')
+    with pytest.raises(UserError, match=r"state.json: cannot be read .* remove the folder to use the one before"):
+        read_state(folder)
+
+
+def test_missing_and_broken_weights(tmp_path):
+    folder = checkpoint(tmp_path, 5)
+    save_file({"a": torch.zeros(100)}, folder / "weights.safetensors")
+    with pytest.raises(UserError, match="ema.safetensors: does not exist; .* use --weights raw"):
+        load_weights(folder, averaged=True)
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match="weights.safetensors: cannot be read"):
+        load_weights(folder, averaged=False)
+
+
+def test_metrics_file_forgets_steps_that_will_be_taken_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
+    sink = MetricsFile()
+    sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=5)))
+    sink.write({"step": 6, "loss": 1.0})
+    sink.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_console_line(capsys):
+    sink = Console()
+    sink.open(SimpleNamespace(plan=SimpleNamespace(total_steps=1000), world=SimpleNamespace(size=1)))
+    record = {
+        "step": 20, "loss": 3.41234, "loops": 6.1, "grad_norm": 0.8249, "lr": 2.9e-4, "tokens_per_second": 41234.5,
+        "flops_per_second": 4.02e14, "mfu": 0.406, "memory_gib": 61.3, "data_wait": 0.004, "eta": 33120,
+    }  # fmt: skip
+    sink.write(record)
+    sink.write(record | {"mfu": None})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "step   20/1000 | loss 3.4123 nats/token | loops 6.1 | grad_norm 0.825 | lr 2.90e-04 | 41,234 tokens/s | "
+        "402 TFLOP/s | mfu 40.6% | memory 61.30 GiB | data wait 0.4% | eta 9h12m"
+    )
+    assert "mfu n/a" in second
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (7620, "2h07m"), (356_400, "4d03h")]
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+LAUNCHERS = [
+    ({}, (0, 1, 0)),
+    ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1)),
+    ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, (5, 8, 1)),
+    ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_NTASKS": "8"}, (0, 2, 0)),
+]
+
+
+@pytest.mark.parametrize(("variables", "expected"), LAUNCHERS)
+def test_ranks_from_any_launcher(variables, expected):
+    assert read_launcher(variables) == expected
+
+
+def test_half_a_launcher_is_refused():
+    with pytest.raises(UserError, match="RANK is set but WORLD_SIZE is not"):
+        read_launcher({"RANK": "0"})
+
+
+def test_signals_become_a_request_and_handlers_come_back():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        assert stop.signal is signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
