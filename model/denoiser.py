@@ -18,7 +18,7 @@ from model.architecture import Architecture
 from model.layers import RMSNorm, build_layer, initialize_weights, rotary_angles, transformer_config
 
 Recompute = Literal["none", "full", "loop"]
-"""Which activations the backward pass computes again: none, every layer's, or those inside each pass of the mid block."""
+"""Which activations the backward pass computes again: none, every layer's, or those inside each mid-block pass."""
 
 Observer = Callable[[int, Tensor], None]
 """Called after pass k of the mid block (from 1) with its hidden states [s, b, h]."""

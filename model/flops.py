@@ -1,7 +1,7 @@
 """FLOPs of the looped denoiser, from the loops actually run. Imports no torch.
 
 Convention, for every figure this project prints: a multiply-add is two FLOPs; matrix products and attention are counted,
-norms, RoPE and softmax are not; the embedding look-up costs nothing; the LM head is counted on masked positions only,
+norms, RoPE and softmax are not; the look-up costs nothing; the LM head is counted on masked positions only,
 because it is computed on those only; the backward pass costs twice the forward pass; recomputed activations are not
 counted (model FLOPs, as MFU wants them, not hardware FLOPs).
 """

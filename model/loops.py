@@ -12,6 +12,9 @@ from model.noise import Stream, uniform
 LoopDistribution = Annotated[int, Field(ge=1)] | Literal["uniform", "inverse_flops"]
 """A fixed S, S ~ Uniform{1..S_max} (the paper), or p(S) proportional to 1 / F(S) (looped-UDLM's second run)."""
 
+BLOCK = 256
+"""Steps per counter of the random stream; part of every run's identity."""
+
 
 @dataclass(frozen=True)
 class LoopSchedule:
@@ -51,9 +54,25 @@ class LoopSchedule:
 
     def __call__(self, step: int) -> int:
         """S of optimiser step `step`, which counts from 0."""
-        draw = uniform(self.seed, Stream.LOOPS, step, 1)[0]
-        cumulative = np.cumsum(self.probabilities(step))
-        return 1 + int(np.searchsorted(cumulative[:-1], draw, side="right"))
+        return int(self.between(step, step + 1)[0])
+
+    def between(self, first: int, last: int) -> np.ndarray:
+        """S of the steps first, ..., last - 1, int64 [last - first]."""
+        steps = np.arange(first, last)
+        maxima = np.array([self.maximum_at(step) for step in steps])
+        draws = self._draws(first, last)
+        loops = np.empty(len(steps), dtype=np.int64)
+        for maximum in np.unique(maxima):
+            chosen = maxima == maximum
+            cumulative = np.cumsum(self.probabilities(int(steps[chosen][0])))
+            loops[chosen] = 1 + np.searchsorted(cumulative[:-1], draws[chosen], side="right")
+        return loops
+
+    def _draws(self, first: int, last: int) -> np.ndarray:
+        """One uniform per step. A block of steps shares one counter, so that a million steps are looked up at once."""
+        blocks = range(first // BLOCK, (last - 1) // BLOCK + 1)
+        drawn = np.concatenate([uniform(self.seed, Stream.LOOPS, block, BLOCK) for block in blocks])
+        return drawn[first - blocks[0] * BLOCK : last - blocks[0] * BLOCK]
 
     def mean(self, step: int) -> float:
         """E[S] at `step`."""

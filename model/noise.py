@@ -35,8 +35,8 @@ def uniform(seed: int, stream: Stream, index: int, size: int) -> np.ndarray:
 def stratified(seed: int, step: int, size: int) -> np.ndarray:
     """One uniform in each of `size` equal strata, in random order: (pi(i) + u) / size, float64 [size].
 
-    One shared offset u and one permutation pi per step, both keyed by the step (low-discrepancy sampling as in Kingma et al. 2021, "Variational
-    diffusion models", appendix I.1, over the whole global batch instead of one device's).
+    One shared offset u and one permutation pi per step, both keyed by the step: the low-discrepancy sampling of Kingma
+    et al. 2021, "Variational diffusion models", appendix I.1, over the whole global batch instead of one device's.
     """
     offset = uniform(seed, Stream.TIMESTEP_OFFSET, step, 1)
     order = np.argsort(uniform(seed, Stream.TIMESTEP_ORDER, step, size), kind="stable")

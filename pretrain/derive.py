@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from data_pipeline.manifest import Manifest
 from model.flops import FlopsModel
 from model.loops import LoopSchedule
@@ -86,11 +88,17 @@ class Plan:
         if train.max_flops is None:
             assert train.steps is not None
             return train.steps
-        spent, step = 0.0, 0
-        while spent < train.max_flops and (train.steps is None or step < train.steps):
-            spent += self.step_flops(step)
-            step += 1
-        return step
+        # FLOPs are linear in S, so those of all steps come from their loops at once, a stretch at a time.
+        first, spent, stretch = 0, 0.0, 16_384
+        per_pass = self.tokens_per_step * (self.flops.training(2) - self.flops.training(1))
+        rest = self.tokens_per_step * self.flops.training(1) - per_pass
+        while train.steps is None or first < train.steps:
+            totals = spent + np.cumsum(rest + per_pass * self.loops.between(first, first + stretch))
+            if totals[-1] >= train.max_flops:
+                first += int(np.searchsorted(totals, train.max_flops)) + 1
+                break
+            first, spent = first + stretch, totals[-1]
+        return first if train.steps is None else min(first, train.steps)
 
 
 def settle(settings: Settings, manifest: Manifest) -> Settings:

@@ -1,19 +1,18 @@
 """The training loop. Everything periodic is a hook."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import math
-
 from pretrain.batches import Batches
 from pretrain.derive import Plan
 from pretrain.engine import Engine
 from pretrain.errors import UserError
-from pretrain.stopping import StopRequest
 from pretrain.step import StepReport, train_step
+from pretrain.stopping import StopRequest
 from pretrain.world import World
 
 

@@ -31,7 +31,9 @@ def run(
 ) -> subprocess.CompletedProcess:
     """Run a command to its end and capture what it prints."""
     words = [str(word) for word in command]
-    return subprocess.run(words, cwd=cwd, env=environment() | extra, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        words, cwd=cwd, env=environment() | extra, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def training_command(*words: str | Path, ranks: int = 1) -> list[str | Path]:

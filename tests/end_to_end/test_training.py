@@ -33,7 +33,9 @@ def train_here(world, corpus, tmp_path):
     """Train in this process; the run folder is `tmp_path / NAME`."""
 
     def start(name, *words, resume=True):
-        settings = load_settings(str(RECIPE), [f"data.path={corpus}", f"run.dir={tmp_path}", f"run.name={name}", *words])
+        settings = load_settings(
+            str(RECIPE), [f"data.path={corpus}", f"run.dir={tmp_path}", f"run.name={name}", *words]
+        )
         manifest = load_manifest(settings.data.path)
         status = run_training(make_plan(settings, manifest, 1), manifest, resume)
         return tmp_path / name, status
@@ -45,7 +47,14 @@ def train_here(world, corpus, tmp_path):
 def trained(world, corpus, tmp_path_factory):
     """A finished run with evaluation and TensorBoard on."""
     folder = tmp_path_factory.mktemp("trained")
-    words = [f"data.path={corpus}", f"run.dir={folder}", "run.name=run", "eval.every=10", "eval.loops=1,3", "eval.rows=40"]
+    words = [
+        f"data.path={corpus}",
+        f"run.dir={folder}",
+        "run.name=run",
+        "eval.every=10",
+        "eval.loops=1,3",
+        "eval.rows=40",
+    ]
     settings = load_settings(str(RECIPE), [*words, "log.tensorboard=true"])
     manifest = load_manifest(settings.data.path)
     assert run_training(make_plan(settings, manifest, 1), manifest, resume=True) == 0
@@ -54,7 +63,18 @@ def trained(world, corpus, tmp_path_factory):
 
 def numbers(run_folder: Path) -> list[tuple]:
     """What two runs must share: everything but clocks and memory."""
-    keys = ("step", "samples", "tokens", "flops", "loss", "loops", "lr", "grad_norm", "loss_by_timestep", "loss_by_loops")
+    keys = (
+        "step",
+        "samples",
+        "tokens",
+        "flops",
+        "loss",
+        "loops",
+        "lr",
+        "grad_norm",
+        "loss_by_timestep",
+        "loss_by_loops",
+    )
     return [tuple(json.dumps(m[key]) for key in keys) for m in metrics(run_folder)]
 
 
@@ -97,7 +117,14 @@ def test_resume_in_a_new_process_after_a_crash_is_bitwise_too(train_here, corpus
 
 
 def test_two_ranks_resume_bit_for_bit(corpus, tmp_path):
-    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "parallel.zero_stage=2", "train.precision=bf16"]
+    words = [
+        "--config",
+        RECIPE,
+        f"data.path={corpus}",
+        f"run.dir={tmp_path}",
+        "parallel.zero_stage=2",
+        "train.precision=bf16",
+    ]
     train(*words, "run.name=whole", ranks=2)
     train(*words, "run.name=parts", "run.stop_after=10", ranks=2)
     train(*words, "run.name=parts", ranks=2)
@@ -186,7 +213,16 @@ def test_other_data_is_refused(train_here, corpus, tmp_path):
     text = tmp_path / "other.txt"
     text.write_text("entirely other words stand in this text\n" * 3000)
     tokenizer = corpus / load_manifest(corpus).tokenizer.file
-    arguments = ["--input", str(text), "--output", str(tmp_path / "other"), "--tokenizer", str(tokenizer), "--seq-len", "32"]
+    arguments = [
+        "--input",
+        str(text),
+        "--output",
+        str(tmp_path / "other"),
+        "--tokenizer",
+        str(tokenizer),
+        "--seq-len",
+        "32",
+    ]
     assert loopmdm(["prepare", *arguments, "--validation-fraction", "0", "--workers", "1"]) == 0
     with pytest.raises(UserError, match="is another corpus than the one trained on"):
         train_here("run", f"data.path={tmp_path / 'other'}")
@@ -248,14 +284,19 @@ def test_tensorboards_own_reader_reads_the_run(trained):
 
 def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
     """The whole command against plain PyTorch: same rows, same frozen masks, mean -log p per masked token."""
-    assert loopmdm(["evaluate", str(trained), "--loops", "1,3", "--rows", "40", "--batch-size", "7", "--weights", "raw"]) == 0
+    assert (
+        loopmdm(["evaluate", str(trained), "--loops", "1,3", "--rows", "40", "--batch-size", "7", "--weights", "raw"])
+        == 0
+    )
     figures = json.loads((trained / "eval" / "step_20_raw.json").read_text())
     settings, dataset = load_settings(str(trained / "config.yaml")), PackedDataset(corpus, "validation")
     weights = load_file(trained / "checkpoints" / "step_20" / "weights.safetensors")
     noise = freeze_noise(dataset.num_rows, 40, dataset.seq_len)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 40)))
     for row in figures["loops"]:
-        logits = reference_logits(weights, settings.model, clean.masked_fill(masked, settings.model.mask_id), row["loops"])
+        logits = reference_logits(
+            weights, settings.model, clean.masked_fill(masked, settings.model.mask_id), row["loops"]
+        )
         nats = -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1)
         per_row = (nats * masked).sum(dim=1) / masked.sum(dim=1)
         assert row["nats_per_token"] == pytest.approx(per_row.mean().item(), rel=1e-5)

@@ -159,7 +159,7 @@ def test_the_observer_sees_every_pass(world, tiny):
 def test_parameter_formula_equals_the_model(world):
     for architecture in SPLITS.values():
         model = LoopedDenoiser(architecture)
-        counted = {name: 0 for name in architecture.parameter_count()}
+        counted = dict.fromkeys(architecture.parameter_count(), 0)
         for name, parameter in model.named_parameters():
             counted[name.split(".")[0]] += parameter.numel()
         assert counted == architecture.parameter_count()

@@ -55,11 +55,11 @@ def test_broken_state_names_the_file_and_the_way_out(tmp_path):
 def test_missing_and_broken_weights(tmp_path):
     folder = checkpoint(tmp_path, 5)
     save_file({"a": torch.zeros(100)}, folder / "weights.safetensors")
-    with pytest.raises(UserError, match="ema.safetensors: does not exist; .* use --weights raw"):
+    with pytest.raises(UserError, match=r"ema.safetensors: does not exist; .* use --weights raw"):
         load_weights(folder, averaged=True)
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(UserError, match="weights.safetensors: cannot be read"):
+    with pytest.raises(UserError, match=r"weights.safetensors: cannot be read"):
         load_weights(folder, averaged=False)
 
 

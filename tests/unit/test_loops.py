@@ -35,6 +35,11 @@ def test_same_step_same_loops_whatever_was_asked_before():
     assert [schedule("uniform", seed=1)(step) for step in range(100)] != first
 
 
+def test_a_stretch_equals_its_steps():
+    ramped = schedule("uniform", maximum=6, ramp_steps=500)
+    assert list(ramped.between(3, 900)) == [ramped(step) for step in range(3, 900)]
+
+
 def test_ramp_raises_the_maximum():
     ramped = schedule("uniform", maximum=12, ramp_steps=1200)
     assert [ramped.maximum_at(step) for step in (0, 108, 110, 600, 1199, 1200, 5000)] == [1, 1, 2, 6, 11, 12, 12]

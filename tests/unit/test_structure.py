@@ -73,7 +73,9 @@ def test_files_and_functions_stay_small():
 
 
 def test_no_paths_of_one_machine():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False).stdout
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    ).stdout
     for name in listed.split():
         path = ROOT / name
         if path.suffix in {".py", ".sh", ".md", ".yaml", ".toml", ".json"} and path.is_file():
