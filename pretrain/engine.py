@@ -97,9 +97,11 @@ class Engine:
         with torch.no_grad():
             for master in kept:
                 master.copy_(self.optimizer.state[master][EMA_KEY])
-            yield
-            for master, own in kept.items():
-                master.copy_(own)
+            try:
+                yield
+            finally:
+                for master, own in kept.items():
+                    master.copy_(own)
 
 
 def deepspeed_config(plan: Plan) -> dict[str, Any]:

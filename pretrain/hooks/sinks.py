@@ -1,12 +1,10 @@
 """Where figures go: the console, metrics.jsonl, TensorBoard."""
 
 import json
-from typing import Any
 
+from pretrain.hooks.metrics import Record
 from pretrain.loop import TrainingRun
 from pretrain.writing import replace_text
-
-Record = dict[str, Any]
 
 
 class Console:
