@@ -71,7 +71,7 @@ def why_no_slurm():
     except subprocess.TimeoutExpired:
         return "the SLURM controller does not answer"
     if nodes.returncode:
-        return f"no SLURM controller: {nodes.stderr.strip()}"
+        return f"no SLURM controller: {nodes.stderr.strip().splitlines()[-1]}"
     usable = {"idle", "mixed", "allocated"} & set(nodes.stdout.split())
     return "" if usable else f"no usable SLURM node: {nodes.stdout.split()}"
 
