@@ -2,7 +2,10 @@
 
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
+
+import torch
 
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files
@@ -15,7 +18,7 @@ from pretrain.configuring import dump_settings
 from pretrain.derive import Plan
 from pretrain.devices import peak_flops
 from pretrain.engine import EMA_KEY, Engine
-from pretrain.errors import UserError
+from pretrain.errors import RankError, UserError
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.metrics import Metrics, Sink
 from pretrain.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
@@ -25,7 +28,7 @@ from pretrain.optimizer import build_optimizer
 from pretrain.settings import Settings
 from pretrain.stopping import StopRequest
 from pretrain.world import World, start_world
-from pretrain.writing import replace_text
+from pretrain.writing import owned_folder, replace_text
 
 
 def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
@@ -34,9 +37,9 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
     Raises:
         UserError, DataError: something that the user can mend.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, ExitStack() as held:
         world = start_world()
-        _prepare_folder(plan, manifest, world, resume)
+        _prepare_folder(plan, manifest, world, resume, held)
         run = _build(plan, world)
         restored = restore(run, manifest)
         if world.is_main:
@@ -48,7 +51,10 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
                     flush=True,
                 )
             return 0
-        train(run, _hooks(run, manifest), stop)
+        try:
+            train(run, _hooks(run, manifest), stop)
+        except torch.OutOfMemoryError as error:
+            raise RankError(_out_of_memory(run, error)) from error
         return _finish(run, stop)
 
 
@@ -73,26 +79,30 @@ def _hooks(run: TrainingRun, manifest: Manifest) -> list[Hook]:
     return [*hooks, Checkpoints(manifest)]
 
 
-def _prepare_folder(plan: Plan, manifest: Manifest, world: World, resume: bool) -> None:
+def _prepare_folder(plan: Plan, manifest: Manifest, world: World, resume: bool, held: ExitStack) -> None:
     """Check the data and make the run folder, on the main rank; a failure there fails all."""
     error: Exception | None = None
     if world.is_main:
         try:
             check_files(plan.settings.data.path, manifest)
-            _claim_folder(plan.settings, resume)
+            _claim_folder(plan.settings, resume, held)
         except Exception as caught:
             error = caught
     world.agree(error)
 
 
-def _claim_folder(settings: Settings, resume: bool) -> None:
+def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
+    """Make the run folder, or take the one that is there, and hold it until the end of this start."""
     folder = settings.run_folder
     if not resume and folder.exists():
+        with owned_folder(folder):
+            pass
         aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         folder.rename(aside)
         print(f"moved {folder} to {aside}", flush=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(owned_folder(folder))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be made ({error.strerror}); set run.dir to a folder you can write to"
@@ -114,6 +124,16 @@ def _describe(run: TrainingRun, manifest: Manifest, restored: Path | None) -> No
     tokenizer.mkdir(exist_ok=True)
     for name in (manifest.tokenizer.file, MANIFEST_NAME):
         shutil.copyfile(settings.data.path / name, tokenizer / name)
+
+
+def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
+    """Where memory ran out and what to try, in the order of what it costs."""
+    step = run.progress.step
+    return (
+        f"rank {run.world.rank} ran out of memory in step {step + 1} at {run.plan.loops(step)} loops: {error}. The run goes on "
+        f"from its last checkpoint with a lower train.micro_batch_size (now {run.plan.settings.train.micro_batch_size}; the "
+        "numbers stay the same), parallel.recompute=loop or full, or a higher parallel.zero_stage"
+    )
 
 
 def _finish(run: TrainingRun, stop: StopRequest) -> int:

@@ -2,7 +2,6 @@
 
 import resource
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -63,10 +62,10 @@ class Metrics:
 
     def _begin(self, run: TrainingRun) -> None:
         self._reports, self._waits = [], []
-        self._time, self._flops = time.perf_counter(), run.progress.flops
+        self._elapsed, self._flops = run.progress.elapsed, run.progress.flops
 
     def _record(self, run: TrainingRun) -> Record:
-        seconds = time.perf_counter() - self._time
+        seconds = run.progress.elapsed - self._elapsed  # of training: evaluation and checkpoints are not its speed
         reports, flops_per_second = self._reports, (run.progress.flops - self._flops) / seconds
         peak = self._peak_flops and self._peak_flops * run.world.size
         return {

@@ -22,6 +22,7 @@ from pretrain.derive import make_plan
 from pretrain.errors import UserError
 from pretrain.evaluation import freeze_noise
 from pretrain.running import run_training
+from pretrain.writing import owned_folder
 from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
 
 pytestmark = pytest.mark.end_to_end
@@ -180,6 +181,24 @@ def test_more_steps_go_on_from_the_end(train_here, capsys):
     train_here("run", "optim.schedule=constant", "train.steps=24")
     assert [m["step"] for m in metrics(folder)] == list(range(1, 25))
     assert "changed since then: train.steps: 20 -> 24" in capsys.readouterr().out
+
+
+def test_a_folder_in_use_is_refused(train_here, tmp_path):
+    (tmp_path / "run").mkdir()
+    with owned_folder(tmp_path / "run"), pytest.raises(UserError, match=r"another process is training here"):
+        train_here("run")
+    train_here("run", "run.stop_after=1")
+
+
+def test_out_of_memory_says_where_and_what_to_try(train_here, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr("pretrain.loop.train_step", fail)
+    with pytest.raises(
+        UserError, match=r"rank 0 ran out of memory in step 1 at \d loops: tried .* train.micro_batch_size \(now 2"
+    ):
+        train_here("run")
 
 
 def test_no_resume_moves_the_old_run_aside(train_here):
