@@ -23,6 +23,7 @@ from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.metrics import Metrics, Sink
 from pretrain.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
 from pretrain.hooks.validation import Validation
+from pretrain.launcher import read_launcher
 from pretrain.loop import Hook, Progress, TrainingRun, train
 from pretrain.optimizer import build_optimizer
 from pretrain.settings import Settings
@@ -38,7 +39,7 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         UserError, DataError: something that the user can mend.
     """
     with StopRequest() as stop, ExitStack() as held:
-        world = start_world()
+        world = start_world(read_launcher())
         _prepare_folder(plan, manifest, world, resume, held)
         run = _build(plan, world)
         restored = restore(run, manifest)

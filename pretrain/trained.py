@@ -57,7 +57,7 @@ def open_run(folder: Path, weights: str | None) -> TrainedRun:
     settings = load_settings(str(folder / "config.yaml"))
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
     tensors = load_weights(checkpoint, averaged=chosen == "ema")
-    world = start_world()
+    world = start_world((0, 1, 0))
     model = LoopedDenoiser(settings.model)
     try:
         model.load_state_dict(tensors, strict=False)

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,8 +11,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from data_pipeline.errors import DataError
 from pretrain.errors import UserError
-from pretrain.launcher import read_launcher
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the other ranks before it fails."""
@@ -45,7 +44,7 @@ class World:
         return parallel_state.get_data_parallel_rank()
 
     def sum(self, values: Sequence[float] | Tensor) -> Tensor:
-        """Sum over all ranksin fp64, as a CPU tensor: every rank gets the same numbers."""
+        """Sum over all ranks in fp64, as a CPU tensor: every rank gets the same numbers."""
         total = torch.as_tensor(values, dtype=torch.float64).to(self.device)
         dist.all_reduce(total)
         return total.cpu()
@@ -57,7 +56,8 @@ class World:
     def agree(self, error: Exception | None) -> None:
         """Let a failure on one rank fail all, naming it; the ranks leave together. Raises UserError."""
         messages: list[str | None] = [None] * self.size
-        dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
+        own = error and (str(error) if isinstance(error, UserError | DataError) else f"{type(error).__name__}: {error}")
+        dist.all_gather_object(messages, own)
         failed = {rank: message for rank, message in enumerate(messages) if message is not None}
         if failed:
             rank, message = next(iter(failed.items()))
@@ -68,13 +68,16 @@ class World:
         dist.barrier()
 
 
-def start_world() -> World:
+def start_world(ranks: tuple[int, int, int]) -> World:
     """Join the process group (gloo on CPUs, NCCL on GPUs) and make megatron-core's groups.
+
+    Args:
+        ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a process that works alone.
 
     Raises:
         UserError: the other ranks cannot be reached.
     """
-    rank, size, local_rank = read_launcher()
+    rank, size, local_rank = ranks
     device = _device(local_rank)
     if not dist.is_initialized():
         _join(rank, size, device)
@@ -104,9 +107,8 @@ def _device(local_rank: int) -> torch.device:
 
 def _join(rank: int, size: int, device: torch.device) -> None:
     backend = "gloo" if device.type == "cpu" else "nccl"
-    if "MASTER_ADDR" not in os.environ and size == 1:
-        store = dist.FileStore(tempfile.NamedTemporaryFile(prefix="loopmdm-store-").name, 1)  # noqa: SIM115
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         return
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
         if variable not in os.environ:

@@ -20,7 +20,7 @@ def world():
     """Process groups of one rank, as `loopmdm evaluate` makes them."""
     from pretrain.world import start_world
 
-    return start_world()
+    return start_world((0, 1, 0))
 
 
 @pytest.fixture(scope="session")
