@@ -41,7 +41,7 @@ def _peak(run: TrainingRun) -> str:
 def _layout(run: TrainingRun) -> str:
     parallel, train = run.plan.settings.parallel, run.plan.settings.train
     return (
-        f"{run.world.size} ranks = data {run.plan.data_parallel_size} x tensor {parallel.tensor} x pipeline {parallel.pipeline}; "
+        f"world size {run.world.size} = data {run.plan.data_parallel_size} x tensor {parallel.tensor} x pipeline {parallel.pipeline}; "
         f"ZeRO-{parallel.zero_stage}, {train.precision}, recompute {parallel.recompute}"
     )
 
@@ -76,8 +76,8 @@ def _arithmetic_rows(run: TrainingRun, manifest: Manifest) -> list[tuple[str, st
         ),
         (
             "batch",
-            f"{train.global_batch_size} rows = {plan.micro_batches} micro-batches of {train.micro_batch_size} on each of "
-            f"{plan.data_parallel_size} data-parallel ranks; {plan.tokens_per_step:,} tokens a step",
+            f"{train.global_batch_size} rows = {train.micro_batch_size} per micro-batch x {plan.micro_batches} per rank x "
+            f"{plan.data_parallel_size} data-parallel; {plan.tokens_per_step:,} tokens a step",
         ),
         (
             "schedule",

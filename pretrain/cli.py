@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="loopmdm",
         description="Pre-training of looped masked diffusion language models.",
-        epilog="Training: deepspeed pretrain/main.py --config RECIPE [key=value ...]",
+        epilog="Training: python pretrain/main.py --config RECIPE [key=value ...]; see its --help for launchers and keys.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     chosen = words[0] if words else ""

@@ -28,4 +28,4 @@ def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads per rank"
+    return f"CPU, threads per rank: {torch.get_num_threads()}"

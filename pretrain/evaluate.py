@@ -76,7 +76,7 @@ def format_table(figures: dict[str, Any]) -> str:
         ratio = row["bits_per_byte"] / unigram["bits_per_byte"] - 1
         lines.append(
             f"S={row['loops']:<6}{row['nats_per_token']:>11.4f} ± {row['nats_per_token_se']:.4f}"
-            f"{row['bits_per_byte']:>11.4f} ± {row['bits_per_byte_se']:.4f}{ratio:>12.1%}{change:>26}"
+            f"{row['bits_per_byte']:>11.4f} ± {row['bits_per_byte_se']:.4f}{ratio:>+12.1%}{change:>26}"
         )
     lines.append(f"{'unigram':<8}{unigram['nats_per_token']:>11.4f}{'':9}{unigram['bits_per_byte']:>11.4f}")
     return "\n".join(lines)

@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog="pretrain/main.py",
-        description="Train a looped masked diffusion language model.",
+        description="Train a looped masked diffusion language model. Started by python (one process), deepspeed, "
+        "torchrun, or srun (launchers/pretrain.sh).",
         epilog=f"keys:\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -43,15 +43,13 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         _prepare_folder(plan, manifest, world, resume, held)
         run = _build(plan, world)
         restored = restore(run, manifest)
-        if world.is_main:
-            _describe(run, manifest, restored)
         if run.progress.step >= plan.total_steps:
             if world.is_main:
-                print(
-                    f"nothing to do: {run.folder} is at step {run.progress.step}; raise train.steps to go on",
-                    flush=True,
-                )
+                done = run.progress.step
+                print(f"nothing to do: {run.folder} is at step {done}; raise train.steps to go on", flush=True)
             return 0
+        if world.is_main:
+            _describe(run, manifest, restored)
         try:
             train(run, _hooks(run, manifest), stop)
         except torch.OutOfMemoryError as error:

@@ -52,7 +52,8 @@ def open_run(folder: Path, weights: str | None) -> TrainedRun:
         UserError: no run, no complete checkpoint, or weights that do not fit its settings.
     """
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no config.yaml); give one such as runs/quickstart")
+        why = "not a run folder (no config.yaml)" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
     checkpoint = latest_checkpoint(folder)
     settings = load_settings(str(folder / "config.yaml"))
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")

@@ -119,7 +119,10 @@ def _join(rank: int, size: int, device: torch.device) -> None:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(f"rank {rank} of {size} cannot meet the others at {address}: {error}") from error
+        raise UserError(
+            f"rank {rank} of {size} cannot meet the others at {address}; if another job has that port, give the launcher one of your own (deepspeed "
+            f"--master_port N, torchrun --master-port N). The library said: {error}"
+        ) from error
 
 
 def leave_world() -> None:

@@ -20,7 +20,7 @@ class Console:
         parts = [
             f"step {step:>{len(str(self._total))}}/{self._total}",
             f"loss {record['loss']:.4f} nats/token",
-            f"loops {record['loops']:.1f}",
+            f"loops {record['loops']:.3g}",
             f"grad_norm {record['grad_norm']:.3f}",
             f"lr {record['lr']:.2e}",
             f"{record['tokens_per_second']:,.0f} tokens/s",

@@ -352,8 +352,8 @@ def test_sample_writes_text_without_masks(trained, capsys):
 
 
 MISUSES = {
-    ("evaluate", "nowhere"): "nowhere: not a run folder (no config.yaml)",
-    ("sample", "nowhere"): "nowhere: not a run folder (no config.yaml)",
+    ("evaluate", "nowhere"): "nowhere: no such folder; give the folder of a run, such as runs/quickstart",
+    ("sample", "tests"): "tests: not a run folder (no config.yaml)",
     ("evaluate", "RUN", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
     ("evaluate", "RUN", "--split", "test"): "has no split 'test'",
     ("sample", "RUN", "--loops", "0"): "--loops 0: must be at least 1",
@@ -362,7 +362,8 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("words", MISUSES, ids=lambda words: " ".join(words)[:40])
-def test_misuse_is_told_and_exits_2(trained, words, capsys):
+def test_misuse_is_told_and_exits_2(trained, words, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert loopmdm([str(trained) if word == "RUN" else word for word in words]) == 2
     assert MISUSES[words] in capsys.readouterr().err
 
