@@ -40,8 +40,9 @@ def _peak(run: TrainingRun) -> str:
 
 def _layout(run: TrainingRun) -> str:
     parallel, train = run.plan.settings.parallel, run.plan.settings.train
+    data = run.plan.data_parallel_size
     return (
-        f"world size {run.world.size} = data {run.plan.data_parallel_size} x tensor {parallel.tensor} x pipeline {parallel.pipeline}; "
+        f"world size {run.world.size} = data {data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}; "
         f"ZeRO-{parallel.zero_stage}, {train.precision}, recompute {parallel.recompute}"
     )
 

@@ -120,8 +120,8 @@ def _join(rank: int, size: int, device: torch.device) -> None:
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"rank {rank} of {size} cannot meet the others at {address}; if another job has that port, give the launcher one of your own (deepspeed "
-            f"--master_port N, torchrun --master-port N). The library said: {error}"
+            f"rank {rank} of {size} cannot meet the others at {address}; if another job has that port, give the launcher one of "
+            f"your own (deepspeed --master_port N, torchrun --master-port N). The library said: {error}"
         ) from error
 
 
