@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def save_checkpoint(run: TrainingRun, manifest: Manifest) -> Path:
     run.world.agree(_prepare_folder(run, partial))
     try:
         _write(run, manifest, partial)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         # The other ranks may be inside a collective: this one leaves, its launcher ends them, and the folder has no mark.
         if run.world.size == 1:
             shutil.rmtree(partial, ignore_errors=True)
@@ -175,10 +176,13 @@ def _save_gathered(run: TrainingRun, path: Path) -> None:
 
 
 def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | None:
-    """Make an empty folder and check that a checkpoint fits: fp32 weights and average, master weights, moments."""
+    """Make an empty folder and check that a checkpoint fits.
+
+    fp32 copies of the weights: DeepSpeed's, its master weights, two moments and ours; with an average, two of that.
+    """
     if not run.world.is_main:
         return None
-    copies = 6 if run.plan.settings.optim.ema_decay else 4
+    copies = 7 if run.plan.settings.optim.ema_decay else 5
     needed = copies * 4 * sum(run.plan.settings.model.parameter_count().values())
     try:
         shutil.rmtree(partial, ignore_errors=True)

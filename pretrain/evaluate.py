@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     trained = open_run(arguments.folder, arguments.weights)
     data = arguments.data or trained.settings.data.path
     dataset = PackedDataset(data, arguments.split)
-    if dataset.manifest.tokenizer.sha256 != trained.manifest.tokenizer.sha256:
+    if dataset.manifest.tokenizer != trained.manifest.tokenizer:
         raise UserError(
             f"{data}: prepared with another tokenizer than {arguments.folder} was trained with; prepare it with "
             f"--tokenizer {trained.tokenizer_folder / trained.manifest.tokenizer.file}"

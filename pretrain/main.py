@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Started by path, `pretrain/` stands first in the module path instead of the repository: make both ways the same.
-ROOT = str(Path(__file__).resolve().parent.parent)
-if sys.path[0] != ROOT:
-    sys.path[0] = ROOT
+HERE = Path(__file__).resolve().parent
+if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
+    sys.path[0] = str(HERE.parent)
 
 from data_pipeline.errors import DataError  # noqa: E402
 from data_pipeline.manifest import load_manifest  # noqa: E402

@@ -24,6 +24,7 @@ from pretrain.hooks.metrics import Metrics, Sink
 from pretrain.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
 from pretrain.hooks.validation import Validation
 from pretrain.launcher import read_launcher
+from pretrain.logs import logged
 from pretrain.loop import Hook, Progress, TrainingRun, train
 from pretrain.optimizer import build_optimizer
 from pretrain.settings import Settings
@@ -41,6 +42,7 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
     with StopRequest() as stop, ExitStack() as held:
         world = start_world(read_launcher())
         _prepare_folder(plan, manifest, world, resume, held)
+        held.enter_context(logged(plan.settings.run_folder, world.rank))
         run = _build(plan, world)
         restored = restore(run, manifest)
         if run.progress.step >= plan.total_steps:
@@ -70,11 +72,12 @@ def _build(plan: Plan, world: World) -> TrainingRun:
 def _hooks(run: TrainingRun, manifest: Manifest) -> list[Hook]:
     """In order: figures, evaluation, then the checkpoint that makes both permanent."""
     settings = run.plan.settings
-    sinks: list[Sink] = [Console(), MetricsFile()] + ([TensorBoard()] if settings.log.tensorboard else [])
+    tensorboard = TensorBoard() if settings.log.tensorboard else None
+    sinks: list[Sink] = [Console(), MetricsFile()] + ([tensorboard] if tensorboard else [])
     peak = peak_flops(run.world.device, settings.train.precision, settings.log.peak_tflops)
     hooks: list[Hook] = [Metrics(sinks, peak)]
     if settings.eval.every is not None:
-        hooks.append(Validation(PackedDataset(settings.data.path, "validation")))
+        hooks.append(Validation(PackedDataset(settings.data.path, "validation"), tensorboard))
     return [*hooks, Checkpoints(manifest)]
 
 

@@ -1,6 +1,7 @@
 """Where figures go: the console, metrics.jsonl, TensorBoard."""
 
 import json
+from collections.abc import Mapping
 
 from pretrain.hooks.metrics import Record
 from pretrain.loop import TrainingRun
@@ -67,11 +68,14 @@ class TensorBoard:
 
     def write(self, record: Record) -> None:
         """Write scalars under `train/`, `loss_by_timestep/` and `loss_by_loops/`."""
-        step = record["step"]
         bins = record["loss_by_timestep"]
         scalars = {f"train/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         scalars |= {f"loss_by_timestep/{i / len(bins):.1f}": v for i, v in enumerate(bins) if v is not None}
         scalars |= {f"loss_by_loops/{loops}": v for loops, v in record["loss_by_loops"].items()}
+        self.write_scalars(record["step"], scalars)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write values under names of the caller's."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()

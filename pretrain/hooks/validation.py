@@ -4,6 +4,7 @@ import json
 
 from data_pipeline.dataset import PackedDataset
 from pretrain.evaluation import evaluate_loops
+from pretrain.hooks.sinks import TensorBoard
 from pretrain.loop import TrainingRun
 from pretrain.step import StepReport
 from pretrain.writing import replace_text
@@ -12,8 +13,8 @@ from pretrain.writing import replace_text
 class Validation:
     """Evaluates every `eval.every` steps at `eval.loops`; noise is frozen, so training's is untouched."""
 
-    def __init__(self, dataset: PackedDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: PackedDataset, tensorboard: TensorBoard | None) -> None:
+        self._dataset, self._tensorboard = dataset, tensorboard
 
     def on_start(self, run: TrainingRun) -> None:
         """Nothing to do."""
@@ -32,6 +33,9 @@ class Validation:
             replace_text(
                 run.folder / "eval" / f"train_step_{run.progress.step}.json", json.dumps(figures, indent=2) + "\n"
             )
+            if self._tensorboard is not None:
+                nats = {f"validation_nats_per_token/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]}
+                self._tensorboard.write_scalars(run.progress.step, nats)
             shown = [f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in figures["loops"]]
             print(f"validation at step {run.progress.step}, nats/token: {', '.join(shown)}", flush=True)
 

@@ -26,6 +26,8 @@ VARIANTS = {
     "recompute-loop": ["parallel.recompute=loop"],
     "zero3-recompute-loop": ["parallel.zero_stage=3", "parallel.recompute=loop"],
 }
+# Three ranks: neither the weights nor the rows divide by a power of two.
+UNEVEN = {f"uneven-zero{z}": [f"parallel.zero_stage={z}", "train.global_batch_size=6"] for z in (0, 1, 2, 3)}
 BF16 = {f"bf16-zero{z}": ["train.precision=bf16", f"parallel.zero_stage={z}"] for z in (1, 2, 3)}
 
 
@@ -43,13 +45,10 @@ def launch(folder: Path, corpus: Path, ranks: int, layouts: dict[str, list[str]]
 def runs(tmp_path_factory, corpus) -> Path:
     """Run folders `RANKS-LAYOUT` of every layout, from one launch per world size."""
     folder = tmp_path_factory.mktemp("parity")
-    launch(
-        folder,
-        corpus,
-        1,
-        {"zero0": FP32["zero0"], "zero3": FP32["zero3"], "micro8": ["train.micro_batch_size=8"], **BF16},
-    )
+    alone = {"zero0": FP32["zero0"], "zero3": FP32["zero3"], "micro8": ["train.micro_batch_size=8"]}
+    launch(folder, corpus, 1, alone | BF16 | {"uneven-zero0": UNEVEN["uneven-zero0"]})
     launch(folder, corpus, 2, FP32 | VARIANTS | BF16)
+    launch(folder, corpus, 3, UNEVEN)
     return folder
 
 
@@ -59,10 +58,14 @@ def weights(runs: Path, name: str, averaged: bool = False) -> dict[str, torch.Te
     )
 
 
-@pytest.mark.parametrize("name", ["1-zero3", "1-micro8", *(f"2-{name}" for name in FP32 | VARIANTS)])
+LAYOUTS = ["1-zero3", "1-micro8", *(f"2-{name}" for name in FP32 | VARIANTS), *(f"3-{name}" for name in UNEVEN)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_fp32_layout_equals_one_rank(runs, name):
     """20 steps with S changing: loss within 1e-5, gradient norm and final weights within 1e-4, relative."""
-    expected, got = metrics(runs / "1-zero0"), metrics(runs / name)
+    reference = "1-uneven-zero0" if "uneven" in name else "1-zero0"
+    expected, got = metrics(runs / reference), metrics(runs / name)
     assert [m["step"] for m in got] == list(range(1, 21))
     assert [m["loops"] for m in got] == [m["loops"] for m in expected]
     assert len({m["loops"] for m in got}) > 2
@@ -70,7 +73,7 @@ def test_fp32_layout_equals_one_rank(runs, name):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
     for averaged in (False, True):
-        expected_weights, got_weights = weights(runs, "1-zero0", averaged), weights(runs, name, averaged)
+        expected_weights, got_weights = weights(runs, reference, averaged), weights(runs, name, averaged)
         assert expected_weights.keys() == got_weights.keys()
         for key, value in expected_weights.items():
             error = (got_weights[key] - value).norm() / value.norm()

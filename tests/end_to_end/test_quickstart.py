@@ -12,14 +12,14 @@ pytestmark = pytest.mark.end_to_end
 
 
 def test_quickstart_learns_and_a_second_call_reuses_what_is_there(tmp_path):
+    if not (ROOT / ".venv" / ".loopmdm-installed").is_file():
+        pytest.skip("no .venv made by launchers/install.sh: quickstart would install one (run bash launchers/test.sh)")
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     ).stdout
     for name in listed.splitlines():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    if not (ROOT / ".venv" / ".loopmdm-installed").is_file():
-        pytest.skip("no .venv made by launchers/install.sh: quickstart would install one (run bash launchers/test.sh)")
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     variables = {k: v for k, v in environment().items() if k != "OMP_NUM_THREADS"}
     outputs = []

@@ -221,10 +221,16 @@ CANNOT_RESUME = {
 @pytest.mark.parametrize("word", CANNOT_RESUME)
 def test_a_checkpoint_of_another_shape_is_refused_and_kept(train_here, word):
     folder, _ = train_here("run", "run.stop_after=2")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+    def times():
+        """Of everything but the log, which tells of the refused start too."""
+        return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs"}
+
+    before = times()
     with pytest.raises(UserError, match=f"step_2: cannot resume: .*{CANNOT_RESUME[word]}"):
         train_here("run", word)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    assert times() == before
+    assert "cannot resume" in (folder / "logs" / "rank_0.log").read_text()
 
 
 def test_other_data_is_refused(train_here, corpus, tmp_path):
@@ -298,7 +304,13 @@ def test_tensorboards_own_reader_reads_the_run(trained):
     scalars = events.Scalars("train/loss")
     assert [s.step for s in scalars] == list(range(1, 21))
     assert [s.value for s in scalars] == pytest.approx([m["loss"] for m in metrics(trained)], rel=1e-6)
-    assert any(tag.startswith("loss_by_timestep/") for tag in events.Tags()["scalars"])
+    tags = events.Tags()["scalars"]
+    assert any(tag.startswith("loss_by_timestep/") for tag in tags)
+    assert any(tag.startswith("loss_by_loops/") for tag in tags)
+    during = json.loads((trained / "eval" / "train_step_20.json").read_text())["loops"]
+    for figures in during:
+        last = events.Scalars(f"validation_nats_per_token/loops_{figures['loops']}")[-1]
+        assert (last.step, last.value) == (20, pytest.approx(figures["nats_per_token"], rel=1e-6))
 
 
 def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
@@ -323,6 +335,13 @@ def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
     expected = figures["loops"][0]["nats_per_token"] / np.log(2) * split.tokens / split.bytes
     assert figures["loops"][0]["bits_per_byte"] == pytest.approx(expected)
     assert "unigram" in capsys.readouterr().out
+
+
+def test_the_log_holds_what_was_printed(trained):
+    log = (trained / "logs" / "rank_0.log").read_text()
+    assert log.startswith("run ")
+    assert log.count("| loss ") == 20
+    assert "done: 20 steps" in log
 
 
 def test_validation_while_training_equals_the_command(trained):
