@@ -24,28 +24,16 @@ $usage"
 $usage
 without SLURM: loopmdm prepare $*"
 
-# sbatch runs a copy of this file from its spool folder: see find_repository in pretrain.sh.
-find_repository() {
-    local script candidate
-    script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || script=""
-    [[ $script == /* ]] || script=${SLURM_SUBMIT_DIR:-$PWD}/$script
-    for candidate in "${BASH_SOURCE[0]%/*}/.." "${script%%/prepare_data.sh*}/.." "${SLURM_SUBMIT_DIR:-$PWD}"; do
-        if [[ -f $candidate/pretrain/cli.py ]]; then
-            (cd "$candidate" && pwd)
-            return
-        fi
-    done
-    die "cannot find the repository: submit from inside it"
-}
-repository=$(find_repository)
-
-python=$repository/.venv/bin/python
-if [[ ! -x $python ]]; then
-    python=python3
-    python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("numpy") is None)' 2>/dev/null ||
-        die "$repository/.venv is missing, and python3 has no numpy: install the project first
-    cd $repository && python3 -m venv .venv && .venv/bin/pip install -e ."
-fi
+# sbatch runs a copy of this file from its spool folder, so its place says nothing there; the job's Command is the original
+# path (relative to the submission if it was given so), then the arguments. Last, for `sbatch < FILE`, the submission's folder.
+original=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || original=""
+[[ $original == /* ]] || original=${SLURM_SUBMIT_DIR:-$PWD}/$original
+for folder in "${BASH_SOURCE[0]%/*}" "${original%%/prepare_data.sh*}" "${SLURM_SUBMIT_DIR:-$PWD}/launchers" ""; do
+    [[ ! -f $folder/slurm_job.sh ]] || break
+done
+[[ -n $folder ]] || die "cannot find the repository: submit from inside it"
+source "$folder/slurm_job.sh"
+python=$(find_python numpy)
 
 # One process per allocated CPU, unless the caller says otherwise.
 workers=(--workers "${SLURM_CPUS_PER_TASK:-1}")
@@ -53,7 +41,6 @@ for argument in "$@"; do
     [[ $argument != --workers && $argument != --workers=* ]] || workers=()
 done
 
-export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # srun does not take the number of CPUs over from the job.
 exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     "$python" -m pretrain.cli prepare "$@" "${workers[@]}"

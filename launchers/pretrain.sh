@@ -32,30 +32,16 @@ $usage"
 $usage
 without SLURM: torchrun --nproc-per-node=ACCELERATORS pretrain/main.py --config $*"
 
-# sbatch runs a copy of this file from its spool folder, so the place of this file says nothing there;
-# the job's Command is the original path (relative to the submission if it was given so), then the arguments.
-# Last comes the folder of the submission, for `sbatch < launchers/pretrain.sh`.
-find_repository() {
-    local script candidate
-    script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || script=""
-    [[ $script == /* ]] || script=${SLURM_SUBMIT_DIR:-$PWD}/$script
-    for candidate in "${BASH_SOURCE[0]%/*}/.." "${script%%/pretrain.sh*}/.." "${SLURM_SUBMIT_DIR:-$PWD}"; do
-        if [[ -f $candidate/pretrain/main.py ]]; then
-            (cd "$candidate" && pwd)
-            return
-        fi
-    done
-    die "cannot find the repository: submit from inside it"
-}
-repository=$(find_repository)
-
-python=$repository/.venv/bin/python
-if [[ ! -x $python ]]; then
-    python=python3
-    python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
-        die "$repository/.venv is missing, and python3 has no torch: install the project first
-    cd $repository && python3 -m venv .venv && .venv/bin/pip install -e ."
-fi
+# sbatch runs a copy of this file from its spool folder, so its place says nothing there; the job's Command is the original
+# path (relative to the submission if it was given so), then the arguments. Last, for `sbatch < FILE`, the submission's folder.
+original=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || original=""
+[[ $original == /* ]] || original=${SLURM_SUBMIT_DIR:-$PWD}/$original
+for folder in "${BASH_SOURCE[0]%/*}" "${original%%/pretrain.sh*}" "${SLURM_SUBMIT_DIR:-$PWD}/launchers" ""; do
+    [[ ! -f $folder/slurm_job.sh ]] || break
+done
+[[ -n $folder ]] || die "cannot find the repository: submit from inside it"
+source "$folder/slurm_job.sh"
+python=$(find_python torch)
 
 # Ranks on each node: what was asked for, else the accelerators of the node, else one.
 # salloc leaves SLURM_GPUS_ON_NODE out; SLURM_GPUS_PER_NODE reads [type:]number.
@@ -81,8 +67,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # Below the range that systems hand out to clients, and different for neighbouring jobs on one node.
 MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank}
-PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
-export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS PYTHONPATH PYTHONUNBUFFERED=1
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
 
 echo "job $SLURM_JOB_ID: $nodes nodes x $ranks ranks x $cpus_per_rank CPUs, rendezvous $MASTER_ADDR:$MASTER_PORT"
 

@@ -175,7 +175,7 @@ def _save_gathered(run: TrainingRun, path: Path) -> None:
             pass
 
 
-def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | None:
+def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | UserError | None:
     """Make an empty folder and check that a checkpoint fits.
 
     fp32 copies of the weights: DeepSpeed's, its master weights, two moments and ours; with an average, two of that.
@@ -190,9 +190,10 @@ def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | None:
         free = shutil.disk_usage(partial).free
         if free < needed:
             partial.rmdir()
-            gib = 2**30
-            raise OSError(
-                f"{partial.parent}: {free / gib:.3f} GiB free, a checkpoint needs about {needed / gib:.3f} GiB; make room"
+            mib = 2**20
+            return UserError(
+                f"{partial.parent}: {free / mib:,.1f} MiB free, a checkpoint needs about {needed / mib:,.1f} MiB; make room "
+                "and start again. Older checkpoints are whole"
             )
     except OSError as error:
         return error

@@ -4,7 +4,7 @@ import io
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -21,8 +21,8 @@ class Tee(io.TextIOBase):
         return self._stream.write(text)
 
     def keep(self, text: str) -> None:
-        """Write to the file alone."""
-        with self._path.open("a", encoding="utf-8") as file:
+        """Write to the file alone; a full disk costs the log, not the run or the error that it should tell."""
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(text)
 
     def flush(self) -> None:

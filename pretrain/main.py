@@ -4,6 +4,7 @@ parse -> check -> build -> train. Configuration errors are answered before torch
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = run_training(plan, manifest, resume=arguments.resume)
         leave_world()
         return status
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: rank {rank}: {error}; make room and start again", file=sys.stderr, flush=True)
+        return 2
     except (UserError, DataError) as error:
         if rank == 0 or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,18 @@
+# What pretrain.sh and prepare_data.sh share inside a SLURM job; sourced by them, from the repository's launchers/.
+# Sets: repository, python. Exports: PYTHONPATH.
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The project's own environment, else a python3 that has what the job needs ($1, a package).
+find_python() {
+    local python=$repository/.venv/bin/python
+    if [[ ! -x $python ]]; then
+        python=python3
+        python3 -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)" 2>/dev/null ||
+            die "$repository/.venv is missing, and python3 has no $1: install the project first
+    cd $repository && bash launchers/install.sh"
+    fi
+    echo "$python"
+}
+
+export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
