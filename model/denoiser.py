@@ -9,13 +9,20 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.architecture import Architecture
-from model.layers import RMSNorm, build_layer, initialize_weights, rotary_angles, transformer_config
+from model.layers import RMSNorm, Sharding, build_layer, rotary_angles, transformer_config
+from model.placement import Chunk, Stage, whole
+from model.weights import fill_weights, initial_weights
 
 Recompute = Literal["none", "full", "loop"]
 """Which activations the backward pass computes again: none, every layer's, or those inside each mid-block pass."""
@@ -34,16 +41,20 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class LayerStack(nn.Module):
-    """Consecutive transformer layers."""
+    """Consecutive transformer layers: those of one phase that this pipeline stage holds, under their global numbers."""
 
-    def __init__(self, config: TransformerConfig, first: int, count: int, recompute_layers: bool) -> None:
+    def __init__(self, config: TransformerConfig, first: int, held: range, recompute_layers: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(build_layer(config, first + i + 1) for i in range(count))
+        self.layers = nn.ModuleDict({str(i): build_layer(config, first + i + 1) for i in held})
         self.recompute_layers = recompute_layers
 
     def forward(self, hidden_states: Tensor, angles: Tensor) -> Tensor:
         """[s, b, h] -> [s, b, h]; `angles` as from `rotary_angles`."""
-        for layer in self.layers:
+        return self.run_layers(hidden_states, angles)
+
+    def run_layers(self, hidden_states: Tensor, angles: Tensor) -> Tensor:
+        """Every layer held here, once."""
+        for layer in self.layers.values():
 
             def run(states: Tensor, angles: Tensor, layer: nn.Module = layer) -> Tensor:
                 return layer(states, attention_mask=None, rotary_pos_emb=angles)[0]
@@ -55,27 +66,59 @@ class LayerStack(nn.Module):
         return hidden_states
 
 
-class LoopedDenoiser(nn.Module):
-    """p(x_0 | x_t) at the positions asked for, after S passes of the mid block. Needs initialised process groups."""
+class LoopedBlock(LayerStack):
+    """The mid block: the same layers, as many times as asked for.
 
-    def __init__(self, architecture: Architecture, seed: int = 0, recompute: Recompute = "none") -> None:
+    One module call makes all passes, so that ZeRO-3 gathers the shared weights once for them (`pretrain/engine.py`).
+    """
+
+    def __init__(self, config: TransformerConfig, first: int, held: range, recompute: Recompute) -> None:
+        super().__init__(config, first, held, recompute == "full")
+        self.recompute_pass = recompute == "loop"
+
+    def forward(self, hidden_states: Tensor, angles: Tensor, passes: range, observe: Observer | None = None) -> Tensor:
+        """The passes of these numbers, the only place where they happen: [s, b, h] -> [s, b, h]."""
+        for number in passes:
+            if self.recompute_pass and torch.is_grad_enabled():
+                hidden_states = recomputed(self.run_layers, hidden_states, angles)
+            else:
+                hidden_states = self.run_layers(hidden_states, angles)
+            if observe is not None:
+                observe(number, hidden_states)
+        return hidden_states
+
+
+class LoopedDenoiser(nn.Module):
+    """p(x_0 | x_t) at the positions asked for, after S passes of the mid block. Needs initialised process groups.
+
+    Holds what its pipeline stage needs; the default stage is the whole model. Parameters have the same names everywhere.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        seed: int = 0,
+        recompute: Recompute = "none",
+        stage: Stage | None = None,
+        sharding: Sharding | None = None,
+    ) -> None:
         super().__init__()
-        config = transformer_config(architecture)
-        vocab, hidden, split = architecture.padded_vocab_size, architecture.hidden_size, architecture.loop
+        split = architecture.loop
+        self.architecture, self.stage = architecture, stage or whole(split)
+        self.sharding = sharding or Sharding()
+        config = transformer_config(architecture, self.sharding)
         full = recompute == "full"
-        self.architecture, self.recompute_pass = architecture, recompute == "loop"
-        self.embedding = VocabParallelEmbedding(vocab, hidden, init_method=nn.init.normal_, config=config)
-        self.head = LayerStack(config, 0, split.head, full)
-        self.mid = LayerStack(config, split.head, split.mid, full)
-        self.tail = LayerStack(config, split.head + split.mid, split.tail, full)
-        self.final_norm = RMSNorm(config, hidden, architecture.norm_eps)
-        self.lm_head = ColumnParallelLinear(
-            hidden, vocab, config=config, init_method=nn.init.normal_, bias=False, gather_output=False
-        )
-        initialize_weights(self, architecture, seed)
+        if self.stage.first:
+            self._build_embedding(config)
+        self.head = LayerStack(config, 0, self.stage.head, full)
+        self.mid = LoopedBlock(config, split.head, self.stage.mid, recompute)
+        self.tail = LayerStack(config, split.head + split.mid, self.stage.tail, full)
+        if self.stage.last:
+            self._build_output()
+        fill_weights(self, initial_weights(architecture, seed), *_tensor_parallel_place())
 
     def forward(self, tokens: Tensor, selected: Tensor, loops: int, observe: Observer | None = None) -> Tensor:
-        """Logits where `selected` is true, in row-major order of (b, s).
+        """Logits where `selected` is true, in row-major order of (b, s). For a model that is one stage.
 
         Args:
             tokens: x_t, int64 [b, s].
@@ -85,31 +128,79 @@ class LoopedDenoiser(nn.Module):
 
         Returns:
             Logits [number selected, padded vocabulary]; -inf for [MASK] and for padding rows: a clean token is
-            never [MASK] (SUBS parameterisation, Sahoo et al. 2024, section 3.2.3).
+            never [MASK] (SUBS parameterisation, Sahoo et al. 2024, section 3.2.3). Under tensor parallelism each rank has
+            its share of the vocabulary.
         """
-        hidden_states = self.hidden_states(tokens, loops, observe)
+        (chunk,) = self.stage.chunks(loops)
+        return self.logits(self.visit(chunk, tokens, None, tokens.shape[1], observe), selected)
+
+    def visit(
+        self,
+        chunk: Chunk,
+        tokens: Tensor | None,
+        hidden_states: Tensor | None,
+        seq_len: int,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Run a chunk up to its last layer: hidden states [s, b, h] -> [s, b, h].
+
+        Args:
+            tokens: x_t, int64 [b, s], for a chunk that embeds.
+            hidden_states: of the stage before, for every other chunk.
+            seq_len: tokens of a row.
+        """
+        if chunk.embed:
+            assert tokens is not None
+            hidden_states = self._embed(tokens)
+        assert hidden_states is not None
+        architecture = self.architecture
+        angles = rotary_angles(seq_len, architecture.head_dim, architecture.rope_base, hidden_states.device)
+        if chunk.head:
+            hidden_states = self.head(hidden_states, angles)
+        if chunk.passes:
+            hidden_states = self.mid(hidden_states, angles, chunk.passes, observe)
+        return self.tail(hidden_states, angles) if chunk.tail else hidden_states
+
+    def logits(self, hidden_states: Tensor, selected: Tensor) -> Tensor:
+        """Hidden states [s, b, h] of the last layer -> logits of the selected positions, as `forward` returns them."""
+        if self.sharding.sequence:
+            # Every rank needs every row from here on; the LM head sums its input's gradients over the group itself.
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
         rows = self.final_norm(hidden_states.transpose(0, 1)[selected])
         logits, _ = self.lm_head(rows.unsqueeze(1))
         logits = logits.squeeze(1)
-        impossible = torch.arange(logits.shape[-1], device=logits.device) >= self.architecture.mask_id
-        return logits.masked_fill(impossible, float("-inf"))
+        rank, _ = _tensor_parallel_place()
+        ids = torch.arange(logits.shape[-1], device=logits.device) + rank * logits.shape[-1]
+        return logits.masked_fill(ids >= self.architecture.mask_id, float("-inf"))
 
-    def hidden_states(self, tokens: Tensor, loops: int, observe: Observer | None = None) -> Tensor:
-        """x_t [b, s] -> hidden states [s, b, h] that enter the final norm."""
+    def _build_embedding(self, config: TransformerConfig) -> None:
+        self.embedding = VocabParallelEmbedding(
+            self.architecture.padded_vocab_size,
+            self.architecture.hidden_size,
+            init_method=nn.init.normal_,
+            reduce_scatter_embeddings=self.sharding.sequence,
+            config=config,
+        )
+
+    def _build_output(self) -> None:
+        """Norm and LM head work on selected positions, which no sequence-parallel share fits: they see whole rows."""
         architecture = self.architecture
-        angles = rotary_angles(tokens.shape[1], architecture.head_dim, architecture.rope_base, tokens.device)
-        hidden_states = self.embedding(tokens).transpose(0, 1).contiguous()
-        hidden_states = self.head(hidden_states, angles)
-        hidden_states = self.loop(hidden_states, angles, loops, observe)
-        return self.tail(hidden_states, angles)
+        config = transformer_config(architecture, Sharding(self.sharding.tensor))
+        hidden, vocab = architecture.hidden_size, architecture.padded_vocab_size
+        self.final_norm = RMSNorm(config, hidden, architecture.norm_eps)
+        self.lm_head = ColumnParallelLinear(
+            hidden, vocab, config=config, init_method=nn.init.normal_, bias=False, gather_output=False
+        )
 
-    def loop(self, hidden_states: Tensor, angles: Tensor, loops: int, observe: Observer | None = None) -> Tensor:
-        """S passes of the mid block, the only place where they happen: [s, b, h] -> [s, b, h]."""
-        for loop in range(1, loops + 1):
-            if self.recompute_pass and torch.is_grad_enabled():
-                hidden_states = recomputed(self.mid, hidden_states, angles)
-            else:
-                hidden_states = self.mid(hidden_states, angles)
-            if observe is not None:
-                observe(loop, hidden_states)
-        return hidden_states
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [b, s] -> hidden states [s, b, h]; the sequence-parallel look-up transposes by itself."""
+        embedded = self.embedding(tokens)
+        return embedded if self.sharding.sequence else embedded.transpose(0, 1).contiguous()
+
+
+def _tensor_parallel_place() -> tuple[int, int]:
+    """(rank, size) in the tensor-parallel group."""
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )

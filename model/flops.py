@@ -32,6 +32,10 @@ class FlopsModel:
         attention = 2 * self.seq_len * a.head_dim * a.num_heads
         return 2.0 * (projections + attention + 3 * a.hidden_size * a.ffn_size)
 
+    def embedding(self) -> float:
+        """Forward FLOPs of one look-up: it copies a row and multiplies nothing."""
+        return 0.0
+
     def lm_head(self) -> float:
         """Forward FLOPs of the LM head per token of the row, masked or not."""
         return 2.0 * self.architecture.hidden_size * self.architecture.padded_vocab_size * self.masked_fraction

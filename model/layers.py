@@ -1,15 +1,16 @@
 """The transformer layer: megatron-core's `TransformerLayer` with bidirectional attention that also runs on a CPU.
 
 Shape suffixes in this package: s sequence, b batch, h hidden, n heads, d head width. megatron-core's layers take and
-return hidden states as [s, b, h].
+return hidden states as [s, b, h]; under sequence parallelism s is this rank's share of the row.
 """
 
-import math
-from hashlib import blake2b
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
@@ -23,17 +24,27 @@ from model.architecture import Architecture
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019) with the constructor that megatron-core's specs call.
 
-    megatron-core's own torch norm (`WrappedTorchNorm`) refuses sequence parallelism; this one leaves the choice open.
+    megatron-core's own torch norm (`WrappedTorchNorm`) refuses sequence parallelism. Under it every rank of the
+    tensor-parallel group sees other tokens, so the gradients of this replicated weight are summed over the group. The
+    hook on the leaf does so once per backward pass, before DeepSpeed takes the gradient: ZeRO-2/3 reduce during it.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        if config.sequence_parallel:
+            self.weight.register_hook(_sum_over_tensor_parallel_ranks)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.eps)
+
+
+def _sum_over_tensor_parallel_ranks(gradient: Tensor) -> Tensor:
+    total = gradient.clone()
+    dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
+    return total
 
 
 class BidirectionalAttention(nn.Module):
@@ -50,12 +61,27 @@ class BidirectionalAttention(nn.Module):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-def transformer_config(architecture: Architecture) -> TransformerConfig:
+@dataclass(frozen=True)
+class Sharding:
+    """How the ranks of one pipeline stage share its layers.
+
+    Attributes:
+        tensor: tensor-parallel size.
+        sequence: also share the sequence between the tensor-parallel matrix products.
+    """
+
+    tensor: int = 1
+    sequence: bool = False
+
+
+def transformer_config(architecture: Architecture, sharding: Sharding) -> TransformerConfig:
     """megatron-core's description of our layer: no bias, no dropout, SwiGLU, RMSNorm, nothing that needs CUDA.
 
-    Weights are built on the CPU and left uninitialised: `initialize_weights` fills them.
+    Weights are built on the CPU and left uninitialised: `model.weights` fills them.
     """
     return TransformerConfig(
+        tensor_model_parallel_size=sharding.tensor,
+        sequence_parallel=sharding.sequence,
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
         num_attention_heads=architecture.num_heads,
@@ -99,24 +125,3 @@ def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device
     frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
     return torch.cat([angles, angles], dim=-1)[:, None, None, :]
-
-
-@torch.no_grad()
-def initialize_weights(module: nn.Module, architecture: Architecture, seed: int) -> None:
-    """Normal initial weights as a function of (seed, parameter name), so that no layout and no build order matters.
-
-    Matrices get init_std; the two projections that write to the residual stream get init_std / sqrt(2 num_layers)
-    (Radford et al. 2019); norms stay 1. The paper does not state its initialisation: this is our choice.
-    """
-    residual_std = architecture.init_std / math.sqrt(2 * architecture.num_layers)
-    for name, parameter in module.named_parameters():
-        if parameter.dim() < 2:
-            continue
-        std = residual_std if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else architecture.init_std
-        generator = torch.Generator().manual_seed(_name_seed(seed, name))
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-
-
-def _name_seed(seed: int, name: str) -> int:
-    digest = blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -39,6 +39,11 @@ class MicroBatch:
         """x_t, int64 [b, s]."""
         return self.clean.masked_fill(self.masked, self.mask_id)
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """What the model is called with: x_t and the positions whose logits are wanted."""
+        return self.corrupted, self.masked
+
     @cached_property
     def targets(self) -> Tensor:
         """Clean ids of the masked tokens, int64 [m], row-major."""
@@ -64,17 +69,23 @@ class Batches:
     """This rank's micro-batches of any step.
 
     Sample i of step k has the global index k * global_batch_size + i. Row, timestep and mask follow from the seed and
-    that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step.
+    that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step. Ranks
+    that share a data-parallel rank (tensor, pipeline) compute the same noise; nobody sends it.
     """
 
-    def __init__(self, plan: Plan, dataset: PackedDataset, data_parallel_rank: int, device: torch.device) -> None:
+    def __init__(
+        self, plan: Plan, dataset: PackedDataset | None, data_parallel_rank: int, device: torch.device
+    ) -> None:
+        """`dataset` is None on a pipeline stage that neither embeds nor ends the model: it needs no rows."""
         self._plan, self._dataset, self._device = plan, dataset, device
         self._first = data_parallel_rank * plan.rows_per_rank
-        self._order = SampleOrder(plan.settings.run.seed, dataset.num_rows)
+        self._order = SampleOrder(plan.settings.run.seed, plan.train_rows)
 
-    def __getitem__(self, step: int) -> list[MicroBatch]:
+    def __getitem__(self, step: int) -> list[MicroBatch | None]:
         """Micro-batches of optimiser step `step`, which counts from 0, on the CPU."""
         plan, settings = self._plan, self._plan.settings
+        if self._dataset is None:
+            return [None] * plan.micro_batches
         train, seed = settings.train, settings.run.seed
         local = np.arange(self._first, self._first + plan.rows_per_rank)
         samples = step * train.global_batch_size + local
@@ -88,13 +99,13 @@ class Batches:
             for part in (slice(i, i + train.micro_batch_size) for i in range(0, len(local), train.micro_batch_size))
         ]
 
-    def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
+    def from_step(self, first: int) -> Iterator[list[MicroBatch | None]]:
         """Micro-batches of step `first` and all later ones, each made while the step before it computes."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            waiting: Future[list[MicroBatch]] = pool.submit(self.__getitem__, first)
+            waiting: Future[list[MicroBatch | None]] = pool.submit(self.__getitem__, first)
             step = first
             while True:
                 ready = waiting.result()
                 step += 1
                 waiting = pool.submit(self.__getitem__, step)
-                yield [batch.to(self._device) for batch in ready]
+                yield [batch and batch.to(self._device) for batch in ready]

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline.manifest import Manifest
+from model.denoiser import LoopedDenoiser
+from model.weights import fill_weights
 from pretrain.configuring import flatten
 from pretrain.errors import RankError, UserError
 from pretrain.loop import Progress, TrainingRun
+from pretrain.world import World
 
 MARK = "COMPLETE"
 SHARDS = "deepspeed"
@@ -36,6 +39,10 @@ class Layout:
     """How a checkpoint's shards are cut; a resume needs the same."""
 
     world_size: int
+    tensor: int
+    pipeline: int
+    pipeline_split: str
+    mid_replicas: int
     zero_stage: int
     precision: str
 
@@ -112,16 +119,30 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def load_weights(checkpoint: Path, averaged: bool) -> dict[str, Tensor]:
-    """Full fp32 weights by name. Raises UserError when the file is missing or broken."""
+def load_into(model: LoopedDenoiser, checkpoint: Path, world: World, averaged: bool) -> None:
+    """Fill a model, or this rank's part of it, from the full fp32 weights of a checkpoint; reads nothing else of them.
+
+    Raises:
+        UserError: the file is missing or broken, or does not fit the model.
+    """
     path = checkpoint / ("ema.safetensors" if averaged else "weights.safetensors")
     if not path.is_file():
         raise UserError(
             f"{path}: does not exist; the run keeps no such weights, use --weights {'raw' if averaged else 'ema'}"
         )
     try:
-        return load_file(path)
-    except Exception as error:
+        with safe_open(path, "pt") as file:
+
+            def source(name: str, shape: torch.Size) -> Tensor:
+                full = file.get_tensor(name)
+                if full.shape != shape:
+                    raise UserError(
+                        f"{path}: {name} has the shape {list(full.shape)}, the run's config.yaml describes {list(shape)}"
+                    )
+                return full
+
+            fill_weights(model, source, world.tensor_rank, world.shape.tensor)
+    except SafetensorError as error:
         raise UserError(
             f"{path}: cannot be read ({error}); remove {checkpoint} to use the checkpoint before it"
         ) from None
@@ -217,8 +238,17 @@ def _sync(path: Path) -> None:
 
 
 def _layout(run: TrainingRun) -> Layout:
-    settings = run.plan.settings
-    return Layout(run.world.size, settings.parallel.zero_stage, settings.train.precision)
+    settings, shape = run.plan.settings, run.plan.shape
+    parallel = settings.parallel
+    return Layout(
+        run.world.size,
+        shape.tensor,
+        shape.pipeline,
+        parallel.pipeline_split,
+        shape.mid_replicas,
+        parallel.zero_stage,
+        settings.train.precision,
+    )
 
 
 def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, manifest: Manifest) -> None:

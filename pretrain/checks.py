@@ -83,21 +83,54 @@ def _warmup_fits(s: Settings) -> Iterator[str]:
         )
 
 
-def _layout_exists(s: Settings) -> Iterator[str]:
+def _tensor_parallel_divides(s: Settings) -> Iterator[str]:
+    size, model = s.parallel.tensor, s.model
+    if s.parallel.sequence and size == 1:
+        yield "parallel.sequence=True: shares the sequence inside tensor-parallel groups; raise parallel.tensor or set it to false"
+    for key, value in (("num_kv_heads", model.kv_heads), ("ffn_hidden_size", model.ffn_size)):
+        if value % size:
+            yield f"parallel.tensor={size}: does not divide model.{key}={value}; pick a divisor"
+    if model.vocab_size is not None and model.padded_vocab_size % size:
+        yield (
+            f"parallel.tensor={size}: does not divide the vocabulary, padded to {model.padded_vocab_size}; pick a power of two "
+            "up to 64"
+        )
+    if s.parallel.sequence and s.data.seq_len is not None and s.data.seq_len % size:
+        yield f"parallel.sequence=True: data.seq_len={s.data.seq_len} is no multiple of parallel.tensor={size}; set it to false"
+
+
+def _pipeline_divides(s: Settings) -> Iterator[str]:
     parallel = s.parallel
-    for key, value in (("tensor", parallel.tensor), ("pipeline", parallel.pipeline)):
-        if value > 1:
-            yield f"parallel.{key}={value}: this version runs data parallelism with ZeRO only; set parallel.{key}=1"
-    if parallel.sequence:
-        yield "parallel.sequence=True: needs tensor parallelism, which this version does not run; set it to false"
+    copies = parallel.mid_replicas
+    if copies is None:
+        return
+    if parallel.pipeline % copies:
+        yield f"parallel.mid_replicas={copies}: does not divide parallel.pipeline={parallel.pipeline}; pick a divisor"
+    if parallel.pipeline_split == "contiguous" and copies > 1:
+        yield f"parallel.mid_replicas={copies}: the contiguous split holds the mid block once; leave it empty"
 
 
 def _deepspeed_can(s: Settings) -> Iterator[str]:
-    if s.train.precision == "bf16" and s.parallel.zero_stage == 0:
+    parallel, stage = s.parallel, s.parallel.zero_stage
+    if s.train.precision == "bf16" and stage == 0:
         yield (
             "parallel.zero_stage=0: DeepSpeed sums bf16 gradients in bf16 without ZeRO, and this project does not train on "
             "such sums; set parallel.zero_stage=1 (fp32 sums) or train.precision=fp32"
         )
+    if parallel.pipeline > 1 and stage > 1:
+        yield (
+            f"parallel.zero_stage={stage}: reduces gradients inside DeepSpeed's own backward pass, and a pipeline schedule "
+            "runs its own; set parallel.zero_stage=1 or parallel.pipeline=1"
+        )
+    if parallel.offload != "none" and parallel.pipeline > 1:
+        yield (
+            f"parallel.offload={parallel.offload}: DeepSpeed offloads in its own backward pass, and a pipeline schedule runs "
+            "its own; set it to none or parallel.pipeline=1"
+        )
+    if parallel.offload != "none" and stage == 0:
+        yield f"parallel.offload={parallel.offload}: is part of ZeRO; set parallel.zero_stage=1, 2 or 3"
+    if parallel.offload == "parameters" and stage != 3:
+        yield f"parallel.offload=parameters: only ZeRO-3 shards weights, not ZeRO-{stage}; set zero_stage=3 or offload=optimizer"
 
 
 def _deepspeed_file_is_ours(s: Settings) -> Iterator[str]:
@@ -137,7 +170,8 @@ RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
     _loops_fit,
     _batch_divides,
     _warmup_fits,
-    _layout_exists,
+    _tensor_parallel_divides,
+    _pipeline_divides,
     _deepspeed_can,
     _deepspeed_file_is_ours,
 )

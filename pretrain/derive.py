@@ -9,8 +9,23 @@ import numpy as np
 from data_pipeline.manifest import Manifest
 from model.flops import FlopsModel
 from model.loops import LoopSchedule
+from model.placement import Costs, Stage, place
+from pretrain.checks import problems_of
 from pretrain.errors import ConfigError
 from pretrain.settings import Settings
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the ranks of a run are divided. Data-parallel size = ranks / (tensor * pipeline).
+
+    Attributes:
+        mid_replicas: copies of the mid block in one pipeline.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    mid_replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,30 @@ class Plan:
     def data_parallel_size(self) -> int:
         """Ranks that see different rows."""
         return self.world_size // (self.settings.parallel.tensor * self.settings.parallel.pipeline)
+
+    @cached_property
+    def placement(self) -> tuple[Stage, ...]:
+        """What each pipeline stage holds."""
+        parallel, probabilities = self.settings.parallel, self.loops.probabilities(self.loops.ramp_steps)
+        return place(
+            self.settings.model.loop,
+            parallel.pipeline,
+            self.costs,
+            [float(p) for p in probabilities],
+            parallel.pipeline_split,
+            parallel.mid_replicas,
+        )
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the groups of ranks."""
+        parallel = self.settings.parallel
+        return Shape(parallel.tensor, parallel.pipeline, self.placement[0].replicas)
+
+    @property
+    def costs(self) -> Costs:
+        """Forward FLOPs per token of what stages are made of."""
+        return Costs(self.flops.layer(), self.flops.embedding(), self.flops.lm_head())
 
     @property
     def rows_per_rank(self) -> int:
@@ -124,16 +163,37 @@ def settle(settings: Settings, manifest: Manifest) -> Settings:
 
 
 def make_plan(settings: Settings, manifest: Manifest, world_size: int) -> Plan:
-    """Join settings, data and ranks. Raises ConfigError when the batch does not divide over the ranks."""
-    train = settings.train
-    per_pass = world_size * train.micro_batch_size
+    """Join settings, data and ranks. Raises ConfigError where they do not fit together."""
+    settled = settle(settings, manifest)
+    plan = Plan(settled, world_size, manifest.splits["train"].rows)
+    problems = layout_problems(plan) or problems_of(settled)
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+def layout_problems(plan: Plan) -> list[str]:
+    """What is wrong between the batch, the layout and the number of ranks."""
+    train, parallel, ranks = plan.settings.train, plan.settings.parallel, plan.world_size
+    model_ranks = parallel.tensor * parallel.pipeline
+    if ranks % model_ranks:
+        return [
+            f"parallel.tensor={parallel.tensor}: times parallel.pipeline={parallel.pipeline} makes groups of {model_ranks} ranks, "
+            f"which do not divide {ranks} ranks; start a multiple of {model_ranks} ranks, or change the layout"
+        ]
+    per_pass = plan.data_parallel_size * train.micro_batch_size
     if train.global_batch_size % per_pass:
         lower = train.global_batch_size // per_pass * per_pass
         choices = " or ".join(str(size) for size in (lower, lower + per_pass) if size)
-        raise ConfigError(
-            [
-                f"train.global_batch_size={train.global_batch_size}: {world_size} ranks of train.micro_batch_size="
-                f"{train.micro_batch_size} need a multiple of {per_pass}; set it to {choices}, or change the micro-batch"
-            ]
-        )
-    return Plan(settle(settings, manifest), world_size, manifest.splits["train"].rows)
+        what = "ranks" if model_ranks == 1 else "data-parallel shares"
+        return [
+            f"train.global_batch_size={train.global_batch_size}: {plan.data_parallel_size} {what} of train.micro_batch_size="
+            f"{train.micro_batch_size} need a multiple of {per_pass}; set it to {choices}, or change the micro-batch"
+        ]
+    if plan.micro_batches < parallel.pipeline:
+        return [
+            f"parallel.pipeline={parallel.pipeline}: needs at least as many micro-batches; a step has {plan.micro_batches} "
+            f"(batch {train.global_batch_size} / {plan.data_parallel_size} data-parallel / train.micro_batch_size="
+            f"{train.micro_batch_size}); lower the micro-batch or the stages, or raise the batch"
+        ]
+    return []

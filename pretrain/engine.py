@@ -6,49 +6,79 @@ plain loop without a second training step.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from model.denoiser import LoopedBlock, LoopedDenoiser
+from model.weights import shards_of
 from pretrain.checks import ds_config_path, read_ds_config
 from pretrain.derive import Plan
-from pretrain.world import World
+from pretrain.gather import gather_weight
+from pretrain.pipeline import Consume, Inputs, Pipeline
+from pretrain.world import DeepSpeedMpu, World
 
 EMA_KEY = "ema"
 """Name of the averaged weights inside the optimiser's state, beside AdamW's `exp_avg`."""
 
 
 class Engine:
-    """A model under DeepSpeed.
+    """A model under DeepSpeed, and under a pipeline schedule where it has stages.
 
     Attributes:
-        model: the wrapped module, for evaluation; under ZeRO-3 call it only through `forward`.
+        model: the wrapped module.
+        optimizer: the client optimiser, whose groups DeepSpeed fills with this rank's shards.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, plan: Plan, world: World) -> None:
+    def __init__(self, model: LoopedDenoiser, optimizer: Optimizer, plan: Plan, world: World) -> None:
         deepspeed = _import_deepspeed(world)
-        self.model, self.optimizer, self.zero_stage = model, optimizer, plan.settings.parallel.zero_stage
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(plan))
-        self._data_parallel_size = plan.data_parallel_size
+        self.model, self.optimizer, self._plan, self._world = model, optimizer, plan, world
+        self.zero_stage = plan.settings.parallel.zero_stage
+        _mark_copies(model)
+        if self.zero_stage == 3:
+            # Without this DeepSpeed would gather and release the shared layers in every pass.
+            deepspeed.utils.set_z3_leaf_modules(model, [LoopedBlock])
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(plan), mpu=DeepSpeedMpu()
+        )
+        dtype = next(model.parameters()).dtype
+        self._pipeline = Pipeline(model, plan.seq_len, dtype) if model.stage.count > 1 else None
+        self._names = _names_by_stage(model, world)
         self._norm: Tensor | None = None
         if self.zero_stage == 0:
             self._clip_without_zero(plan.settings.optim.clip_norm)
 
-    def forward(self, *inputs: Any) -> Tensor:
-        """The model's forward pass, with ZeRO's gathering where it is needed."""
-        return self._engine(*inputs)
+    def forward_backward(self, inputs: Sequence[Inputs], loops: int, loss_of: Consume) -> None:
+        """Add the gradients of all micro-batches of a step.
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this rank's gradients of its share of the global mean.
-
-        DeepSpeed averages over the data-parallel ranks, and the loss is a share of a mean already: undo the division.
+        Args:
+            inputs: (x_t, positions whose logits are wanted) of each micro-batch.
+            loss_of: called on the ranks that hold the LM head; returns the share of the global mean that it carries.
         """
-        self._engine.backward(loss * self._data_parallel_size, scale_wrt_gas=False)
+        # DeepSpeed averages over the data-parallel ranks, and a loss is a share of a mean already: undo the division.
+        scale = self._plan.data_parallel_size
+        if self._pipeline is None:
+            for number, (tokens, selected) in enumerate(inputs):
+                loss = loss_of(number, self._engine(tokens, selected, loops))
+                self._engine.backward(loss * scale, scale_wrt_gas=False)
+            return
+        rows = self._plan.settings.train.micro_batch_size
+        self._pipeline.run(inputs, rows, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
+        if self._world.replica_group is not None:
+            self._sum_over_copies(loops)
+
+    @torch.no_grad()
+    def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
+        """Logits of each micro-batch's selected positions; None on stages before the last."""
+        if self._pipeline is None:
+            return [self._engine(tokens, selected, loops) for tokens, selected in inputs]
+        return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:
         """Reduce, clip and update; returns the global gradient norm before clipping."""
@@ -57,12 +87,26 @@ class Engine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if self._norm is None else self._norm)
 
+    def _sum_over_copies(self, loops: int) -> None:
+        """Add the gradients of the mid block's copies in this pipeline, so that they stay one block."""
+        weights = list(self.model.mid.parameters())
+        if weights and not self.model.stage.passes(loops):
+            # This copy made no pass: let it have zeros, which DeepSpeed counts as gradients like the others'.
+            torch.stack([weight.sum() * 0.0 for weight in weights]).sum().backward()
+        for weight in weights:
+            # bf16 with ZeRO-1 moves gradients into fp32 sums as they come (DeepSpeed's BF16_Optimizer).
+            gradient = weight.grad if getattr(weight, "_hp_grad", None) is None else weight._hp_grad
+            dist.all_reduce(gradient, group=self._world.replica_group)
+
     def _clip_without_zero(self, clip_norm: float) -> None:
         """Clip between DeepSpeed's reduction and the update: without ZeRO it clips fp32 gradients but tells no norm."""
+        counted = [weight for weight in self.model.parameters() if _counts_here(weight, self._world)]
+        every = list(self.model.parameters())
 
-        def clip(optimizer: Optimizer, *_: Any) -> None:
-            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            self._norm = torch.nn.utils.clip_grad_norm_(weights, clip_norm or float("inf"))
+        def clip(*_: Any) -> None:
+            squares = torch.stack([weight.grad.float().square().sum() for weight in counted]).sum()
+            self._norm = self._world.sum_over_model(squares).sqrt()
+            torch.nn.utils.clip_grads_with_norm_(every, clip_norm or float("inf"), self._norm)
 
         self.optimizer.register_step_pre_hook(clip)
 
@@ -78,13 +122,24 @@ class Engine:
         """Read what `save` wrote on the same layout. Collective."""
         self._engine.load_checkpoint(str(folder), tag=tag)
 
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 tensor on the CPU) of every weight, gathered one by one over the ranks. Collective."""
+    def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
+        """(name, fp32 tensor on the CPU) of every weight of the model, gathered one by one. Collective.
+
+        The tensors are there on the main rank only, and None on the others.
+        """
+        parameters = dict(self.model.named_parameters())
+        for stage, names in enumerate(self._names):
+            for name in names:
+                own = self._world.stage == stage
+                part = self._whole_shard(parameters[name]) if own else None
+                yield name, gather_weight(self._world, name, stage, part)
+
+    def _whole_shard(self, parameter: nn.Parameter) -> Tensor:
+        """A weight as this tensor-parallel rank would hold it without ZeRO, in fp32."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self.model.named_parameters():
-            full = parameter if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
-            yield name, full.detach().float().cpu().clone()
+        full = parameter if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+        return full.detach().float()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -104,6 +159,29 @@ class Engine:
                     master.copy_(own)
 
 
+def _mark_copies(model: LoopedDenoiser) -> None:
+    """Tell DeepSpeed which weights other ranks of the model hold too, so that its gradient norm counts them once.
+
+    It counts a weight that is neither sharded nor marked on the first tensor-parallel rank of every stage.
+    """
+    for name, weight in model.named_parameters():
+        weight.tensor_model_parallel = shards_of(name) is not None
+        weight.ds_pipe_replicated = name.startswith("mid.") and model.stage.replica > 0
+
+
+def _names_by_stage(model: LoopedDenoiser, world: World) -> list[list[str]]:
+    """Weights that each stage gives to a checkpoint: its own, without later copies of the mid block. Collective."""
+    own = [name for name, weight in model.named_parameters() if not weight.ds_pipe_replicated]
+    everyone: list[tuple[int, list[str]]] = [(0, [])] * world.size
+    dist.all_gather_object(everyone, (world.stage, own))
+    return [names for _, names in sorted(dict(everyone).items())]
+
+
+def _counts_here(weight: nn.Parameter, world: World) -> bool:
+    """Whether this rank adds a weight's gradient to the norm: the marks above, read as DeepSpeed's ZeRO reads them."""
+    return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
+
+
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """DeepSpeed's configuration: the file's own keys, and everything that follows from the recipe."""
     settings = plan.settings
@@ -117,6 +195,14 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
         "steps_per_print": 2**62,
     }
+    offload = settings.parallel.offload
+    if offload != "none":
+        zero = config.setdefault("zero_optimization", {})
+        zero["offload_optimizer"] = {"device": "cpu"} | zero.get("offload_optimizer", {})
+        if offload == "parameters":
+            zero["offload_param"] = {"device": "cpu"} | zero.get("offload_param", {})
+        # DeepSpeed's own CPU Adam is compiled at start-up, and a machine without a compiler must still run.
+        config["zero_force_ds_cpu_optimizer"] = False
     if settings.train.precision == "bf16":
         config["bf16"] = {"enabled": True, "immediate_grad_update": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}

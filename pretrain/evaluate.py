@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder to evaluate on [the run's]")
     parser.add_argument("--split", default="validation", help="split of the folder [validation]")
+    add_layout_arguments(parser)
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a layout; ranks beyond tensor x pipeline share the rows."""
+    parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel size, under a launcher [1]")
+    parser.add_argument("--pipeline", type=int, default=1, help="pipeline stages, under a launcher [1]")
 
 
 def loop_list(text: str) -> list[int]:
@@ -44,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.rows < 2:
         raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
-    trained = open_run(arguments.folder, arguments.weights)
+    trained = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     data = arguments.data or trained.settings.data.path
     dataset = PackedDataset(data, arguments.split)
     if dataset.manifest.tokenizer != trained.manifest.tokenizer:
@@ -53,8 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"--tokenizer {trained.tokenizer_folder / trained.manifest.tokenizer.file}"
         )
     figures = evaluate_loops(
-        trained.model, dataset, arguments.loops, arguments.rows, arguments.batch_size, trained.world
+        trained.logits, dataset, arguments.loops, arguments.rows, arguments.batch_size, trained.world
     )
+    if not trained.world.is_main:
+        return 0
     figures |= {"step": trained.step, "weights": trained.weights, "data": str(data)}
     path = arguments.folder / "eval" / f"step_{trained.step}_{trained.weights}.json"
     replace_text(path, json.dumps(figures, indent=2) + "\n")

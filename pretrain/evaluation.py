@@ -26,8 +26,11 @@ from pretrain.world import World
 NOISE_SEED = 0
 """Seed of the evaluation noise: the same for all runs, so that their figures can be compared row by row."""
 
-Forward = Callable[[Tensor, Tensor, int], Tensor]
-"""(x_t, selected, loops) -> logits, as `LoopedDenoiser.forward`."""
+Inputs = tuple[Tensor, Tensor]
+"""(x_t int64 [b, s], positions whose logits are wanted bool [b, s])."""
+
+Forward = Callable[[Sequence[Inputs], int], Sequence[Tensor | None]]
+"""(micro-batches, loops) -> logits of each, as `LoopedDenoiser.forward`; None on a pipeline stage before the last."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,18 @@ def estimate_nelbo(
     """NELBO at `loops` passes. Collective: every rank takes its share of the rows and all get the same figures."""
     per_row = torch.zeros(len(noise.rows), dtype=torch.float64)
     batches = [slice(i, i + batch_size) for i in range(0, len(noise.rows), batch_size)]
-    for round_start in range(0, len(batches), world.size):
-        index = round_start + world.rank
+    rounds = -(-len(batches) // world.data_parallel_size)
+    own = range(world.data_parallel_rank, rounds * world.data_parallel_size, world.data_parallel_size)
+    together = world.shape.pipeline  # as many as keep a pipeline busy
+    for start in range(0, len(own), together):
+        indices = own[start : start + together]
         # A rank without a batch in the last round runs the first one again and drops the result: under ZeRO-3 a forward
         # pass is a collective that every rank must join.
-        part = batches[index] if index < len(batches) else batches[0]
-        nats = _nats_of_rows(forward, dataset, noise, part, loops, mask_id, world.device)
-        if index < len(batches):
-            per_row[part] = nats
+        parts = [batches[i] if i < len(batches) else batches[0] for i in indices]
+        nats = _nats_of_rows(forward, dataset, noise, parts, loops, mask_id, world.device)
+        for index, part, values in zip(indices, parts, nats, strict=True):
+            if index < len(batches) and values is not None and world.reports:
+                per_row[part] = values
     nats_per_row = world.sum(per_row).numpy()
     error = collapsed_strata_error(nats_per_row, noise.masked_counts)
     return Estimate(loops, float(nats_per_row.mean()), error, nats_per_row)
@@ -163,15 +170,21 @@ def _nats_of_rows(
     forward: Forward,
     dataset: PackedDataset,
     noise: FrozenNoise,
-    part: slice,
+    parts: Sequence[slice],
     loops: int,
     mask_id: int,
     device: torch.device,
-) -> Tensor:
-    """Estimate of each row in nats per token: mean -log p over its masked tokens, fp64 [rows in part]."""
-    clean = torch.from_numpy(dataset.rows(noise.rows[part])).to(device)
-    masked = torch.from_numpy(noise.masks(part)).to(device)
-    logits = forward(clean.masked_fill(masked, mask_id), masked, loops)
-    nats = torch.zeros(masked.shape, dtype=torch.float64, device=device)
+) -> list[Tensor | None]:
+    """Estimates of the rows of each part in nats per token, fp64 [rows in part]: mean -log p over the masked tokens."""
+    clean = [torch.from_numpy(dataset.rows(noise.rows[part])).to(device) for part in parts]
+    masked = [torch.from_numpy(noise.masks(part)).to(device) for part in parts]
+    logits = forward([(c.masked_fill(m, mask_id), m) for c, m in zip(clean, masked, strict=True)], loops)
+    return [
+        None if scores is None else _mean_nats(scores, c, m) for scores, c, m in zip(logits, clean, masked, strict=True)
+    ]
+
+
+def _mean_nats(logits: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
+    nats = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
     nats[masked] = masked_cross_entropy(logits, clean[masked]).double()
     return (nats.sum(dim=1) / masked.sum(dim=1)).cpu()

@@ -10,6 +10,7 @@ import torch
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files
 from model.denoiser import LoopedDenoiser
+from model.layers import Sharding
 from pretrain.acceleration import find_accelerations
 from pretrain.banner import print_banner
 from pretrain.batches import Batches
@@ -40,7 +41,7 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         UserError, DataError: something that the user can mend.
     """
     with StopRequest() as stop, ExitStack() as held:
-        world = start_world(read_launcher())
+        world = start_world(read_launcher(), plan.shape)
         _prepare_folder(plan, manifest, world, resume, held)
         held.enter_context(logged(plan.settings.run_folder, world.rank))
         run = _build(plan, world)
@@ -60,11 +61,18 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
 
 
 def _build(plan: Plan, world: World) -> TrainingRun:
-    settings = plan.settings
-    model = LoopedDenoiser(settings.model, settings.run.seed, settings.parallel.recompute).to(world.device)
+    settings, parallel = plan.settings, plan.settings.parallel
+    model = LoopedDenoiser(
+        settings.model,
+        settings.run.seed,
+        parallel.recompute,
+        plan.placement[world.stage],
+        Sharding(parallel.tensor, parallel.sequence),
+    ).to(world.device)
     optimizer = build_optimizer(model, settings.optim, world.device, EMA_KEY)
     engine = Engine(model, optimizer, plan, world)
-    dataset = PackedDataset(settings.data.path, "train")
+    needs_rows = model.stage.first or model.stage.last
+    dataset = PackedDataset(settings.data.path, "train") if needs_rows else None
     batches = Batches(plan, dataset, world.data_parallel_rank, world.device)
     return TrainingRun(plan, world, engine, batches, settings.run_folder, Progress())
 

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.evaluate import add_layout_arguments
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]"
     )
+    add_layout_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,11 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("loops", "steps", "num_samples"):
         if getattr(arguments, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: must be at least 1")
-    trained = open_run(arguments.folder, arguments.weights)
+    trained = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(trained.tokenizer_folder, trained.manifest)
     begin = time.perf_counter()
     rows = draw(trained, _masked_rows(arguments, trained, tokenizer), arguments.loops, arguments.steps, arguments.seed)
     seconds = time.perf_counter() - begin
+    if not trained.world.is_main:
+        return 0
     texts = [tokenizer.decode(row) for row in rows]
     record = {
         "step": trained.step, "weights": trained.weights, "loops": arguments.loops, "denoising_steps": arguments.steps,
@@ -65,7 +70,7 @@ def draw(trained: "TrainedRun", tokens: "Tensor", loops: int, denoising_steps: i
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def denoise(noisy: "Tensor", selected: "Tensor") -> "Tensor":
-        return trained.model(noisy, selected, loops)
+        return trained.whole_logits(noisy, selected, loops)
 
     filled = ancestral_sample(denoise, tokens.to(device), trained.settings.model.mask_id, denoising_steps, generator)
     return filled.tolist()

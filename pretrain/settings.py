@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from model.architecture import STRICT, Architecture
 from model.loops import LoopDistribution
+from model.placement import PipelineSplit
 
 
 def _split_commas(value: object) -> object:
@@ -101,13 +102,19 @@ class Parallel:
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size (megatron-core)."""
     pipeline: int = Field(1, ge=1)
-    """Pipeline-parallel size."""
+    """Pipeline stages."""
+    pipeline_split: PipelineSplit = "looped"
+    """looped: every stage holds a share of head, mid and tail. contiguous: consecutive layers, for comparison."""
+    mid_replicas: int | None = Field(None, ge=1)
+    """Copies of the looped block in one pipeline, a divisor of pipeline; empty: what levels the stages' load."""
     sequence: bool = False
-    """Sequence parallelism inside the tensor-parallel group."""
+    """Share the sequence between tensor-parallel matrix products too (megatron-core's sequence parallelism)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 1 shards optimiser states, 2 gradients too, 3 weights too."""
     recompute: Literal["none", "full", "loop"] = "none"
     """Activations computed again in the backward pass: none, of every layer, or inside each pass of the looped block."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Keep optimiser states (ZeRO-1/2/3), or the weights too (ZeRO-3), in the CPU's memory."""
     ds_config: Path | None = None
     """JSON with DeepSpeed-owned keys; empty: ds_configs/zero{zero_stage}.json."""
 

@@ -43,17 +43,22 @@ class StepReport:
     seconds: float
 
 
-def train_step(engine: Engine, world: World, plan: Plan, step: int, batches: Sequence[MicroBatch]) -> StepReport:
+def train_step(engine: Engine, world: World, plan: Plan, step: int, batches: Sequence[MicroBatch | None]) -> StepReport:
     """Forward and backward over the micro-batches of `step` (from 0), then one update."""
     start = time.perf_counter()
     loops, lr = plan.loops(step), learning_rate(plan.settings.optim, step, plan.total_steps)
     tally = torch.zeros(1 + 2 * TIMESTEP_BINS, dtype=torch.float64, device=world.device)
-    for batch in batches:
-        logits = engine.forward(batch.corrupted, batch.masked, loops)
+
+    def loss_of(number: int, logits: Tensor) -> Tensor:
+        batch = batches[number]
+        assert batch is not None  # only stages between the first and the last go without
         cross_entropy = masked_cross_entropy(logits, batch.targets)
         loss = diffusion_loss(cross_entropy, batch.weights, plan.tokens_per_step)
-        engine.backward(loss)
-        tally += _tally(loss.detach(), cross_entropy.detach(), batch)
+        if world.reports:
+            tally.add_(_tally(loss.detach(), cross_entropy.detach(), batch))
+        return loss
+
+    engine.forward_backward([batch and batch.inputs for batch in batches], loops, loss_of)
     grad_norm = engine.step(lr)
     tally = world.sum(tally)
     loss_sum, bin_nats, bin_tokens = tally[0].item(), tally[1 : 1 + TIMESTEP_BINS], tally[1 + TIMESTEP_BINS :]

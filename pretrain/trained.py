@@ -1,13 +1,22 @@
-"""A trained run, opened on one process for evaluation and sampling."""
+"""A trained run, opened for evaluation and sampling on one process or on a layout of several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from data_pipeline.manifest import Manifest, load_manifest
 from model.denoiser import LoopedDenoiser
-from pretrain.checkpoint import latest_checkpoint, load_weights
+from model.layers import Sharding
+from pretrain.checkpoint import latest_checkpoint, load_into
 from pretrain.configuring import load_settings
+from pretrain.derive import Plan
 from pretrain.errors import UserError
+from pretrain.gather import everywhere
+from pretrain.launcher import read_launcher
+from pretrain.pipeline import Inputs, Pipeline
 from pretrain.settings import Settings
 from pretrain.world import World, start_world
 
@@ -30,6 +39,15 @@ class TrainedRun:
     world: World
     weights: str
 
+    def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
+        """Logits of each micro-batch's selected positions: this rank's vocabulary on the last stage, None before."""
+        return Pipeline(self.model, inputs[0][0].shape[1], torch.float32).logits(inputs, loops)
+
+    def whole_logits(self, tokens: Tensor, selected: Tensor, loops: int) -> Tensor:
+        """Logits [number selected, padded vocabulary], the same on every rank."""
+        (logits,) = self.logits([(tokens, selected)], loops)
+        return everywhere(self.world, logits, int(selected.sum()), self.settings.model.padded_vocab_size)
+
     @property
     def tokenizer_folder(self) -> Path:
         """The run's own copy of the tokenizer."""
@@ -41,35 +59,36 @@ class TrainedRun:
         return int(self.checkpoint.name.removeprefix("step_"))
 
 
-def open_run(folder: Path, weights: str | None) -> TrainedRun:
+def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1) -> TrainedRun:
     """Load the newest complete checkpoint of a run folder.
 
     Args:
         folder: such as `runs/quickstart`.
         weights: "ema", "raw", or None for the average where the run keeps one.
+        tensor, pipeline: layout to open it on, whatever it was trained on; ranks come from the launcher.
 
     Raises:
-        UserError: no run, no complete checkpoint, or weights that do not fit its settings.
+        UserError: no run, no complete checkpoint, weights that do not fit its settings, or ranks that do not fit the layout.
     """
     if not (folder / "config.yaml").is_file():
         why = "not a run folder (no config.yaml)" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
     checkpoint = latest_checkpoint(folder)
-    settings = load_settings(str(folder / "config.yaml"))
+    settings = load_settings(
+        str(folder / "config.yaml"),
+        [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", "parallel.zero_stage=1", "parallel.offload=none",
+         "parallel.sequence=false", "parallel.mid_replicas=null", "parallel.pipeline_split=looped"],
+    )  # fmt: skip
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
-    tensors = load_weights(checkpoint, averaged=chosen == "ema")
-    world = start_world((0, 1, 0))
-    model = LoopedDenoiser(settings.model)
-    try:
-        model.load_state_dict(tensors, strict=False)
-        missing = {name for name, _ in model.named_parameters()} ^ tensors.keys()
-    except RuntimeError as error:
+    manifest = load_manifest(folder / "tokenizer")
+    ranks = read_launcher()
+    plan = Plan(settings, ranks[1], manifest.splits["train"].rows)
+    if plan.world_size % (tensor * pipeline):
         raise UserError(
-            f"{checkpoint}: weights of another shape than {folder / 'config.yaml'} describes: {error}"
-        ) from None
-    if missing:
-        raise UserError(
-            f"{checkpoint}: weights and {folder / 'config.yaml'} disagree about {', '.join(sorted(missing)[:3])}"
+            f"--tensor {tensor} x --pipeline {pipeline} needs a multiple of {tensor * pipeline} ranks, not {ranks[1]}"
         )
+    world = start_world(ranks, plan.shape)
+    model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=Sharding(tensor))
+    load_into(model, checkpoint, world, averaged=chosen == "ema")
     model = model.to(world.device).eval().requires_grad_(False)
-    return TrainedRun(folder, checkpoint, settings, load_manifest(folder / "tokenizer"), model, world, chosen)
+    return TrainedRun(folder, checkpoint, settings, manifest, model, world, chosen)

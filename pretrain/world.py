@@ -5,6 +5,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from data_pipeline.errors import DataError
+from model.megatron_on_cpu import use_cpu_for_cuda
+from pretrain.derive import Shape
 from pretrain.errors import UserError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -20,18 +23,22 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """One rank of a run.
+    """One rank of a run. megatron-core's order of ranks: tensor fastest, then data, then pipeline.
 
     Attributes:
         rank, size: of the whole job.
         local_rank: on this node.
         device: this rank's accelerator, or the CPU.
+        shape: sizes of the groups.
+        replica_group: ranks of this pipeline that hold the same layers of the mid block; None where none are copied.
     """
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    shape: Shape
+    replica_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +49,26 @@ class World:
     def data_parallel_rank(self) -> int:
         """Which share of every global batch this rank computes."""
         return parallel_state.get_data_parallel_rank()
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that see different rows."""
+        return self.size // (self.shape.tensor * self.shape.pipeline)
+
+    @property
+    def tensor_rank(self) -> int:
+        """Which share of every matrix this rank holds."""
+        return parallel_state.get_tensor_model_parallel_rank()
+
+    @property
+    def stage(self) -> int:
+        """Which pipeline stage this rank is."""
+        return parallel_state.get_pipeline_model_parallel_rank()
+
+    @property
+    def reports(self) -> bool:
+        """True on the one rank of each data-parallel share whose figures count: it has logits, and is the first that has."""
+        return self.stage == self.shape.pipeline - 1 and self.tensor_rank == 0
 
     def sum(self, values: Sequence[float] | Tensor) -> Tensor:
         """Sum over all ranks in fp64, as a CPU tensor: every rank gets the same numbers."""
@@ -63,29 +90,80 @@ class World:
             rank, message = next(iter(failed.items()))
             raise UserError(f"rank {rank}: {message}" if self.size > 1 else str(message)) from error
 
+    def sum_over_model(self, values: Tensor) -> Tensor:
+        """Sum over the ranks that share one copy of the model (tensor and pipeline), in place."""
+        dist.all_reduce(values, group=parallel_state.get_model_parallel_group())
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
 
 
-def start_world(ranks: tuple[int, int, int]) -> World:
-    """Join the process group (gloo on CPUs, NCCL on GPUs) and make megatron-core's groups.
+class DeepSpeedMpu:
+    """What DeepSpeed asks of an `mpu`, answered by megatron-core's `parallel_state`, which lacks two names of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(parallel_state, name)
+
+    def get_model_parallel_world_size(self) -> int:
+        """Ranks that share one copy of the model."""
+        return dist.get_world_size(parallel_state.get_model_parallel_group())
+
+    def get_model_parallel_rank(self) -> int:
+        """Place among them."""
+        return dist.get_rank(parallel_state.get_model_parallel_group())
+
+
+def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> World:
+    """Join the process group (gloo on CPUs, NCCL on GPUs) and make the groups of a layout, once.
 
     Args:
         ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a process that works alone.
+        shape: how the ranks are divided; None: all data-parallel. Another shape than before replaces the groups.
 
     Raises:
         UserError: the other ranks cannot be reached.
     """
     rank, size, local_rank = ranks
+    shape = shape or Shape()
+    if shape.tensor > 1:
+        # megatron-core orders its overlapped reductions by the order of launches, which one hardware queue keeps.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = _device(local_rank)
     if not dist.is_initialized():
         _join(rank, size, device)
+    if parallel_state.is_initialized() and _megatron_shape() != (shape.tensor, shape.pipeline):
+        parallel_state.destroy_model_parallel()
     if not parallel_state.is_initialized():
-        parallel_state.initialize_model_parallel()
+        parallel_state.initialize_model_parallel(shape.tensor, shape.pipeline)
     if device.type == "cpu":
+        use_cpu_for_cuda()
         _share_cores()
-    return World(rank, size, local_rank, device)
+    return World(rank, size, local_rank, device, shape, _replica_group(shape))
+
+
+def _megatron_shape() -> tuple[int, int]:
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+    )
+
+
+def _replica_group(shape: Shape) -> dist.ProcessGroup | None:
+    """The group of this rank among all groups of stages that hold the same mid layers. Collective."""
+    if shape.mid_replicas == 1:
+        return None
+    own = parallel_state.get_pipeline_model_parallel_group()
+    pipelines: list[list[int]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(pipelines, dist.get_process_group_ranks(own))
+    mine, per_copy = None, shape.pipeline // shape.mid_replicas
+    for pipeline in sorted({tuple(ranks) for ranks in pipelines}):
+        for offset in range(per_copy):
+            ranks = list(pipeline[offset::per_copy])
+            group = dist.new_group(ranks, group_desc=f"mid block copies {ranks}")
+            mine = group if dist.get_rank() in ranks else mine
+    return mine
 
 
 def _share_cores() -> None:

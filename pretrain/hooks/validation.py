@@ -25,7 +25,7 @@ class Validation:
         if settings.every is None or run.progress.step % settings.every:
             return
         run.engine.set_training(False)
-        forward = run.engine.forward
+        forward = run.engine.logits
         figures = evaluate_loops(forward, self._dataset, settings.loops, settings.rows, settings.batch_size, run.world)
         run.engine.set_training(True)
         if run.world.is_main:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_weights, prune, read_state
+from pretrain.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_into, prune, read_state
 from pretrain.errors import UserError
 from pretrain.hooks.sinks import Console, MetricsFile, format_duration
 from pretrain.launcher import read_launcher
@@ -52,15 +52,22 @@ def test_broken_state_names_the_file_and_the_way_out(tmp_path):
         read_state(folder)
 
 
-def test_missing_and_broken_weights(tmp_path):
+def test_missing_and_broken_weights(tmp_path, world):
     folder = checkpoint(tmp_path, 5)
-    save_file({"a": torch.zeros(100)}, folder / "weights.safetensors")
+    model = torch.nn.Linear(10, 10, bias=False)
+    save_file({"weight": torch.zeros(10, 10)}, folder / "weights.safetensors")
+    load_into(model, folder, world, averaged=False)
+    assert not model.weight.any()
     with pytest.raises(UserError, match=r"ema.safetensors: does not exist; .* use --weights raw"):
-        load_weights(folder, averaged=True)
+        load_into(model, folder, world, averaged=True)
+    with pytest.raises(UserError, match=r"weight has the shape \[10, 10\], the run's config.yaml describes \[5, 10\]"):
+        load_into(torch.nn.Linear(10, 5, bias=False), folder, world, averaged=False)
+    with pytest.raises(UserError, match=r"weights.safetensors: cannot be read"):
+        load_into(torch.nn.Linear(10, 10), folder, world, averaged=False)  # the file has no bias
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"weights.safetensors: cannot be read"):
-        load_weights(folder, averaged=False)
+        load_into(model, folder, world, averaged=False)
 
 
 def test_metrics_file_forgets_steps_that_will_be_taken_again(tmp_path):

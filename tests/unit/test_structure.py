@@ -20,7 +20,15 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "deepspeed": {"pretrain/engine.py"},
-    "megatron": {"pretrain/world.py", "model/layers.py", "model/denoiser.py", "model/objective.py"},
+    "megatron": {
+        "pretrain/world.py",
+        "pretrain/pipeline.py",
+        "pretrain/gather.py",
+        "model/layers.py",
+        "model/denoiser.py",
+        "model/objective.py",
+        "model/megatron_on_cpu.py",
+    },
 }
 
 

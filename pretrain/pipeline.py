@@ -1,0 +1,128 @@
+"""megatron-core's pipeline schedules over the looped model. Written against megatron-core 0.16.1.
+
+Looped split: the interleaved 1F1B schedule over the chunks [head] + [mid] * trips + [tail] of every stage, where each
+stage's mid chunks are one module. S, and with it the number of chunks, changes from step to step. Contiguous split: plain
+1F1B over one chunk per stage. Both are called through their public functions; what they need beside that is here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.pipeline_parallel import schedules
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from model.denoiser import LoopedDenoiser
+from model.layers import transformer_config
+from model.placement import Chunk
+
+Inputs = tuple[Tensor, Tensor]
+"""(x_t int64 [b, s], positions whose logits are wanted bool [b, s]) of one micro-batch."""
+
+Consume = Callable[[int, Tensor], Tensor]
+"""(number of the micro-batch, its logits) -> the loss to differentiate, or what to keep when nothing is."""
+
+
+class Visit(nn.Module):
+    """A chunk in the clothes that the schedules expect of a model; it owns no weights."""
+
+    def __init__(self, model: LoopedDenoiser, chunk: Chunk, config: TransformerConfig, seq_len: int) -> None:
+        super().__init__()
+        self.config, self.model_type = config, ModelType.encoder_or_decoder
+        self._chunk, self._seq_len = chunk, seq_len
+        self._visit, self._logits = model.visit, model.logits
+        self._received: Tensor | None = None
+
+    def set_input_tensor(self, received: Tensor | list[Tensor]) -> None:
+        """What the stage before sent; None for the chunk that embeds."""
+        self._received = received[0] if isinstance(received, list) else received
+
+    def forward(self, inputs: Inputs | None) -> Tensor:
+        """Hidden states, or logits of the selected positions where the chunk ends the model."""
+        tokens, selected = (None, None) if inputs is None else inputs
+        hidden_states = self._visit(self._chunk, tokens, self._received, self._seq_len)
+        return self._logits(hidden_states, selected) if self._chunk.logits else hidden_states
+
+
+class Pipeline:
+    """Runs micro-batches through the stages of one pipeline."""
+
+    def __init__(self, model: LoopedDenoiser, seq_len: int, dtype: torch.dtype) -> None:
+        self._stage, self._model, self._seq_len = model.stage, model, seq_len
+        self._config = transformer_config(model.architecture, model.sharding)
+        self._config.pipeline_model_parallel_size = model.stage.count
+        self._config.pipeline_dtype = dtype
+        # The loss is a share of the global mean already: the schedule must not divide it by the micro-batches.
+        self._config.calculate_per_token_loss = True
+        self._config.batch_p2p_comm = self._config.overlap_p2p_comm = False
+
+    def run(
+        self, inputs: Sequence[Inputs | None], rows: int, loops: int, consume: Consume, backward: bool
+    ) -> list[Tensor]:
+        """Take every micro-batch through all stages; returns what `consume` gave, on the last stage.
+
+        Args:
+            inputs: at least as many as there are stages, as many on each; None where the stage neither embeds nor ends
+                the model.
+            rows: of every micro-batch.
+            backward: differentiate what `consume` returns, which then is a scalar.
+        """
+        visits = [Visit(self._model, c, self._config, self._seq_len) for c in self._stage.chunks(loops)]
+        kept: list[Tensor] = []
+
+        def step(numbers: Iterator[int], visit: Visit) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            number = next(numbers)
+
+            def finish(logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                kept.append(consume(number, logits))
+                return kept[-1], torch.zeros((), dtype=torch.int, device=logits.device), {}
+
+            return visit(inputs[number]), finish
+
+        schedule = self._schedule(len(visits), len(inputs))
+        schedule(
+            forward_step_func=step,
+            data_iterator=[iter(range(len(inputs))) for _ in visits],
+            model=visits,
+            num_microbatches=len(inputs),
+            seq_length=self._seq_len,
+            micro_batch_size=rows,
+            forward_only=not backward,
+        )
+        return kept
+
+    def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
+        """Forward only: logits of every micro-batch's selected positions on the last stage, None on the others.
+
+        The schedules want equal micro-batches, at least one per stage: rows and micro-batches are filled up with ones that
+        select nothing. They cost no time that the pipeline would not stand still for.
+        """
+        if self._stage.count == 1:
+            return [self._model(tokens, selected, loops) for tokens, selected in inputs]
+        rows = max(len(tokens) for tokens, _ in inputs)
+        filled = [tuple(F.pad(x, (0, 0, 0, rows - len(x))) for x in one) for one in inputs]
+        tokens, selected = filled[0]
+        filled += [(tokens, torch.zeros_like(selected))] * (self._stage.count - len(inputs))
+        kept = self.run(filled, rows, loops, lambda _, logits: logits, backward=False)
+        return list(kept[: len(inputs)]) if self._stage.last else [None] * len(inputs)
+
+    def _schedule(self, chunks: int, micro_batches: int) -> Callable[..., Any]:
+        config = self._config
+        if chunks == 1:
+            config.virtual_pipeline_model_parallel_size = None
+            return schedules.forward_backward_pipelining_without_interleaving
+        config.virtual_pipeline_model_parallel_size = chunks
+        config.microbatch_group_size_per_vp_stage = group_size(micro_batches, self._stage.count)
+        return schedules.forward_backward_pipelining_with_interleaving
+
+
+def group_size(micro_batches: int, stages: int) -> int:
+    """Micro-batches that a stage takes through one chunk before the next chunk begins.
+
+    The smallest that the schedule allows, which keeps the fewest activations: at least one per stage, and no remainder
+    smaller than that.
+    """
+    return next(n for n in range(stages, micro_batches + 1) if micro_batches % n == 0 or micro_batches % n >= stages)
