@@ -1,110 +1,164 @@
-"""Every layout gives the numbers of one rank at the same global batch."""
+"""Every layout gives the numbers of one rank at the same global batch; see parity.py for the layouts."""
 
-import json
-import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.launching import BIN, ROOT, free_port, metrics, run
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.manifest import load_manifest
+from model.reference import reference_loss, unrolled_weights
+from model.weights import initial_weights
+from pretrain.batches import Batches
+from pretrain.configuring import load_settings
+from pretrain.derive import make_plan
+from tests.distributed.parity import (
+    BF16_LIMITS,
+    FP32_LIMITS,
+    LAYOUTS,
+    ONE_STEP,
+    RECIPE,
+    REFERENCES,
+    Layout,
+    deviations,
+    launch,
+    table,
+    weights,
+)
+from tests.launching import ROOT, metrics
 
 pytestmark = pytest.mark.distributed
-RECIPE = ROOT / "tests" / "tiny.yaml"
-
-FP32 = {
-    "zero0": ["parallel.zero_stage=0"],
-    "zero1": ["parallel.zero_stage=1"],
-    "zero2": ["parallel.zero_stage=2"],
-    "zero3": ["parallel.zero_stage=3"],
-}
-VARIANTS = {
-    "micro1": ["train.micro_batch_size=1"],
-    "micro4": ["train.micro_batch_size=4"],
-    "recompute-full": ["parallel.recompute=full"],
-    "recompute-loop": ["parallel.recompute=loop"],
-    "zero3-recompute-loop": ["parallel.zero_stage=3", "parallel.recompute=loop"],
-}
-# Three ranks: neither the weights nor the rows divide by a power of two.
-UNEVEN = {f"uneven-zero{z}": [f"parallel.zero_stage={z}", "train.global_batch_size=6"] for z in (0, 1, 2, 3)}
-BF16 = {f"bf16-zero{z}": ["train.precision=bf16", f"parallel.zero_stage={z}"] for z in (1, 2, 3)}
+FP32 = [layout for layout in LAYOUTS if layout.limits == FP32_LIMITS]
+MEASURED: dict[str, tuple[float, float, float]] = {}
 
 
-def launch(folder: Path, corpus: Path, ranks: int, layouts: dict[str, list[str]]) -> None:
-    common = [f"data.path={corpus}", f"run.dir={folder}"]
-    listed = [[*common, f"run.name={ranks}-{name}", *words] for name, words in layouts.items()]
-    (folder / f"layouts-{ranks}.json").write_text(json.dumps(listed))
-    script = [ROOT / "tests/distributed/ranks.py", RECIPE, folder / f"layouts-{ranks}.json"]
-    torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-    done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=400, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+def by_ranks(layouts: list[Layout]) -> list[list[Layout]]:
+    ordered = sorted(layouts, key=lambda layout: layout.ranks)
+    return [list(group) for _, group in groupby(ordered, key=lambda layout: layout.ranks)]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus) -> Path:
-    """Run folders `RANKS-LAYOUT` of every layout, from one launch per world size."""
+    """Run folders of every layout, from one start of ranks per world size."""
     folder = tmp_path_factory.mktemp("parity")
-    alone = {"zero0": FP32["zero0"], "zero3": FP32["zero3"], "micro8": ["train.micro_batch_size=8"]}
-    launch(folder, corpus, 1, alone | BF16 | {"uneven-zero0": UNEVEN["uneven-zero0"]})
-    launch(folder, corpus, 2, FP32 | VARIANTS | BF16)
-    launch(folder, corpus, 3, UNEVEN)
+    for layouts in by_ranks([*REFERENCES.values(), *LAYOUTS]):
+        launch(folder, corpus, layouts)
     return folder
 
 
-def weights(runs: Path, name: str, averaged: bool = False) -> dict[str, torch.Tensor]:
-    return load_file(
-        runs / name / "checkpoints" / "step_20" / ("ema.safetensors" if averaged else "weights.safetensors")
-    )
+@pytest.fixture(scope="module")
+def one_step_runs(tmp_path_factory, corpus) -> Path:
+    """The same layouts after one update at S = 3 whose size tells the gradient."""
+    folder = tmp_path_factory.mktemp("gradients")
+    for layouts in by_ranks(FP32):
+        launch(folder, corpus, layouts, extra=ONE_STEP)
+    return folder
 
 
-LAYOUTS = ["1-zero3", "1-micro8", *(f"2-{name}" for name in FP32 | VARIANTS), *(f"3-{name}" for name in UNEVEN)]
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.folder)
+def test_layout_equals_one_rank(runs, layout):
+    """With S changing: loss, gradient norm, final and averaged weights within the limits of its precision."""
+    measured = MEASURED[layout.name] = deviations(runs, layout)
+    for value, limit in zip(measured, layout.limits, strict=True):
+        assert value < limit, (measured, layout.limits)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_fp32_layout_equals_one_rank(runs, name):
-    """20 steps with S changing: loss within 1e-5, gradient norm and final weights within 1e-4, relative."""
-    reference = "1-uneven-zero0" if "uneven" in name else "1-zero0"
-    expected, got = metrics(runs / reference), metrics(runs / name)
-    assert [m["step"] for m in got] == list(range(1, 21))
-    assert [m["loops"] for m in got] == [m["loops"] for m in expected]
-    assert len({m["loops"] for m in got}) > 2
-    for one, other in zip(expected, got, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
-    for averaged in (False, True):
-        expected_weights, got_weights = weights(runs, reference, averaged), weights(runs, name, averaged)
-        assert expected_weights.keys() == got_weights.keys()
-        for key, value in expected_weights.items():
-            error = (got_weights[key] - value).norm() / value.norm()
-            assert error < 1e-4, (key, averaged, error)
+def test_readme_shows_the_table(runs, capsys):
+    """Printed as measured here; the README's copy must have the same rows."""
+    rows = [(layout, deviations(runs, layout)) for layout in LAYOUTS]
+    with capsys.disabled():
+        print("\n" + table(rows))
+    readme = (ROOT / "README.md").read_text()
+    for layout in LAYOUTS:
+        assert f"| {layout.ranks} | {layout.name} |" in readme
 
 
-@pytest.mark.parametrize("name", [*(f"1-{name}" for name in BF16), *(f"2-{name}" for name in BF16)])
-def test_bf16_follows_fp32(runs, name):
-    expected, got = metrics(runs / "1-zero0"), metrics(runs / name)
-    for one, other in zip(expected, got, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=2e-2)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-2)
+@pytest.fixture(scope="module")
+def copies_gradient(corpus):
+    """Gradient of the first step's global batch at S = 3 by the oracle: S copies of the mid block, summed."""
+    known: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
+
+    def of(layout: Layout) -> dict[str, torch.Tensor]:
+        if layout.model not in known:
+            known[layout.model] = oracle_gradient(corpus, layout)
+        return known[layout.model]
+
+    return of
+
+
+def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
+    settings = load_settings(str(RECIPE), [f"data.path={corpus}", *layout.model, *ONE_STEP])
+    plan = make_plan(settings, load_manifest(corpus), 1)
+    architecture, train = plan.settings.model, plan.settings.train
+    drawn = initial_weights(architecture, settings.run.seed)
+    final = {name: drawn(name, shape) for name, shape in full_shapes(architecture).items()}
+    copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
+    batch = [b for b in Batches(plan, PackedDataset(corpus, "train"), 0, torch.device("cpu"))[0] if b is not None]
+    clean, masked, t = (torch.cat([getattr(b, n) for b in batch]) for n in ("clean", "masked", "timesteps"))
+    loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t / (1 - train.min_timestep), loops=1)
+    loss.backward()
+    gradient = {name: torch.zeros_like(value) for name, value in final.items()}
+    for name, value in copies.items():
+        gradient[tied_name(name, architecture.loop.mid)] += value.grad
+    return gradient
+
+
+def full_shapes(architecture):
+    from model.denoiser import LoopedDenoiser
+    from pretrain.world import start_world
+
+    start_world((0, 1, 0))
+    return {name: weight.shape for name, weight in LoopedDenoiser(architecture).named_parameters()}
+
+
+def unroll(architecture, loops):
+    from dataclasses import replace
+
+    split = architecture.loop
+    layers = split.head + split.mid * loops + split.tail
+    return replace(architecture, num_layers=layers, loop=replace(split, mid=split.mid * loops))
+
+
+def tied_name(name: str, mid: int) -> str:
+    if not name.startswith("mid.layers."):
+        return name
+    index, rest = name.removeprefix("mid.layers.").split(".", 1)
+    return f"mid.layers.{int(index) % mid}.{rest}"
+
+
+@pytest.mark.parametrize("layout", FP32, ids=lambda layout: layout.folder)
+def test_gradient_equals_that_of_tied_copies(one_step_runs, copies_gradient, corpus, layout):
+    """Every weight's gradient, the shared block's first: read from one update, against S copies in plain PyTorch."""
+    settings = load_settings(str(RECIPE), [f"data.path={corpus}", *layout.model])
+    architecture = make_plan(settings, load_manifest(corpus), 1).settings.model
+    drawn = initial_weights(architecture, settings.run.seed)
+    expected = copies_gradient(layout)
+    after = weights(one_step_runs / layout.folder)
+    assert after.keys() == expected.keys()
+    for name, gradient in expected.items():
+        moved = drawn(name, gradient.shape) - after[name]  # lr = eps = 1: g / (|g| + 1)
+        recovered = moved / (1 - moved.abs())
+        error = (recovered - gradient).norm() / gradient.norm()
+        assert error < 1e-4, (name, error)
 
 
 def test_bf16_keeps_fp32_master_weights(runs):
     """The saved weights carry bits that bf16 cannot."""
-    for key, value in weights(runs, "2-bf16-zero1").items():
-        assert value.dtype == torch.float32
-        if value.dim() == 2:
-            assert not torch.equal(value.bfloat16().float(), value), key
-
-
-def test_training_learns(runs):
-    losses = [m["loss"] for m in metrics(runs / "1-zero0")]
-    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.05
+    for layout in LAYOUTS:
+        if layout.limits == BF16_LIMITS:
+            for key, value in weights(runs / layout.folder).items():
+                assert value.dtype == torch.float32
+                if value.dim() == 2:
+                    assert not torch.equal(value.bfloat16().float(), value), key
 
 
 def test_loss_by_timestep_and_by_loops_agree(runs):
-    """The bins hold every masked token once: the same figures on two ranks as on one."""
-    for one, other in zip(metrics(runs / "1-zero0"), metrics(runs / "2-zero2"), strict=True):
-        for expected, got in zip(one["loss_by_timestep"], other["loss_by_timestep"], strict=True):
-            assert (got is None) == (expected is None)
-            assert got is None or got == pytest.approx(expected, rel=1e-4)
-        assert other["loss_by_loops"].keys() == {str(int(other["loops"]))}
+    """The bins hold every masked token once, on every layout."""
+    for layout in FP32:
+        reference = REFERENCES[layout.model].folder
+        for one, other in zip(metrics(runs / reference), metrics(runs / layout.folder), strict=True):
+            for expected, got in zip(one["loss_by_timestep"], other["loss_by_timestep"], strict=True):
+                assert (got is None) == (expected is None)
+                assert got is None or got == pytest.approx(expected, rel=1e-4)
+            assert other["loss_by_loops"].keys() == {str(int(other["loops"]))}

@@ -42,8 +42,8 @@ ONE_MISTAKE = {
     "train.loops=9": "train.loops=9: is above model.loop.max=4; raise model.loop.max",
     "train.micro_batch_size=3": "train.global_batch_size=8: is no multiple of train.micro_batch_size=3; change one of them",
     "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; lower the warm-up or train longer",
-    "parallel.tensor=2": "parallel.tensor=2: this version runs data parallelism with ZeRO only; set parallel.tensor=1",
-    "parallel.sequence=true": "parallel.sequence=True: needs tensor parallelism",
+    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; pick a divisor",
+    "parallel.sequence=true": "parallel.sequence=True: shares the sequence inside tensor-parallel groups; raise parallel.tensor",
     "parallel.ds_config=none.json": "parallel.ds_config=none.json: cannot be read (No such file or directory)",
 }
 
@@ -67,6 +67,25 @@ def test_bf16_without_zero_is_refused_with_the_reason():
         "parallel.zero_stage=0: DeepSpeed sums bf16 gradients in bf16 without ZeRO, and this project does not train on such "
         "sums; set parallel.zero_stage=1 (fp32 sums) or train.precision=fp32"
     ]
+
+
+REFUSED = {
+    "parallel.pipeline=2 parallel.zero_stage=2": "parallel.zero_stage=2: reduces gradients inside DeepSpeed's own backward pass",
+    "parallel.pipeline=2 parallel.zero_stage=3": "parallel.zero_stage=3: reduces gradients inside DeepSpeed's own backward pass",
+    "parallel.pipeline=2 parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads in its own backward pass",
+    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: is part of ZeRO",
+    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 shards weights, not ZeRO-2",
+    "parallel.pipeline=4 parallel.mid_replicas=3": "parallel.mid_replicas=3: does not divide parallel.pipeline=4",
+    "parallel.pipeline=2 parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: the contiguous",
+    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=True: data.seq_len=33 is no multiple",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_layouts_that_the_libraries_cannot_run_are_refused_with_the_reason(words):
+    told = problems(*words.split())
+    assert len(told) == 1
+    assert told[0].startswith(REFUSED[words])
 
 
 def test_ramp_without_steps():

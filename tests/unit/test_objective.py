@@ -56,9 +56,9 @@ def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
     expectation = 0.0
     for mask in MASKS[1:]:
         sets = [m for m in MASKS if m.sum() == mask.sum()]
-        rows = _nats_of_rows(
-            lambda noisy, selected, loops: true_logits(probabilities, noisy, selected),
-            _Rows(), _Noise(mask), slice(0, len(SEQUENCES)), 1, MASK, torch.device("cpu"),
+        (rows,) = _nats_of_rows(
+            lambda inputs, loops: [true_logits(probabilities, *one) for one in inputs],
+            _Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], 1, MASK, torch.device("cpu"),
         )  # fmt: skip
         expectation += (probabilities * rows).sum().item() / LENGTH / len(sets)
     assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)

@@ -1,0 +1,165 @@
+"""The layouts whose numbers must equal one rank's, what is compared, and the table that the README shows.
+
+Deviations are relative: the largest over steps for loss and gradient norm, the largest over weights (of the norm of the
+difference) for the final weights and their moving average.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.launching import BIN, ROOT, free_port, metrics, run
+
+RECIPE = ROOT / "tests" / "tiny.yaml"
+STEPS = 8
+SMALL = ("model.num_layers=4", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=1")
+PAPER = ("model.num_layers=12", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=9")
+FP32_LIMITS = (1e-5, 1e-4, 1e-4)
+BF16_LIMITS = (2e-2, 2e-2, 2e-2)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A run to compare.
+
+    Attributes:
+        name: as the table shows it.
+        ranks: processes.
+        words: overrides of the recipe; those of `model` also go to the reference run.
+        model: which model and numbers of rows, shared with the reference.
+        limits: largest relative deviation of loss, gradient norm, weights.
+    """
+
+    name: str
+    ranks: int
+    words: tuple[str, ...]
+    model: tuple[str, ...] = SMALL
+    limits: tuple[float, float, float] = FP32_LIMITS
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        return "".join(c if c.isalnum() else "-" for c in f"{self.ranks} {self.name}").lower()
+
+
+def p(*words: str) -> tuple[str, ...]:
+    """`tensor=2` -> `parallel.tensor=2`."""
+    return tuple(f"parallel.{word}" for word in words)
+
+
+UNEVEN = (*SMALL, "train.global_batch_size=6")
+# Wide initial weights, so that rounding to bf16 is measured against weights and not against Adam's first updates.
+WIDE = (*SMALL, "model.init_std=0.1")
+REFERENCES = {
+    SMALL: Layout("reference", 1, p("zero_stage=0")),
+    PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
+    UNEVEN: Layout("reference uneven", 1, p("zero_stage=0"), UNEVEN),
+    WIDE: Layout("reference wide", 1, p("zero_stage=0"), WIDE),
+}
+"""Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
+
+LAYOUTS = [
+    Layout("ZeRO-3", 1, p("zero_stage=3")),
+    Layout("micro-batch 8", 1, ("train.micro_batch_size=8", *p("zero_stage=0"))),
+    Layout("recompute full", 1, p("zero_stage=0", "recompute=full")),
+    Layout("recompute loop", 1, p("zero_stage=0", "recompute=loop")),
+    *(Layout(f"DP2, ZeRO-{z}", 2, p(f"zero_stage={z}")) for z in (0, 1, 2, 3)),
+    *(Layout(f"DP2, ZeRO-{z}, optimizer on CPU", 2, p(f"zero_stage={z}", "offload=optimizer")) for z in (1, 2)),
+    Layout("DP2, ZeRO-3, weights on CPU", 2, p("zero_stage=3", "offload=parameters")),
+    Layout("DP2, micro-batch 1", 2, ("train.micro_batch_size=1",)),
+    Layout("DP2, micro-batch 4", 2, ("train.micro_batch_size=4",)),
+    Layout("DP2, recompute full", 2, p("recompute=full")),
+    Layout("DP2, recompute loop", 2, p("recompute=loop")),
+    Layout("DP2, ZeRO-3, recompute loop", 2, p("zero_stage=3", "recompute=loop")),
+    Layout("TP2", 2, p("tensor=2", "zero_stage=0")),
+    Layout("TP2 + SP", 2, p("tensor=2", "sequence=true", "zero_stage=0")),
+    Layout("TP2 + SP, recompute loop", 2, p("tensor=2", "sequence=true", "recompute=loop")),
+    Layout("PP2", 2, p("pipeline=2")),
+    Layout("PP2, ZeRO-0", 2, p("pipeline=2", "zero_stage=0")),
+    Layout("PP2, recompute full", 2, p("pipeline=2", "recompute=full")),
+    Layout("PP2, recompute loop", 2, p("pipeline=2", "recompute=loop")),
+    Layout("PP2, 2 copies of mid", 2, p("pipeline=2", "mid_replicas=2")),
+    Layout("PP2, 1 + 2 x S + 9", 2, p("pipeline=2"), PAPER),
+    Layout("PP2, 1 + 2 x S + 9, contiguous", 2, p("pipeline=2", "pipeline_split=contiguous"), PAPER),
+    *(Layout(f"DP3, 6 rows, ZeRO-{z}", 3, p(f"zero_stage={z}"), UNEVEN) for z in (0, 1, 2, 3)),
+    Layout("PP3, 1 + 2 x S + 9, 3 copies of mid", 3, p("pipeline=3"), PAPER),
+    Layout("PP4, 1 + 2 x S + 9, 2 copies of mid", 4, p("pipeline=4"), PAPER),
+    Layout("PP4, 1 + 2 x S + 9, 1 copy of mid", 4, p("pipeline=4", "mid_replicas=1", "zero_stage=0"), PAPER),
+    Layout("TP2 x PP2", 4, p("tensor=2", "pipeline=2")),
+    Layout("TP2 x PP2 + SP", 4, p("tensor=2", "pipeline=2", "sequence=true"), PAPER),
+    Layout("DP2 x PP2", 4, p("pipeline=2")),
+    Layout("DP2 x PP2, 2 copies of mid", 4, p("pipeline=2", "mid_replicas=2", "zero_stage=0")),
+    Layout("DP2 x TP2", 4, p("tensor=2")),
+    Layout("DP2 x TP2 + SP, ZeRO-2", 4, p("tensor=2", "sequence=true", "zero_stage=2")),
+    Layout("DP2 x TP2 + SP, ZeRO-3", 4, p("tensor=2", "sequence=true", "zero_stage=3")),
+]
+LAYOUTS += [
+    Layout(f"{name}, bf16", ranks, (*p(*words), "train.precision=bf16"), WIDE, BF16_LIMITS)
+    for name, ranks, words in (
+        ("ZeRO-1", 1, ("zero_stage=1",)),
+        ("DP2, ZeRO-1", 2, ("zero_stage=1",)),
+        ("DP2, ZeRO-2", 2, ("zero_stage=2",)),
+        ("DP2, ZeRO-3", 2, ("zero_stage=3",)),
+        ("TP2 + SP", 2, ("tensor=2", "sequence=true")),
+        ("PP2, 2 copies of mid", 2, ("pipeline=2", "mid_replicas=2")),
+        ("PP4, 2 copies of mid", 4, ("pipeline=4",)),
+        ("TP2 x PP2", 4, ("tensor=2", "pipeline=2")),
+    )
+]
+
+# One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step without warm-up.
+ONE_STEP = (
+    "train.steps=1", "train.loops=3", "optim.lr=1", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
+    "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
+)  # fmt: skip
+
+
+def launch(folder: Path, corpus: Path, layouts: Iterable[Layout], prefix: str = "", extra: Iterable[str] = ()) -> None:
+    """Train layouts of equal rank counts in one start of ranks; run folders are `folder/PREFIX + layout.folder`."""
+    layouts = list(layouts)
+    (ranks,) = {layout.ranks for layout in layouts}
+    common = [f"data.path={corpus}", f"run.dir={folder}", f"train.steps={STEPS}"]
+    words = [[*common, f"run.name={prefix}{one.folder}", *one.model, *one.words, *extra] for one in layouts]
+    listed = folder / f"{prefix}layouts-{ranks}.json"
+    listed.write_text(json.dumps(words))
+    script = [ROOT / "tests/distributed/ranks.py", RECIPE, listed]
+    torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=600, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+
+def weights(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
+    """Full weights of the only checkpoint of a run."""
+    (checkpoint,) = (run_folder / "checkpoints").iterdir()
+    return load_file(checkpoint / ("ema.safetensors" if averaged else "weights.safetensors"))
+
+
+def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
+    """Relative deviation of loss, gradient norm and final weights from the reference run."""
+    reference = folder / REFERENCES[layout.model].folder
+    expected, got = metrics(reference), metrics(folder / layout.folder)
+    assert [m["step"] for m in got] == list(range(1, STEPS + 1))
+    assert [m["loops"] for m in got] == [m["loops"] for m in expected]
+    assert len({m["loops"] for m in got}) > 2, "S does not change"
+    pairs = list(zip(expected, got, strict=True))
+    loss, norm = (max(abs(b[key] - a[key]) / a[key] for a, b in pairs) for key in ("loss", "grad_norm"))
+    worst = 0.0
+    for averaged in (False, True):
+        ours, theirs = weights(folder / layout.folder, averaged), weights(reference, averaged)
+        assert ours.keys() == theirs.keys()
+        worst = max([worst, *(((ours[k] - v).norm() / v.norm()).item() for k, v in theirs.items())])
+    return loss, norm, worst
+
+
+def table(rows: Iterable[tuple[Layout, tuple[float, float, float]]]) -> str:
+    """The README's table."""
+    lines = ["| ranks | layout | loss | gradient norm | weights |", "|---|---|---|---|---|"]
+    for layout, values in rows:
+        shown = " | ".join("0" if value == 0 else f"{value:.0e}" for value in values)
+        lines.append(f"| {layout.ranks} | {layout.name} | {shown} |")
+    return "\n".join(lines)
