@@ -44,7 +44,7 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         world = start_world(read_launcher(), plan.shape)
         _prepare_folder(plan, manifest, world, resume, held)
         held.enter_context(logged(plan.settings.run_folder, world.rank))
-        run = _build(plan, world)
+        run = build_run(plan, world)
         restored = restore(run, manifest)
         if run.progress.step >= plan.total_steps:
             if world.is_main:
@@ -60,7 +60,8 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         return _finish(run, stop)
 
 
-def _build(plan: Plan, world: World) -> TrainingRun:
+def build_run(plan: Plan, world: World) -> TrainingRun:
+    """Model, optimiser, engine and batches of this rank, at step 0. Collective."""
     settings, parallel = plan.settings, plan.settings.parallel
     model = LoopedDenoiser(
         settings.model,

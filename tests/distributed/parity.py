@@ -112,9 +112,9 @@ LAYOUTS += [
     )
 ]
 
-# One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step without warm-up.
+# One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.
 ONE_STEP = (
-    "train.steps=1", "train.loops=3", "optim.lr=1", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
+    "train.steps=1", "train.loops=3", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
     "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
 )  # fmt: skip
 
