@@ -87,7 +87,9 @@ def _tensor_parallel_divides(s: Settings) -> Iterator[str]:
     size, model = s.parallel.tensor, s.model
     if s.parallel.sequence and size == 1:
         yield "parallel.sequence=True: shares the sequence inside tensor-parallel groups; raise parallel.tensor or set it to false"
-    uneven = [f"model.{k}={v}" for k, v in (("num_kv_heads", model.kv_heads), ("ffn_hidden_size", model.ffn_size)) if v % size]
+    uneven = [
+        f"model.{k}={v}" for k, v in (("num_kv_heads", model.kv_heads), ("ffn_hidden_size", model.ffn_size)) if v % size
+    ]
     if uneven:
         yield f"parallel.tensor={size}: does not divide {' and '.join(uneven)}; pick a divisor"
     if model.vocab_size is not None and model.padded_vocab_size % size:

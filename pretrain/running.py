@@ -12,6 +12,7 @@ from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
 from pretrain.acceleration import find_accelerations
+from pretrain.agreement import batch_facts, require_agreement, run_facts, weight_facts
 from pretrain.banner import print_banner
 from pretrain.batches import Batches
 from pretrain.checkpoint import changed_settings, restore
@@ -30,7 +31,7 @@ from pretrain.loop import Hook, Progress, TrainingRun, train
 from pretrain.optimizer import build_optimizer
 from pretrain.settings import Settings
 from pretrain.stopping import StopRequest
-from pretrain.world import World, start_world
+from pretrain.world import World, join_ranks, start_world
 from pretrain.writing import owned_folder, replace_text
 
 
@@ -41,11 +42,15 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         UserError, DataError: something that the user can mend.
     """
     with StopRequest() as stop, ExitStack() as held:
-        world = start_world(read_launcher(), plan.shape)
+        ranks = read_launcher()
+        join_ranks(ranks)
+        require_agreement(run_facts(plan, manifest))
+        world = start_world(ranks, plan.shape)
         _prepare_folder(plan, manifest, world, resume, held)
         held.enter_context(logged(plan.settings.run_folder, world.rank))
         run = build_run(plan, world)
         restored = restore(run, manifest)
+        require_agreement(weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.step], world))
         if run.progress.step >= plan.total_steps:
             if world.is_main:
                 done = run.progress.step
@@ -70,6 +75,7 @@ def build_run(plan: Plan, world: World) -> TrainingRun:
         plan.placement[world.stage],
         Sharding(parallel.tensor, parallel.sequence),
     ).to(world.device)
+    require_agreement(weight_facts(model, world))
     optimizer = build_optimizer(model, settings.optim, world.device, EMA_KEY)
     engine = Engine(model, optimizer, plan, world)
     needs_rows = model.stage.first or model.stage.last

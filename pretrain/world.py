@@ -115,11 +115,27 @@ class DeepSpeedMpu:
         return dist.get_rank(parallel_state.get_model_parallel_group())
 
 
-def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> World:
-    """Join the process group (gloo on CPUs, NCCL on GPUs) and make the groups of a layout, once.
+def join_ranks(ranks: tuple[int, int, int]) -> torch.device:
+    """Meet the other ranks (gloo on CPUs, NCCL on GPUs) and take a device.
 
     Args:
         ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a process that works alone.
+
+    Raises:
+        UserError: the other ranks cannot be reached.
+    """
+    rank, size, local_rank = ranks
+    device = _device(local_rank)
+    if not dist.is_initialized():
+        _join(rank, size, device)
+    return device
+
+
+def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> World:
+    """Join the ranks and make the groups of a layout, once.
+
+    Args:
+        ranks: as for `join_ranks`.
         shape: how the ranks are divided; None: all data-parallel. Another shape than before replaces the groups.
 
     Raises:
@@ -130,9 +146,7 @@ def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> Worl
     if shape.tensor > 1:
         # megatron-core orders its overlapped reductions by the order of launches, which one hardware queue keeps.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    device = _device(local_rank)
-    if not dist.is_initialized():
-        _join(rank, size, device)
+    device = join_ranks(ranks)
     if parallel_state.is_initialized() and _megatron_shape() != (shape.tensor, shape.pipeline):
         parallel_state.destroy_model_parallel()
     if not parallel_state.is_initialized():

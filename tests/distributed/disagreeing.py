@@ -1,0 +1,43 @@
+"""Starts a run in which one rank differs: torchrun ... disagreeing.py RECIPE RANK DIFFERENCE key=value ...
+
+DIFFERENCE: `weights` or `rows` spoils what that rank computes; anything else is one more key=value word for it.
+"""
+
+import sys
+
+from data_pipeline.manifest import load_manifest
+from pretrain.configuring import load_settings
+from pretrain.derive import make_plan
+from pretrain.errors import UserError
+from pretrain.launcher import read_launcher
+from pretrain.quiet import quiet_libraries
+
+if __name__ == "__main__":
+    quiet_libraries()
+    from pretrain import batches, running
+
+    recipe, different, difference, *words = sys.argv[1:]
+    ranks = read_launcher()
+    if ranks[0] == int(different):
+        if difference == "weights":
+            build = running.LoopedDenoiser
+
+            def spoilt(*arguments):
+                model = build(*arguments)
+                model.mid.layers["0"].mlp.linear_fc1.weight.data[0, 0] += 1e-6
+                return model
+
+            running.LoopedDenoiser = spoilt
+        elif difference == "rows":
+            order = batches.SampleOrder
+            batches.SampleOrder = lambda seed, rows: order(seed + 1, rows)
+        else:
+            words.append(difference)
+    settings = load_settings(recipe, words)
+    manifest = load_manifest(settings.data.path)
+    try:
+        running.run_training(make_plan(settings, manifest, ranks[1]), manifest, resume=True)
+    except UserError as error:
+        print(f"rank {ranks[0]} stopped: {error}", flush=True)
+        sys.exit(0)
+    sys.exit("the ranks trained")
