@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.records import Document
+from data_pipeline.staging import stop_signals_wait
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
@@ -67,7 +68,8 @@ def encode_documents(
     with _pool(workers) as pool:
         pending: deque[Future[Encoded]] = deque()
         for batch in batches:
-            pending.append(pool.submit(_encode_in_worker, batch, tokenizer_file, eod_id))
+            with stop_signals_wait():  # this may start a worker
+                pending.append(pool.submit(_encode_in_worker, batch, tokenizer_file, eod_id))
             if len(pending) >= workers * BATCHES_PER_WORKER:
                 yield pending.popleft().result()
         while pending:

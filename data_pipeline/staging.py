@@ -14,6 +14,7 @@ from types import FrameType
 from data_pipeline.errors import DataError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -33,7 +34,7 @@ def stop_signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     active = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -48,6 +49,26 @@ def stop_signals_raise() -> Iterator[None]:
     finally:
         for number in active:
             signal.signal(number, previous[number])
+
+
+@contextmanager
+def stop_signals_wait() -> Iterator[None]:
+    """A stop signal that arrives inside acts when the block ends, as after the start of a process, which it would spoil."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    held = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
+    for number in held:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, previous[number])
+        for number in arrived[:1]:
+            signal.raise_signal(number)
 
 
 @contextmanager
