@@ -130,6 +130,7 @@ class Engine:
         parameters = dict(self.model.named_parameters())
         for stage, names in enumerate(self._names):
             for name in names:
+                self._world.doing("gathering weights")
                 own = self._world.stage == stage
                 part = self._whole_shard(parameters[name]) if own else None
                 yield name, gather_weight(self._world, name, stage, part)

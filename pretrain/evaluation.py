@@ -94,6 +94,7 @@ def estimate_nelbo(
     together = world.shape.pipeline  # as many as keep a pipeline busy
     for start in range(0, len(own), together):
         indices = own[start : start + together]
+        world.doing(f"validation at {loops} loops")
         # A rank without a batch in the last round runs the first one again and drops the result: under ZeRO-3 a forward
         # pass is a collective that every rank must join.
         parts = [batches[i] if i < len(batches) else batches[0] for i in indices]

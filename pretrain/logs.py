@@ -31,14 +31,15 @@ class Tee(io.TextIOBase):
 
 
 @contextmanager
-def logged(run_folder: Path, rank: int) -> Iterator[None]:
-    """Inside, what this rank prints also goes to its log, and an error that leaves does with its traceback."""
+def logged(run_folder: Path, rank: int) -> Iterator[Path]:
+    """Inside, what this rank prints also goes to its log, and an error that leaves with its traceback. Gives the log's path."""
     folder = run_folder / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    tee = Tee(sys.stdout, folder / f"rank_{rank}.log")
+    log = folder / f"rank_{rank}.log"
+    tee = Tee(sys.stdout, log)
     with redirect_stdout(tee):
         try:
-            yield
+            yield log
         except BaseException:
             tee.keep(traceback.format_exc())
             raise

@@ -85,6 +85,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook], stop: StopRequest) -> None:
     batches = run.batches.from_step(run.progress.step)
     while run.stop_reason is None:
         begin = time.perf_counter()
+        run.world.doing("next batch", run.progress.step + 1)
         micro_batches = next(batches)
         run.data_wait = time.perf_counter() - begin
         report = train_step(run.engine, run.world, run.plan, run.progress.step, micro_batches)
@@ -92,8 +93,10 @@ def train(run: TrainingRun, hooks: Sequence[Hook], stop: StopRequest) -> None:
         run.progress.flops += run.plan.step_flops(run.progress.step)
         run.progress.elapsed += time.perf_counter() - begin
         run.progress.step += 1
+        run.world.doing("stop request")
         run.stop_reason = _stop_reason(run, last, stop)
         for hook in hooks:
+            run.world.doing(type(hook).__name__.lower())
             hook.on_step(run, report)
     batches.close()
     for hook in hooks:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,9 +48,14 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
         require_agreement(run_facts(plan, manifest))
         world = start_world(ranks, plan.shape)
         _prepare_folder(plan, manifest, world, resume, held)
-        held.enter_context(logged(plan.settings.run_folder, world.rank))
+        log = held.enter_context(logged(plan.settings.run_folder, world.rank))
+        watchdog = held.enter_context(world.watched(plan.settings.parallel.timeout_minutes, log))
+        world = replace(world, watchdog=watchdog)
+        world.doing("building the model", 0)
         run = build_run(plan, world)
+        world.doing("restoring")
         restored = restore(run, manifest)
+        world.doing("agreement")
         require_agreement(weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.step], world))
         if run.progress.step >= plan.total_steps:
             if world.is_main:

@@ -115,6 +115,8 @@ class Parallel:
     """Activations computed again in the backward pass: none, of every layer, or inside each pass of the looped block."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Keep optimiser states (ZeRO-1/2/3), or the weights too (ZeRO-3), in the CPU's memory."""
+    timeout_minutes: float = Field(20.0, gt=0, le=25)
+    """Minutes that a rank may wait in one call; then the run ends and names the ranks that did not come."""
     ds_config: Path | None = None
     """JSON with DeepSpeed-owned keys; empty: ds_configs/zero{zero_stage}.json."""
 

@@ -58,8 +58,11 @@ def train_step(engine: Engine, world: World, plan: Plan, step: int, batches: Seq
             tally.add_(_tally(loss.detach(), cross_entropy.detach(), batch))
         return loss
 
+    world.doing("forward and backward")
     engine.forward_backward([batch and batch.inputs for batch in batches], loops, loss_of)
+    world.doing("gradient reduction and update")
     grad_norm = engine.step(lr)
+    world.doing("sum of figures")
     tally = world.sum(tally)
     loss_sum, bin_nats, bin_tokens = tally[0].item(), tally[1 : 1 + TIMESTEP_BINS], tally[1 + TIMESTEP_BINS :]
     return StepReport(step + 1, loops, loss_sum, grad_norm, lr, bin_nats, bin_tokens, time.perf_counter() - start)

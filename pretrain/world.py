@@ -5,6 +5,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from data_pipeline.errors import DataError
 from model.megatron_on_cpu import use_cpu_for_cuda
 from pretrain.derive import Shape
 from pretrain.errors import UserError
+from pretrain.peer_watch import Watchdog, watch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for the other ranks before it fails."""
+"""How long a collective waits for the other ranks before it fails; longer than a run's `parallel.timeout_minutes`."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class World:
         device: this rank's accelerator, or the CPU.
         shape: sizes of the groups.
         replica_group: ranks of this pipeline that hold the same layers of the mid block; None where none are copied.
+        watchdog: names the rank that others wait for; None outside training.
     """
 
     rank: int
@@ -39,6 +42,7 @@ class World:
     device: torch.device
     shape: Shape
     replica_group: dist.ProcessGroup | None = None
+    watchdog: Watchdog | None = None
 
     @property
     def is_main(self) -> bool:
@@ -69,6 +73,15 @@ class World:
     def reports(self) -> bool:
         """True on the one rank of each data-parallel share whose figures count: it has logits, and is the first that has."""
         return self.stage == self.shape.pipeline - 1 and self.tensor_rank == 0
+
+    def watched(self, timeout_minutes: float, log: Path) -> Watchdog:
+        """A watchdog over all ranks, for `replace(world, watchdog=...)`. Collective."""
+        return watch(self.rank, self.size, 60 * timeout_minutes, log=log)
+
+    def doing(self, call: str, step: int | None = None) -> None:
+        """Tell the watchdog where this rank is; all ranks say the same in the same order. `step` None: as before."""
+        if self.watchdog is not None:
+            self.watchdog.doing(call, step)
 
     def sum(self, values: Sequence[float] | Tensor) -> Tensor:
         """Sum over all ranks in fp64, as a CPU tensor: every rank gets the same numbers."""

@@ -1,0 +1,87 @@
+"""A rank of a real run is killed: the others end and name it, whatever started them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.launching import BIN, ROOT, environment, free_port
+
+pytestmark = pytest.mark.distributed
+RANKS, KILLED = 4, 2
+
+
+def wait_for_step(log, step, processes):
+    until = time.monotonic() + 120
+    while not (log.exists() and re.search(rf"step +{step}/", log.read_text())):
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.2)
+
+
+def words(corpus, tmp_path):
+    return [
+        "pretrain/main.py", "--config", str(ROOT / "tests/tiny.yaml"), f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run",
+        "train.steps=100000", "parallel.pipeline=2", "parallel.tensor=2",
+    ]  # fmt: skip
+
+
+def test_without_a_launcher(tmp_path, corpus):
+    """Four plain processes, TP2 x PP2: the three left end within 60 s, and each names the killed one."""
+    port, processes = str(free_port()), []
+    for rank in range(RANKS):
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(RANKS),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        with (tmp_path / f"stderr_{rank}").open("w") as stderr:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *words(corpus, tmp_path)], cwd=ROOT, env=environment() | place,
+                    stdout=subprocess.DEVNULL, stderr=stderr,
+                )
+            )  # fmt: skip
+    try:
+        wait_for_step(tmp_path / "run" / "logs" / "rank_0.log", 3, processes)
+        processes[KILLED].kill()
+        killed = time.monotonic()
+        for rank, process in enumerate(processes):
+            if rank != KILLED:
+                assert process.wait(timeout=60 - (time.monotonic() - killed)) not in (0, None)
+                told = (tmp_path / f"stderr_{rank}").read_text()
+                assert f"rank {KILLED} (" in told, told[-2000:]
+                assert f"pid {processes[KILLED].pid}" in told
+                assert "it was last heard of in step" in told
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_under_torchrun(tmp_path, corpus):
+    """torchrun ends the others itself; the run is over within 60 s."""
+    command = [
+        str(BIN / "torchrun"),
+        f"--nproc-per-node={RANKS}",
+        f"--master-port={free_port()}",
+        *words(corpus, tmp_path),
+    ]
+    with (tmp_path / "stderr").open("w") as stderr:
+        launcher = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+        )
+    try:
+        wait_for_step(tmp_path / "run" / "logs" / "rank_0.log", 3, [launcher])
+        children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True).stdout
+        os.kill(int(children.split()[KILLED]), signal.SIGKILL)
+        assert launcher.wait(timeout=60) != 0
+        assert f"rank      : {KILLED}" in (tmp_path / "stderr").read_text()
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)

@@ -1,0 +1,63 @@
+"""One rank of a toy run under the watchdog, for test_peer_watch.py: `python watched.py FOLDER PLAN`, no launcher.
+
+PLAN is JSON: `steps`, `collective_timeout`, `heartbeat_timeout` (seconds), and optionally `runs` (trainings one after the
+other), `late` (seconds that rank 3 ends after the others), and what `rank` does in `step`: `act` is hang, raise or silent
+(all ranks stop talking to each other).
+"""
+
+import json
+import os
+import sys
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pretrain.errors import RankError, UserError
+from pretrain.peer_watch import Watchdog, watch
+from pretrain.stopping import StopRequest
+
+
+def train(watchdog: Watchdog, rank: int, plan: dict, folder: Path) -> None:
+    for step in range(plan["steps"]):
+        watchdog.doing("forward and backward", step)
+        (folder / f"step_{rank}").write_text(str(step))
+        if step == plan.get("step"):
+            act(plan, rank)
+        time.sleep(plan.get("sleep", 0.05))
+        watchdog.doing("gradient reduction and update", step)
+        dist.all_reduce(torch.ones(1000))
+
+
+def act(plan: dict, rank: int) -> None:
+    if plan["act"] == "silent":
+        time.sleep(600)
+    if rank == plan["rank"]:
+        if plan["act"] == "raise":
+            raise UserError("the disk of this test is full")
+        time.sleep(600)
+
+
+def main(folder: Path, plan: dict) -> int:
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    try:
+        for _ in range(plan.get("runs", 1)):
+            with StopRequest(), ExitStack() as held:  # a launcher's SIGTERM cuts no explanation short
+                limits = (plan["collective_timeout"], plan["heartbeat_timeout"])
+                watchdog = held.enter_context(watch(rank, size, *limits, log=folder / f"log_{rank}"))
+                train(watchdog, rank, plan, folder)
+                time.sleep(plan.get("late", 0) if rank == 3 else 0)
+    except UserError as error:
+        if rank == 0 or isinstance(error, RankError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
