@@ -5,8 +5,9 @@
 LoopMDM, arXiv 2605.26106, section 3. Only the hidden state is fed back.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
@@ -31,7 +32,7 @@ Observer = Callable[[int, Tensor], None]
 """Called after pass k of the mid block (from 1) with its hidden states [s, b, h]."""
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Run `function` now and again in the backward pass instead of keeping its activations.
 
     Non-reentrant on purpose: the reentrant form breaks under ZeRO-2/3 with shared weights (DeepSpeed issue 2103).
@@ -43,20 +44,20 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 class LayerStack(nn.Module):
     """Consecutive transformer layers: those of one phase that this pipeline stage holds, under their global numbers."""
 
-    def __init__(self, config: TransformerConfig, first: int, held: range, recompute_layers: bool) -> None:
+    def __init__(self, config: TransformerConfig, first: int, held: Iterable[int], recompute_layers: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({str(i): build_layer(config, first + i + 1) for i in held})
         self.recompute_layers = recompute_layers
 
-    def forward(self, hidden_states: Tensor, angles: Tensor) -> Tensor:
-        """[s, b, h] -> [s, b, h]; `angles` as from `rotary_angles`."""
-        return self.run_layers(hidden_states, angles)
+    def forward(self, hidden_states: Tensor, angles: Tensor, numbers: range) -> Tensor:
+        """The layers of these numbers, once: [s, b, h] -> [s, b, h]; `angles` as from `rotary_angles`."""
+        return self.run_layers(hidden_states, angles, numbers)
 
-    def run_layers(self, hidden_states: Tensor, angles: Tensor) -> Tensor:
-        """Every layer held here, once."""
-        for layer in self.layers.values():
+    def run_layers(self, hidden_states: Tensor, angles: Tensor, numbers: Iterable[int]) -> Tensor:
+        """What `forward` does, without the hooks of a module call."""
+        for number in numbers:
 
-            def run(states: Tensor, angles: Tensor, layer: nn.Module = layer) -> Tensor:
+            def run(states: Tensor, angles: Tensor, layer: nn.Module = self.layers[str(number)]) -> Tensor:
                 return layer(states, attention_mask=None, rotary_pos_emb=angles)[0]
 
             if self.recompute_layers and torch.is_grad_enabled():
@@ -74,15 +75,15 @@ class LoopedBlock(LayerStack):
 
     def __init__(self, config: TransformerConfig, first: int, held: range, recompute: Recompute) -> None:
         super().__init__(config, first, held, recompute == "full")
-        self.recompute_pass = recompute == "loop"
+        self.held, self.recompute_pass = held, recompute == "loop"
 
     def forward(self, hidden_states: Tensor, angles: Tensor, passes: range, observe: Observer | None = None) -> Tensor:
         """The passes of these numbers, the only place where they happen: [s, b, h] -> [s, b, h]."""
         for number in passes:
             if self.recompute_pass and torch.is_grad_enabled():
-                hidden_states = recomputed(self.run_layers, hidden_states, angles)
+                hidden_states = recomputed(self.run_layers, hidden_states, angles, self.held)
             else:
-                hidden_states = self.run_layers(hidden_states, angles)
+                hidden_states = self.run_layers(hidden_states, angles, self.held)
             if observe is not None:
                 observe(number, hidden_states)
         return hidden_states
@@ -110,9 +111,9 @@ class LoopedDenoiser(nn.Module):
         full = recompute == "full"
         if self.stage.first:
             self._build_embedding(config)
-        self.head = LayerStack(config, 0, self.stage.head, full)
+        self.head = LayerStack(config, 0, chain(*self.stage.head), full)
         self.mid = LoopedBlock(config, split.head, self.stage.mid, recompute)
-        self.tail = LayerStack(config, split.head + split.mid, self.stage.tail, full)
+        self.tail = LayerStack(config, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()
         fill_weights(self, initial_weights(architecture, seed), *_tensor_parallel_place())
@@ -156,10 +157,10 @@ class LoopedDenoiser(nn.Module):
         architecture = self.architecture
         angles = rotary_angles(seq_len, architecture.head_dim, architecture.rope_base, hidden_states.device)
         if chunk.head:
-            hidden_states = self.head(hidden_states, angles)
+            hidden_states = self.head(hidden_states, angles, chunk.head)
         if chunk.passes:
             hidden_states = self.mid(hidden_states, angles, chunk.passes, observe)
-        return self.tail(hidden_states, angles) if chunk.tail else hidden_states
+        return self.tail(hidden_states, angles, chunk.tail) if chunk.tail else hidden_states
 
     def logits(self, hidden_states: Tensor, selected: Tensor) -> Tensor:
         """Hidden states [s, b, h] of the last layer -> logits of the selected positions, as `forward` returns them."""

@@ -1,9 +1,10 @@
 """Which layers a pipeline stage holds and what it runs when a micro-batch visits it. Imports no torch.
 
-Looped split: every stage holds a share of head, of mid and of tail. A micro-batch travels the ring of stages once for
-the head, then once per ring pass of the mid block, then once for the tail; a visit to a stage is a `Chunk`. The work per
-stage stays level for every S. Where the mid block has fewer layers than there are stages, the stages form groups
-that each hold a copy of it: one trip round the ring then makes as many passes as there are copies.
+Looped split: every stage holds a share of head, of mid and of tail, and a micro-batch travels the ring of stages again and
+again: for the head, for each pass of the mid block, for the tail. A visit to a stage is a `Chunk`. The work per stage
+stays level for every S. Where the mid block has fewer layers than there are stages, the stages form groups that each
+hold a copy of it: one trip round the ring then makes as many passes as there are copies. Head and tail are cut into trips
+about as long as those of the mid block: stages wait for their neighbours after every chunk, so unequal ones cost time.
 
 Contiguous split: consecutive layers per stage, the whole mid block in one of them, one visit per micro-batch. It is level
 for one S at most; it is kept as the baseline that the looped split is measured against.
@@ -24,15 +25,15 @@ class Chunk:
 
     Attributes:
         embed: look the tokens up first.
-        head, tail: run this stage's layers of that phase.
+        head, tail: layers of that phase to run.
         passes: numbers of the passes (from 1) that this stage's mid layers make during the visit.
         logits: the visit ends in the final norm and the LM head.
     """
 
     embed: bool = False
-    head: bool = False
+    head: range = range(0)
     passes: range = range(0)
-    tail: bool = False
+    tail: range = range(0)
     logits: bool = False
 
 
@@ -42,16 +43,17 @@ class Stage:
 
     Attributes:
         index, count: which of how many stages.
-        head, mid, tail: layers held here.
+        head, tail: layers held here, those of each trip round the ring together. Every stage has as many trips.
+        mid: layers held here.
         replica, replicas: which copy of the mid block `mid` is a part of, and how many copies the ring has.
         split: see the module.
     """
 
     index: int
     count: int
-    head: range
+    head: tuple[range, ...]
     mid: range
-    tail: range
+    tail: tuple[range, ...]
     replica: int = 0
     replicas: int = 1
     split: PipelineSplit = "looped"
@@ -73,10 +75,13 @@ class Stage:
     def chunks(self, loops: int) -> list[Chunk]:
         """Visits of a micro-batch at S = `loops`, in order. Every stage has as many."""
         if self.count == 1 or self.split == "contiguous":
-            return [Chunk(self.first, True, self.passes(loops), True, self.last)]
-        trips = range(1 + self.replica, trips_round(loops, self.replicas) * self.replicas + 1, self.replicas)
-        mid = [Chunk(passes=range(p, p + 1) if p <= loops and self.mid else range(0)) for p in trips]
-        return [Chunk(embed=self.first, head=True), *mid, Chunk(tail=True, logits=self.last)]
+            return [Chunk(self.first, self.head[0], self.passes(loops), self.tail[0], self.last)]
+        passes = range(1 + self.replica, trips_round(loops, self.replicas) * self.replicas + 1, self.replicas)
+        head = [Chunk(embed=self.first and trip == 0, head=layers) for trip, layers in enumerate(self.head)]
+        mid = [Chunk(passes=range(n, n + 1) if n <= loops and self.mid else range(0)) for n in passes]
+        final = len(self.tail) - 1
+        tail = [Chunk(tail=layers, logits=self.last and trip == final) for trip, layers in enumerate(self.tail)]
+        return head + mid + tail
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Costs:
 
 def whole(split: LoopSplit) -> Stage:
     """The stage of a model that is not split."""
-    return Stage(0, 1, range(split.head), range(split.mid), range(split.tail))
+    return Stage(0, 1, (range(split.head),), range(split.mid), (range(split.tail),))
 
 
 def trips_round(loops: int, replicas: int) -> int:
@@ -100,13 +105,22 @@ def trips_round(loops: int, replicas: int) -> int:
 
 def chunk_cost(stage: Stage, chunk: Chunk, costs: Costs) -> float:
     """Work of one visit."""
-    layers = chunk.head * len(stage.head) + len(chunk.passes) * len(stage.mid) + chunk.tail * len(stage.tail)
+    layers = len(chunk.head) + len(chunk.passes) * len(stage.mid) + len(chunk.tail)
     return layers * costs.layer + chunk.embed * costs.embedding + chunk.logits * costs.lm_head
 
 
 def stage_load(stage: Stage, loops: int, costs: Costs) -> float:
     """Work of a stage per micro-batch at S = `loops`."""
     return sum(chunk_cost(stage, chunk, costs) for chunk in stage.chunks(loops))
+
+
+def group_size(micro_batches: int, stages: int) -> int:
+    """Micro-batches that a stage takes through one chunk before the next chunk begins.
+
+    The smallest that megatron-core's interleaved schedule allows, which keeps the fewest activations: at least one per stage,
+    and no remainder smaller than that.
+    """
+    return next(n for n in range(stages, micro_batches + 1) if micro_batches % n == 0 or micro_batches % n >= stages)
 
 
 def place(
@@ -147,16 +161,40 @@ def _place_looped(
 ) -> tuple[Stage, ...]:
     per_copy = stages // replicas
     mids = _consecutive(_even_counts(split.mid, per_copy)) * replicas
-    bare = [
-        Stage(i, stages, range(0), mids[i], range(0), replica=i // per_copy, replicas=replicas) for i in range(stages)
-    ]
+    none = (range(0),)
+    bare = [Stage(i, stages, none, mids[i], none, replica=i // per_copy, replicas=replicas) for i in range(stages)]
     counts = _fill([_expected_load(s, costs, probabilities) for s in bare], split.head + split.tail, costs.layer)
     heads = _share(counts, split.head)
     tails = [total - head for total, head in zip(counts, heads, strict=True)]
+    pace = max(len(mid) for mid in mids)
+    head_trips = _trips(heads, pace, pace)
+    # The LM head ends the last trip of the last stage: the others get as much work beside it.
+    beside = max(pace, round(costs.lm_head / costs.layer))
+    tail_trips = _trips(tails, pace, beside, last_own=max(0, beside - round(costs.lm_head / costs.layer)))
     return tuple(
         Stage(s.index, stages, head, s.mid, tail, s.replica, replicas)
-        for s, head, tail in zip(bare, _consecutive(heads), _consecutive(tails), strict=True)
+        for s, head, tail in zip(bare, head_trips, tail_trips, strict=True)
     )
+
+
+def _trips(counts: Sequence[int], pace: int, final: int, last_own: int | None = None) -> list[tuple[range, ...]]:
+    """Divide one phase into trips round the ring: per stage, the layers of each trip.
+
+    Args:
+        counts: layers of the phase on each stage.
+        pace: layers that a stage runs in one trip.
+        final: the same for the last trip.
+        last_own: the same for the last trip on the last stage; None: like the others.
+    """
+    finals = [final] * (len(counts) - 1) + [final if last_own is None else last_own]
+    earlier = max(-(-max(0, count - room) // pace) for count, room in zip(counts, finals, strict=True))
+    per_trip = [[0] * len(counts) for _ in range(earlier + 1)]
+    for stage, (count, room) in enumerate(zip(counts, finals, strict=True)):
+        per_trip[-1][stage] = min(count, room) if earlier else count
+        for trip, share in enumerate(_even_counts(count - per_trip[-1][stage], earlier)):
+            per_trip[trip][stage] = share
+    ranges = _consecutive([share for trip in per_trip for share in trip])
+    return [tuple(ranges[stage :: len(counts)]) for stage in range(len(counts))]
 
 
 def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float]) -> tuple[Stage, ...]:
@@ -172,7 +210,7 @@ def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities
         mid = range(split.mid if low <= split.head < high else 0)
         after = split.head + 1
         tail = range(max(low - after, 0), max(high - after, 0))
-        placed.append(Stage(index, stages, head, mid, tail, split="contiguous"))
+        placed.append(Stage(index, stages, (head,), mid, (tail,), split="contiguous"))
     return tuple(placed)
 
 
@@ -181,7 +219,7 @@ def _expected_load(stage: Stage, costs: Costs, probabilities: Sequence[float]) -
 
 
 def _even_counts(total: int, parts: int) -> list[int]:
-    """As even as possible, the larger shares first."""
+    """As even as possible, the larger shares first; nothing for no parts."""
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.denoiser import LoopedDenoiser
 from model.layers import transformer_config
-from model.placement import Chunk
+from model.placement import Chunk, group_size
 
 Inputs = tuple[Tensor, Tensor]
 """(x_t int64 [b, s], positions whose logits are wanted bool [b, s]) of one micro-batch."""
@@ -117,12 +117,3 @@ class Pipeline:
         config.virtual_pipeline_model_parallel_size = chunks
         config.microbatch_group_size_per_vp_stage = group_size(micro_batches, self._stage.count)
         return schedules.forward_backward_pipelining_with_interleaving
-
-
-def group_size(micro_batches: int, stages: int) -> int:
-    """Micro-batches that a stage takes through one chunk before the next chunk begins.
-
-    The smallest that the schedule allows, which keeps the fewest activations: at least one per stage, and no remainder
-    smaller than that.
-    """
-    return next(n for n in range(stages, micro_batches + 1) if micro_batches % n == 0 or micro_batches % n >= stages)
