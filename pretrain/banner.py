@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from data_pipeline.manifest import Manifest
+from model.placement import Stage
 from pretrain.acceleration import Found, package_version
 from pretrain.derive import Plan
 from pretrain.devices import device_name, peak_flops
@@ -18,6 +19,7 @@ def print_banner(run: TrainingRun, manifest: Manifest, found: Sequence[Found], n
         ("versions", _versions()),
         ("device", f"{device_name(run.world.device)}; peak {_peak(run)}"),
         ("layout", _layout(run)),
+        *_rank_rows(run.plan),
         *((f.capability, f"{f.used} ({f.reason})") for f in found),
         *_model_rows(run.plan),
         *_arithmetic_rows(run, manifest),
@@ -45,6 +47,37 @@ def _layout(run: TrainingRun) -> str:
         f"world size {run.world.size} = data {data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}; "
         f"ZeRO-{parallel.zero_stage}, {train.precision}, recompute {parallel.recompute}"
     )
+
+
+def _rank_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Which ranks form each pipeline stage, and what the stage holds; megatron-core counts tensor, data, pipeline ranks."""
+    parallel, per_stage = plan.settings.parallel, plan.world_size // plan.settings.parallel.pipeline
+    if plan.world_size == plan.data_parallel_size:
+        return []
+    rows = []
+    for stage in plan.placement:
+        first = stage.index * per_stage
+        groups = [range(r, r + parallel.tensor) for r in range(first, first + per_stage, parallel.tensor)]
+        shown = [f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups]
+        ranks = " | ".join(shown if len(shown) <= 8 else [*shown[:4], "...", shown[-1]])
+        rows.append((f"stage {stage.index}", f"ranks {ranks}: {_held(stage)}"))
+    return rows
+
+
+def _held(stage: Stage) -> str:
+    copy = f", copy {stage.replica + 1} of {stage.replicas}" if stage.replicas > 1 else ""
+    parts = [
+        "embedding" if stage.first else "",
+        _numbers("head", [i for trip in stage.head for i in trip]),
+        _numbers("mid", list(stage.mid)) + (copy if stage.mid else ""),
+        _numbers("tail", [i for trip in stage.tail for i in trip]),
+        "norm, LM head" if stage.last else "",
+    ]
+    return "; ".join(part for part in parts if part) or "passes through"
+
+
+def _numbers(phase: str, layers: list[int]) -> str:
+    return f"{phase} {','.join(map(str, layers))}" if layers else ""
 
 
 def _model_rows(plan: Plan) -> list[tuple[str, str]]:
