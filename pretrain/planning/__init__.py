@@ -1,0 +1,1 @@
+"""What a layout costs before anybody starts it: memory, FLOPs, communication, time. Imports no torch."""
