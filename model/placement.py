@@ -1,17 +1,20 @@
 """Which layers a pipeline stage holds and what it runs when a micro-batch visits it. Imports no torch.
 
-Looped split: every stage holds a share of head, of mid and of tail, and a micro-batch travels the ring of stages again and
-again: for the head, for each pass of the mid block, for the tail. A visit to a stage is a `Chunk`. The work per stage
-stays level for every S. Where the mid block has fewer layers than there are stages, the stages form groups that each
-hold a copy of it: one trip round the ring then makes as many passes as there are copies. Head and tail are cut into trips
-about as long as those of the mid block: stages wait for their neighbours after every chunk, so unequal ones cost time.
+Looped split: the layers that a micro-batch passes through, S passes of the mid block among them, lie along a ring of stages
+that it travels again and again; a visit to a stage is a `Chunk`. Every pass of the mid block goes once round the ring, so
+each stage holds the same part of it for every S, and the load stays level. The mid block begins on the stage after the
+last one of the head, and the tail on the one after the mid block: no trip is left half empty where a phase ends. Head
+and tail are cut into visits about as long as the mid block's: stages wait for their neighbours after every chunk, so unequal
+ones cost time. Where the mid block has fewer layers than there are stages, the stages form groups that each hold a copy of
+it: one trip round the ring then makes as many passes as there are copies.
 
 Contiguous split: consecutive layers per stage, the whole mid block in one of them, one visit per micro-batch. It is level
 for one S at most; it is kept as the baseline that the looped split is measured against.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from model.architecture import LoopSplit
@@ -43,7 +46,7 @@ class Stage:
 
     Attributes:
         index, count: which of how many stages.
-        head, tail: layers held here, those of each trip round the ring together. Every stage has as many trips.
+        head, tail: layers held here, those of each visit together. The visits of both add up to the same on every stage.
         mid: layers held here.
         replica, replicas: which copy of the mid block `mid` is a part of, and how many copies the ring has.
         split: see the module.
@@ -77,11 +80,11 @@ class Stage:
         if self.count == 1 or self.split == "contiguous":
             return [Chunk(self.first, self.head[0], self.passes(loops), self.tail[0], self.last)]
         passes = range(1 + self.replica, trips_round(loops, self.replicas) * self.replicas + 1, self.replicas)
-        head = [Chunk(embed=self.first and trip == 0, head=layers) for trip, layers in enumerate(self.head)]
         mid = [Chunk(passes=range(n, n + 1) if n <= loops and self.mid else range(0)) for n in passes]
-        final = len(self.tail) - 1
-        tail = [Chunk(tail=layers, logits=self.last and trip == final) for trip, layers in enumerate(self.tail)]
-        return head + mid + tail
+        chunks = [*(Chunk(head=layers) for layers in self.head), *mid, *(Chunk(tail=layers) for layers in self.tail)]
+        chunks[0] = replace(chunks[0], embed=self.first)
+        chunks[-1] = replace(chunks[-1], logits=self.last)
+        return chunks
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,12 @@ def place(
     kind: PipelineSplit = "looped",
     replicas: int | None = None,
 ) -> tuple[Stage, ...]:
-    """Divide the layers over the stages so that the most loaded one is as light as possible.
+    """Divide the layers over the stages.
 
     Args:
         loop_probabilities: p(S = 1), p(S = 2), ...; head and tail level out the load at E[S].
-        replicas: copies of the mid block; None: the number, out of the divisors of `stages`, whose most loaded stage is
-            lightest on average over S; the smallest of equals, because copies cost memory and a gradient sum.
+        replicas: copies of the mid block; None: the number, out of the divisors of `stages`, with the shortest mean time;
+            the smallest of equals, because copies cost memory and a gradient sum.
     """
     if stages == 1:
         return (whole(split),)
@@ -144,57 +147,94 @@ def place(
         return _place_contiguous(split, stages, costs, loop_probabilities)
     choices = [n for n in range(1, stages + 1) if stages % n == 0] if replicas is None else [replicas]
     placements = [_place_looped(split, stages, costs, loop_probabilities, n) for n in choices]
-    return min(placements, key=lambda p: round(expected_bottleneck(p, costs, loop_probabilities) / costs.layer, 9))
+    return min(placements, key=lambda p: round(_mean(lambda s: lockstep_time(p, s, costs), loop_probabilities), 6))
 
 
-def expected_bottleneck(placement: Sequence[Stage], costs: Costs, loop_probabilities: Sequence[float]) -> float:
-    """Mean over S of the work of the most loaded stage."""
-    return sum(
-        p * max(stage_load(stage, loops, costs) for stage in placement)
-        for loops, p in enumerate(loop_probabilities, start=1)
-        if p
-    )
+def bottleneck(placement: Sequence[Stage], loops: int, costs: Costs) -> float:
+    """Work of the most loaded stage per micro-batch at S = `loops`."""
+    return max(stage_load(stage, loops, costs) for stage in placement)
+
+
+def lockstep_time(placement: Sequence[Stage], loops: int, costs: Costs) -> float:
+    """Time per micro-batch of stages that wait for each other after every trip round the ring."""
+    trips = zip(*(stage.chunks(loops) for stage in placement), strict=True)
+    return sum(max(chunk_cost(s, c, costs) for s, c in zip(placement, trip, strict=True)) for trip in trips)
 
 
 def _place_looped(
     split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float], replicas: int
 ) -> tuple[Stage, ...]:
+    """Of the ways to cut head and tail, the fastest in lockstep; of equals by bottleneck, length of visits and their number."""
+    pace = -(-split.mid // (stages // replicas))
+    around = [[-(-layers // pace) + d for d in range(-stages, stages + 1)] for layers in (split.head, split.tail)]
+    laid = [
+        _lay_out(split, stages, costs, probabilities, replicas, head_visits, tail_visits, even_visits)
+        for head_visits, tail_visits in product(*around)
+        if (head_visits + tail_visits) % stages == 0
+        and head_visits >= (split.head > 0)
+        and tail_visits >= (split.tail > 0)
+        for even_visits in (False, True)
+    ]
+    typical = round(_mean(float, probabilities))
+
+    def merit(placement: tuple[Stage, ...]) -> tuple[float, ...]:
+        time = lockstep_time(placement, typical, costs)
+        heaviest = _mean(lambda loops: bottleneck(placement, loops, costs), probabilities)
+        longest = max(chunk_cost(stage, chunk, costs) for stage in placement for chunk in stage.chunks(typical))
+        in_layers = (round(time / costs.layer, 6), round(heaviest / costs.layer, 6), round(longest / costs.layer))
+        return *in_layers, len(placement[0].chunks(typical))
+
+    return min(laid, key=merit)
+
+
+def _lay_out(
+    split: LoopSplit,
+    stages: int,
+    costs: Costs,
+    probabilities: Sequence[float],
+    replicas: int,
+    head_visits: int,
+    tail_visits: int,
+    even_visits: bool,
+) -> tuple[Stage, ...]:
+    """Head on the first visits of the ring, mid block from the stage after them, tail on the last visits.
+
+    Args:
+        head_visits, tail_visits: their sum is a multiple of `stages`, so that the ring is closed.
+        even_visits: a layer goes to the visit with least work, not to the stage with least.
+    """
     per_copy = stages // replicas
-    mids = _consecutive(_even_counts(split.mid, per_copy)) * replicas
-    none = (range(0),)
-    bare = [Stage(i, stages, none, mids[i], none, replica=i // per_copy, replicas=replicas) for i in range(stages)]
-    counts = _fill([_expected_load(s, costs, probabilities) for s in bare], split.head + split.tail, costs.layer)
-    heads = _share(counts, split.head)
-    tails = [total - head for total, head in zip(counts, heads, strict=True)]
-    pace = max(len(mid) for mid in mids)
-    head_trips = _trips(heads, pace, pace)
-    # The LM head ends the last trip of the last stage: the others get as much work beside it.
-    beside = max(pace, round(costs.lm_head / costs.layer))
-    tail_trips = _trips(tails, pace, beside, last_own=max(0, beside - round(costs.lm_head / costs.layer)))
+    parts = _consecutive(_even_counts(split.mid, per_copy))
+    turned = [
+        (stage - head_visits) % stages for stage in range(stages)
+    ]  # place on a ring that begins with the mid block
+    none: tuple[range, ...] = ()
+    bare = [Stage(i, stages, none, parts[t % per_copy], none, t // per_copy, replicas) for i, t in enumerate(turned)]
+    loads = [_mean(lambda loops, s=stage: stage_load(s, loops, costs), probabilities) for stage in bare]
+    heads = _fill(
+        split.head, [v % stages for v in range(head_visits)], loads, [0.0] * head_visits, costs.layer, even_visits
+    )
+    ends = [0.0] * (tail_visits - 1) + [costs.lm_head] * (tail_visits > 0)
+    order = [(head_visits + v) % stages for v in range(tail_visits)]
+    tails = _fill(split.tail, order, loads, ends, costs.layer, even_visits)
     return tuple(
-        Stage(s.index, stages, head, s.mid, tail, s.replica, replicas)
-        for s, head, tail in zip(bare, head_trips, tail_trips, strict=True)
+        Stage(s.index, stages, tuple(heads[s.index :: stages]), s.mid, tuple(tails[t::stages]), s.replica, replicas)
+        for s, t in zip(bare, turned, strict=True)
     )
 
 
-def _trips(counts: Sequence[int], pace: int, final: int, last_own: int | None = None) -> list[tuple[range, ...]]:
-    """Divide one phase into trips round the ring: per stage, the layers of each trip.
-
-    Args:
-        counts: layers of the phase on each stage.
-        pace: layers that a stage runs in one trip.
-        final: the same for the last trip.
-        last_own: the same for the last trip on the last stage; None: like the others.
-    """
-    finals = [final] * (len(counts) - 1) + [final if last_own is None else last_own]
-    earlier = max(-(-max(0, count - room) // pace) for count, room in zip(counts, finals, strict=True))
-    per_trip = [[0] * len(counts) for _ in range(earlier + 1)]
-    for stage, (count, room) in enumerate(zip(counts, finals, strict=True)):
-        per_trip[-1][stage] = min(count, room) if earlier else count
-        for trip, share in enumerate(_even_counts(count - per_trip[-1][stage], earlier)):
-            per_trip[trip][stage] = share
-    ranges = _consecutive([share for trip in per_trip for share in trip])
-    return [tuple(ranges[stage :: len(counts)]) for stage in range(len(counts))]
+def _fill(
+    layers: int, order: Sequence[int], loads: list[float], work: list[float], layer_cost: float, even_visits: bool
+) -> list[range]:
+    """Layers of one phase for each of its visits, whose stages are `order`; adds them to the stages' loads."""
+    counts = [0] * len(order)
+    for _ in range(layers):
+        keys = [(work[v], loads[s]) if even_visits else (loads[s], work[v]) for v, s in enumerate(order)]
+        chosen = keys.index(min(keys))
+        counts[chosen] += 1
+        work[chosen] += layer_cost
+        loads[order[chosen]] += layer_cost
+    return _consecutive(counts)
 
 
 def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float]) -> tuple[Stage, ...]:
@@ -214,8 +254,9 @@ def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities
     return tuple(placed)
 
 
-def _expected_load(stage: Stage, costs: Costs, probabilities: Sequence[float]) -> float:
-    return sum(p * stage_load(stage, loops, costs) for loops, p in enumerate(probabilities, start=1))
+def _mean(value: Callable[[int], float], probabilities: Sequence[float]) -> float:
+    """Mean of a function of S."""
+    return sum(p * value(loops) for loops, p in enumerate(probabilities, start=1) if p)
 
 
 def _even_counts(total: int, parts: int) -> list[int]:
@@ -227,24 +268,6 @@ def _consecutive(counts: Sequence[int]) -> list[range]:
     """Counts -> ranges that follow one another from 0."""
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-
-
-def _fill(loads: Sequence[float], layers: int, layer_cost: float) -> list[int]:
-    """Layers for each stage: each goes to the lightest one. Equal items, so the largest load is as small as possible."""
-    counts = [0] * len(loads)
-    for _ in range(layers):
-        lightest = min(range(len(loads)), key=lambda i: loads[i] + counts[i] * layer_cost)
-        counts[lightest] += 1
-    return counts
-
-
-def _share(capacities: Sequence[int], total: int) -> list[int]:
-    """Spread `total` over capacities in proportion to them: each item goes where the largest share of room is left."""
-    taken = [0] * len(capacities)
-    for _ in range(total):
-        free = [(c - t) / c if c else -1.0 for c, t in zip(capacities, taken, strict=True)]
-        taken[free.index(max(free))] += 1
-    return taken
 
 
 def _cut(row: Sequence[float], parts: int) -> list[int]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from model.placement import PipelineSplit, group_size
+from model.placement import group_size
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Program:
 
 
 @lru_cache(maxsize=4096)
-def programs_of(split: PipelineSplit, stages: int, chunks: int, micro_batches: int) -> tuple[Program, ...]:
+def programs_of(stages: int, chunks: int, micro_batches: int) -> tuple[Program, ...]:
     """Programs of all stages of a pipeline whose stages have `chunks` visits per micro-batch."""
-    if split == "contiguous":
+    if chunks == 1:
         return tuple(_plain(stage, stages, micro_batches) for stage in range(stages))
     return tuple(_interleaved(stage, stages, chunks, micro_batches) for stage in range(stages))
 

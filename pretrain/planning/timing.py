@@ -63,7 +63,7 @@ def case_of(
         [chunk_cost(s, c, backward) + chunk_cost(s, recomputed_part(c, recompute), forward) for c in chunks]
         for s, chunks in zip(placement, visits, strict=True)
     ]
-    programs = programs_of(placement[0].split, len(placement), len(visits[0]), micro_batches)
+    programs = programs_of(len(placement), len(visits[0]), micro_batches)
     return Case(programs, np.array(ahead), np.array(back), hop, micro_batches)
 
 

@@ -30,8 +30,8 @@ LAYOUTS = {
 LOOPS = (1, 4, 12)
 MODEL = (
     "model.num_layers=12", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=9", "model.loop.max=12",
-    "model.hidden_size=192", "model.num_heads=6", "model.num_kv_heads=6", "train.precision=fp32",
-    "train.global_batch_size=16", "train.micro_batch_size=2", "train.steps=1000", "optim.warmup_steps=0", "optim.ema_decay=0",
+    "model.hidden_size=384", "model.num_heads=6", "model.num_kv_heads=6", "train.precision=fp32",
+    "train.global_batch_size=8", "train.micro_batch_size=1", "train.steps=1000", "optim.warmup_steps=0", "optim.ema_decay=0",
 )  # fmt: skip
 
 

@@ -1,0 +1,113 @@
+"""Every micro-batch meets the layers in the model's order, on every split, and the load is as level as it can be."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.architecture import LoopSplit
+from model.placement import Costs, bottleneck, group_size, lockstep_time, place, stage_load, whole
+
+PAPER = LoopSplit(head=1, mid=2, tail=9, max=12)
+UNIFORM = [1 / 12] * 12
+COSTS = Costs(layer=1.0, embedding=0.1, lm_head=0.3)
+
+
+def journey(placement, loops):
+    """What a micro-batch meets, visit by visit round the ring."""
+    chunks = [stage.chunks(loops) for stage in placement]
+    assert len({len(own) for own in chunks}) == 1
+    met = []
+    for trip in zip(*chunks, strict=True):
+        for stage, chunk in zip(placement, trip, strict=True):
+            met += ["embedding"] * chunk.embed + [("head", i) for i in chunk.head]
+            met += [("mid", number, i) for number in chunk.passes for i in stage.mid]
+            met += [("tail", i) for i in chunk.tail] + ["logits"] * chunk.logits
+    return met
+
+
+def expected_journey(split, loops):
+    mid = [("mid", number, i) for number in range(1, loops + 1) for i in range(split.mid)]
+    head, tail = ([(phase, i) for i in range(n)] for phase, n in (("head", split.head), ("tail", split.tail)))
+    return ["embedding", *head, *mid, *tail, "logits"]
+
+
+splits = st.builds(LoopSplit, head=st.integers(0, 9), mid=st.integers(1, 9), tail=st.integers(0, 13), max=st.just(12))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    split=splits,
+    stages=st.integers(1, 8),
+    loops=st.integers(1, 13),
+    lm_head=st.floats(0, 4),
+    kind=st.sampled_from(["looped", "contiguous"]),
+)
+def test_every_layer_once_and_in_order(split, stages, loops, lm_head, kind):
+    placement = place(split, stages, Costs(1.0, 0.0, lm_head), UNIFORM, kind)
+    assert journey(placement, loops) == expected_journey(split, loops)
+
+
+@settings(max_examples=60, deadline=None)
+@given(split=splits, stages=st.sampled_from([2, 4, 6]), loops=st.integers(1, 13), data=st.data())
+def test_copies_of_the_mid_block_take_turns(split, stages, loops, data):
+    replicas = data.draw(st.sampled_from([n for n in range(1, stages + 1) if stages % n == 0]))
+    placement = place(split, stages, COSTS, UNIFORM, replicas=replicas)
+    assert journey(placement, loops) == expected_journey(split, loops)
+    for layer in range(split.mid):
+        assert sum(layer in stage.mid for stage in placement) == replicas
+
+
+def test_head_and_tail_layers_live_on_one_stage_only():
+    for stages in (2, 3, 4, 8):
+        placement = place(PAPER, stages, COSTS, UNIFORM)
+        for phase, layers in (("head", PAPER.head), ("tail", PAPER.tail)):
+            held = [i for stage in placement for visit in getattr(stage, phase) for i in visit]
+            assert sorted(held) == list(range(layers))
+
+
+def test_load_stays_level_for_every_s():
+    """1 + 2 x S + 9 on 2 stages: within one layer of each other at every S; contiguous cannot."""
+    looped, contiguous = (place(PAPER, 2, COSTS, UNIFORM, kind) for kind in ("looped", "contiguous"))
+    for loops in range(1, 13):
+        one, other = (stage_load(stage, loops, COSTS) for stage in looped)
+        assert abs(one - other) <= 1.0
+    assert max(abs(stage_load(contiguous[0], s, COSTS) - stage_load(contiguous[1], s, COSTS)) for s in (1, 12)) > 8
+
+
+def test_the_paper_case_on_four_and_eight_stages_copies_the_mid_block():
+    for stages, copies in ((4, 2), (8, 4)):
+        chosen, single = (place(PAPER, stages, COSTS, UNIFORM, replicas=r) for r in (None, 1))
+        assert chosen[0].replicas == copies
+        assert bottleneck(chosen, 12, COSTS) <= 0.6 * bottleneck(single, 12, COSTS)
+
+
+def test_no_trip_is_half_empty_where_a_phase_ends():
+    """1 + 2 x S + 9 layers are 10 + 2 S visits on 2 stages: every trip has a layer on both."""
+    placement = place(PAPER, 2, Costs(1.0, 0.0, 0.3), UNIFORM)
+    for loops in (1, 4, 12):
+        assert lockstep_time(placement, loops, Costs(1.0, 0.0, 0.0)) == (10 + 2 * loops) / 2
+
+
+def test_a_heavy_lm_head_gets_company():
+    """An LM head of three layers' work: its stage has fewer layers, and the others have work beside it."""
+    placement = place(PAPER, 4, Costs(1.0, 0.0, 3.0), UNIFORM)
+    tails = [sum(len(visit) for visit in stage.tail) for stage in placement]
+    assert tails[-1] == min(tails)
+    assert lockstep_time(placement, 6, Costs(1.0, 0.0, 3.0)) <= (10 + 12 + 3) / 4 + 1.5
+
+
+def test_stages_without_layers_pass_through():
+    tiny = LoopSplit(head=0, mid=1, tail=0, max=4)
+    assert journey(place(tiny, 4, COSTS, [0.25] * 4, replicas=1), 3) == expected_journey(tiny, 3)
+
+
+def test_one_stage_is_the_whole_model():
+    assert place(PAPER, 1, COSTS, UNIFORM) == (whole(PAPER),)
+    assert len(whole(PAPER).chunks(12)) == 1
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "stages", "size"), [(8, 2, 2), (8, 4, 4), (7, 4, 7), (9, 4, 5), (5, 2, 3), (4, 4, 4)]
+)
+def test_group_size(micro_batches, stages, size):
+    assert group_size(micro_batches, stages) == size
