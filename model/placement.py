@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from model.architecture import LoopSplit
+from model.architecture import Architecture, LoopSplit
 
 PipelineSplit = Literal["looped", "contiguous"]
 
@@ -99,6 +99,15 @@ class Costs:
 def whole(split: LoopSplit) -> Stage:
     """The stage of a model that is not split."""
     return Stage(0, 1, (range(split.head),), range(split.mid), (range(split.tail),))
+
+
+def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
+    """Weights on one rank of a stage, in numbers: matrices are cut over the `tensor` ranks, norms are not."""
+    layers = len(stage.mid) + sum(len(visit) for visit in (*stage.head, *stage.tail))
+    norms = 2 * architecture.hidden_size
+    matrices = architecture.parameters_per_layer() - norms
+    ends = architecture.padded_vocab_size * architecture.hidden_size // tensor
+    return layers * (matrices // tensor + norms) + stage.first * ends + stage.last * (ends + architecture.hidden_size)
 
 
 def trips_round(loops: int, replicas: int) -> int:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from data_pipeline.manifest import Manifest
-from model.placement import Stage
 from pretrain.acceleration import Found, package_version
 from pretrain.derive import Plan
 from pretrain.devices import device_name, peak_flops
+from pretrain.layout_names import stage_contents
 from pretrain.loop import TrainingRun
 
 
@@ -36,8 +36,8 @@ def _versions() -> str:
 
 def _peak(run: TrainingRun) -> str:
     settings = run.plan.settings
-    peak = peak_flops(run.world.device, settings.train.precision, settings.log.peak_tflops)
-    return "unknown, so mfu is n/a (give log.peak_tflops)" if peak is None else f"{peak / 1e12:g} TFLOP/s"
+    peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
+    return "unknown, so mfu is n/a (give hardware.peak_tflops)" if peak is None else f"{peak / 1e12:g} TFLOP/s"
 
 
 def _layout(run: TrainingRun) -> str:
@@ -60,24 +60,8 @@ def _rank_rows(plan: Plan) -> list[tuple[str, str]]:
         groups = [range(r, r + parallel.tensor) for r in range(first, first + per_stage, parallel.tensor)]
         shown = [f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups]
         ranks = " | ".join(shown if len(shown) <= 8 else [*shown[:4], "...", shown[-1]])
-        rows.append((f"stage {stage.index}", f"ranks {ranks}: {_held(stage)}"))
+        rows.append((f"stage {stage.index}", f"ranks {ranks}: {stage_contents(stage)}"))
     return rows
-
-
-def _held(stage: Stage) -> str:
-    copy = f", copy {stage.replica + 1} of {stage.replicas}" if stage.replicas > 1 else ""
-    parts = [
-        "embedding" if stage.first else "",
-        _numbers("head", [i for trip in stage.head for i in trip]),
-        _numbers("mid", list(stage.mid)) + (copy if stage.mid else ""),
-        _numbers("tail", [i for trip in stage.tail for i in trip]),
-        "norm, LM head" if stage.last else "",
-    ]
-    return "; ".join(part for part in parts if part) or "passes through"
-
-
-def _numbers(phase: str, layers: list[int]) -> str:
-    return f"{phase} {','.join(map(str, layers))}" if layers else ""
 
 
 def _model_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.settings import Settings
+from pretrain.settings import Parallel, Settings
 
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
 
@@ -112,6 +112,23 @@ def _pipeline_divides(s: Settings) -> Iterator[str]:
         yield f"parallel.mid_replicas={copies}: the contiguous split holds the mid block once; leave it empty"
 
 
+def _auto_picks_alone(s: Settings) -> Iterator[str]:
+    parallel, plain = s.parallel, Parallel()
+    picked = (
+        "tensor",
+        "pipeline",
+        "pipeline_split",
+        "mid_replicas",
+        "sequence",
+        "zero_stage",
+        "recompute",
+        "ds_config",
+    )
+    given = [name for name in picked if getattr(parallel, name) != getattr(plain, name)]
+    if parallel.auto and given:
+        yield f"parallel.auto=True: picks parallel.{given[0]} itself; leave one of them out"
+
+
 def _deepspeed_can(s: Settings) -> Iterator[str]:
     parallel, stage = s.parallel, s.parallel.zero_stage
     if s.train.precision == "bf16" and stage == 0:
@@ -174,6 +191,7 @@ RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
     _warmup_fits,
     _tensor_parallel_divides,
     _pipeline_divides,
+    _auto_picks_alone,
     _deepspeed_can,
     _deepspeed_file_is_ours,
 )

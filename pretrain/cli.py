@@ -14,6 +14,10 @@ VERBS = {
         "data_pipeline.prepare",
         "text -> tokenizer, token documents and packed rows; --verify checks a folder",
     ),
+    "plan": (
+        "pretrain.planning.command",
+        "every layout of a recipe on N ranks: memory, traffic, bubble, time, the best one",
+    ),
     "doctor": ("pretrain.doctor", "what this machine has, what is used instead of what it lacks, and why"),
     "evaluate": ("pretrain.evaluate", "validation NELBO of a run at several numbers of loops"),
     "sample": ("pretrain.sample", "text from a run, by the ancestral reverse process"),

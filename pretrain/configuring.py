@@ -35,6 +35,8 @@ def load_settings(recipe: str, words: Sequence[str] = ()) -> Settings:
     path = find_recipe(recipe)
     tree = _read_yaml(path)
     problems = _apply_words(tree, words)
+    if tree.get("parallel") == "auto":
+        tree["parallel"] = {"auto": True}
     if isinstance(tree.setdefault("run", {}), dict):
         tree["run"].setdefault("name", path.stem)
     problems += _remove_unknown_keys(tree)

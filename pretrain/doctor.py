@@ -58,7 +58,10 @@ def _device_rows() -> list[tuple[str, str]]:
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     rows = [
         ("device", f"{count} x {device_name(device)}" if count else f"{device_name(device)} (no CUDA device found)"),
-        ("peak bf16", f"{peak / 1e12:g} TFLOP/s" if peak else "unknown, so MFU is not reported (give log.peak_tflops)"),
+        (
+            "peak bf16",
+            f"{peak / 1e12:g} TFLOP/s" if peak else "unknown, so MFU is not reported (give hardware.peak_tflops)",
+        ),
         ("collectives", "NCCL" if device.type == "cuda" else "gloo"),
     ]
     return rows + [(found.capability, f"{found.used} ({found.reason})") for found in find_accelerations(device)]

@@ -20,6 +20,7 @@ from pretrain.configuring import describe_keys, load_settings  # noqa: E402
 from pretrain.derive import make_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.launcher import read_launcher  # noqa: E402
+from pretrain.planning.layouts import choose  # noqa: E402
 from pretrain.quiet import quiet_libraries  # noqa: E402
 
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(arguments.config, arguments.overrides)
         manifest = load_manifest(settings.data.path)
+        if settings.parallel.auto:
+            settings = choose(settings, manifest, world_size)
         plan = make_plan(settings, manifest, world_size)
         quiet_libraries()
         from pretrain.running import run_training

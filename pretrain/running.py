@@ -95,7 +95,7 @@ def _hooks(run: TrainingRun, manifest: Manifest) -> list[Hook]:
     settings = run.plan.settings
     tensorboard = TensorBoard() if settings.log.tensorboard else None
     sinks: list[Sink] = [Console(), MetricsFile()] + ([tensorboard] if tensorboard else [])
-    peak = peak_flops(run.world.device, settings.train.precision, settings.log.peak_tflops)
+    peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
     hooks: list[Hook] = [Metrics(sinks, peak)]
     if settings.eval.every is not None:
         hooks.append(Validation(PackedDataset(settings.data.path, "validation"), tensorboard))

@@ -99,6 +99,8 @@ class Optim:
 class Parallel:
     """How the work is spread over ranks. Data-parallel size = ranks / (tensor * pipeline)."""
 
+    auto: bool = False
+    """Let the planner pick everything below but the time-out; `parallel: auto` in a recipe says the same."""
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size (megatron-core)."""
     pipeline: int = Field(1, ge=1)
@@ -153,8 +155,28 @@ class Log:
     """Steps between lines on the console and in metrics.jsonl; figures are means over these steps."""
     tensorboard: bool = True
     """Also write tensorboard/."""
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Hardware:
+    """What one rank runs on: the planner takes all of it, MFU the peak. The defaults are a node of 8 H100s."""
+
     peak_tflops: float | None = Field(None, gt=0)
-    """Peak TFLOP/s of one rank's device at train.precision, for MFU; empty: from a table of known devices, else null."""
+    """Peak TFLOP/s of one rank's device at train.precision; empty: MFU takes a table of known devices, the planner 989.4."""
+    efficiency: float = Field(0.4, gt=0, le=1)
+    """Share of the peak that the kernels reach, for the planner: an assumption until you measured yours."""
+    memory_gib: float = Field(72.0, gt=0)
+    """Memory of one rank's device for tensors: less than it has, for CUDA's context, NCCL's buffers and fragmentation."""
+    ranks_per_node: int = Field(8, ge=1)
+    """Ranks that share the fast links of a node."""
+    node_gb_per_second: float = Field(450.0, gt=0)
+    """What one rank sends inside its node, in 10^9 bytes per second."""
+    network_gb_per_second: float = Field(50.0, gt=0)
+    """What one rank sends to another node."""
+    host_gb_per_second: float = Field(50.0, gt=0)
+    """What one rank moves to and from the CPU's memory under parallel.offload."""
+    latency_microseconds: float = Field(10.0, ge=0)
+    """Time of a message that carries nothing."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -170,6 +192,7 @@ class Settings:
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     eval: Evaluation = Field(default_factory=Evaluation)
     log: Log = Field(default_factory=Log)
+    hardware: Hardware = Field(default_factory=Hardware)
 
     @property
     def run_folder(self) -> Path:

@@ -1,25 +1,26 @@
-"""Throughput of 2 pipeline stages against one process, one thread each, same global batch.
+"""Throughput of 2 pipeline stages against one process, one thread each, same global batch of 8 micro-batches.
 
-    python tests/benchmarks/pipeline_throughput.py [--rounds 5] [--json FILE]
+    python tests/benchmarks/pipeline_throughput.py [--rounds 8] [--json FILE]
 
-In every round each layout trains the same steps, one after the other on otherwise idle cores, S = 1, 4 and 12; the table shows the
-median over rounds of tokens/s and of the ratio to the one process of the same round. Two data-parallel ranks stand beside
-them: they have no bubble and no hop, so their ratio is what the machine gives two busy cores.
+The processes of every layout are started once and stand by; then they take one step after the other in turn, at S = 1, 4 and 12,
+while all others wait. So each ratio compares steps a few seconds apart, and the table shows medians over rounds. Two
+data-parallel ranks stand beside the pipelines: they have no bubble and no hop, so their ratio is what the machine gives.
 """
 
 import argparse
 import json
-import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from tests.launching import BIN, free_port, run  # noqa: E402
+from tests.launching import environment, free_port, run  # noqa: E402
 
 LAYOUTS = {
     "1 process": (1, ("parallel.zero_stage=1",)),
@@ -31,12 +32,12 @@ LOOPS = (1, 4, 12)
 MODEL = (
     "model.num_layers=12", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=9", "model.loop.max=12",
     "model.hidden_size=384", "model.num_heads=6", "model.num_kv_heads=6", "train.precision=fp32",
-    "train.global_batch_size=8", "train.micro_batch_size=1", "train.steps=1000", "optim.warmup_steps=0", "optim.ema_decay=0",
+    "train.global_batch_size=16", "train.micro_batch_size=2", "train.steps=1000", "optim.warmup_steps=0", "optim.ema_decay=0",
 )  # fmt: skip
 
 
-def measure(words: list[str], steps: int) -> dict[int, float]:
-    """Tokens per second at each S, on this rank: the median step, the first left out."""
+def serve_steps(words: list[str]) -> None:
+    """A rank: read S from standard input, take a step, print its seconds; until the input ends."""
     from data_pipeline.manifest import load_manifest
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
@@ -48,34 +49,54 @@ def measure(words: list[str], steps: int) -> dict[int, float]:
     from pretrain.step import train_step
     from pretrain.world import start_world
 
-    speeds = {}
-    for loops in LOOPS:
-        settings = load_settings("quickstart", [*words, f"train.loops={loops}"])
-        plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
-        world = start_world(read_launcher(), plan.shape)
-        built = build_run(plan, world)
-        seconds = []
-        for step in range(steps + 1):
-            batches = built.batches[step]
-            world.barrier()
-            begin = time.perf_counter()
-            train_step(built.engine, world, plan, step, batches)
-            seconds.append(time.perf_counter() - begin)
-        speeds[loops] = plan.tokens_per_step / statistics.median(seconds[1:])
-    return speeds
+    settings = load_settings("quickstart", words)
+    plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
+    world = start_world(read_launcher(), plan.shape)
+    built = build_run(plan, world)
+    for step, line in enumerate(sys.stdin):
+        at = replace(plan, settings=replace(plan.settings, train=replace(plan.settings.train, loops=int(line))))
+        batches = built.batches[step]
+        world.barrier()
+        begin = time.perf_counter()
+        train_step(built.engine, world, at, step, batches)
+        print(f"seconds {time.perf_counter() - begin}", flush=True)
 
 
-def start(layout: str, data: Path, steps: int) -> dict[int, float]:
-    """Run one layout in processes of its own."""
-    ranks, words = LAYOUTS[layout]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "speeds.json"
-        script = [__file__, "--worker", out, "--steps", steps, f"data.path={data}", *MODEL, *words]
-        torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-        done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=900)
-        if done.returncode:
-            sys.exit(done.stdout + done.stderr)
-        return {int(loops): speed for loops, speed in json.loads(out.read_text()).items()}
+class Ranks:
+    """The waiting processes of one layout."""
+
+    def __init__(self, layout: str, data: Path) -> None:
+        size, words = LAYOUTS[layout]
+        common = environment() | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        command = [sys.executable, __file__, "--rank", f"data.path={data}", *MODEL, *words]
+        self._processes = [
+            subprocess.Popen(
+                command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )
+            for rank in range(size)
+        ]  # fmt: skip
+
+    def step(self, loops: int) -> float:
+        """Seconds of one step at S = `loops`, on the first rank."""
+        for process in self._processes:
+            process.stdin.write(f"{loops}\n")
+            process.stdin.flush()
+        seconds = [self._reply(process) for process in self._processes]
+        return seconds[0]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    @staticmethod
+    def _reply(process: subprocess.Popen) -> float:
+        for line in process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        sys.exit(f"a process ended with status {process.wait()}; run it alone to see why: {' '.join(process.args)}")
 
 
 def prepared_corpus(folder: Path) -> Path:
@@ -87,17 +108,32 @@ def prepared_corpus(folder: Path) -> Path:
     return folder / "data"
 
 
-def report(rounds: list[dict[str, dict[int, float]]]) -> list[dict[str, object]]:
-    """A row per layout and S: medians over rounds."""
+def measure(data: Path, rounds: int) -> list[dict[int, dict[str, float]]]:
+    """Per round: S -> layout -> tokens per second. The first round warms up and is left out."""
+    tokens, ranks = 16 * 128, {layout: Ranks(layout, data) for layout in LAYOUTS}
+    try:
+        measured = []
+        for number in range(rounds + 1):
+            measured.append({s: {name: tokens / ranks[name].step(s) for name in LAYOUTS} for s in LOOPS})
+            print(f"round {number} of {rounds}", flush=True)
+        return measured[1:]
+    finally:
+        for one in ranks.values():
+            one.close()
+
+
+def report(rounds: list[dict[int, dict[str, float]]]) -> list[dict[str, object]]:
+    """A row per S and layout: medians over rounds."""
     rows = []
     for loops in LOOPS:
         for layout in LAYOUTS:
-            ratios = [one[layout][loops] / one["1 process"][loops] for one in rounds]
+            ratios = [one[loops][layout] / one[loops]["1 process"] for one in rounds]
+            speed = statistics.median(one[loops][layout] for one in rounds)
             rows.append(
                 {
                     "loops": loops,
                     "layout": layout,
-                    "tokens_per_second": statistics.median(one[layout][loops] for one in rounds),
+                    "tokens_per_second": speed,
                     "ratio": statistics.median(ratios),
                     "ratio_range": [min(ratios), max(ratios)],
                 }
@@ -108,31 +144,25 @@ def report(rounds: list[dict[str, dict[int, float]]]) -> list[dict[str, object]]
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all layouts [5]")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps per S and round [4]")
-    parser.add_argument("--data", type=Path, help="prepared folder [a fresh one from the embedded corpus]")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds over all layouts [8]")
+    parser.add_argument(
+        "--data", type=Path, help="prepared folder, rows of 128 tokens [a fresh one from the embedded corpus]"
+    )
     parser.add_argument("--json", type=Path, help="also write the rows and every round here")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        speeds = measure(arguments.words, arguments.steps)
-        if os.environ.get("RANK", "0") == "0":
-            arguments.worker.write_text(json.dumps(speeds))
+    if arguments.rank:
+        serve_steps(arguments.words)
         return
     with tempfile.TemporaryDirectory() as folder:
-        data = arguments.data or prepared_corpus(Path(folder))
-        rounds = []
-        for number in range(arguments.rounds):
-            print(f"round {number + 1} of {arguments.rounds}", flush=True)
-            rounds.append({layout: start(layout, data, arguments.steps) for layout in LAYOUTS})
+        rounds = measure(arguments.data or prepared_corpus(Path(folder)), arguments.rounds)
     rows = report(rounds)
     print("| S | layout | tokens/s | ratio to 1 process (range) |\n|---|---|---|---|")
     for row in rows:
         low, high = row["ratio_range"]
-        print(
-            f"| {row['loops']} | {row['layout']} | {row['tokens_per_second']:,.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |"
-        )
+        speed = f"{row['tokens_per_second']:,.0f}"
+        print(f"| {row['loops']} | {row['layout']} | {speed} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows, "rounds": rounds}, indent=2) + "\n")
 

@@ -1,0 +1,145 @@
+"""What a layout costs: memory, FLOPs, traffic, bubble and the time of a step. Imports no torch.
+
+Nothing overlaps in this model: compute waits for tensor-parallel messages, hops wait for the slower neighbour, and the
+data-parallel reduction follows the last backward pass. DeepSpeed overlaps a part of it, so the times are on the safe side.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.placement import Costs
+from pretrain.derive import Plan
+from pretrain.planning.memory import Memory, hidden_bytes, memory_of
+from pretrain.planning.timing import Case, case_of, makespans
+from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
+
+H100_BF16_TFLOPS = 989.4
+"""The planner's peak where none is given: NVIDIA's data sheet, dense bf16."""
+
+BACKWARD = 2
+"""FLOPs of a backward pass over those of the forward pass (model/flops.py)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Figures of one layout.
+
+    Attributes:
+        memory: of the rank that needs most.
+        traffic: of the rank that sends most, at E[S].
+        flops: model FLOPs of a step over all ranks, at the expected S.
+        bubble, bubble_largest: share of the time in which pipeline stages wait, at E[S] and at the largest S.
+        seconds: expected time of a step, over the distribution of S.
+        seconds_largest: at the largest S.
+    """
+
+    plan: Plan
+    memory: Memory
+    traffic: Traffic
+    flops: float
+    bubble: float
+    bubble_largest: float
+    seconds: float
+    seconds_largest: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all ranks."""
+        return self.plan.tokens_per_step / self.seconds
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fullest rank has room."""
+        return self.memory.total <= self.plan.settings.hardware.memory_gib * 2**30
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Seconds of things on the given hardware."""
+
+    flop: float
+    tensor_byte: float
+    hop: float
+    data_byte: float
+    copies_byte: float
+    host_byte: float
+
+
+def estimate_all(plans: Sequence[Plan]) -> list[Estimate]:
+    """Figures of each layout. Pipelines of equal shape are timed side by side, and those that only differ in ZeRO once."""
+    queues: dict[int, dict[tuple, Plan]] = defaultdict(dict)
+    for plan in plans:
+        queues[plan.settings.parallel.pipeline].setdefault(_pipeline_key(plan), plan)
+    timed: dict[tuple, list[tuple[float, Case]]] = {}
+    for by_key in queues.values():
+        cases = {key: [_case(plan, loops) for loops in _support(plan)] for key, plan in by_key.items()}
+        times = iter(makespans([case for own in cases.values() for case in own]))
+        timed |= {key: [(next(times), case) for case in own] for key, own in cases.items()}
+    return [_estimate(plan, timed[_pipeline_key(plan)]) for plan in plans]
+
+
+def _estimate(plan: Plan, timed: Sequence[tuple[float, Case]]) -> Estimate:
+    rates, probabilities = _rates(plan), plan.loops.probabilities(plan.loops.ramp_steps)
+    mean = round(plan.loops.mean(plan.loops.ramp_steps))
+    by_loops = dict(zip(_support(plan), timed, strict=True))
+    traffics = [traffic_of(plan, stage, mean) for stage in plan.placement]
+    after = max(t.data * rates.data_byte + t.copies * rates.copies_byte + t.host * rates.host_byte for t in traffics)
+    expected = sum(float(probabilities[s - 1]) * time for s, (time, _) in by_loops.items())
+    (typical, largest) = (by_loops[s] for s in (min(by_loops, key=lambda s: abs(s - mean)), max(by_loops)))
+    return Estimate(
+        plan=plan,
+        memory=max((memory_of(plan, stage) for stage in plan.placement), key=lambda memory: memory.total),
+        traffic=max(traffics, key=lambda traffic: traffic.total),
+        flops=plan.tokens_per_step * plan.expected_flops_per_token,
+        bubble=typical[1].bubble(typical[0]),
+        bubble_largest=largest[1].bubble(largest[0]),
+        seconds=expected + after,
+        seconds_largest=largest[0] + after,
+    )
+
+
+def _support(plan: Plan) -> list[int]:
+    """Values of S that training draws."""
+    probabilities = plan.loops.probabilities(plan.loops.ramp_steps)
+    return [loops for loops, p in enumerate(probabilities, start=1) if p]
+
+
+def _pipeline_key(plan: Plan) -> tuple:
+    """What decides the time of the schedule; ZeRO does not."""
+    p = plan.settings.parallel
+    return p.tensor, p.pipeline, p.sequence, p.recompute, p.pipeline_split, p.mid_replicas, plan.micro_batches
+
+
+def _case(plan: Plan, loops: int) -> Case:
+    """The pipeline of a step in seconds."""
+    rates, tensor = _rates(plan), plan.settings.parallel.tensor
+    tokens = plan.settings.train.micro_batch_size * plan.seq_len
+    compute = rates.flop * tokens / tensor
+    ahead, back = (bytes_ * rates.tensor_byte for bytes_ in layer_bytes(plan))
+    layer, embedding, lm_head = plan.costs.layer, plan.costs.embedding, plan.costs.lm_head
+    forward = Costs(compute * layer + ahead, compute * embedding, compute * lm_head)
+    backward = Costs(compute * BACKWARD * layer + back, compute * BACKWARD * embedding, compute * BACKWARD * lm_head)
+    return case_of(
+        plan.placement, loops, plan.micro_batches, forward, backward, plan.settings.parallel.recompute, rates.hop
+    )
+
+
+def _rates(plan: Plan) -> _Rates:
+    """Ranks are numbered tensor first, then data, then pipeline: small groups stay inside a node."""
+    hardware, parallel = plan.settings.hardware, plan.settings.parallel
+
+    def byte(ranks: int) -> float:
+        inside = ranks <= hardware.ranks_per_node
+        return 1e-9 / (hardware.node_gb_per_second if inside else hardware.network_gb_per_second)
+
+    peak = (hardware.peak_tflops or H100_BF16_TFLOPS) * 1e12
+    between_stages = byte(plan.world_size)
+    return _Rates(
+        flop=1.0 / (peak * hardware.efficiency),
+        tensor_byte=byte(parallel.tensor),
+        hop=hardware.latency_microseconds * 1e-6 + hidden_bytes(plan) * between_stages,
+        data_byte=byte(parallel.tensor * plan.data_parallel_size),
+        copies_byte=between_stages,
+        host_byte=1e-9 / hardware.host_gb_per_second,
+    )

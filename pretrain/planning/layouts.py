@@ -1,0 +1,98 @@
+"""Every layout that a start would accept, and the one that `parallel: auto` takes. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from typing import get_args
+
+from data_pipeline.manifest import Manifest
+from pretrain.checks import problems_of
+from pretrain.derive import Plan, layout_problems, settle
+from pretrain.errors import ConfigError, UserError
+from pretrain.planning.estimate import Estimate, estimate_all
+from pretrain.planning.timing import Recompute
+from pretrain.settings import Parallel, Settings
+
+GIB = 2**30
+
+
+def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
+    """Settings and ranks joined without a check of the layout.
+
+    Args:
+        manifest: of the prepared data; None when there is none yet and the settings say what it would.
+
+    Raises:
+        ConfigError: the row length or the vocabulary is unknown, or the data's are others.
+    """
+    if manifest is not None:
+        return Plan(settle(settings, manifest), ranks, manifest.splits["train"].rows)
+    unknown = {"model.vocab_size": settings.model.vocab_size, "data.seq_len": settings.data.seq_len}
+    problems = [
+        f"{key}: is taken from the prepared data, but {settings.data.path} has none; prepare it, or give the key"
+        for key, value in unknown.items()
+        if value is None
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return Plan(settings, ranks, 0)
+
+
+def legal_layouts(base: Plan) -> list[Plan]:
+    """All layouts of the plan's ranks that break no rule; batch, precision and offload stay as they are."""
+    kept = base.settings.parallel
+    found = []
+    for tensor, pipeline in product(_divisors(base.world_size), repeat=2):
+        for sequence, stage, recompute in product((False, True), (0, 1, 2, 3), get_args(Recompute)):
+            parallel = Parallel(
+                tensor=tensor, pipeline=pipeline, sequence=sequence, zero_stage=stage, recompute=recompute,
+                offload=kept.offload, timeout_minutes=kept.timeout_minutes,
+            )  # fmt: skip
+            plan = replace(base, settings=replace(base.settings, parallel=parallel))
+            if not (layout_problems(plan) or problems_of(plan.settings)):
+                found.append(plan)
+    return found
+
+
+def ranked(plans: Sequence[Plan]) -> list[Estimate]:
+    """Those that fit first, the fastest of them first; of equals the one that is split least and recomputes least."""
+    return sorted(estimate_all(plans), key=_rank)
+
+
+def choose(settings: Settings, manifest: Manifest | None, ranks: int) -> Settings:
+    """Settings with the best layout in the place of `parallel: auto`.
+
+    Raises:
+        ConfigError: no layout is legal, or something else is wrong with the settings.
+        UserError: none fits into the memory.
+    """
+    base = plan_of(settings, manifest, ranks)
+    return replace(settings, parallel=best(base, ranked(legal_layouts(base))).plan.settings.parallel)
+
+
+def best(base: Plan, estimates: Sequence[Estimate]) -> Estimate:
+    """The first of `ranked`, when it fits. Raises as `choose`."""
+    if not estimates:
+        plain = replace(
+            base, settings=replace(base.settings, parallel=Parallel(offload=base.settings.parallel.offload))
+        )
+        raise ConfigError(layout_problems(plain) or problems_of(plain.settings))
+    first = estimates[0]
+    if not first.fits:
+        raise UserError(
+            f"none of the {len(estimates)} legal layouts of {base.world_size} ranks fits into hardware.memory_gib="
+            f"{base.settings.hardware.memory_gib:g}: the smallest needs {first.memory.total / GIB:.1f} GiB. Lower "
+            f"train.micro_batch_size (now {base.settings.train.micro_batch_size}), set parallel.offload, or start more ranks"
+        )
+    return first
+
+
+def _rank(estimate: Estimate) -> tuple:
+    p = estimate.plan.settings.parallel
+    if not estimate.fits:
+        return True, estimate.memory.total
+    return False, estimate.seconds, p.tensor * p.pipeline, p.zero_stage, estimate.memory.total
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,198 @@
+"""Memory of one rank by part, in bytes. Imports no torch.
+
+Activations are what autograd saves in the layers of `model/layers.py`, tensor by tensor. States and buffers are those of
+DeepSpeed 0.19.8 as read off its runs: a test compares the sum with what processes on a CPU hold. Kernels that fuse norms
+or AdamW's update, on a GPU, need less.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from model.placement import Chunk, Stage, weights_held
+from pretrain.checks import ds_config_path, read_ds_config
+from pretrain.derive import Plan
+from pretrain.planning.programs import programs_of
+
+FP32 = 4
+"""Bytes of a number in fp32."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank's device when it holds most; the parts add up to that.
+
+    Attributes:
+        optimizer: fp32 master weights, AdamW's two moments, and the moving average.
+        activations: kept from forward to backward passes at the largest S.
+        logits: of the masked positions, with their softmax.
+        buffers: what the busiest moment needs on top: reduction buckets, gathered weights, a layer's backward pass.
+        host: in the CPU's memory, under offload; no part of the sum.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes on the device at the peak."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+
+
+@dataclass(frozen=True)
+class _States:
+    """Weights, gradients and optimiser of one rank under ZeRO, and what comes on top in some moments.
+
+    Attributes:
+        backward: during the whole backward pass: ZeRO-2's and 3's bucket of gradients, the weights that ZeRO-3 gathered.
+        reduction: when gradients are reduced, at the end of the backward pass, where few activations are left.
+        step: in the update, which has no activations; includes the gradients.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    backward: float
+    reduction: float
+    step: float
+
+
+def memory_of(plan: Plan, stage: Stage) -> Memory:
+    """Memory of a rank of this stage at the largest S of training."""
+    held = _Held(plan, stage)
+    states = _states(plan, weights_held(stage, plan.settings.model, plan.settings.parallel.tensor))
+    offload = plan.settings.parallel.offload
+    host = states.optimizer * (offload != "none") + states.weights * (offload == "parameters")
+    optimizer = states.optimizer * (offload == "none")
+    weights = states.weights * (offload != "parameters")
+    activations, logits = held.activations(), held.logits()
+    first = activations + logits + held.recomputed()
+    if plan.micro_batches == 1:  # gradients come as activations go
+        first = max(activations + logits - states.gradients, held.recomputed())
+    backward = states.gradients + states.backward + max(first + held.working(), states.reduction)
+    peak = weights + optimizer + max(backward, states.step)
+    shown = states.gradients, optimizer, activations, logits
+    return Memory(weights, *shown, buffers=max(0.0, peak - weights - sum(shown)), host=host)
+
+
+def weight_bytes(plan: Plan) -> int:
+    """Bytes of a number in the forward and backward pass."""
+    return FP32 if plan.settings.train.precision == "fp32" else 2
+
+
+def hidden_bytes(plan: Plan) -> int:
+    """Bytes of the hidden states of a micro-batch on one rank: what a pipeline hop carries."""
+    parallel, train = plan.settings.parallel, plan.settings.train
+    tokens = train.micro_batch_size * plan.seq_len
+    return (
+        tokens * plan.settings.model.hidden_size * weight_bytes(plan) // (parallel.tensor if parallel.sequence else 1)
+    )
+
+
+def largest_loops(plan: Plan) -> int:
+    """The largest S that training draws."""
+    loops = plan.settings.train.loops
+    return loops if isinstance(loops, int) else plan.settings.model.loop.max
+
+
+def reduce_bucket(plan: Plan, weights: int) -> int:
+    """Gradients that DeepSpeed reduces at once, in numbers; a bucket larger than the model would only take memory."""
+    zero = read_ds_config(ds_config_path(plan.settings)).get("zero_optimization", {})
+    return min(int(zero.get("reduce_bucket_size", 500_000_000)), weights)
+
+
+def _states(plan: Plan, weights: int) -> _States:
+    """States of `weights` numbers, from DeepSpeed's allocations at data-parallel sizes 1, 2 and 4."""
+    stage, shares = (
+        plan.settings.parallel.zero_stage,
+        plan.data_parallel_size if plan.settings.parallel.zero_stage else 1,
+    )
+    size, fp32 = weight_bytes(plan), plan.settings.train.precision == "fp32"
+    whole, part, bucket = FP32 * weights, FP32 * weights / shares, size * reduce_bucket(plan, weights)
+    moments = (2 + (plan.settings.optim.ema_decay > 0)) * part
+    optimizer = moments + (part if stage else 0.0)
+    own = size * weights
+    if stage == 0:
+        return _States(own, whole, optimizer, 0.0, 0.0, whole + bucket)
+    if stage == 1 and fp32:
+        return _States(own, whole, optimizer, 0.0, 0.0, max(whole + bucket, 4 * part))
+    if stage == 1:  # fp32 sums of all gradients, beside a bucket of them and the gathered weights
+        return _States(own, whole, optimizer, 0.0, 0.0, whole + max(1.5 * whole, 2 * part))
+    if stage == 2:
+        return _States(own, part, optimizer, bucket, bucket, (4 if fp32 else 3) * part)
+    return _States(own / shares, part, optimizer, bucket + own, 1.5 * bucket, bucket + 4 * part)
+
+
+class _Held:
+    """What autograd and the schedule keep of micro-batches on one rank of a stage."""
+
+    def __init__(self, plan: Plan, stage: Stage) -> None:
+        self._plan, self._stage = plan, stage
+        self._parallel, self._model = plan.settings.parallel, plan.settings.model
+        self._size, self._fp32 = weight_bytes(plan), plan.settings.train.precision == "fp32"
+        self._rows = plan.settings.train.micro_batch_size
+        self._tokens = self._rows * plan.seq_len
+        self._hidden = hidden_bytes(plan)
+        self._chunks = stage.chunks(largest_loops(plan))
+
+    def activations(self) -> float:
+        """Of all micro-batches between their forward and backward pass, at the peak."""
+        return self._peak([self._chunk(chunk) for chunk in self._chunks])
+
+    def logits(self) -> float:
+        """Softmax of all micro-batches that wait for their backward pass, and the second copy of the one at work."""
+        one = FP32 * self._masked() * self._model.padded_vocab_size / self._parallel.tensor
+        return (self._peak([one * chunk.logits for chunk in self._chunks]) + one) * self._stage.last
+
+    def recomputed(self) -> float:
+        """What the backward pass computes a second time at once."""
+        if self._parallel.recompute == "none":
+            return 0.0
+        return self._layer() * (len(self._stage.mid) if self._parallel.recompute == "loop" else 1)
+
+    def working(self) -> float:
+        """Gradients inside the backward pass of one layer, the SwiGLU's at its widest."""
+        width = 2 * self._model.ffn_size / self._parallel.tensor + 2 * self._model.hidden_size
+        return self._tokens * width * self._size
+
+    def _peak(self, held: list[float]) -> float:
+        if self._stage.count == 1:
+            return sum(held)
+        return programs_of(self._stage.count, len(held), self._plan.micro_batches)[self._stage.index].peak(held)
+
+    def _chunk(self, chunk: Chunk) -> float:
+        """Kept of one visit of one micro-batch."""
+        once, passes = len(chunk.head) + len(chunk.tail), len(chunk.passes) if self._stage.mid else 0
+        of_mid = passes * len(self._stage.mid)
+        match self._parallel.recompute:
+            case "none":
+                kept = (once + of_mid) * self._layer()
+            case "loop":
+                kept = once * self._layer() + passes * self._hidden
+            case "full":
+                kept = (once + of_mid) * self._hidden
+        if self._stage.count > 1:  # what came and what went; in fp32 the first norm keeps what came anyway
+            kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
+        return kept + self._masked() * self._norm() * chunk.logits
+
+    def _layer(self) -> float:
+        """Saved by autograd in one layer: two norms, attention (q, k, v, rotated q and k, context), SwiGLU."""
+        model, tensor = self._model, self._parallel.tensor
+        query, key = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
+        sharded = self._size * (3 * query + 3 * key + 5 * model.ffn_size) + FP32 * model.num_heads
+        angles = 4 * self._plan.seq_len * model.head_dim * self._size
+        replicated = 2 * self._norm() / (tensor if self._parallel.sequence else 1)
+        return self._tokens * (replicated + sharded / tensor) + angles
+
+    def _norm(self) -> float:
+        """Saved by one RMSNorm per token: input and normalised input in fp32, output, and 1 / rms."""
+        return self._model.hidden_size * (2 * FP32 + self._size) + FP32
+
+    def _masked(self) -> float:
+        """Masked tokens of a micro-batch with many: three standard deviations above the mean, for t uniform and independent."""
+        share = (1 + self._plan.settings.train.min_timestep) / 2 + 3 * sqrt(1 / 12 / self._rows)
+        return self._tokens * min(1.0, share)

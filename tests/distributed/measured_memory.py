@@ -1,0 +1,60 @@
+"""One rank that trains several layouts and tells its peak of resident memory beside the planner's figure.
+
+[torchrun ...] measured_memory.py OUT RECIPE LAYOUTS.json: a file with a list of lists of key=value words. Every rank writes
+OUT.RANK, a list of [measured bytes, planned bytes]. Measured is the peak of resident memory during the second step, less
+what was resident before the model was built; small models trained before have loaded every library by then. glibc
+must map each large allocation by itself, so that what is freed is gone (`ALLOCATOR`).
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**19), "MALLOC_TRIM_THRESHOLD_": str(2**19)}
+"""Environment that makes resident memory follow allocations."""
+
+SMALL = ("model.hidden_size=64", "model.num_heads=2", "train.global_batch_size=8", "train.micro_batch_size=2")
+
+
+def resident(field: str) -> int:
+    """`VmRSS` (now) or `VmHWM` (the peak), in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def peak_of_steps(words: list[str]) -> tuple[int, float]:
+    """(measured, planned) bytes of this rank for one layout."""
+    settings = load_settings(sys.argv[2], words)
+    plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
+    world = start_world(read_launcher(), plan.shape)
+    gc.collect()
+    before = resident("VmRSS")
+    run = build_run(plan, world)
+    for step in range(2):
+        train_step(run.engine, world, plan, step, run.batches[step])
+        gc.collect()
+        if step == 0:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    return resident("VmHWM") - before, memory_of(plan, plan.placement[world.stage]).total
+
+
+if __name__ == "__main__":
+    from data_pipeline.manifest import load_manifest
+    from pretrain.configuring import load_settings
+    from pretrain.derive import make_plan
+    from pretrain.launcher import read_launcher
+    from pretrain.planning.memory import memory_of
+    from pretrain.quiet import quiet_libraries
+
+    quiet_libraries()
+    from pretrain.running import build_run
+    from pretrain.step import train_step
+    from pretrain.world import leave_world, start_world
+
+    layouts = json.loads(Path(sys.argv[3]).read_text())
+    for words in layouts[:: len(layouts) // 3]:
+        peak_of_steps([*words, *SMALL])
+    told = [peak_of_steps(words) for words in layouts]
+    Path(f"{sys.argv[1]}.{read_launcher()[0]}").write_text(json.dumps(told))
+    leave_world()

@@ -1,0 +1,61 @@
+"""The planner's memory against what processes on a CPU hold, at three sizes; see measured_memory.py for how."""
+
+import json
+import sys
+
+import pytest
+
+from tests.distributed.measured_memory import ALLOCATOR
+from tests.launching import BIN, ROOT, free_port, run
+
+pytestmark = pytest.mark.distributed
+RECIPE = ROOT / "tests" / "tiny.yaml"
+COMMON = ("model.num_kv_heads=null", "model.num_heads=4", "checkpoint.every=null", "optim.warmup_steps=0")
+SIZES = {
+    "7M": ("model.hidden_size=384", "train.global_batch_size=32", "train.micro_batch_size=16"),
+    "13M": ("model.hidden_size=512", "train.global_batch_size=16", "train.micro_batch_size=8"),
+    "50M": ("model.hidden_size=1024", "train.global_batch_size=4", "train.micro_batch_size=1"),
+}
+LAYOUTS = {
+    1: {
+        "ZeRO-0": ("parallel.zero_stage=0",),
+        "ZeRO-1, recompute loop": ("parallel.recompute=loop",),
+        "ZeRO-1, bf16": ("train.precision=bf16",),
+    },
+    2: {
+        "ZeRO-1": (),
+        "ZeRO-2, bf16": ("parallel.zero_stage=2", "train.precision=bf16"),
+        "ZeRO-3, recompute full": ("parallel.zero_stage=3", "parallel.recompute=full"),
+        "PP2": ("parallel.pipeline=2",),
+        "TP2 + SP": ("parallel.tensor=2", "parallel.sequence=true"),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, corpus):
+    """(ranks, layout, size) -> [(measured, planned) of each rank], from one start per number of ranks."""
+    folder, found = tmp_path_factory.mktemp("memory"), {}
+    for ranks, layouts in LAYOUTS.items():
+        cases = [(layout, size) for layout in layouts for size in SIZES]
+        words = [
+            [f"data.path={corpus}", "train.loops=3", *COMMON, *SIZES[size], *layouts[layout]] for layout, size in cases
+        ]
+        (folder / "layouts.json").write_text(json.dumps(words))
+        out = folder / f"ranks-{ranks}"
+        script = [ROOT / "tests/distributed/measured_memory.py", out, RECIPE, folder / "layouts.json"]
+        torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+        command = [sys.executable, *script] if ranks == 1 else [*torchrun, *script]
+        done = run(command, timeout=300, PYTHONPATH=str(ROOT), **ALLOCATOR)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        told = [json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(ranks)]
+        found |= {(ranks, *case): pairs for case, pairs in zip(cases, zip(*told, strict=True), strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("ranks", "layout"), [(ranks, layout) for ranks, names in LAYOUTS.items() for layout in names])
+def test_memory_is_as_planned(measured, ranks, layout, size):
+    """Within 15% on every rank."""
+    for resident, planned in measured[ranks, layout, size]:
+        assert planned == pytest.approx(resident, rel=0.15), (planned / 2**20, resident / 2**20)
