@@ -29,7 +29,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=["pretrain", "pretrain.hooks", "pretrain.planning", "pretrain.recipes", "model", "data_pipeline", "ds_configs"],
+    packages=[
+        "pretrain",
+        "pretrain.hooks",
+        "pretrain.planning",
+        "pretrain.recipes",
+        "model",
+        "data_pipeline",
+        "ds_configs",
+    ],
     package_data={"pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
     install_requires=REQUIRES,
     extras_require={
