@@ -17,9 +17,9 @@ def count_gathers(seen: list[int]) -> None:
     """Let every all-gather of this process add the bytes of its result; DeepSpeed takes the functions when it is imported."""
     original = dist.all_gather_into_tensor
 
-    def counted(output: Tensor, *arguments: object, **keywords: object) -> object:
-        seen.append(output.numel() * output.element_size())
-        return original(output, *arguments, **keywords)
+    def counted(output_tensor: Tensor, input_tensor: Tensor, *arguments: object, **keywords: object) -> object:
+        seen.append(output_tensor.numel() * output_tensor.element_size())
+        return original(output_tensor, input_tensor, *arguments, **keywords)
 
     dist.all_gather_into_tensor = counted
 
