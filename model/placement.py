@@ -122,8 +122,10 @@ def chunk_cost(stage: Stage, chunk: Chunk, costs: Costs) -> float:
 
 
 def stage_load(stage: Stage, loops: int, costs: Costs) -> float:
-    """Work of a stage per micro-batch at S = `loops`."""
-    return sum(chunk_cost(stage, chunk, costs) for chunk in stage.chunks(loops))
+    """Work of a stage per micro-batch at S = `loops`: that of all its chunks."""
+    once = sum(len(visit) for visit in (*stage.head, *stage.tail))
+    layers = once + len(stage.passes(loops)) * len(stage.mid)
+    return layers * costs.layer + stage.first * costs.embedding + stage.last * costs.lm_head
 
 
 def group_size(micro_batches: int, stages: int) -> int:

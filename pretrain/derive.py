@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from model.placement import Costs, Stage, place
 from pretrain.checks import problems_of
 from pretrain.errors import ConfigError
 from pretrain.settings import Settings
+
+_placed = lru_cache(maxsize=256)(place)  # the planner's layouts share their pipelines
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ class Plan:
     def placement(self) -> tuple[Stage, ...]:
         """What each pipeline stage holds."""
         parallel, probabilities = self.settings.parallel, self.loops.probabilities(self.loops.ramp_steps)
-        return place(
+        return _placed(
             self.settings.model.loop,
             parallel.pipeline,
             self.costs,
-            [float(p) for p in probabilities],
+            tuple(float(p) for p in probabilities),
             parallel.pipeline_split,
             parallel.mid_replicas,
         )

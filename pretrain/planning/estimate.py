@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from model.placement import Costs
 from pretrain.derive import Plan
 from pretrain.planning.memory import Memory, hidden_bytes, memory_of
-from pretrain.planning.timing import Case, case_of, makespans
+from pretrain.planning.timing import Case, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
 
 H100_BF16_TFLOPS = 989.4
@@ -74,7 +74,7 @@ def estimate_all(plans: Sequence[Plan]) -> list[Estimate]:
     timed: dict[tuple, list[tuple[float, Case]]] = {}
     for by_key in queues.values():
         cases = {key: [_case(plan, loops) for loops in _support(plan)] for key, plan in by_key.items()}
-        times = iter(makespans([case for own in cases.values() for case in own]))
+        times = iter(step_times([case for own in cases.values() for case in own]))
         timed |= {key: [(next(times), case) for case in own] for key, own in cases.items()}
     return [_estimate(plan, timed[_pipeline_key(plan)]) for plan in plans]
 

@@ -10,10 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from model.placement import Chunk, Costs, Stage, chunk_cost
+from model.placement import Chunk, Costs, Stage, chunk_cost, group_size
 from pretrain.planning.programs import Program, programs_of
 
 Recompute = Literal["none", "full", "loop"]
+
+FULL = 4
+"""Groups of micro-batches after which the time grows by the same for each further one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Case:
     def work(self) -> float:
         """Time that all stages are busy, summed."""
         return float((self.forward + self.backward).sum() * self.micro_batches)
+
+    def shortened(self, micro_batches: int) -> "Case":
+        """The same pipeline with fewer micro-batches."""
+        programs = programs_of(len(self.programs), self.forward.shape[1], micro_batches)
+        return replace(self, programs=programs, micro_batches=micro_batches)
 
     def bubble(self, makespan: float) -> float:
         """Share of the stages' time in which they wait."""
@@ -74,6 +82,32 @@ def recomputed_part(chunk: Chunk, recompute: Recompute) -> Chunk:
     if recompute == "loop":
         return Chunk(passes=chunk.passes)
     return replace(chunk, embed=False, logits=False)
+
+
+def step_times(cases: Sequence[Case]) -> list[float]:
+    """`makespans`, of long steps by way of short ones.
+
+    Once the pipeline is full, each group of micro-batches takes as long as the one before.
+    """
+    short = [_shortened(case) for case in cases]
+    times = iter(makespans([part for parts in short for part in parts]))
+    found = []
+    for case, parts in zip(cases, short, strict=True):
+        last = next(times)
+        if len(parts) == 2:
+            before, last = last, next(times)
+            group = parts[1].micro_batches - parts[0].micro_batches
+            last += (last - before) * (case.micro_batches - parts[1].micro_batches) / group
+        found.append(last)
+    return found
+
+
+def _shortened(case: Case) -> tuple[Case, ...]:
+    """The case with FULL and with FULL + 1 groups of micro-batches; the case itself where it has no more or a last smaller one."""
+    group = group_size(case.micro_batches, len(case.programs))
+    if case.micro_batches % group or case.micro_batches <= (FULL + 1) * group:
+        return (case,)
+    return case.shortened(FULL * group), case.shortened((FULL + 1) * group)
 
 
 def makespans(cases: Sequence[Case]) -> list[float]:

@@ -7,7 +7,7 @@ import pytest
 from model.architecture import LoopSplit
 from model.placement import Costs, group_size, place
 from pretrain.planning.programs import programs_of
-from pretrain.planning.timing import Case, case_of, makespans
+from pretrain.planning.timing import Case, case_of, makespans, step_times
 from tests.virtual_time import run_schedule
 
 pytestmark = pytest.mark.usefixtures("world")  # megatron-core takes every group for one rank while torch has none
@@ -78,3 +78,15 @@ def test_messages_are_counted():
     """A micro-batch makes a hop forward and one backward between any two consecutive visits."""
     programs = programs_of(4, 5, 8)
     assert sum(program.sent() for program in programs) == 2 * 8 * (4 * 5 - 1)
+
+
+def test_long_steps_by_way_of_short_ones():
+    """Random costs, every kind of pipeline: the same time as stepping through all micro-batches."""
+    rng = random.Random(5)
+    for stages in (1, 2, 3, 4, 8):
+        for kind in ("looped", "contiguous"):
+            forward, backward = (Costs(rng.random() + 0.1, rng.random(), 4 * rng.random()) for _ in range(2))
+            placement = place(PAPER, stages, forward, [1 / 12] * 12, kind)
+            for loops, groups in ((1, 6), (5, 9), (12, 16)):
+                case = case_of(placement, loops, groups * stages, forward, backward, hop=0.3 * rng.random())
+                assert step_times([case]) == pytest.approx(makespans([case]), rel=1e-9)

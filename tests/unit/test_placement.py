@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.architecture import LoopSplit
-from model.placement import Costs, bottleneck, group_size, lockstep_time, place, stage_load, whole
+from model.placement import Costs, bottleneck, chunk_cost, group_size, lockstep_time, place, stage_load, whole
 
 PAPER = LoopSplit(head=1, mid=2, tail=9, max=12)
 UNIFORM = [1 / 12] * 12
@@ -43,8 +43,12 @@ splits = st.builds(LoopSplit, head=st.integers(0, 9), mid=st.integers(1, 9), tai
     kind=st.sampled_from(["looped", "contiguous"]),
 )
 def test_every_layer_once_and_in_order(split, stages, loops, lm_head, kind):
-    placement = place(split, stages, Costs(1.0, 0.0, lm_head), UNIFORM, kind)
+    costs = Costs(1.0, 0.25, lm_head)
+    placement = place(split, stages, costs, UNIFORM, kind)
     assert journey(placement, loops) == expected_journey(split, loops)
+    for stage in placement:
+        visits = sum(chunk_cost(stage, chunk, costs) for chunk in stage.chunks(loops))
+        assert stage_load(stage, loops, costs) == pytest.approx(visits)
 
 
 @settings(max_examples=60, deadline=None)

@@ -125,7 +125,7 @@ def test_flops_and_time_of_one_rank_are_a_division():
     (estimate,) = estimate_all([one])
     assert estimate.flops == pytest.approx(one.tokens_per_step * one.expected_flops_per_token)
     assert estimate.seconds == pytest.approx(estimate.flops / 50e12)
-    assert estimate.bubble == estimate.bubble_largest == pytest.approx(0.0, abs=1e-12)
+    assert max(abs(estimate.bubble), abs(estimate.bubble_largest)) < 1e-12
 
 
 def test_every_listed_layout_is_accepted_and_no_other():
