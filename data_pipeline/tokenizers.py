@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -77,19 +77,22 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`. One thread: the caller decides how many processes run."""
-        return [self._encode(text) for text in texts]
-
-    def _encode(self, text: str) -> NDArray[np.int32]:
-        if self._meta_symbol_ids is None or "▁" not in text:
-            return self._encode_part(text)
+        if self._meta_symbol_ids is None or not any("▁" in text for text in texts):
+            return self._encode_all(texts)
         # SentencePiece writes spaces as U+2581 inside; a real U+2581 would come back as a space. As bytes it survives.
-        parts = [self._encode_part(part) for part in text.split("▁")]
-        return np.concatenate([parts[0], *(ids for part in parts[1:] for ids in (self._meta_symbol_ids, part))])
+        pieces = [text.split("▁") for text in texts]
+        encoded = iter(self._encode_all([part for parts in pieces for part in parts]))
+        return [self._with_meta_symbols(list(islice(encoded, len(parts)))) for parts in pieces]
 
-    def _encode_part(self, text: str) -> NDArray[np.int32]:
+    def _encode_all(self, texts: list[str]) -> list[NDArray[np.int32]]:
         if self._words:
-            return self._words.encode(text)
-        return np.asarray(self._model.encode(text, out_type=int), dtype=np.int32)
+            return self._words.encode_batch(texts)
+        encoded = self._model.encode(texts, out_type=int, num_threads=1)
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+    def _with_meta_symbols(self, parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+        between = ((self._meta_symbol_ids, part) for part in parts[1:])
+        return np.concatenate([parts[0], *(ids for pair in between for ids in pair)])
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`. Control pieces (end of document) have no text."""

@@ -9,82 +9,44 @@ the text, so a word's ids may depend on all before it), the library encodes whol
 """
 
 import random
-import re
-from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_pipeline.word_table import LETTER, LINE_END, PUNCTUATION, SPACE, WordTable
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 META = "▁"  # how SentencePiece writes a space
-PUNCTUATION = r"!-@\[-`{-~"
-# From the finest cut to the coarsest: words, punctuation and digits apart; words; words of one line apart from the next.
-# In each, "_" stands for the space.
-PATTERNS = (
-    rf"_*[^_\n{PUNCTUATION}]+|_*[{PUNCTUATION}]+|_+|\n",
-    r"_*[^_\n]+|_+|\n",
-    r"_*[^_]+|_+",
+# The finest cuts first: what each kind of character counts as, beside letters and spaces.
+CUTS = (
+    {PUNCTUATION: PUNCTUATION, LINE_END: LINE_END},
+    {PUNCTUATION: LETTER, LINE_END: LINE_END},
+    {PUNCTUATION: LETTER, LINE_END: LETTER},
 )
-# A table of this many words takes about 50 MB; a full one starts anew. Longer words hardly ever come again.
-MAX_WORDS = 1 << 18
-MAX_WORD_CHARS = 32
-# Text whose words are in memory at a time.
-SEGMENT_CHARS = 1 << 20
-PROBES = 200
-
-
-class _Table(dict[str, bytes]):
-    """Word -> its ids as the bytes of an int32 array."""
-
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
-        super().__init__()
-        self._encode = encode
-
-    def __missing__(self, word: str) -> bytes:
-        ids = array("i", self._encode(word)).tobytes()
-        if len(word) <= MAX_WORD_CHARS:
-            if len(self) >= MAX_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
+PROBES = 100
 
 
 class WordEncoder:
     """Encodes text word by word.
 
     Args:
-        pattern: one of PATTERNS, with the space that `normalize` writes.
-        space: that space.
-        normalize: what the model does to a text first.
-        encode: ids of a normalised word.
+        normalize: what the model does to a text first; spaces as spaces.
+        table: encodes what comes out.
     """
 
-    def __init__(
-        self, pattern: str, space: str, normalize: Callable[[str], str], encode: Callable[[str], list[int]]
-    ) -> None:
-        self._words = re.compile(pattern.replace("_", space)).findall
-        self._cut = re.compile(f"(?<=[^{space}]){space}")
+    def __init__(self, normalize: Callable[[str], str], table: WordTable) -> None:
         self._normalize = normalize
-        self._table = _Table(encode)
+        self._table = table
 
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """Ids of a text, int32 [tokens]."""
-        text = self._normalize(text)
-        look_up = self._table.__getitem__
-        if len(text) <= SEGMENT_CHARS:
-            return np.frombuffer(b"".join(map(look_up, self._words(text))), np.int32)
-        parts, start = [], 0
-        while start < len(text):
-            found = self._cut.search(text, start + SEGMENT_CHARS)
-            stop = found.start() if found else len(text)
-            parts.append(b"".join(map(look_up, self._words(text[start:stop]))))
-            start = stop
-        return np.frombuffer(b"".join(parts), np.int32)
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Ids of each text, int32 [tokens]."""
+        return self._table.encode([self._normalize(text).encode("utf-8") for text in texts])
 
 
 def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder | str:
@@ -97,26 +59,45 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
         return "not a BPE model"
     if not proto.normalizer_spec.escape_whitespaces:
         return "it does not mark spaces"
-    pattern = next((each for each in PATTERNS if _holds_every_piece(each, proto)), None)
-    if pattern is None:
+    # Neighbouring unknown characters become one id: then a cut needs a known one, the space.
+    safe = CUTS if proto.trainer_spec.byte_fallback else CUTS[-1:]
+    classes = next((found for found in map(_byte_classes, safe) if _holds_every_piece(found, proto)), None)
+    if classes is None:
         return "its pieces cross words"
     if not proto.trainer_spec.byte_fallback and model.is_unknown(model.piece_to_id(META)):
-        return "it does not know the space"  # neighbouring unknown characters become one id
+        return "it does not know the space"
     if _keeps_text(proto):
-        # The model takes its own sign for a space, too.
-        encoder = WordEncoder(pattern, " ", lambda text: text.replace(META, " "), model.encode)
+        encoder = WordEncoder(_spaces, WordTable(classes, partial(model.encode, num_threads=1)))
     else:
         bare = sentencepiece.SentencePieceProcessor(model_proto=_without_normalizer(proto))
-        encoder = WordEncoder(pattern, META, model.normalize, bare.encode)
+        table = WordTable(classes, partial(bare.encode, num_threads=1))
+        encoder = WordEncoder(lambda text: _spaces(model.normalize(text)), table)
     return encoder if _agrees(encoder, model, proto) else "word by word gave other ids on a probe"
 
 
-def _holds_every_piece(pattern: str, proto: "ModelProto") -> bool:
-    """Whether each piece that text can become is one match of the pattern: then nothing crosses from match to match."""
-    words = re.compile(pattern.replace("_", META)).findall
+def _spaces(text: str) -> str:
+    """The model takes its own sign for a space, too."""
+    return text.replace(META, " ")
+
+
+def _byte_classes(cut: dict[int, int]) -> NDArray[np.uint8]:
+    """Class of each byte, uint8 [256]; digits count as punctuation."""
+    kinds = np.full(256, LETTER, np.uint8)
+    kinds[[byte for byte in range(0x21, 0x7F) if not chr(byte).isalpha()]] = cut[PUNCTUATION]
+    kinds[ord("\n")] = cut[LINE_END]
+    kinds[ord(" ")] = SPACE
+    return kinds
+
+
+def _holds_every_piece(classes: NDArray[np.uint8], proto: "ModelProto") -> bool:
+    """Whether each piece that text can become is one word: then nothing crosses from word to word."""
     spec = proto.SentencePiece
     kinds = (spec.NORMAL, spec.USER_DEFINED, spec.UNUSED)
-    return all(len(words(piece.piece)) == 1 for piece in proto.pieces if piece.type in kinds)
+    pieces = [piece.piece for piece in proto.pieces if piece.type in kinds]
+    texts = [_spaces(piece).encode("utf-8") for piece in pieces]
+    edges = np.cumsum([0, *map(len, texts)])
+    table = WordTable(classes, lambda words: [])
+    return all(" " not in piece for piece in pieces) and table.word_starts(b"".join(texts), edges).size == len(texts)
 
 
 def _keeps_text(proto: "ModelProto") -> bool:
@@ -137,10 +118,10 @@ def _without_normalizer(proto: "ModelProto") -> bytes:
 def _agrees(encoder: WordEncoder, model: "SentencePieceProcessor", proto: "ModelProto") -> bool:
     """Compare on texts made of the model's own pieces, spaces and line ends in any order."""
     rng = random.Random(0)
-    pieces = [piece.piece.replace(META, " ") for piece in proto.pieces]
+    pieces = [_spaces(piece.piece) for piece in proto.pieces]
+    texts = []
     for length in range(PROBES):
         some = rng.choices(pieces, k=length) + rng.choices([" ", "\n", "é", "漢", "1", "."], k=length // 4)
         rng.shuffle(some)
-        if encoder.encode("".join(some)).tolist() != model.encode("".join(some)):
-            return False
-    return True
+        texts.append("".join(some))
+    return [ids.tolist() for ids in encoder.encode_batch(texts)] == model.encode(texts, num_threads=1)
