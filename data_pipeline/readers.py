@@ -64,8 +64,10 @@ class Span:
         return f"{self.shown}:{number}" if self.kind == "lines" else f"{self.shown}, row {number}"
 
     def lines_before(self) -> int:
-        """Lines of the file before the span. Reads them: for an error that ends the run."""
-        count, left = 0, self.start if self.kind == "lines" else 0
+        """Lines of the file that begin before the span. Reads them: for an error that ends the run."""
+        if self.kind != "lines" or not self.start:
+            return 0
+        count, left = 1, self.start - 1
         with Path(self.source).open("rb") as file:
             while left and (block := file.read(min(left, SKIPPED_BYTES))):
                 count += block.count(b"\n")
