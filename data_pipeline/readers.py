@@ -159,6 +159,7 @@ def _read_lines(file: BinaryIO, span: Span, log: RecordLog) -> Iterator[Document
         log.lines[-1] = number
         content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 and not span.start else line
         document = _parse_json_line(content, number, log) if content.strip() else None
+        del line, content  # a document may be a large part of the memory: once is enough
         if document:
             yield document
 
