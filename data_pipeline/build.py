@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.duplicates import SignatureJob, decide
 from data_pipeline.encode import TokenJob
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
@@ -25,13 +26,14 @@ from data_pipeline.staging import require_space, write_whole
 from data_pipeline.tasks import Task, cut_into_tasks
 from data_pipeline.tokenizers import BYTES_FILE_CONTENT, TOKENIZER_SUFFIXES, find_tokenizer_file, load_tokenizer
 from data_pipeline.training import train_sentencepiece
-from data_pipeline.work import SAMPLES, TOKENS, remove_partial
+from data_pipeline.work import DECISIONS, SAMPLES, SIGNATURES, TOKENS, remove_partial
 
 Stage = Literal["all", "start", "tokens", "join"]
 # Ordinary text has three to five bytes to a token; the estimate of the space needed errs on the safe side.
 ASSUMED_BYTES_PER_TOKEN = 3
 # The address of a trained tokenizer lies beside it.
 TRAINED_MARK = "tokenizer.address"
+DECIDED_MARK = "decisions.address"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Build:
         elif not self._is_trained(tasks):
             require_space(self.work, self._estimate(options.vocab_size))
             self._train(tasks)
+        self._find_duplicates(tasks)
 
     def tokens(self, tasks: Sequence[Task], share: Share) -> None:
         """Do the tasks of a share that are not done.
@@ -103,9 +106,14 @@ class Build:
         """
         if not self.options.tokenizer and not self._is_trained(tasks):
             raise DataError(f"{self.work} has no tokenizer for these inputs and options yet; run --stage start first")
+        clean = self.options.cleaning.duplicates != "keep"
+        if clean and not self._are_decided(tasks):
+            raise DataError(f"{self.work} has not looked for duplicates in these inputs yet; run --stage start first")
         path = find_tokenizer_file(self.work)
         tokenizer, vocab_size = describe_tokenizer(path)
-        return TokenJob(self.work / TOKENS, path, tokenizer, vocab_size, self.options)
+        return TokenJob(
+            self.work / TOKENS, path, tokenizer, vocab_size, self.options, self.work / DECISIONS if clean else None
+        )
 
     def _place_tokenizer(self, suffix: str, content: bytes) -> None:
         for other in TOKENIZER_SUFFIXES:
@@ -118,12 +126,7 @@ class Build:
     def _train(self, tasks: Sequence[Task]) -> None:
         """Train a tokenizer on a sample of the training split."""
         job = SampleJob(self.work / SAMPLES, self.options)
-        remove_partial(self.work, {task.number for task in tasks})
-        missing = [task for task in tasks if not job.is_done(task)]
-        progress = Progress("reading for the tokenizer", self._expected_text_bytes(missing), len(missing), len(tasks))
-        for _ in run_tasks(job, missing, self.workers, progress.update):
-            progress.task_done()
-        progress.close()
+        self._do_missing("reading for the tokenizer", job, tasks)
         sample, accounts = HashSample(), []
         for result in map(job.result, tasks):
             accounts.append(result.account)
@@ -135,9 +138,34 @@ class Build:
         train_sentencepiece(sample.texts(), self.options.vocab_size, path, self.options.model_type)
         write_whole(self.work / TRAINED_MARK, self._training_address(tasks).encode())
 
+    def _find_duplicates(self, tasks: Sequence[Task]) -> None:
+        if self.options.cleaning.duplicates == "keep" or self._are_decided(tasks):
+            return
+        job = SignatureJob(self.work / SIGNATURES, self.options)
+        self._do_missing("looking for duplicates", job, tasks)
+        (self.work / DECIDED_MARK).unlink(missing_ok=True)
+        decide(job, tasks, self.work / DECISIONS)
+        write_whole(self.work / DECIDED_MARK, self._address(tasks, self.options.of_documents()).encode())
+
+    def _do_missing(self, verb: str, job: SampleJob | SignatureJob, tasks: Sequence[Task]) -> None:
+        """Do the tasks that are not done."""
+        remove_partial(self.work, {task.number for task in tasks})
+        missing = [task for task in tasks if not job.is_done(task)]
+        progress = Progress(verb, self._expected_text_bytes(missing), len(missing), len(tasks))
+        for _ in run_tasks(job, missing, self.workers, progress.update):
+            progress.task_done()
+        progress.close()
+
+    def _are_decided(self, tasks: Sequence[Task]) -> bool:
+        path = self.work / DECIDED_MARK
+        return path.is_file() and path.read_text() == self._address(tasks, self.options.of_documents())
+
     def _training_address(self, tasks: Sequence[Task]) -> str:
-        whole = Task(0, 0, (), "".join(task.identity for task in tasks))
-        return whole.address(self.options.of_training())
+        return self._address(tasks, self.options.of_training())
+
+    def _address(self, tasks: Sequence[Task], settings: object) -> str:
+        """Content address of something that all tasks decide."""
+        return Task(0, 0, (), "".join(task.identity for task in tasks)).address(settings)
 
     def _is_trained(self, tasks: Sequence[Task]) -> bool:
         path = self.work / TRAINED_MARK
@@ -158,7 +186,8 @@ class Build:
 def run_stages(build: Build, stage: Stage, share: Share) -> list[Task]:
     """Do a stage, or all up to `join`; returns the tasks."""
     tasks = cut_into_tasks(build.inputs)
-    if stage in ("all", "start") or build.options.tokenizer:
+    alone_decides = build.options.tokenizer is None or build.options.cleaning.duplicates != "keep"
+    if stage in ("all", "start") or not alone_decides:
         build.start(tasks)
     if stage in ("all", "tokens"):
         build.tokens(tasks, share)

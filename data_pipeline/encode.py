@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.cleaning import Cleaning
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
 from data_pipeline.marks import MARK_NAME, Account, Mark, ShardInfo, read_mark
 from data_pipeline.options import Options
 from data_pipeline.processes import Report
 from data_pipeline.readers import read_span
-from data_pipeline.records import Document, RecordLog
+from data_pipeline.records import Cause, Document, RecordLog
 from data_pipeline.tasks import Task
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from data_pipeline.work import task_folder, task_name
 
 BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 512
+DUPLICATE_CAUSES = {1: Cause.DUPLICATE, 2: Cause.NEAR_DUPLICATE}
 SHARD_SUFFIXES = (".bin", ".idx")
 
 
@@ -34,10 +36,12 @@ class TokenJob:
     tokenizer: TokenizerInfo
     vocab_size: int
     options: Options
+    decisions: Path | None = None
 
     def address(self, task: Task) -> str:
         """Content address of a task's output."""
-        return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents()])
+        decisions = hashlib.blake2b(self._decisions(task), digest_size=16).hexdigest()
+        return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions])
 
     def __call__(self, task: Task, report: Report) -> Mark:
         """Write the task's folder of shards, whole or not at all; returns its mark."""
@@ -46,18 +50,25 @@ class TokenJob:
             (folder / MARK_NAME).write_text(mark.model_dump_json(), encoding="utf-8")
         return mark
 
+    def _decisions(self, task: Task) -> bytes:
+        """Which of the task's documents are duplicates, a byte for each; empty when all are kept."""
+        return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
+
     def mark(self, task: Task) -> Mark | None:
         """The mark of a task that is finished, else None."""
         return read_mark(self.folder / task_name(task.number), self.address(task))
 
     def _write(self, task: Task, folder: Path, report: Report) -> Mark:
         log = RecordLog(self.options.text_key, self.options.strict, is_first=task.number == 0)
-        digest = _new_digest()
+        digest, decisions = _new_digest(), self._decisions(task)
         tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
         shards: dict[str, _Shard] = {}
         with ExitStack() as stack:
-            for document in task_documents(task, log):
+            for i, document in enumerate(task_documents(task, log, self.options.cleaning)):
                 digest.update(document.digest)
+                if decisions and decisions[i]:
+                    log.drop(DUPLICATE_CAUSES[decisions[i]], f"digest {document.digest.hex()}")
+                    continue
                 split = self.options.split_of(document)
                 if split not in shards:
                     writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
@@ -108,16 +119,20 @@ class _Shard:
         return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files)
 
 
-def task_documents(task: Task, log: RecordLog) -> Iterator[Document]:
-    """Every usable document of a task, in order."""
+def task_documents(task: Task, log: RecordLog, cleaning: Cleaning) -> Iterator[Document]:
+    """Every usable document of a task that the rules for single texts let through, in order."""
     for span in task.spans:
-        yield from read_span(span, log)
+        for document in read_span(span, log):
+            if objection := cleaning.objection(document.text):
+                log.drop(*objection)
+            else:
+                yield document
 
 
-def read_digest(task: Task, text_key: str) -> str:
+def read_digest(task: Task, options: Options) -> str:
     """Digest of the documents that a task reads now, as its mark has it."""
     digest = _new_digest()
-    for document in task_documents(task, RecordLog(text_key, strict=False)):
+    for document in task_documents(task, RecordLog(options.text_key, strict=False), options.cleaning):
         digest.update(document.digest)
     return digest.hexdigest()
 

@@ -60,7 +60,7 @@ def _input_difference(output: Path, manifest: Manifest, inputs: Sequence[Input],
         touched += [i] if found.may_have_changed_since(made) else []
     tasks = cut_into_tasks(inputs) if touched else []
     for i in touched:
-        digests = (read_digest(task, options.text_key) for task in tasks if task.input == i)
+        digests = (read_digest(task, options) for task in tasks if task.input == i)
         if input_digest(digests) != manifest.inputs[i].digest:
             return f"the input {inputs[i].word} has changed since"
     return None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.cleaning import Cleaning
 from data_pipeline.manifest import sha256_of
 from data_pipeline.packing import Strategy
 from data_pipeline.records import Document
@@ -24,6 +25,7 @@ class Options:
         model_type: kind of SentencePiece model to train.
         seq_len: tokens per row.
         validation_fraction: share of documents, chosen by hash, for the validation split; 0 for no such split.
+        cleaning: which documents are left out.
         strict: stop at the first rejected record. Decides whether there is a result, not what it is.
     """
 
@@ -34,6 +36,7 @@ class Options:
     seq_len: int
     validation_fraction: float
     strict: bool
+    cleaning: Cleaning
 
     def record(self) -> dict[str, str | int | float | None]:
         """The options as the manifest keeps them; a tokenizer is known by its content, not by its place."""
@@ -48,7 +51,11 @@ class Options:
 
     def of_documents(self) -> dict[str, str | int | float | None]:
         """Those that decide which documents each split has: they are part of every task's address."""
-        return {"text_key": self.text_key, "validation_fraction": self.validation_fraction}
+        return {
+            "text_key": self.text_key,
+            "validation_fraction": self.validation_fraction,
+            **self.cleaning.record(),
+        }
 
     def of_training(self) -> dict[str, str | int | float | None]:
         """Those that decide which tokenizer is trained."""

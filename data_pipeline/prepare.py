@@ -58,11 +58,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of documents for the validation split, by hash; 0: none (default: %(default)s)",
     )
     add("--workers", type=int, metavar="N", help="tokenising processes (default: the CPUs of this job)")
+    add("--strict", action="store_true", help="stop at the first broken record instead of counting it")
+    add("--overwrite", action="store_true", help="replace a prepared output folder, once the new one is whole")
+    add("--verify", type=Path, metavar="DIR", help="check every byte of a prepared folder and do nothing else")
+    _add_cleaning(parser)
+    _add_sharing(parser)
+
+
+def _add_cleaning(parser: argparse.ArgumentParser) -> None:
+    clean = parser.add_argument_group("cleaning", "what it leaves out is counted, with examples; off unless given")
+    clean.add_argument("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents")
+    clean.add_argument("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents")
+    clean.add_argument(
+        "--min-letters", type=float, default=0.0, metavar="F", help="least share of letters, in any script"
+    )
+    clean.add_argument(
+        "--max-repeated-lines",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="greatest share of lines seen before in the text",
+    )
+    clean.add_argument(
+        "--duplicates",
+        choices=("keep", "exact", "near"),
+        default="keep",
+        help="leave out texts that came before: exact ones, or also those that MinHash finds near (default: keep)",
+    )
+
+
+def _add_sharing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("several machines", "with one output folder that all of them see").add_argument
     add(
         "--stage",
         choices=("all", "start", "tokens", "join"),
         default="all",
-        help="for several machines: first start (trains the tokenizer), then tokens on all of them, then join",
+        help="first start (tokenizer, duplicates) on one, then tokens on all, then join on one",
     )
     add(
         "--task-index",
@@ -72,9 +103,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --stage tokens: which share of the tasks to do, from 0",
     )
     add("--task-count", type=int, default=1, metavar="N", help="with --stage tokens: how many shares there are")
-    add("--strict", action="store_true", help="stop at the first broken record instead of counting it")
-    add("--overwrite", action="store_true", help="replace a prepared output folder, once the new one is whole")
-    add("--verify", type=Path, metavar="DIR", help="check every byte of a prepared folder and do nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -144,6 +172,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> "Options":
+    from data_pipeline.cleaning import Cleaning
     from data_pipeline.options import Options
 
     return Options(
@@ -154,6 +183,13 @@ def _options(args: argparse.Namespace) -> "Options":
         seq_len=args.seq_len,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
+        cleaning=Cleaning(
+            min_chars=args.min_chars,
+            max_chars=args.max_chars,
+            min_letters=args.min_letters,
+            max_repeated_lines=args.max_repeated_lines,
+            duplicates=args.duplicates,
+        ),
     )
 
 

@@ -36,6 +36,12 @@ class Cause(StrEnum):
     NOT_A_STRING = "text is not a string"
     EMPTY = "empty text"
     BROKEN_FILE = "broken or truncated file"
+    TOO_SHORT = "too short"
+    TOO_LONG = "too long"
+    FEW_LETTERS = "few letters"
+    REPEATED_LINES = "repeated lines"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near duplicate"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class RecordLog:
         self.other_keys: Counter[str] = Counter()
         self._is_first = is_first
         self._span: Span | None = None
+        self._number: int | None = None
 
     def begin(self, span: "Span") -> None:
         """Records that follow are of this span."""
@@ -89,6 +96,7 @@ class RecordLog:
         except UnicodeEncodeError:
             return self.reject(Cause.NOT_UTF8, number, "half of a surrogate pair, which UTF-8 cannot carry")
         self.accepted += 1
+        self._number = number
         return Document(text, len(encoded), hashlib.blake2b(encoded, digest_size=16).digest())
 
     def document_of(self, record: object, number: int) -> Document | None:
@@ -109,6 +117,14 @@ class RecordLog:
         if self.strict:
             place = self._span.place(number and number + self._span.lines_before())
             raise DataError(f"{place}: {cause}: {why} (without --strict such records are counted and left out)")
+        self._count(cause, number, why, count)
+
+    def drop(self, cause: Cause, why: str) -> None:
+        """Leave out the last document accepted: as asked, so `strict` does not mind."""
+        self.accepted -= 1
+        self._count(cause, self._number, why, 1)
+
+    def _count(self, cause: Cause, number: int | None, why: str, count: int) -> None:
         self.rejected[cause] += count
         if sum(example.cause == cause for example in self.examples) < MAX_EXAMPLES:
             self.examples.append(Example(cause, len(self.lines) - 1, number, why))

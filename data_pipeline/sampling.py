@@ -81,7 +81,7 @@ class SampleJob:
         """Write the task's sample, whole or not at all."""
         log = RecordLog(self.options.text_key, self.options.strict, is_first=task.number == 0)
         sample, num_bytes, told = HashSample(), 0, (0, 0)
-        for document in task_documents(task, log):
+        for document in task_documents(task, log, self.options.cleaning):
             num_bytes += document.num_bytes
             if num_bytes - told[1] >= REPORT_BYTES:
                 report(log.accepted - told[0], num_bytes - told[1], 0)

@@ -2,6 +2,7 @@
 
     OUTPUT.work/tokenizer.*       the tokenizer, once there is one
     OUTPUT.work/samples/NUMBER/   a task's sample of text to train it on
+    OUTPUT.work/signatures/NUMBER/, decisions/NUMBER   what duplicates are found by, and which were found
     OUTPUT.work/tokens/NUMBER/    a task's shards and its completion mark
     OUTPUT.work/joined/           the result while it is put together
 
@@ -20,7 +21,8 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.staging import FULL_DISK, settle
 
-SAMPLES, TOKENS, JOINED = "samples", "tokens", "joined"
+SAMPLES, SIGNATURES, DECISIONS, TOKENS, JOINED = "samples", "signatures", "decisions", "tokens", "joined"
+KINDS = (SAMPLES, SIGNATURES, TOKENS)
 PARTIAL = "partial"
 
 
@@ -63,7 +65,7 @@ def remove_work(output: Path) -> None:
 
 def finished_tasks(work: Path) -> int:
     """Results of tasks, of whatever kind, that a next run can use."""
-    return sum(not is_partial(path) for kind in (SAMPLES, TOKENS) for path in (work / kind).glob("*"))
+    return sum(not is_partial(path) for kind in KINDS for path in (work / kind).glob("*"))
 
 
 def is_partial(path: Path) -> bool:
@@ -92,7 +94,7 @@ def task_folder(parent: Path, number: int) -> Iterator[Path]:
 
 def remove_partial(work: Path, numbers: set[int]) -> None:
     """Remove what killed runs left of these tasks."""
-    for kind in (SAMPLES, TOKENS):
+    for kind in KINDS:
         for path in (work / kind).glob(f"*.{PARTIAL}-*"):
             if int(path.stem) in numbers:
                 shutil.rmtree(path, ignore_errors=True)
@@ -101,7 +103,7 @@ def remove_partial(work: Path, numbers: set[int]) -> None:
 def _make(work: Path) -> None:
     try:
         work.mkdir(parents=True, exist_ok=True)
-        for kind in (SAMPLES, TOKENS):
+        for kind in KINDS:
             (work / kind).mkdir(exist_ok=True)
     except OSError as error:
         if error.errno in FULL_DISK:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from data_pipeline.build import describe_tokenizer  # noqa: E402
+from data_pipeline.cleaning import Cleaning  # noqa: E402
 from data_pipeline.encode import TokenJob, task_documents  # noqa: E402
 from data_pipeline.indexed import IndexedReader, token_dtype  # noqa: E402
 from data_pipeline.inputs import resolve_input  # noqa: E402
@@ -103,7 +104,7 @@ def _timed(job: TokenJob, task: Task, report: Report) -> tuple[float, float]:
 def our_way(setting: Setting, folder: Path) -> Timing:
     """Task folders of shards at `folder/NUMBER/`."""
     info, vocab_size = describe_tokenizer(setting.model)
-    options = Options("text", setting.model, 0, "bpe", 1024, 0.0, strict=True)
+    options = Options("text", setting.model, 0, "bpe", 1024, 0.0, strict=True, cleaning=Cleaning())
     job = TokenJob(folder, setting.model, info, vocab_size, options)
     tasks = cut_into_tasks([resolve_input(str(setting.corpus))])
     begin = time.monotonic()
@@ -132,7 +133,7 @@ def usual_setting(word: str, model: Path | None, vocab_size: int, workers: int, 
     corpus, text_bytes, sample = folder / "corpus.jsonl", 0, HashSample()
     with corpus.open("w", encoding="utf-8") as file:
         for task in cut_into_tasks([resolve_input(word)]):
-            for document in task_documents(task, RecordLog("text", strict=False)):
+            for document in task_documents(task, RecordLog("text", strict=False), Cleaning()):
                 file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
                 text_bytes += document.num_bytes
                 sample.add(document)

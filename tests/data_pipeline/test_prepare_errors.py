@@ -1,16 +1,21 @@
+import bz2
 import errno
 import gzip
 import json
+import lzma
 import os
 import shutil
 import subprocess
 
+import pyarrow
 import pytest
 from conftest import make_texts, write_jsonl
+from pyarrow import parquet
 
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
+from data_pipeline.training import train_sentencepiece
 from data_pipeline.work import finished_tasks
 
 
@@ -110,6 +115,33 @@ def test_a_truncated_gzip_keeps_what_was_whole(prepare, tmp_path, texts):
     assert result.code == 0, result.err
     assert 50 < load_manifest(tmp_path / "data").inputs[0].documents < 250
     assert "left out, broken or truncated file: 1" in result.out and "x.jsonl.gz: the gzip stream ends" in result.out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress), ("zst", None)]
+)
+@pytest.mark.parametrize("kept", [0.5, 0.999])
+def test_a_packed_file_that_ends_early_is_counted(prepare, tmp_path, jsonl, suffix, pack, kept):
+    data = pack(jsonl.read_bytes()) if pack else pyarrow.compress(jsonl.read_bytes(), "zstd", asbytes=True)
+    path = tmp_path / f"x.jsonl.{suffix}"
+    path.write_bytes(data[: int(len(data) * kept)])
+    result = prepare("--input", jsonl, path, "--output", tmp_path / "data")
+    assert result.code == 0, result.err
+    assert load_manifest(tmp_path / "data").records["broken or truncated file"] == 1
+    assert f"{path}: the {'gzip' if suffix == 'gz' else suffix} stream ends early or is damaged" in result.out
+    strict = prepare("--input", path, "--output", tmp_path / "strict", "--strict")
+    assert strict.code == 2 and f"{path}" in strict.err
+
+
+def test_a_parquet_file_without_the_key(refused, tmp_path):
+    parquet.write_table(pyarrow.table({"body": ["x"], "id": [1]}), tmp_path / "x.parquet")
+    assert "no record has the key 'text'; the records have 'body', 'id'" in refused("--input", tmp_path / "x.parquet")
+
+
+def test_another_tokenizer_than_the_manifests(prepare, prepared, jsonl, texts, tmp_path):
+    train_sentencepiece(texts[:200], 390, tmp_path / "other.model")
+    result = prepare("--input", jsonl, "--output", prepared, "--tokenizer", tmp_path / "other.model")
+    assert result.code == 2 and "is already prepared, but with tokenizer_sha256 " in result.err
 
 
 def test_a_broken_parquet_file(prepare, tmp_path, jsonl):
