@@ -236,11 +236,12 @@ def _column_documents(values: Iterable[object], first_row: int, log: RecordLog) 
 def _read_dataset(span: Span, log: RecordLog) -> Iterator[Document]:
     """The values of a Hugging Face dataset's text column, row by row."""
     dataset = _opened_dataset(span.source)
+    stop = len(dataset) if span.stop is None else span.stop
     if log.text_key not in dataset.column_names:
-        log.reject_missing_key(None, dataset.column_names, count=(span.stop or len(dataset)) - span.start)
+        log.reject_missing_key(None, dataset.column_names, count=stop - span.start)
         return
     row = span.start
-    part = dataset.select_columns([log.text_key]).select(range(span.start, span.stop or len(dataset)))
+    part = dataset.select_columns([log.text_key]).select(range(span.start, stop))
     for batch in part.iter(batch_size=ROWS_PER_BATCH):
         values = batch[log.text_key]
         yield from _column_documents(values, row, log)

@@ -101,7 +101,7 @@ def _spans(found: Input, size: int) -> Iterator[Span]:
 
 
 def _dataset_spans(found: Input, size: int) -> Iterator[Span]:
-    parts = max(1, -(-_num_bytes(found) // size))
+    parts = max(1, min(found.rows, -(-_num_bytes(found) // size)))
     edges = [found.rows * i // parts for i in range(parts + 1)]
     for start, stop in pairwise(edges):
         yield Span("dataset", found.word, found.word, _num_bytes(found) // parts, start, stop)
