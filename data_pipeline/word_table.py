@@ -97,13 +97,10 @@ class WordTable:
         keys = _keys(content, starts, lengths)
         words[short] = self._find(keys[short])
         long = np.flatnonzero(~short)
-        words[long] = [self._long.get(content[starts[i] : starts[i] + lengths[i]], -1) for i in long]
+        words[long] = [self._long.get(text, -1) for text in _cut_out(content, starts[long], lengths[long])]
         missing = np.flatnonzero(words < 0)
         if missing.size:
-            texts = [
-                content[start : start + n]
-                for start, n in zip(starts[missing].tolist(), lengths[missing].tolist(), strict=True)
-            ]
+            texts = list(_cut_out(content, starts[missing], lengths[missing]))
             first = {}
             for text, i in zip(texts, missing.tolist(), strict=True):
                 first.setdefault(text, i)
@@ -145,6 +142,10 @@ class WordTable:
             placed = free & (self._values[slots] == values)
             self._keys[slots[placed]] = keys[placed]
             slots, keys, values = (slots[~placed] + 1) % SLOTS, keys[~placed], values[~placed]
+
+
+def _cut_out(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[bytes]:
+    return (content[start:stop] for start, stop in zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
 
 
 def _keys(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
