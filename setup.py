@@ -11,9 +11,11 @@ REQUIRES = [
     "megatron-core>=0.16.1,<0.17",
     "datasets>=3.0",
     "numpy>=1.26",
+    "protobuf>=5",
     "pyarrow>=17",
     "pydantic>=2.11,<3",
     "PyYAML>=6.0",
+    "rensa>=0.5",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "setuptools",  # DeepSpeed imports it at run time without declaring it

@@ -36,7 +36,9 @@ class PackedDataset:
             raise DataError(f"{folder} has no split {split!r}; it has: {known}")
         check_files(folder, self.manifest)
         self._plan = load_plan(folder / f"{split}.pack.json")
-        self._tokens = IndexedReader(folder / split).tokens
+        self._tokens = np.concatenate(
+            [IndexedReader(folder / stem).tokens for stem in self.manifest.splits[split].shards]
+        )
         self.num_rows = self._plan.num_rows
         if self.num_rows == 0:
             raise DataError(

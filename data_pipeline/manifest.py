@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_pipeline.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PREPARE_HINT = "prepare one with: loopmdm prepare --input PATH... --output {folder}"
 REPAIR_HINT = "copy the folder again from its source or prepare it again with --overwrite"
@@ -28,7 +28,7 @@ class FileInfo(_Record):
 class TokenizerInfo(_Record):
     """The tokenizer's copy inside the folder and the ids that the pipeline relies on."""
 
-    kind: Literal["sentencepiece", "huggingface"]
+    kind: Literal["sentencepiece", "huggingface", "bytes"]
     file: str
     sha256: str
     vocab_size: int = Field(ge=1, description="ids that the tokenizer itself can yield")
@@ -38,13 +38,18 @@ class TokenizerInfo(_Record):
 
 
 class SplitInfo(_Record):
-    """One split: `tokens` includes one end-of-document id per document, `bytes` counts UTF-8 bytes of the texts."""
+    """One split: the documents of its shards, one shard after the other.
+
+    `tokens` includes one end-of-document id per document, `bytes` counts UTF-8 bytes of the texts. A shard is named by the
+    stem of its `.bin` and `.idx`.
+    """
 
     documents: int = Field(ge=0)
     tokens: int = Field(ge=0)
     bytes: int = Field(ge=0)
     rows: int = Field(ge=0)
     dropped_tokens: int = Field(ge=0, description="tail of the token stream that fills no whole row")
+    shards: list[str]
     files: dict[str, FileInfo]
 
 
@@ -56,13 +61,13 @@ class InputInfo(_Record):
     files: int = Field(ge=0)
     bytes: int = Field(ge=0, description="on disk, compressed where the files are")
     documents: int = Field(ge=0)
-    digest: str = Field(description="BLAKE2b over the documents' BLAKE2b digests")
+    digest: str = Field(description="BLAKE2b over the tasks' digests, each over those of its documents")
 
 
 class Manifest(_Record):
     """The whole record. It holds no time stamp and no machine's name: equal runs write equal bytes."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     tokenizer: TokenizerInfo
     vocab_size: int = Field(ge=2, description="all ids, with those that the pipeline added")
     seq_len: int = Field(ge=1)

@@ -7,8 +7,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from data_pipeline.options import Options
 
 DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
@@ -18,8 +22,11 @@ DESCRIPTION = """\
 Tokenise text offline into packed rows for pre-training.
 
 An input is a file (.jsonl/.json/.ndjson: one object per line; .parquet; anything else: one document of plain text;
-.gz of these), a folder, a glob, a saved Hugging Face dataset, hf:NAME[:CONFIG][@SPLIT], or stdlib: for the sources of
-the running Python's standard library. Without --tokenizer a SentencePiece tokenizer is trained on a sample."""
+lines and text also packed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
+hf:NAME[:CONFIG][@SPLIT], or stdlib: for the sources of the running Python's standard library. Without --tokenizer a
+SentencePiece tokenizer is trained on a sample.
+
+A run that was stopped or killed goes on from its finished tasks (OUTPUT.work) when the same command is given again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     vocabulary = parser.add_mutually_exclusive_group()
-    vocabulary.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or SentencePiece .model")
+    vocabulary.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, SentencePiece .model, or the word bytes"
+    )
     vocabulary.add_argument(
         "--vocab-size",
         type=int,
@@ -39,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ids of the tokenizer to train (default: %(default)s); [MASK] is added as one more",
     )
+    add("--model-type", choices=("bpe", "unigram"), default="bpe", help="kind of tokenizer to train (default: bpe)")
     add("--seq-len", type=int, default=DEFAULT_SEQ_LEN, metavar="L", help="tokens per row (default: %(default)s)")
     add(
         "--validation-fraction",
@@ -51,6 +61,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="stop at the first broken record instead of counting it")
     add("--overwrite", action="store_true", help="replace a prepared output folder, once the new one is whole")
     add("--verify", type=Path, metavar="DIR", help="check every byte of a prepared folder and do nothing else")
+    _add_cleaning(parser)
+    _add_sharing(parser)
+
+
+def _add_cleaning(parser: argparse.ArgumentParser) -> None:
+    clean = parser.add_argument_group("cleaning", "what it leaves out is counted, with examples; off unless given")
+    clean.add_argument("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents")
+    clean.add_argument("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents")
+    clean.add_argument(
+        "--min-letters", type=float, default=0.0, metavar="F", help="least share of letters, in any script"
+    )
+    clean.add_argument(
+        "--max-repeated-lines",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="greatest share of lines seen before in the text",
+    )
+    clean.add_argument(
+        "--duplicates",
+        choices=("keep", "exact", "near"),
+        default="keep",
+        help="leave out texts that came before: exact ones, or also those that MinHash finds near (default: keep)",
+    )
+
+
+def _add_sharing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("several machines", "with one output folder that all of them see").add_argument
+    add(
+        "--stage",
+        choices=("all", "start", "tokens", "join"),
+        default="all",
+        help="first start (tokenizer, duplicates) on one, then tokens on all, then join on one",
+    )
+    add(
+        "--task-index",
+        type=int,
+        default=0,
+        metavar="I",
+        help="with --stage tokens: which share of the tasks to do, from 0",
+    )
+    add("--task-count", type=int, default=1, metavar="N", help="with --stage tokens: how many shares there are")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,11 +117,20 @@ def run(args: argparse.Namespace) -> int:
                 _prepare(args)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        _mention_work(args.output)
         return 2
     except Stopped as stopped:
-        print(f"stopped by {stopped}; nothing was kept", file=sys.stderr)
+        print(f"stopped by {stopped}", file=sys.stderr)
+        _mention_work(args.output)
         return 128 + stopped.signal_number
     return 0
+
+
+def _mention_work(output: Path | None) -> None:
+    from data_pipeline.work import work_folder
+
+    if output and (work := work_folder(output.resolve())).is_dir():
+        print(f"finished tasks are kept in {work}; the same command goes on from them", file=sys.stderr)
 
 
 def _verify(folder: Path) -> None:
@@ -83,25 +144,53 @@ def _verify(folder: Path) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
-    from data_pipeline.build import BuildOptions, build
+    from data_pipeline.build import Build, Share, run_stages
     from data_pipeline.existing import is_up_to_date
     from data_pipeline.inputs import resolve_input
-    from data_pipeline.records import RecordLog
+    from data_pipeline.join import join
     from data_pipeline.report import summary
-    from data_pipeline.staging import staged_folder
+    from data_pipeline.work import open_work, remove_work
 
-    options = BuildOptions(args.text_key, args.tokenizer, args.vocab_size, args.seq_len, args.validation_fraction)
+    options = _options(args)
     output = args.output.resolve()
     inputs = [resolve_input(word) for word in args.input]
     _refuse_output_inside_input(output, args.input)
     if is_up_to_date(output, inputs, options, args.overwrite):
+        remove_work(output)
         print(f"{args.output}: already prepared, nothing to do")
         return
-    _mention_leftovers(output)
-    log = RecordLog(args.text_key, args.strict)
-    with staged_folder(output) as folder:
-        manifest = build(folder, inputs, options, args.workers or len(os.sched_getaffinity(0)), log)
-    print(summary(manifest, log, args.output))
+    share = Share(args.task_index, args.task_count)
+    with open_work(output, str(share)) as work:
+        build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
+        tasks = run_stages(build, args.stage, share)
+        if args.stage in ("start", "tokens"):
+            print(f"stage {args.stage} is done for {len(share.of(tasks)):,} of {len(tasks):,} tasks")
+            return
+        manifest, records = join(build, output)
+        remove_work(output)
+    print(summary(manifest, records, args.output))
+
+
+def _options(args: argparse.Namespace) -> "Options":
+    from data_pipeline.cleaning import Cleaning
+    from data_pipeline.options import Options
+
+    return Options(
+        text_key=args.text_key,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        model_type=args.model_type,
+        seq_len=args.seq_len,
+        validation_fraction=args.validation_fraction,
+        strict=args.strict,
+        cleaning=Cleaning(
+            min_chars=args.min_chars,
+            max_chars=args.max_chars,
+            min_letters=args.min_letters,
+            max_repeated_lines=args.max_repeated_lines,
+            duplicates=args.duplicates,
+        ),
+    )
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -117,19 +206,16 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise DataError(f"--validation-fraction {args.validation_fraction:g}: give a number from 0 up to below 1")
     if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one process is needed")
+    if not 0 <= args.task_index < args.task_count:
+        raise DataError(f"--task-index {args.task_index} --task-count {args.task_count}: give an index below the count")
+    if args.task_count > 1 and args.stage != "tokens":
+        raise DataError(f"--task-count {args.task_count}: only --stage tokens can be shared")
 
 
 def _refuse_output_inside_input(output: Path, words: list[str]) -> None:
     for folder in (Path(word).resolve() for word in words if Path(word).is_dir()):
         if output == folder or folder in output.parents:
             raise DataError(f"--output {output} lies inside the input {folder}, which would read it; choose another")
-
-
-def _mention_leftovers(output: Path) -> None:
-    for path in output.parent.glob(f"{output.name}.partial-*"):
-        print(
-            f"note: {path} belongs to a run that still goes on or was killed; in that case remove it", file=sys.stderr
-        )
 
 
 def main() -> int:
