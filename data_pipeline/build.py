@@ -1,7 +1,5 @@
 """From inputs to the files of a prepared folder."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,18 +9,19 @@ from pathlib import Path
 
 from data_pipeline.encode import encode_documents
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedReader, IndexedWriter, token_dtype
+from data_pipeline.indexed import IndexedWriter, token_dtype
 from data_pipeline.inputs import ContentDigest, Input
 from data_pipeline.manifest import (
-    MANIFEST_NAME,
     FileInfo,
     InputInfo,
     Manifest,
+    Packing,
     SplitInfo,
     TokenizerInfo,
     sha256_of,
+    write_manifest,
 )
-from data_pipeline.packing import plan_rows
+from data_pipeline.pack_plan import plan_files, write_plan
 from data_pipeline.records import Document, RecordLog
 from data_pipeline.report import Progress
 from data_pipeline.sampling import HashSample
@@ -30,7 +29,6 @@ from data_pipeline.staging import require_space
 from data_pipeline.tokenizers import find_tokenizer_file, load_tokenizer, train_sentencepiece
 
 TRAIN, VALIDATION = "train", "validation"
-PACKING = "concat"
 # Ordinary text has three to five bytes to a token; the estimate of the space needed errs on the safe side.
 ASSUMED_BYTES_PER_TOKEN = 3
 UNPACKED_SUFFIXES = (".gz", ".parquet", ".pq", ".arrow")
@@ -45,6 +43,7 @@ class BuildOptions:
         tokenizer: a tokenizer file (or a folder with one) to use, None to train one.
         vocab_size: ids of a tokenizer to train, before [MASK] is added.
         seq_len: tokens per row.
+        packing: how documents become rows.
         validation_fraction: share of documents, chosen by hash, for the validation split; 0 for no such split.
     """
 
@@ -52,6 +51,7 @@ class BuildOptions:
     tokenizer: Path | None
     vocab_size: int
     seq_len: int
+    packing: Packing
     validation_fraction: float
 
     def record(self) -> dict[str, str | int | float | None]:
@@ -62,6 +62,7 @@ class BuildOptions:
             "tokenizer_sha256": sha256_of(find_tokenizer_file(self.tokenizer)) if given else None,
             "vocab_size": None if given else self.vocab_size,
             "seq_len": self.seq_len,
+            "packing": self.packing,
             "validation_fraction": self.validation_fraction,
         }
 
@@ -128,13 +129,13 @@ def build(folder: Path, inputs: list[Input], options: BuildOptions, workers: int
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         seq_len=options.seq_len,
-        packing=PACKING,
+        packing=options.packing,
         splits={split: _finish_split(folder, split, counts[split], options) for split in options.splits},
         inputs=[_describe_input(*pair) for pair in zip(inputs, corpus.digests, strict=True)],
         options=options.record(),
         records={str(cause): count for cause, count in sorted(log.rejected.items())},
     )
-    _write_manifest(folder / MANIFEST_NAME, manifest, started)
+    write_manifest(folder, manifest, started)
     return manifest
 
 
@@ -203,17 +204,20 @@ def _write_tokens(
 
 def _finish_split(folder: Path, split: str, counts: _Counts, options: BuildOptions) -> SplitInfo:
     """Plan a split's rows and describe its files."""
-    plan = plan_rows(PACKING, IndexedReader(folder / split).lengths, options.seq_len)
-    if plan.num_rows == 0:
+    shards = [split]
+    plan = write_plan(folder, split, shards, options.packing, options.seq_len)
+    if plan.rows == 0:
         raise DataError(_explain_no_rows(split, counts, options))
-    plan.save(folder / f"{split}.pack.json")
-    names = (f"{split}.bin", f"{split}.idx", f"{split}.pack.json")
+    names = [f"{shard}.{suffix}" for shard in shards for suffix in ("bin", "idx")]
+    names += plan_files(split, options.packing, options.seq_len)
     return SplitInfo(
         documents=counts.documents,
         tokens=counts.tokens,
         bytes=counts.bytes,
-        rows=plan.num_rows,
+        shards=shards,
+        rows=plan.rows,
         dropped_tokens=plan.dropped_tokens,
+        padded_tokens=plan.padded_tokens,
         files={name: FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)) for name in names},
     )
 
@@ -238,9 +242,3 @@ def _describe_input(found: Input, digest: ContentDigest) -> InputInfo:
         documents=digest.documents,
         digest=digest.hexdigest(),
     )
-
-
-def _write_manifest(path: Path, manifest: Manifest, started: int) -> None:
-    """Write the manifest, dated to the start of the run: an input changed during the run counts as newer."""
-    path.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.utime(path, ns=(started, started))

@@ -74,7 +74,13 @@ def _duration(seconds: float) -> str:
 
 def summary(manifest: Manifest, log: RecordLog, output: Path) -> str:
     """The closing table: what each split holds, what was left out and why, and where the result lies."""
-    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "dropped tokens")
+    *table, wrote = split_table(manifest, output)
+    return "\n".join([*table, *_rejections(log), wrote])
+
+
+def split_table(manifest: Manifest, folder: Path) -> list[str]:
+    """Lines: what each split holds and how full its rows are, and where that lies."""
+    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "filled", "padding", "dropped tokens")
     table = [
         (
             name,
@@ -83,12 +89,14 @@ def summary(manifest: Manifest, log: RecordLog, output: Path) -> str:
             f"{split.tokens:,}",
             f"{split.bytes / split.tokens:.3f}",
             f"{split.rows:,}",
+            f"{1 - split.padded_tokens / (split.rows * manifest.seq_len):.3%}",
+            f"{split.padded_tokens:,}",
             f"{split.dropped_tokens:,}",
         )
         for name, split in manifest.splits.items()
     ]
-    sizes = f"{manifest.vocab_size:,} ids, rows of {manifest.seq_len:,} tokens"
-    return "\n".join([*_aligned([header, *table]), *_rejections(log), f"wrote {output} ({sizes})"])
+    sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
+    return [*_aligned([header, *table]), f"wrote {folder} ({sizes})"]
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
