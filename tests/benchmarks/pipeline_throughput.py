@@ -37,7 +37,7 @@ MODEL = (
 
 def measure(words: list[str], steps: int) -> dict[int, float]:
     """Tokens per second at each S, on this rank: the median step, the first left out."""
-    from data_pipeline.manifest import load_manifest
+    from data_pipeline.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher
@@ -51,9 +51,10 @@ def measure(words: list[str], steps: int) -> dict[int, float]:
     speeds = {}
     for loops in LOOPS:
         settings = load_settings("quickstart", [*words, f"train.loops={loops}"])
-        plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
+        blend = load_blend(settings.data.path)
+        plan = make_plan(settings, blend.manifest, read_launcher()[1])
         world = start_world(read_launcher(), plan.shape)
-        built = build_run(plan, world)
+        built = build_run(plan, blend, world)
         seconds = []
         for step in range(steps + 1):
             batches = built.batches[step]
