@@ -325,7 +325,7 @@ def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
     figures = json.loads((trained / "eval" / "step_20_raw.json").read_text())
     settings, dataset = load_settings(str(trained / "config.yaml")), PackedDataset(corpus, "validation")
     weights = load_file(trained / "checkpoints" / "step_20" / "weights.safetensors")
-    noise = freeze_noise(dataset.num_rows, 40, dataset.seq_len)
+    noise = freeze_noise(dataset, 40)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 40)))
     for row in figures["loops"]:
         logits = reference_logits(
