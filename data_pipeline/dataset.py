@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
-from data_pipeline.pack_plan import load_plan
+from data_pipeline.pack_plan import Pieces, load_plan
 from data_pipeline.stream import TokenStream
 
 
@@ -58,9 +58,8 @@ class PackedDataset:
         Raises:
             IndexError: an index is outside 0 .. num_rows - 1.
         """
-        indices = self._checked(indices)
-        out = np.full((indices.size, self.seq_len), self.manifest.tokenizer.pad_id, np.int64)
-        pieces = self._plan.pieces(indices)
+        out = np.full((len(indices), self.seq_len), self.manifest.tokenizer.pad_id, np.int64)
+        pieces = self.pieces(indices)
         for row, column, start, length in zip(
             pieces.rows.tolist(), pieces.columns.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True
         ):
@@ -69,10 +68,9 @@ class PackedDataset:
 
     def lengths(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
         """Real tokens of the rows `indices` [n], int64 [n]; reads the plan alone. Raises as `rows`."""
-        indices = self._checked(indices)
-        pieces = self._plan.pieces(indices)
+        pieces = self.pieces(indices)
         # Sums of floats are exact up to 2**53.
-        return np.bincount(pieces.rows, pieces.lengths, minlength=indices.size).astype(np.int64)
+        return np.bincount(pieces.rows, pieces.lengths, minlength=len(indices)).astype(np.int64)
 
     def documents(self, indices: NDArray[np.integer]) -> NDArray[np.int32]:
         """Document of each token of the rows `indices` [n], int32 [n, seq_len]. Raises as `rows`.
@@ -80,9 +78,8 @@ class PackedDataset:
         Documents are counted from 0 within the row; padding has -1. The first may have begun, and the last may go on, in
         another row.
         """
-        indices = self._checked(indices)
-        out = np.full((indices.size, self.seq_len), -1, np.int32)
-        pieces = self._plan.pieces(indices)
+        out = np.full((len(indices), self.seq_len), -1, np.int32)
+        pieces = self.pieces(indices)
         if self._plan.one_document_a_piece:
             first = np.searchsorted(pieces.rows, pieces.rows)  # of the piece's row
             numbers = np.arange(pieces.rows.size) - first
@@ -95,8 +92,9 @@ class PackedDataset:
             out[row, :length] = self._stream.documents(start, length)
         return out
 
-    def _checked(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+    def pieces(self, indices: NDArray[np.integer]) -> Pieces:
+        """The stretches of the token stream that form the rows `indices` [n]. Raises as `rows`."""
         indices = np.asarray(indices, np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < self.num_rows:
             raise IndexError(f"row indices must be 0 to {self.num_rows - 1}, got {indices.min()} to {indices.max()}")
-        return indices
+        return self._plan.pieces(indices)

@@ -96,10 +96,11 @@ def split_table(manifest: Manifest, folder: Path) -> list[str]:
         for name, split in manifest.splits.items()
     ]
     sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
-    return [*_aligned([header, *table]), f"wrote {folder} ({sizes})"]
+    return [*aligned([header, *table]), f"wrote {folder} ({sizes})"]
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+def aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """Rows of cells as lines, the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

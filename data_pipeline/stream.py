@@ -16,6 +16,7 @@ class TokenStream:
 
     Attributes:
         num_tokens: in all shards.
+        num_documents: in all shards.
 
     Args:
         folder: where the shards lie.
@@ -29,6 +30,8 @@ class TokenStream:
         self._shards = [IndexedReader(folder / stem) for stem in stems]
         self._starts = [0, *accumulate(shard.tokens.size for shard in self._shards)]
         self.num_tokens = self._starts[-1]
+        self._first_documents = [0, *accumulate(len(shard) for shard in self._shards)]
+        self.num_documents = self._first_documents[-1]
 
     def read(self, start: int, out: NDArray[np.integer]) -> None:
         """Copy the tokens from position `start` on into `out` [tokens]."""
@@ -39,6 +42,21 @@ class TokenStream:
             out[done : done + part.size] = part
             done += part.size
             i += 1
+
+    def token(self, position: int) -> int:
+        """The id at one position."""
+        out = np.empty(1, np.int64)
+        self.read(position, out)
+        return int(out[0])
+
+    def document(self, i: int) -> NDArray[np.integer]:
+        """Ids of document `i`, 0 .. num_documents - 1, its end-of-document id last."""
+        shard = bisect_right(self._first_documents, i) - 1
+        return self._shards[shard].document(i - self._first_documents[shard])
+
+    def lengths(self, step: int) -> NDArray[np.int32]:
+        """Tokens of every `step`-th document of each shard, [documents]."""
+        return np.concatenate([shard.lengths[::step] for shard in self._shards])
 
     def documents(self, start: int, length: int) -> NDArray[np.int32]:
         """Number of the document of each token from `start` on, counted from 0 within the stretch, int32 [length]."""

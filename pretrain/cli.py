@@ -14,6 +14,10 @@ VERBS = {
         "data_pipeline.prepare",
         "text -> tokenizer, token documents and packed rows; --verify checks a folder",
     ),
+    "inspect": (
+        "pretrain.inspection.command",
+        "documents, rows and masks of a prepared folder, on the terminal or as a page",
+    ),
     "doctor": ("pretrain.doctor", "what this machine has, what is used instead of what it lacks, and why"),
     "evaluate": ("pretrain.evaluate", "validation NELBO of a run at several numbers of loops"),
     "sample": ("pretrain.sample", "text from a run, by the ancestral reverse process"),
