@@ -58,6 +58,11 @@ class Corpus:
         return self.manifest.splits[TRAIN].rows
 
     @property
+    def padding(self) -> float:
+        """Share of its rows' places that hold no token."""
+        return self.manifest.splits[TRAIN].padded_tokens / (self.rows * self.manifest.seq_len)
+
+    @property
     def cap(self) -> int | None:
         """Most samples to take."""
         return None if self.max_epochs is None else max(1, int(self.rows * self.max_epochs))

@@ -32,7 +32,7 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
             another process packs the same folder.
     """
     folder = Path(folder)
-    with _locked(folder):
+    with _locked(folder) as descriptor:
         manifest = load_manifest(folder)
         check_files(folder, manifest)
         old = (manifest.packing, manifest.seq_len)
@@ -45,7 +45,9 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
             update = {"packing": new[0], "seq_len": new[1], "splits": splits, "options": options}
             # The date says when the inputs were read, which was then.
             dated = (folder / MANIFEST_NAME).stat().st_mtime_ns
+            os.fsync(descriptor)  # the names of the new plan reach the disk before the manifest that needs them,
             write_manifest(folder, manifest.model_copy(update=update), dated)
+            os.fsync(descriptor)  # and that one before the old plan goes
         finally:
             manifest = load_manifest(folder)
             _remove_unlisted_plans(folder, manifest)
@@ -81,14 +83,14 @@ def _remove_unlisted_plans(folder: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against another `repack`; the system lets go of it when the process ends."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold the folder, whose descriptor this gives, against another `repack`; the system lets go when the process ends."""
     if not folder.is_dir():
         load_manifest(folder)  # says what is wrong
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield descriptor
     except BlockingIOError as error:
         raise DataError(f"another process packs {folder}; wait for its end") from error
     finally:

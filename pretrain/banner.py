@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from data_pipeline.blend import TRAIN, Blend, Corpus
+from data_pipeline.blend import Blend, Corpus
 from model.placement import Stage
 from pretrain.acceleration import Found, package_version
 from pretrain.derive import Plan
@@ -121,9 +121,7 @@ def _data_rows(plan: Plan, blend: Blend) -> list[tuple[str, str]]:
 
 
 def _padding(corpus: Corpus) -> str:
-    split = corpus.manifest.splits[TRAIN]
-    share = split.padded_tokens / (split.rows * corpus.manifest.seq_len)
-    return f", {corpus.manifest.packing}, {share:.2%} padding" if split.padded_tokens else ""
+    return f", {corpus.manifest.packing}, {corpus.padding:.2%} padding" if corpus.padding else ""
 
 
 def _arithmetic_rows(run: TrainingRun, blend: Blend) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="what `loopmdm prepare` wrote")
+    add("folder", type=Path, metavar="FOLDER", help="what `loopmdm prepare` wrote, or a blend file: its shares alone")
     add("--split", default="train", help="split whose documents and rows are shown [train]")
     add("--documents", type=int, default=2, metavar="N", help="documents to show, evenly spread over the split [2]")
     add("--rows", type=int, default=2, metavar="N", help="rows to show, evenly spread over the split [2]")
@@ -22,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print, or write the page."""
+    from data_pipeline.blend import load_blend
     from pretrain.errors import UserError
     from pretrain.inspection.facts import look
     from pretrain.inspection.page import page
-    from pretrain.inspection.terminal import render
+    from pretrain.inspection.terminal import render, shares
     from pretrain.writing import replace_text
 
     if not 0 <= arguments.t <= 1:
@@ -33,6 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("documents", "rows", "max_tokens"):
         if getattr(arguments, option) < (option == "max_tokens"):
             raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: is too small")
+    if arguments.folder.is_file():
+        print("\n".join(shares(load_blend(arguments.folder))))
+        return 0
     facts = look(arguments)
     if arguments.html is None:
         print(render(facts, arguments.t, colours=sys.stdout.isatty()))

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from data_pipeline.blend import Blend
 from data_pipeline.report import aligned, split_table
 from pretrain.inspection.facts import DocumentView, Facts, RowView
 from pretrain.inspection.pieces import Piece
@@ -39,6 +40,27 @@ def render(facts: Facts, timestep: float, colours: bool) -> str:
         *(_row(view, facts, style, timestep) for view in facts.rows),
     ]
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
+
+
+def shares(blend: Blend) -> list[str]:
+    """The corpora of a mixture, as lines: what each gives and how long it lasts."""
+    total = sum(corpus.weight for corpus in blend.corpora)
+    header = ("corpus", "share", "rows", "padding", "samples an epoch lasts", "most epochs")
+    table = [
+        (
+            str(corpus.path),
+            f"{float(corpus.weight / total):.2%}",
+            f"{corpus.rows:,}",
+            f"{corpus.padding:.2%}",
+            f"{int(corpus.rows * total / corpus.weight):,}",
+            "any" if corpus.max_epochs is None else f"{corpus.max_epochs:g}",
+        )
+        for corpus in blend.corpora
+    ]
+    samples = blend.schedule.num_samples
+    end = "never" if samples is None else f"after {samples:,} samples"
+    sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} ids; the mixture ends {end}"
+    return [f"{blend.path}: {sizes}", *(line.rstrip() for line in aligned([header, *table]))]
 
 
 def _head(facts: Facts, style: Style) -> list[str]:

@@ -1,7 +1,12 @@
 """Any documents -> shards -> pack plan -> rows -> the same documents, for both packings."""
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +22,7 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.pack_plan import load_plan, plan_files, write_plan
 from data_pipeline.packing import assign_rows, best_fit
 from data_pipeline.stream import TokenStream
+from data_pipeline.tokenizers import load_tokenizer
 
 PAD = 299
 
@@ -95,6 +101,36 @@ def test_concat_rows_are_the_stream_and_its_documents(shards, seq_len):
     assert np.array_equal(backwards, rows[::-1])
     owner = np.repeat(np.arange(len(lengths)), lengths)[:kept].reshape(-1, seq_len)
     assert np.array_equal(documents, owner - owner[:, :1])
+
+
+@given(texts=st.lists(st.text(max_size=80), max_size=12), seq_len=st.integers(1, 40))
+@settings(max_examples=80, deadline=None)
+def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
+    """Text -> tokens -> shards -> rows -> tokens -> text, the pieces put together in the order of the stream."""
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]  # half of a surrogate pair is no text
+    tokenizer = load_tokenizer(tokenizer_file)
+    encoded = [np.append(ids, tokenizer.eod_id) for ids in tokenizer.encode_batch(texts)]
+    for packing in ("best_fit", "concat"):
+        with tempfile.TemporaryDirectory() as name:
+            for number, part in enumerate((encoded[::2], encoded[1::2])):
+                with IndexedWriter(Path(name) / f"train-{number:05}", 500) as writer:
+                    writer.append(np.concatenate([np.zeros(0, int), *part]), np.array([len(ids) for ids in part], int))
+            dataset, counts = dataset_of(Path(name), ["train-00000", "train-00001"], packing, seq_len)
+            pieces = dataset.pieces(np.arange(counts.rows))
+            rows = dataset.rows(np.arange(counts.rows))
+        found = {
+            start: rows[row, column : column + length].tolist()
+            for row, column, start, length in zip(
+                pieces.rows, pieces.columns, pieces.starts, pieces.lengths, strict=True
+            )
+        }
+        stream = [token for start in sorted(found) for token in found[start]]
+        expected = [token for ids in [*encoded[::2], *encoded[1::2]] for token in ids.tolist()]
+        assert stream == expected[: counts.tokens] and len(expected) == counts.tokens + counts.dropped_tokens
+        if packing == "best_fit":
+            cuts = np.flatnonzero(np.array(stream, int) == tokenizer.eod_id)
+            parts = np.split(np.array(stream, int), cuts + 1)[:-1]
+            assert [tokenizer.decode(part[:-1]) for part in parts] == [*texts[::2], *texts[1::2]]
 
 
 def test_documents_without_tokens_and_without_text_make_no_row(tmp_path):
@@ -226,6 +262,32 @@ def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepare, prepared, monke
     assert np.array_equal(
         before.rows(np.arange(before.num_rows)), expected
     )  # who had mapped the old plan goes on with it
+
+
+def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepare, prepared, tmp_path):
+    """kill -9 after random times, some before the work, some in it, some after; the folder always verifies."""
+    dataset, moments = PackedDataset(prepared, "train"), np.random.default_rng(0).uniform(0.08, 0.3, 10)
+    stream = dataset.rows(np.arange(dataset.num_rows)).ravel()
+    for number, moment in enumerate(moments):
+        words = ["--repack", str(prepared), "--seq-len", str(20 + number), "--pack", ("best_fit", "concat")[number % 2]]
+        process = subprocess.Popen([sys.executable, "-m", "data_pipeline.prepare", *words], stdout=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.kill()
+        process.wait(timeout=60)
+        assert "as prepared" in prepare("--verify", prepared).out
+        assert PackedDataset(prepared, "train").num_rows > 0
+    assert prepare("--repack", prepared, "--seq-len", 32, "--pack", "concat").code == 0
+    assert len(list(prepared.glob("*.pack.*"))) == 2
+    again = PackedDataset(prepared, "train")
+    assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
+
+
+def test_one_repack_at_a_time(prepare, prepared):
+    descriptor = os.open(prepared, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    result = prepare("--repack", prepared, "--seq-len", 64)
+    os.close(descriptor)
+    assert result.code == 2 and f"another process packs {prepared}" in result.err
 
 
 def test_repack_refuses_what_it_cannot_do(prepare, prepared, tmp_path):

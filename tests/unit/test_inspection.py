@@ -184,6 +184,20 @@ def test_a_folder_that_is_not_prepared_or_damaged_is_named(corpus, tmp_path, cap
     assert "train.bin has 0 bytes" in capsys.readouterr().err
 
 
+def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
+    shutil.copytree(corpus, tmp_path / "other")
+    blend = tmp_path / "blend.yaml"
+    blend.write_text(f"corpora: [{{path: {corpus}, weight: 3}}, {{path: other, weight: 1, max_epochs: 2}}]")
+    out = inspect(capsys, blend)
+    rows = PackedDataset(corpus, "train").num_rows
+    assert "rows of 32 tokens" in out and "ends never" in out
+    lines = [line.split()[1:] for line in out.splitlines()[2:]]
+    assert lines == [
+        ["75.00%", f"{rows:,}", "0.00%", f"{rows * 4 // 3:,}", "any"],
+        ["25.00%", f"{rows:,}", "0.00%", f"{rows * 4:,}", "2"],
+    ]
+
+
 def test_inspect_imports_no_torch(corpus):
     code = (
         f"import sys; from pretrain.cli import main; main(['inspect', {str(corpus)!r}]); print('torch' in sys.modules)"
