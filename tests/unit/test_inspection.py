@@ -132,6 +132,18 @@ def test_masks_are_those_of_training(corpus, capsys, timestep):
         assert str(source.locate(np.array([sample]))[1][0]) in Page(page.read_text()).text
 
 
+@pytest.mark.parametrize("timestep", [0, 0.2, 1])
+def test_the_terminal_masks_the_same_tokens(corpus, capsys, timestep):
+    """Blocks as wide as the text that they hide."""
+    out = inspect(capsys, corpus, "--row", 9, "--documents", 0, "--t", timestep)
+    manifest, index = load_blend(corpus).manifest, np.array([9])
+    ids = PackedDataset(corpus, "train").rows(index)[0]
+    masked = masks(0, index, np.array([timestep]), len(ids))[0]
+    tokenizer = load_prepared_tokenizer(corpus, manifest)
+    hidden = sum(len(tokenizer.decode([token])) for token in ids[masked].tolist())
+    assert out.count("░") == hidden and (hidden > 0) == (timestep > 0)
+
+
 def test_the_page_is_whole_and_needs_nothing_else(folder, tmp_path, capsys):
     dataset = PackedDataset(folder, "train")
     padded = int(dataset.lengths(np.arange(dataset.num_rows)).argmin())
