@@ -20,7 +20,7 @@ from data_pipeline.manifest import Packing
 from data_pipeline.packing import best_fit
 
 ARRAYS = ("row_starts", "starts", "lengths")
-MEND = "pack the folder again: loopmdm prepare --repack {folder} --seq-len L"
+MEND = "pack the folder again: loopmdm prepare --repack {folder}"
 
 
 class PlanCounts(BaseModel):

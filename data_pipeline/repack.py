@@ -24,6 +24,8 @@ from data_pipeline.pack_plan import plan_files, write_plan
 def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manifest:
     """Plan the rows of every split anew and return the new manifest; None keeps what the folder has.
 
+    A plan that is missing or damaged is made again too, even if it is the one that is asked for.
+
     New plans have names of their own and the manifest is replaced last, so the folder is as before or as asked whenever the
     process ends. A run that has mapped the old plan goes on with it.
 
@@ -34,10 +36,10 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
     folder = Path(folder)
     with _locked(folder) as descriptor:
         manifest = load_manifest(folder)
-        check_files(folder, manifest)
         old = (manifest.packing, manifest.seq_len)
         new = (packing or manifest.packing, seq_len or manifest.seq_len)
-        if new == old:
+        check_files(folder, _without_plans(manifest))
+        if new == old and _is_whole(folder, manifest):
             return manifest
         try:
             splits = {split: _planned(folder, split, info, old, new) for split, info in manifest.splits.items()}
@@ -58,6 +60,8 @@ def _planned(
     folder: Path, split: str, info: SplitInfo, old: tuple[Packing, int], new: tuple[Packing, int]
 ) -> SplitInfo:
     """Write a split's new plan, through to the disk; returns its entry for the manifest."""
+    for name in plan_files(split, *new):
+        (folder / name).unlink(missing_ok=True)  # whoever has mapped what was there keeps it
     plan = write_plan(folder, split, info.shards, *new)
     if plan.rows == 0:
         raise DataError(
@@ -71,6 +75,23 @@ def _planned(
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     counts = {"rows": plan.rows, "dropped_tokens": plan.dropped_tokens, "padded_tokens": plan.padded_tokens}
     return info.model_copy(update={**counts, "files": files})
+
+
+def _without_plans(manifest: Manifest) -> Manifest:
+    plans = {name for split in manifest.splits for name in plan_files(split, manifest.packing, manifest.seq_len)}
+    splits = {
+        split: info.model_copy(update={"files": {name: f for name, f in info.files.items() if name not in plans}})
+        for split, info in manifest.splits.items()
+    }
+    return manifest.model_copy(update={"splits": splits})
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        check_files(folder, manifest)
+    except DataError:
+        return False
+    return True
 
 
 def _remove_unlisted_plans(folder: Path, manifest: Manifest) -> None:

@@ -282,6 +282,19 @@ def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepare, prepared, 
     assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
 
 
+@pytest.mark.parametrize("damage", [b"", None])
+def test_repack_mends_a_damaged_plan(prepare, prepared, damage):
+    prepare("--repack", prepared, "--pack", "best_fit")
+    before = {path.name: path.read_bytes() for path in prepared.iterdir()}
+    path = prepared / "train.pack.best_fit-32.starts.npy"
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    assert "starts.npy" in prepare("--verify", prepared).err
+    assert prepare("--repack", prepared).code == 0
+    assert {path.name: path.read_bytes() for path in prepared.iterdir()} == before
+
+
 def test_one_repack_at_a_time(prepare, prepared):
     descriptor = os.open(prepared, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
