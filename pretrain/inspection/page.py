@@ -184,7 +184,7 @@ def _pieces(pieces: Iterable[Piece], draws: bool = False) -> str:
     parts = []
     for piece in pieces:
         draw = (
-            f' data-u="{piece.draw:.4f}"' + (f' data-n="{piece.tokens}"' if piece.tokens > 1 else "") if draws else ""
+            f' data-u="{piece.draw:.6f}"' + (f' data-n="{piece.tokens}"' if piece.tokens > 1 else "") if draws else ""
         )
         kind = ' class="s"' if piece.special else ""
         parts.append(f"<i{kind}{draw}>{_visible(piece.text)}</i>")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedWriter
-from data_pipeline.manifest import load_manifest
+from data_pipeline.indexed import IndexedReader, IndexedWriter
+from data_pipeline.manifest import load_manifest, sha256_of
 from data_pipeline.pack_plan import load_plan, plan_files, write_plan
 from data_pipeline.packing import assign_rows, best_fit
 from data_pipeline.stream import TokenStream
@@ -280,6 +280,36 @@ def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepare, prepared, 
     assert len(list(prepared.glob("*.pack.*"))) == 2
     again = PackedDataset(prepared, "train")
     assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
+
+
+def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, prepared):
+    """The same documents in three `.bin/.idx` pairs, as the manifest names them."""
+    expected = {}
+    for packing in ("best_fit", "concat"):
+        prepare("--repack", prepared, "--pack", packing)
+        whole = PackedDataset(prepared, "train")
+        indices = np.arange(whole.num_rows)
+        expected[packing] = (whole.rows(indices), whole.documents(indices), whole.lengths(indices))
+    reader, manifest = IndexedReader(prepared / "train"), json.loads((prepared / "manifest.json").read_text())
+    split = manifest["splits"]["train"]
+    split["shards"], cuts = [f"train-{i:05}" for i in range(3)], [0, 7, 150, len(reader)]
+    for stem, first, last in zip(split["shards"], cuts, cuts[1:], strict=False):
+        with IndexedWriter(prepared / stem, manifest["vocab_size"]) as writer:
+            documents = [reader.document(i) for i in range(first, last)]
+            writer.append(np.concatenate(documents), np.array([len(document) for document in documents]))
+    for name in ("train.bin", "train.idx"):
+        (prepared / name).unlink()
+        del split["files"][name]
+    for name in (f"{stem}.{suffix}" for stem in split["shards"] for suffix in ("bin", "idx")):
+        split["files"][name] = {"bytes": (prepared / name).stat().st_size, "sha256": sha256_of(prepared / name)}
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    for packing in ("concat", "best_fit"):
+        assert prepare("--repack", prepared, "--pack", packing).code == 0
+        assert "as prepared" in prepare("--verify", prepared).out
+        sharded = PackedDataset(prepared, "train")
+        indices = np.arange(sharded.num_rows)
+        found = (sharded.rows(indices), sharded.documents(indices), sharded.lengths(indices))
+        assert all(np.array_equal(one, two) for one, two in zip(found, expected[packing], strict=True))
 
 
 @pytest.mark.parametrize("damage", [b"", None])

@@ -126,7 +126,7 @@ def test_masks_are_those_of_training(corpus, capsys, timestep):
     for row, masked, sample in zip(Page(page.read_text()).rows, expected, (11, 4), strict=True):
         starts = np.cumsum([0] + [tokens for _, tokens in row])
         assert starts[-1] == len(masked)
-        # The page has four digits of a draw.
+        # The page has six digits of a draw.
         sure = [(draw < timestep, a, b) for (draw, _), a, b in zip(row, starts, starts[1:], strict=False)]
         assert [on for on, *_ in sure] == [bool(masked[a:b].any()) for _, a, b in sure]
         assert str(source.locate(np.array([sample]))[1][0]) in Page(page.read_text()).text
