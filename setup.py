@@ -31,8 +31,17 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=["pretrain", "pretrain.hooks", "pretrain.planning", "pretrain.recipes", "model", "data_pipeline", "ds_configs"],
-    package_data={"pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
+    packages=[
+        "pretrain",
+        "pretrain.hooks",
+        "pretrain.inspection",
+        "pretrain.planning",
+        "pretrain.recipes",
+        "model",
+        "data_pipeline",
+        "ds_configs",
+    ],
+    package_data={"pretrain.inspection": ["page.*"], "pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
     install_requires=REQUIRES,
     extras_require={
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):

@@ -8,7 +8,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.inputs import Input
 from data_pipeline.join import input_digest
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files, load_manifest
-from data_pipeline.options import PACKING, Options
+from data_pipeline.options import Options
 from data_pipeline.tasks import cut_into_tasks
 
 
@@ -32,15 +32,23 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
         return False
     manifest = load_manifest(output)
     if difference := _difference(output, manifest, inputs, options):
-        raise DataError(f"{output} is already prepared, but {difference}; replace it with --overwrite")
+        raise DataError(f"{output} is already prepared, but {difference}; {_remedy(output, manifest, options)}")
     check_files(output, manifest)
     return True
 
 
+def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
+    """Rows alone can be made anew without the text."""
+    rows = {"seq_len": options.seq_len, "packing": options.packing}
+    if manifest.options | rows == options.record():
+        pack = f"loopmdm prepare --repack {output} --seq-len {options.seq_len} --pack {options.packing}"
+        return f"change its rows with: {pack}; or replace it with --overwrite"
+    return "replace it with --overwrite"
+
+
 def _difference(output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options) -> str | None:
     """The first difference between what is asked and what is there, in words."""
-    asked = {"packing": PACKING, **options.record()}
-    there = {"packing": manifest.packing, **manifest.options}
+    asked, there = options.record(), manifest.options
     for name in sorted(asked.keys() | there.keys()):
         if asked.get(name) != there.get(name):
             return f"with {name} {there.get(name)} instead of {asked.get(name)}"

@@ -1,22 +1,17 @@
 """Put the shards of all tasks together: the manifest and the pack plans."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
-
 from data_pipeline.build import Build, require_text
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedReader
-from data_pipeline.manifest import MANIFEST_NAME, FileInfo, InputInfo, Manifest, SplitInfo, sha256_of
+from data_pipeline.manifest import TRAIN, FileInfo, InputInfo, Manifest, SplitInfo, sha256_of, write_manifest
 from data_pipeline.marks import Mark, Records
-from data_pipeline.options import PACKING, TRAIN, Options
-from data_pipeline.packing import plan_rows
+from data_pipeline.options import Options
+from data_pipeline.pack_plan import plan_files, write_plan
 from data_pipeline.staging import replace_folder
 from data_pipeline.tasks import Task, cut_into_tasks
 from data_pipeline.work import JOINED, TOKENS, task_name
@@ -44,13 +39,13 @@ def join(build: Build, output: Path) -> tuple[Manifest, Records]:
         tokenizer=job.tokenizer,
         vocab_size=job.vocab_size,
         seq_len=build.options.seq_len,
-        packing=PACKING,
+        packing=build.options.packing,
         splits={split: _join_split(build, folder, split, tasks, marks) for split in build.options.splits},
         inputs=_describe_inputs(build, tasks, marks),
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(records.rejected.items())},
     )
-    _write_manifest(folder / MANIFEST_NAME, manifest, looked)
+    write_manifest(folder, manifest, looked)
     replace_folder(folder, output)
     return manifest, records
 
@@ -88,20 +83,21 @@ def _join_split(build: Build, folder: Path, split: str, tasks: Sequence[Task], m
             _link(build.work / TOKENS / task_name(task.number) / (split + suffix), folder / (shards[-1] + suffix))
     infos = [mark.shards[split] for mark in marks if split in mark.shards]
     documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
-    lengths = [IndexedReader(folder / stem).lengths for stem in shards]
-    plan = plan_rows(PACKING, np.concatenate([np.zeros(0, np.int32), *lengths]), build.options.seq_len)
-    if plan.num_rows == 0:
-        raise DataError(_explain_no_rows(split, documents, tokens, build.options))
-    path = folder / f"{split}.pack.json"
-    plan.save(path)
+    options = build.options
+    plan = write_plan(folder, split, shards, options.packing, options.seq_len)
+    if plan.rows == 0:
+        raise DataError(_explain_no_rows(split, documents, tokens, options))
+    for name in plan_files(split, options.packing, options.seq_len):
+        files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     return SplitInfo(
         documents=documents,
         tokens=tokens,
         bytes=sum(info.bytes for info in infos),
-        rows=plan.num_rows,
-        dropped_tokens=plan.dropped_tokens,
         shards=shards,
-        files={**files, path.name: FileInfo(bytes=path.stat().st_size, sha256=sha256_of(path))},
+        rows=plan.rows,
+        dropped_tokens=plan.dropped_tokens,
+        padded_tokens=plan.padded_tokens,
+        files=files,
     )
 
 
@@ -145,8 +141,3 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], marks: Sequence[Mark])
 def input_digest(digests: Iterable[str]) -> str:
     """Digest of an input's documents from those of its tasks, in order."""
     return blake2b("".join(digests).encode(), digest_size=16).hexdigest()
-
-
-def _write_manifest(path: Path, manifest: Manifest, made: int) -> None:
-    path.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.utime(path, ns=(made, made))

@@ -1,6 +1,8 @@
 """`manifest.json`: what a prepared folder holds, and the checks that it still does."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,6 +14,11 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PREPARE_HINT = "prepare one with: loopmdm prepare --input PATH... --output {folder}"
 REPAIR_HINT = "copy the folder again from its source or prepare it again with --overwrite"
+# Hashing more would delay the start of a run; `verify` does it.
+QUICKLY_HASHED_BYTES = 1 << 26
+
+Packing = Literal["concat", "best_fit"]
+TRAIN, VALIDATION = "train", "validation"
 
 
 class _Record(BaseModel):
@@ -47,9 +54,10 @@ class SplitInfo(_Record):
     documents: int = Field(ge=0)
     tokens: int = Field(ge=0)
     bytes: int = Field(ge=0)
+    shards: list[str] = Field(min_length=1, description="stems of the `.bin/.idx` pairs, in the order of the documents")
     rows: int = Field(ge=0)
     dropped_tokens: int = Field(ge=0, description="tail of the token stream that fills no whole row")
-    shards: list[str]
+    padded_tokens: int = Field(ge=0, description="places of the rows that hold no token of the text")
     files: dict[str, FileInfo]
 
 
@@ -71,7 +79,7 @@ class Manifest(_Record):
     tokenizer: TokenizerInfo
     vocab_size: int = Field(ge=2, description="all ids, with those that the pipeline added")
     seq_len: int = Field(ge=1)
-    packing: Literal["concat"]
+    packing: Packing
     splits: dict[str, SplitInfo]
     inputs: list[InputInfo]
     options: dict[str, str | int | float | None]
@@ -108,6 +116,20 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(_explain(path, error)) from error
 
 
+def write_manifest(folder: Path, manifest: Manifest, dated: int) -> None:
+    """Write `folder/manifest.json`, whole or not at all, with the modification time `dated` in ns.
+
+    The date is the start of the run that read the inputs: an input changed during the run counts as newer.
+    """
+    partial = folder / f"{MANIFEST_NAME}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.utime(partial, ns=(dated, dated))
+    partial.replace(folder / MANIFEST_NAME)
+
+
 def _explain(path: Path, error: ValidationError) -> str:
     """The first problem of a manifest that does not validate, in words."""
     first = error.errors()[0]
@@ -123,19 +145,21 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Quick check before a run: every file has its size, the tokenizer and the small index files their hash.
+    """Quick check before a run: every file has its size; the tokenizer, and index and plan files up to a sum, their hash.
 
-    The `.bin` files are compared by size only; `verify` reads them whole.
+    The `.bin` and the other files are compared by size only; `verify` reads them whole.
 
     Raises:
         DataError: names the first file that differs, with what was found and expected.
     """
     folder = Path(folder)
     _check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    left = QUICKLY_HASHED_BYTES
     for split in manifest.splits.values():
         for name, info in split.files.items():
             _check_size(folder / name, info.bytes)
-            if name.endswith(".idx"):
+            if not name.endswith(".bin") and info.bytes <= left:
+                left -= info.bytes
                 _check_hash(folder / name, info.sha256)
 
 

@@ -4,14 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.cleaning import Cleaning
-from data_pipeline.manifest import sha256_of
-from data_pipeline.packing import Strategy
+from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
 from data_pipeline.records import Document
 from data_pipeline.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.training import ModelType
-
-TRAIN, VALIDATION = "train", "validation"
-PACKING: Strategy = "concat"
 
 
 @dataclass(frozen=True)
@@ -24,6 +20,7 @@ class Options:
         vocab_size: ids of a tokenizer to train, before [MASK] is added.
         model_type: kind of SentencePiece model to train.
         seq_len: tokens per row.
+        packing: how documents become rows.
         validation_fraction: share of documents, chosen by hash, for the validation split; 0 for no such split.
         cleaning: which documents are left out.
         strict: stop at the first rejected record. Decides whether there is a result, not what it is.
@@ -34,6 +31,7 @@ class Options:
     vocab_size: int
     model_type: ModelType
     seq_len: int
+    packing: Packing
     validation_fraction: float
     strict: bool
     cleaning: Cleaning
@@ -47,6 +45,7 @@ class Options:
             "vocab_size": None if given else self.vocab_size,
             "model_type": None if given else self.model_type,
             "seq_len": self.seq_len,
+            "packing": self.packing,
         }
 
     def of_documents(self) -> dict[str, str | int | float | None]:

@@ -7,15 +7,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import Packing
 
 if TYPE_CHECKING:
     from data_pipeline.options import Options
 
 DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
+DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
 
 DESCRIPTION = """\
@@ -49,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids of the tokenizer to train (default: %(default)s); [MASK] is added as one more",
     )
     add("--model-type", choices=("bpe", "unigram"), default="bpe", help="kind of tokenizer to train (default: bpe)")
-    add("--seq-len", type=int, default=DEFAULT_SEQ_LEN, metavar="L", help="tokens per row (default: %(default)s)")
+    add("--seq-len", type=int, metavar="L", help=f"tokens per row (default: {DEFAULT_SEQ_LEN}; --repack: as it is)")
+    add(
+        "--pack",
+        choices=get_args(Packing),
+        help="concat: one stream, cut into rows (default; --repack: as it is); best_fit: whole documents, padding at the end",
+    )
     add(
         "--validation-fraction",
         type=float,
@@ -60,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="tokenising processes (default: the CPUs of this job)")
     add("--strict", action="store_true", help="stop at the first broken record instead of counting it")
     add("--overwrite", action="store_true", help="replace a prepared output folder, once the new one is whole")
+    add("--repack", type=Path, metavar="DIR", help="give a prepared folder rows of another --seq-len or --pack")
     add("--verify", type=Path, metavar="DIR", help="check every byte of a prepared folder and do nothing else")
     _add_cleaning(parser)
     _add_sharing(parser)
@@ -113,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         with stop_signals_raise():
             if args.verify:
                 _verify(args.verify)
+            elif args.repack:
+                _repack(args)
             else:
                 _prepare(args)
     except (DataError, OSError) as error:
@@ -140,6 +150,15 @@ def _verify(folder: Path) -> None:
     files = [info for split in manifest.splits.values() for info in split.files.values()]
     size = sum(info.bytes for info in files)
     print(f"{folder}: the tokenizer and {len(files)} files of {size / 1e6:,.1f} MB are as prepared")
+
+
+def _repack(args: argparse.Namespace) -> None:
+    from data_pipeline.repack import repack
+    from data_pipeline.report import split_table
+
+    _check_seq_len(args.seq_len)
+    manifest = repack(args.repack, args.pack, args.seq_len)
+    print("\n".join(split_table(manifest, args.repack)))
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -180,7 +199,8 @@ def _options(args: argparse.Namespace) -> "Options":
         tokenizer=args.tokenizer,
         vocab_size=args.vocab_size,
         model_type=args.model_type,
-        seq_len=args.seq_len,
+        seq_len=args.seq_len or DEFAULT_SEQ_LEN,
+        packing=args.pack or DEFAULT_PACKING,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
         cleaning=Cleaning(
@@ -200,8 +220,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise DataError(f"--{name} is missing; usage: loopmdm prepare --input PATH... --output DIR")
     if args.vocab_size < 1:
         raise DataError(f"--vocab-size {args.vocab_size}: a tokenizer has at least 256 ids for bytes and some more")
-    if args.seq_len < 2:
-        raise DataError(f"--seq-len {args.seq_len}: a row needs at least 2 tokens")
+    _check_seq_len(args.seq_len)
     if not 0 <= args.validation_fraction < 1:
         raise DataError(f"--validation-fraction {args.validation_fraction:g}: give a number from 0 up to below 1")
     if args.workers is not None and args.workers < 1:
@@ -210,6 +229,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise DataError(f"--task-index {args.task_index} --task-count {args.task_count}: give an index below the count")
     if args.task_count > 1 and args.stage != "tokens":
         raise DataError(f"--task-count {args.task_count}: only --stage tokens can be shared")
+
+
+def _check_seq_len(seq_len: int | None) -> None:
+    if seq_len is not None and seq_len < 2:
+        raise DataError(f"--seq-len {seq_len}: a row needs at least 2 tokens")
 
 
 def _refuse_output_inside_input(output: Path, words: list[str]) -> None:

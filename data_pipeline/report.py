@@ -94,7 +94,13 @@ def _duration(seconds: float) -> str:
 
 def summary(manifest: Manifest, records: Records, output: Path) -> str:
     """The closing table: what each split holds, what was left out and why, and where the result lies."""
-    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "dropped tokens")
+    *table, wrote = split_table(manifest, output)
+    return "\n".join([*table, *_rejections(records), wrote])
+
+
+def split_table(manifest: Manifest, folder: Path) -> list[str]:
+    """Lines: what each split holds and how full its rows are, and where that lies."""
+    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "filled", "padding", "dropped tokens")
     table = [
         (
             name,
@@ -103,15 +109,18 @@ def summary(manifest: Manifest, records: Records, output: Path) -> str:
             f"{split.tokens:,}",
             f"{split.bytes / split.tokens:.3f}",
             f"{split.rows:,}",
+            f"{1 - split.padded_tokens / (split.rows * manifest.seq_len):.3%}",
+            f"{split.padded_tokens:,}",
             f"{split.dropped_tokens:,}",
         )
         for name, split in manifest.splits.items()
     ]
-    sizes = f"{manifest.vocab_size:,} ids, rows of {manifest.seq_len:,} tokens"
-    return "\n".join([*_aligned([header, *table]), *_rejections(records), f"wrote {output} ({sizes})"])
+    sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
+    return [*aligned([header, *table]), f"wrote {folder} ({sizes})"]
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+def aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """Rows of cells as lines, the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

@@ -16,7 +16,7 @@ from conftest import make_texts, write_jsonl
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.indexed import IndexedReader
 from data_pipeline.manifest import load_manifest
-from data_pipeline.packing import plan_rows
+from data_pipeline.pack_plan import write_plan
 from data_pipeline.tokenizers import load_prepared_tokenizer
 
 
@@ -161,7 +161,7 @@ def test_workers_and_reruns_give_the_same_bytes(prepare, jsonl, tmp_path):
         "manifest.json",
         "tokenizer.model",
         *(f"{split}-00000.{suffix}" for split in ("train", "validation") for suffix in ("bin", "idx")),
-        *(f"{split}.pack.json" for split in ("train", "validation")),
+        *(f"{split}.pack.concat-32.json" for split in ("train", "validation")),
     }
     assert folder_bytes(tmp_path / "b") == first
     assert folder_bytes(tmp_path / "c") == first
@@ -251,11 +251,11 @@ def test_a_changed_input_is_noticed_even_at_equal_size(prepare, jsonl, tmp_path)
 def test_an_input_that_changed_during_the_run_is_noticed(prepare, jsonl, tmp_path, monkeypatch):
     def plan_after_a_change(*args):
         jsonl.write_bytes(jsonl.read_bytes().replace(b"lattice", b"LATTICE", 1))
-        return plan_rows(*args)
+        return write_plan(*args)
 
     words = ("--input", jsonl, "--output", tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.join.plan_rows", plan_after_a_change)
+        patch.setattr("data_pipeline.join.write_plan", plan_after_a_change)
         assert prepare(*words).code == 0
     assert "corpus.jsonl has changed" in prepare(*words).err
 

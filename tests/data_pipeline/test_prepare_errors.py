@@ -301,7 +301,7 @@ def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepare, prepare
         ("validation-00000.idx", lambda data: data[:-1] + b"\x7f", "has changed"),
         ("tokenizer.model", lambda data: data + b" ", "has changed"),
         ("tokenizer.model", None, "is missing"),
-        ("train.pack.json", None, "is missing"),
+        ("train.pack.concat-32.json", None, "is missing"),
     ],
 )
 def test_the_quick_check_finds_damage(prepare, prepared, name, damage, message):
