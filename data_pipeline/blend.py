@@ -7,16 +7,18 @@ A blend file is YAML (or JSON); paths start from its folder, weights count only 
       - {path: code, weight: 0.3, max_epochs: 4}
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, load_manifest
+from data_pipeline.pack_plan import plan_files
 from data_pipeline.schedule import MixSchedule
 
 EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epochs: 4}]"
@@ -103,11 +105,14 @@ class Blend:
             )
 
     def identity(self) -> dict[str, str]:
-        """Facts that tell one training set from another: hashes of all files, and the mixture."""
+        """Facts that tell one training set from another: few, however many shards there are. Hashes, and the mixture."""
         facts = {"tokenizer": self.manifest.tokenizer.sha256}
         for number, corpus in enumerate(self.corpora, 1):
             prefix = f"corpus {number} " if len(self.corpora) > 1 else ""
-            facts |= {prefix + name: info.sha256 for name, info in corpus.manifest.splits[TRAIN].files.items()}
+            files = corpus.manifest.splits[TRAIN].files
+            plan = plan_files(TRAIN, corpus.manifest.packing, corpus.manifest.seq_len)
+            facts[f"{prefix}tokens"] = _digest(info.sha256 for name, info in files.items() if name not in plan)
+            facts[f"{prefix}rows"] = _digest(files[name].sha256 for name in plan)
             if prefix:
                 facts[f"{prefix}share"] = f"{corpus.weight}, at most {corpus.cap} samples"
         return facts
@@ -136,6 +141,10 @@ def load_blend(path: Path) -> Blend:
     for problem in _disagreements(corpora):
         raise DataError(f"{path}: {problem}")
     return Blend(path, corpora)
+
+
+def _digest(hashes: Iterable[str]) -> str:
+    return sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _read(path: Path) -> _File:

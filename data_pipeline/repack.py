@@ -1,9 +1,6 @@
 """`loopmdm prepare --repack`: another row length or packing for tokens that stay as they are."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -19,6 +16,7 @@ from data_pipeline.manifest import (
     write_manifest,
 )
 from data_pipeline.pack_plan import plan_files, write_plan
+from data_pipeline.staging import lock_rows
 
 
 def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manifest:
@@ -34,7 +32,10 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
             another process packs the same folder.
     """
     folder = Path(folder)
-    with _locked(folder) as descriptor:
+    load_manifest(folder)  # says what is wrong, before anything is held
+    with lock_rows(folder) as descriptor:
+        if os.fstat(descriptor).st_ino != folder.stat().st_ino:
+            raise DataError(f"{folder} has just been prepared anew; run the command again")
         manifest = load_manifest(folder)
         old = (manifest.packing, manifest.seq_len)
         new = (packing or manifest.packing, seq_len or manifest.seq_len)
@@ -101,18 +102,3 @@ def _remove_unlisted_plans(folder: Path, manifest: Manifest) -> None:
         for path in folder.glob(f"{split}.pack.*"):
             if path.name not in listed:
                 path.unlink()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Hold the folder, whose descriptor this gives, against another `repack`; the system lets go when the process ends."""
-    if not folder.is_dir():
-        load_manifest(folder)  # says what is wrong
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor
-    except BlockingIOError as error:
-        raise DataError(f"another process packs {folder}; wait for its end") from error
-    finally:
-        os.close(descriptor)

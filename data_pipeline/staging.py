@@ -1,12 +1,13 @@
 """Signals that stop a run, and files and folders that are written whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -88,22 +89,49 @@ def write_whole(path: Path, content: bytes) -> None:
     settle(partial, path)
 
 
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[int]:
+    """Hold an advisory lock on a folder, or a file that is made, and give its descriptor; it ends with the process at the latest.
+
+    On a file system without locks there is none: two processes then do the same work twice.
+
+    Raises:
+        DataError: another process holds it; `busy` is what to say.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise DataError(busy) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def lock_rows(folder: Path) -> AbstractContextManager[int]:
+    """Hold a prepared folder while its rows, or all of it, are replaced. Raises DataError when another process does."""
+    return locked(folder, f"another process packs or replaces {folder}; wait for its end")
+
+
 def replace_folder(partial: Path, output: Path) -> None:
     """Move a finished folder to `output`; what was there is removed once the new one is in place.
 
     Raises:
-        DataError: it cannot be moved.
+        DataError: it cannot be moved, or another process packs what is there.
     """
     replaced = output.with_name(f"{output.name}.replaced-{os.getpid()}")
     had_content = output.is_dir() and any(output.iterdir())
-    try:
-        if had_content:
-            output.rename(replaced)
-        settle(partial, output)
-    except OSError as error:
-        if replaced.exists() and not output.exists():
-            replaced.rename(output)
-        raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
+    with lock_rows(output) if had_content else nullcontext():
+        try:
+            if had_content:
+                output.rename(replaced)
+            settle(partial, output)
+        except OSError as error:
+            if replaced.exists() and not output.exists():
+                replaced.rename(output)
+            raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -10,8 +10,6 @@ Results appear by a rename of a folder that is on the disk already, so each is t
 ends the run, the next one goes on from them.
 """
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.staging import FULL_DISK, settle
+from data_pipeline.staging import FULL_DISK, locked, settle
 
 SAMPLES, SIGNATURES, DECISIONS, TOKENS, JOINED = "samples", "signatures", "decisions", "tokens", "joined"
 KINDS = (SAMPLES, SIGNATURES, TOKENS)
@@ -42,7 +40,7 @@ def open_work(output: Path, share: str) -> Iterator[Path]:
     created = [parent for parent in output.parents if not parent.exists()]
     try:
         _make(work)
-        with _held(work / f"lock-{share}", output):
+        with locked(work / f"lock-{share}", f"another process is preparing {output}; wait for it, or end it"):
             yield work
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -109,16 +107,3 @@ def _make(work: Path) -> None:
         if error.errno in FULL_DISK:
             raise
         raise DataError(f"cannot write beside {work.parent}: {error.strerror}; choose another --output") from error
-
-
-@contextmanager
-def _held(path: Path, output: Path) -> Iterator[None]:
-    """An advisory lock, which the system lets go when the process ends, however it ends."""
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataError(f"another process is preparing {output}; wait for it, or end it") from error
-            # A file system without locks: two runs at once would do the work twice, and give the same.
-        yield

@@ -193,7 +193,7 @@ def sparse_billion(folder, prepared):
     sizes = {name: (folder / name).stat().st_size for name in names}
     hashed = hashlib.sha256(counts.read_bytes()).hexdigest()
     files = {name: {"bytes": size, "sha256": hashed if name == counts.name else ""} for name, size in sizes.items()}
-    manifest["splits"] = {"train": manifest["splits"]["train"] | {"rows": rows, "files": files}}
+    manifest["splits"] = {"train": manifest["splits"]["train"] | {"rows": rows, "shards": ["train"], "files": files}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -234,7 +234,8 @@ def test_a_blend_file_gives_weights_and_caps(two):
     blend.check(10**6)
     assert np.bincount(blend.schedule.locate(np.arange(100))[0]).tolist() == [70, 30]
     one = load_blend(two / "web")
-    assert one.identity().keys() == {"tokenizer", "train.bin", "train.idx", "train.pack.concat-32.json"}
+    assert one.identity().keys() == {"tokenizer", "tokens", "rows"}
+    assert [blend.identity()[f"corpus {k} tokens"] for k in (1, 2)] == [one.identity()["tokens"]] * 2
     assert blend.identity()["corpus 2 share"].startswith("3/10, at most")
 
 

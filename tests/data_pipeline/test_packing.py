@@ -12,15 +12,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedReader, IndexedWriter
-from data_pipeline.manifest import load_manifest, sha256_of
+from data_pipeline.indexed import IndexedWriter
+from data_pipeline.manifest import load_manifest
 from data_pipeline.pack_plan import load_plan, plan_files, write_plan
 from data_pipeline.packing import assign_rows, best_fit
+from data_pipeline.staging import lock_rows
 from data_pipeline.stream import TokenStream
 from data_pipeline.tokenizers import load_tokenizer
 
@@ -218,7 +220,7 @@ def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, js
     result = prepare("--input", jsonl, "--output", tmp_path / "data", "--pack", "best_fit", "--seq-len", 512)
     assert result.code == 0, result.err
     folder = tmp_path / "data"
-    manifest, tokens = load_manifest(folder), (folder / "train.bin").read_bytes()
+    manifest, tokens = load_manifest(folder), (folder / "train-00000.bin").read_bytes()
     assert manifest.packing == "best_fit" and manifest.splits["train"].padded_tokens > 0
     assert "best_fit rows of 512" in result.out and "padding" in result.out
     date = (folder / "manifest.json").stat().st_mtime_ns
@@ -230,7 +232,7 @@ def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, js
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "fresh").iterdir()
     }
-    assert (folder / "train.bin").read_bytes() == tokens and (folder / "manifest.json").stat().st_mtime_ns == date
+    assert (folder / "train-00000.bin").read_bytes() == tokens and (folder / "manifest.json").stat().st_mtime_ns == date
     assert "as prepared" in prepare("--verify", folder).out
     assert "nothing to do" in prepare("--input", jsonl, "--output", folder, "--seq-len", 64).out
 
@@ -282,34 +284,40 @@ def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepare, prepared, 
     assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
 
 
-def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, prepared):
-    """The same documents in three `.bin/.idx` pairs, as the manifest names them."""
-    expected = {}
-    for packing in ("best_fit", "concat"):
-        prepare("--repack", prepared, "--pack", packing)
-        whole = PackedDataset(prepared, "train")
-        indices = np.arange(whole.num_rows)
-        expected[packing] = (whole.rows(indices), whole.documents(indices), whole.lengths(indices))
-    reader, manifest = IndexedReader(prepared / "train"), json.loads((prepared / "manifest.json").read_text())
-    split = manifest["splits"]["train"]
-    split["shards"], cuts = [f"train-{i:05}" for i in range(3)], [0, 7, 150, len(reader)]
-    for stem, first, last in zip(split["shards"], cuts, cuts[1:], strict=False):
-        with IndexedWriter(prepared / stem, manifest["vocab_size"]) as writer:
-            documents = [reader.document(i) for i in range(first, last)]
-            writer.append(np.concatenate(documents), np.array([len(document) for document in documents]))
-    for name in ("train.bin", "train.idx"):
-        (prepared / name).unlink()
-        del split["files"][name]
-    for name in (f"{stem}.{suffix}" for stem in split["shards"] for suffix in ("bin", "idx")):
-        split["files"][name] = {"bytes": (prepared / name).stat().st_size, "sha256": sha256_of(prepared / name)}
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
-    for packing in ("concat", "best_fit"):
-        assert prepare("--repack", prepared, "--pack", packing).code == 0
-        assert "as prepared" in prepare("--verify", prepared).out
-        sharded = PackedDataset(prepared, "train")
-        indices = np.arange(sharded.num_rows)
-        found = (sharded.rows(indices), sharded.documents(indices), sharded.lengths(indices))
-        assert all(np.array_equal(one, two) for one, two in zip(found, expected[packing], strict=True))
+def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path):
+    """One task of the four has no document for the validation split, so that the shards' numbers have a gap."""
+    cuts = [0, 40, 41, 150, len(texts)]
+    parts = [write_jsonl(tmp_path / f"part{i}.jsonl", texts[cuts[i] : cuts[i + 1]]) for i in range(4)]
+    whole = write_jsonl(tmp_path / "whole.jsonl", texts)
+    inputs = {tmp_path / "sharded": parts, tmp_path / "one": [whole]}
+    for output, files in inputs.items():
+        assert prepare("--input", *files, "--output", output, "--validation-fraction", 0.2).code == 0
+    shards = {split: info.shards for split, info in load_manifest(tmp_path / "sharded").splits.items()}
+    assert shards["train"] == [f"train-{i:05}" for i in range(4)]
+    assert shards["validation"] == [f"validation-{i:05}" for i in (0, 2, 3)]
+    for packing, seq_len in (("best_fit", 32), ("concat", 50), ("best_fit", 50), ("concat", 32)):
+        words, found = ("--pack", packing, "--seq-len", seq_len), []
+        for output, files in inputs.items():
+            assert prepare("--repack", output, *words).code == 0
+            assert "as prepared" in prepare("--verify", output).out
+            again = prepare("--input", *files, "--output", output, "--validation-fraction", 0.2, *words)
+            assert "nothing to do" in again.out, again.err
+            for split in shards:
+                dataset = PackedDataset(output, split)
+                indices = np.arange(dataset.num_rows)
+                found.append((dataset.rows(indices), dataset.documents(indices), dataset.lengths(indices)))
+        for sharded, one in ((found[0], found[2]), (found[1], found[3])):
+            assert all(np.array_equal(a, b) for a, b in zip(sharded, one, strict=True))
+
+
+def test_a_folder_prepared_again_is_not_replaced_under_a_repack(prepare, prepared, jsonl):
+    words = ("--input", jsonl, "--output", prepared, "--overwrite", "--seq-len", 64)
+    with lock_rows(prepared):
+        result = prepare(*words)
+    assert result.code == 2 and f"another process packs or replaces {prepared}" in result.err
+    assert load_manifest(prepared).seq_len == 32
+    again = prepare(*words)
+    assert again.code == 0 and "1 of them done before" in again.err
 
 
 @pytest.mark.parametrize("damage", [b"", None])
@@ -330,7 +338,7 @@ def test_one_repack_at_a_time(prepare, prepared):
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     result = prepare("--repack", prepared, "--seq-len", 64)
     os.close(descriptor)
-    assert result.code == 2 and f"another process packs {prepared}" in result.err
+    assert result.code == 2 and f"another process packs or replaces {prepared}" in result.err
 
 
 def test_repack_refuses_what_it_cannot_do(prepare, prepared, tmp_path):
@@ -340,5 +348,6 @@ def test_repack_refuses_what_it_cannot_do(prepare, prepared, tmp_path):
     assert {p.name for p in prepared.glob("*.pack.*")} == {f"{s}.pack.concat-32.json" for s in ("train", "validation")}
     assert "no prepared data folder" in prepare("--repack", tmp_path / "none").err
     assert "at least 2" in prepare("--repack", prepared, "--seq-len", 1).err
-    (prepared / "train.idx").write_bytes(b"")
-    assert "train.idx has 0 bytes" in prepare("--repack", prepared, "--seq-len", 64).err
+    (prepared / "train-00000.idx").unlink()
+    (prepared / "train-00000.idx").write_bytes(b"")
+    assert "train-00000.idx has 0 bytes" in prepare("--repack", prepared, "--seq-len", 64).err
