@@ -284,8 +284,8 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(train_here, tmp_path):
 def test_damaged_data_is_refused_before_training(train_here, corpus, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(corpus, damaged)
-    (damaged / "train.bin").write_bytes((damaged / "train.bin").read_bytes()[:-2])
-    with pytest.raises(UserError, match=r"train.bin"):
+    (damaged / "train-00000.bin").write_bytes((damaged / "train-00000.bin").read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"train-00000.bin"):
         train_here("run", f"data.path={damaged}")
     assert not (tmp_path / "run").exists()
 

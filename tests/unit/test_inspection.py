@@ -191,9 +191,9 @@ def test_a_folder_that_is_not_prepared_or_damaged_is_named(corpus, tmp_path, cap
     assert main(["inspect", str(tmp_path / "none")]) == 2
     assert "no prepared data folder" in capsys.readouterr().err
     shutil.copytree(corpus, tmp_path / "data")
-    (tmp_path / "data" / "train.bin").write_bytes(b"")
+    (tmp_path / "data" / "train-00000.bin").write_bytes(b"")
     assert main(["inspect", str(tmp_path / "data")]) == 2
-    assert "train.bin has 0 bytes" in capsys.readouterr().err
+    assert "train-00000.bin has 0 bytes" in capsys.readouterr().err
 
 
 def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
