@@ -20,7 +20,7 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
     """Settings and ranks joined without a check of the layout.
 
     Args:
-        manifest: of the prepared data, for a mixture of any corpus; None when there is none yet and the settings say what it would.
+        manifest: of the prepared data (of a mixture: any); None when there is none yet and the settings say what it would.
 
     Raises:
         ConfigError: the row length or the vocabulary is unknown, or the data's are others.

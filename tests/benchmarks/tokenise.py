@@ -104,7 +104,10 @@ def _timed(job: TokenJob, task: Task, report: Report) -> tuple[float, float]:
 def our_way(setting: Setting, folder: Path) -> Timing:
     """Task folders of shards at `folder/NUMBER/`."""
     info, vocab_size = describe_tokenizer(setting.model)
-    options = Options("text", setting.model, 0, "bpe", 1024, 0.0, strict=True, cleaning=Cleaning())
+    options = Options(
+        text_key="text", tokenizer=setting.model, vocab_size=0, model_type="bpe", seq_len=1024, packing="concat",
+        validation_fraction=0.0, strict=True, cleaning=Cleaning(),
+    )  # fmt: skip
     job = TokenJob(folder, setting.model, info, vocab_size, options)
     tasks = cut_into_tasks([resolve_input(str(setting.corpus))])
     begin = time.monotonic()

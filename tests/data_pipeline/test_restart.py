@@ -26,7 +26,8 @@ def parts(tmp_path):
 
 
 def command(parts, output, *more):
-    words = ["--input", *parts, "--output", output, "--vocab-size", 400, "--seq-len", 32, "--workers", 2, *more]
+    options = ("--vocab-size", 400, "--seq-len", 32, "--pack", "best_fit", "--workers", 2)
+    words = ["--input", *parts, "--output", output, *options, *more]
     return [sys.executable, "-m", "data_pipeline.prepare", *map(str, words)]
 
 
