@@ -61,7 +61,8 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
         return "it does not mark spaces"
     # Neighbouring unknown characters become one id: then a cut needs a known one, the space.
     safe = CUTS if proto.trainer_spec.byte_fallback else CUTS[-1:]
-    classes = next((found for found in map(_byte_classes, safe) if _holds_every_piece(found, proto)), None)
+    pieces = _text_pieces(proto)
+    classes = next((found for found in map(_byte_classes, safe) if _holds_every_piece(found, pieces)), None)
     if classes is None:
         return "its pieces cross words"
     if not proto.trainer_spec.byte_fallback and model.is_unknown(model.piece_to_id(META)):
@@ -72,7 +73,7 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
         bare = sentencepiece.SentencePieceProcessor(model_proto=_without_normalizer(proto))
         table = WordTable(classes, partial(bare.encode, num_threads=1))
         encoder = WordEncoder(lambda text: _spaces(model.normalize(text)), table)
-    return encoder if _agrees(encoder, model, proto) else "word by word gave other ids on a probe"
+    return encoder if _agrees(encoder, model, pieces) else "word by word gave other ids on a probe"
 
 
 def _spaces(text: str) -> str:
@@ -89,15 +90,23 @@ def _byte_classes(cut: dict[int, int]) -> NDArray[np.uint8]:
     return kinds
 
 
-def _holds_every_piece(classes: NDArray[np.uint8], proto: "ModelProto") -> bool:
-    """Whether each piece that text can become is one word: then nothing crosses from word to word."""
+def _text_pieces(proto: "ModelProto") -> list[str]:
+    """The pieces that text can become, as they stand in the model."""
     spec = proto.SentencePiece
     kinds = (spec.NORMAL, spec.USER_DEFINED, spec.UNUSED)
-    pieces = [piece.piece for piece in proto.pieces if piece.type in kinds]
-    texts = [_spaces(piece).encode("utf-8") for piece in pieces]
+    return [piece.piece for piece in proto.pieces if piece.type in kinds]
+
+
+def _holds_every_piece(classes: NDArray[np.uint8], pieces: list[str]) -> bool:
+    """Whether each piece is one word: then nothing crosses from word to word."""
+    # All at once, since every process asks before its first text. A piece with a NUL or a space of its own is no word.
+    joined = "\0".join(pieces)
+    texts = _spaces(joined).encode("utf-8").split(b"\0")
+    if " " in joined or len(texts) != len(pieces):
+        return False
     edges = np.cumsum([0, *map(len, texts)])
     table = WordTable(classes, lambda words: [])
-    return all(" " not in piece for piece in pieces) and table.word_starts(b"".join(texts), edges).size == len(texts)
+    return table.word_starts(b"".join(texts), edges).size == len(texts)
 
 
 def _keeps_text(proto: "ModelProto") -> bool:
@@ -115,13 +124,12 @@ def _without_normalizer(proto: "ModelProto") -> bytes:
     return bare.SerializeToString()
 
 
-def _agrees(encoder: WordEncoder, model: "SentencePieceProcessor", proto: "ModelProto") -> bool:
+def _agrees(encoder: WordEncoder, model: "SentencePieceProcessor", pieces: list[str]) -> bool:
     """Compare on texts made of the model's own pieces, spaces and line ends in any order."""
     rng = random.Random(0)
-    pieces = [_spaces(piece.piece) for piece in proto.pieces]
     texts = []
     for length in range(PROBES):
         some = rng.choices(pieces, k=length) + rng.choices([" ", "\n", "é", "漢", "1", "."], k=length // 4)
         rng.shuffle(some)
-        texts.append("".join(some))
+        texts.append(_spaces("".join(some)))
     return [ids.tolist() for ids in encoder.encode_batch(texts)] == model.encode(texts, num_threads=1)
