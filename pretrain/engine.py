@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.denoiser import LoopedBlock, LoopedDenoiser
+from model.placement import weights_held
 from model.weights import shards_of
 from pretrain.checks import ds_config_path, read_ds_config
 from pretrain.derive import Plan
 from pretrain.gather import gather_weight
 from pretrain.pipeline import Consume, Inputs, Pipeline
+from pretrain.planning.memory import reduce_bucket
 from pretrain.world import DeepSpeedMpu, World
 
 EMA_KEY = "ema"
@@ -44,8 +46,9 @@ class Engine:
         if self.zero_stage == 3:
             # Without this DeepSpeed would gather and release the shared layers in every pass.
             deepspeed.utils.set_z3_leaf_modules(model, [LoopedBlock])
+        weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(plan), mpu=DeepSpeedMpu()
+            model=model, optimizer=optimizer, config=deepspeed_config(plan, weights), mpu=DeepSpeedMpu()
         )
         dtype = next(model.parameters()).dtype
         self._pipeline = Pipeline(model, plan.seq_len, dtype) if model.stage.count > 1 else None
@@ -183,8 +186,12 @@ def _counts_here(weight: nn.Parameter, world: World) -> bool:
     return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
 
 
-def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """DeepSpeed's configuration: the file's own keys, and everything that follows from the recipe."""
+def deepspeed_config(plan: Plan, weights: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: the file's own keys, and everything that follows from the recipe.
+
+    Args:
+        weights: of this rank's stage, in numbers.
+    """
     settings = plan.settings
     config = read_ds_config(ds_config_path(settings))
     config |= {
@@ -196,9 +203,10 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
         "steps_per_print": 2**62,
     }
+    config.setdefault("zero_optimization", {})["reduce_bucket_size"] = reduce_bucket(plan, weights)
     offload = settings.parallel.offload
     if offload != "none":
-        zero = config.setdefault("zero_optimization", {})
+        zero = config["zero_optimization"]
         zero["offload_optimizer"] = {"device": "cpu"} | zero.get("offload_optimizer", {})
         if offload == "parameters":
             zero["offload_param"] = {"device": "cpu"} | zero.get("offload_param", {})

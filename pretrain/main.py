@@ -22,6 +22,7 @@ from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.launcher import read_launcher  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
 from pretrain.quiet import quiet_libraries  # noqa: E402
+from pretrain.stopping import end_process  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,4 +79,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

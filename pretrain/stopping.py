@@ -1,8 +1,24 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers at the end of its step."""
+"""The ends of a run: Ctrl-C and SIGTERM as a request that the loop answers after its step, and the end of the process."""
 
+import os
 import signal
+import sys
 from types import FrameType
-from typing import Self
+from typing import NoReturn, Self
+
+
+def end_process(status: int) -> NoReturn:
+    """End with this status, without taking the interpreter down when it is an error.
+
+    The ranks of a run that failed leave without closing their process groups, whose threads may be at work: one that
+    comes back to an interpreter that is gone aborts the process (seen: SIGABRT, "terminate called without an active
+    exception"), and the launcher would tell that instead of the error.
+    """
+    if status == 0:
+        sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class StopRequest:

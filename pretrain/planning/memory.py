@@ -22,6 +22,7 @@ class Memory:
     """Bytes on one rank's device when it holds most; the parts add up to that.
 
     Attributes:
+        gradients: those that are there at that moment; a single micro-batch gets them as its activations go.
         optimizer: fp32 master weights, AdamW's two moments, and the moving average.
         activations: kept from forward to backward passes at the largest S.
         logits: of the masked positions, with their softmax.
@@ -75,8 +76,9 @@ def memory_of(plan: Plan, stage: Stage) -> Memory:
         first = max(activations + logits - states.gradients, held.recomputed())
     backward = states.gradients + states.backward + max(first + held.working(), states.reduction)
     peak = weights + optimizer + max(backward, states.step)
-    shown = states.gradients, optimizer, activations, logits
-    return Memory(weights, *shown, buffers=max(0.0, peak - weights - sum(shown)), host=host)
+    there = peak - weights - optimizer - activations - logits
+    gradients = min(states.gradients, there)
+    return Memory(weights, gradients, optimizer, activations, logits, there - gradients, host)
 
 
 def weight_bytes(plan: Plan) -> int:

@@ -11,6 +11,10 @@ from pretrain.derive import make_plan
 from pretrain.errors import UserError
 from pretrain.launcher import read_launcher
 from pretrain.quiet import quiet_libraries
+from pretrain.stopping import end_process
+
+STOPPED = 3
+"""Exit status of a rank that stopped as it should."""
 
 if __name__ == "__main__":
     quiet_libraries()
@@ -40,5 +44,5 @@ if __name__ == "__main__":
         running.run_training(make_plan(settings, blend.manifest, ranks[1]), blend, resume=True)
     except UserError as error:
         print(f"rank {ranks[0]} stopped: {error}", flush=True)
-        sys.exit(0)
+        end_process(STOPPED)
     sys.exit("the ranks trained")

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**19), "MALLOC_TRIM_THRESHOLD_": str(2**19)}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
 """Environment that makes resident memory follow allocations."""
 
 SMALL = ("model.hidden_size=64", "model.num_heads=2", "train.global_batch_size=8", "train.micro_batch_size=2")

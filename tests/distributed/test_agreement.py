@@ -1,8 +1,11 @@
 """Ranks that differ stop before the first step, and say which rank and what."""
 
+import re
+
 import pytest
 
 from pretrain.agreement import disagreements
+from tests.distributed.disagreeing import STOPPED
 from tests.launching import BIN, ROOT, free_port, run
 
 pytestmark = pytest.mark.distributed
@@ -25,7 +28,8 @@ def test_ranks_that_differ_stop_before_the_first_step(tmp_path, corpus, differen
     done = run(
         [*command, *script, f"data.path={corpus}", f"run.dir={tmp_path}", *words], timeout=120, PYTHONPATH=str(ROOT)
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.returncode and f"exitcode  : {STOPPED} " in done.stderr, done.stdout + done.stderr[-3000:]
+    assert "-6" not in re.findall(r"exitcode  : (-?\d+)", done.stderr)
     for rank in range(ranks):
         assert f"rank {rank} stopped: the ranks do not agree" in done.stdout
     assert told in done.stdout

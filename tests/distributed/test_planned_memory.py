@@ -19,7 +19,6 @@ SIZES = {
 LAYOUTS = {
     1: {
         "ZeRO-0": ("parallel.zero_stage=0",),
-        "ZeRO-1, recompute loop": ("parallel.recompute=loop",),
         "ZeRO-1, bf16": ("train.precision=bf16",),
     },
     2: {
@@ -27,6 +26,7 @@ LAYOUTS = {
         "ZeRO-2, bf16": ("parallel.zero_stage=2", "train.precision=bf16"),
         "ZeRO-3, recompute full": ("parallel.zero_stage=3", "parallel.recompute=full"),
         "PP2": ("parallel.pipeline=2",),
+        "PP2, recompute loop": ("parallel.pipeline=2", "parallel.recompute=loop"),
         "TP2 + SP": ("parallel.tensor=2", "parallel.sequence=true"),
     },
 }

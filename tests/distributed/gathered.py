@@ -1,0 +1,54 @@
+"""Bytes that ZeRO-3 gathers in a step: torchrun ... gathered.py OUT RECIPE key=value ...
+
+Rank 0 writes OUT: {"S": bytes gathered} for S = 1 and 6, over the micro-batches of one step.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+LOOPS = (1, 6)
+
+
+def count_gathers(seen: list[int]) -> None:
+    """Let every all-gather of this process add the bytes of its result; DeepSpeed takes the functions when it is imported."""
+    original = dist.all_gather_into_tensor
+
+    def counted(output_tensor: Tensor, input_tensor: Tensor, *arguments: object, **keywords: object) -> object:
+        seen.append(output_tensor.numel() * output_tensor.element_size())
+        return original(output_tensor, input_tensor, *arguments, **keywords)
+
+    dist.all_gather_into_tensor = counted
+
+
+if __name__ == "__main__":
+    from data_pipeline.blend import load_blend
+    from pretrain.configuring import load_settings
+    from pretrain.derive import make_plan
+    from pretrain.launcher import read_launcher
+    from pretrain.quiet import quiet_libraries
+
+    quiet_libraries()
+    seen: list[int] = []
+    count_gathers(seen)
+    from pretrain.running import build_run
+    from pretrain.world import leave_world, start_world
+
+    settings = load_settings(sys.argv[2], sys.argv[3:])
+    blend = load_blend(settings.data.path)
+    plan = make_plan(settings, blend.manifest, read_launcher()[1])
+    world = start_world(read_launcher(), plan.shape)
+    run = build_run(plan, blend, world)
+    told = {}
+    for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step also traces the order of the modules
+        batches = run.batches[step]
+        seen.clear()
+        run.engine.forward_backward([b and b.inputs for b in batches], loops, lambda n, logits: logits[:, :8].sum())
+        told[loops] = sum(seen)
+        run.engine.step(0.0)
+    if world.is_main:
+        Path(sys.argv[1]).write_text(json.dumps(told))
+    leave_world()

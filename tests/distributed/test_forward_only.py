@@ -1,0 +1,70 @@
+"""Evaluation and sampling on a layout give what one rank gives, during training and afterwards."""
+
+import json
+import sys
+
+import pytest
+
+from tests.launching import BIN, ROOT, free_port, run, train
+
+pytestmark = pytest.mark.distributed
+LAYOUTS = {"PP2": ("--pipeline", "2"), "TP2": ("--tensor", "2")}
+COMMON = (
+    "train.steps=6",
+    "eval.every=6",
+    "eval.loops=1,3",
+    "eval.rows=40",
+    "eval.batch_size=7",
+    "optim.warmup_steps=0",
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, corpus):
+    """The same run on one rank and on two stages, validated at its end."""
+    folder = tmp_path_factory.mktemp("forward")
+    words = ["--config", ROOT / "tests/tiny.yaml", f"data.path={corpus}", f"run.dir={folder}", *COMMON]
+    train(*words, "run.name=one")
+    train(*words, "run.name=stages", "parallel.pipeline=2", ranks=2)
+    return folder
+
+
+def verb(*words, ranks=1):
+    """`loopmdm ...`, or the same under torchrun."""
+    launcher = (
+        [sys.executable] if ranks == 1 else [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    )
+    done = run([*launcher, "-m", "pretrain.cli", *words], timeout=120, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def nats(path):
+    return [row["nats_per_token"] for row in json.loads(path.read_text())["loops"]]
+
+
+def test_validation_during_training(runs):
+    one, stages = (nats(runs / name / "eval" / "train_step_6.json") for name in ("one", "stages"))
+    assert stages == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_evaluate(runs, layout):
+    written = runs / "one" / "eval" / "step_6_ema.json"
+    words = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", "7")
+    verb(*words)
+    alone = nats(written)
+    written.unlink()
+    verb(*words, *LAYOUTS[layout], ranks=2)
+    assert nats(written) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sample(runs, layout):
+    """The same draws from the same probabilities: the same tokens."""
+    words = ("sample", runs / "one", "--loops", "3", "--steps", "8", "--num-samples", "3", "--prompt", "ab")
+    verb(*words)
+    (written,) = (runs / "one" / "samples").glob("*.json")
+    alone = json.loads(written.read_text())["tokens"]
+    written.unlink()
+    verb(*words, *LAYOUTS[layout], ranks=2)
+    assert json.loads(written.read_text())["tokens"] == alone

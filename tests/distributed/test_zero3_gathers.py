@@ -1,0 +1,56 @@
+"""ZeRO-3 gathers the looped block once per forward and once per backward pass of a micro-batch, whatever S is."""
+
+import json
+
+import pytest
+
+from data_pipeline.manifest import load_manifest
+from pretrain.configuring import load_settings
+from pretrain.derive import make_plan
+from tests.launching import BIN, ROOT, free_port, run
+
+pytestmark = pytest.mark.distributed
+RECIPE = ROOT / "tests" / "tiny.yaml"
+# Wide enough for matrices above DeepSpeed's persistence threshold (100,000 numbers), which are the ones it shards.
+WORDS = ("model.hidden_size=256", "parallel.zero_stage=3", "train.micro_batch_size=2", "train.global_batch_size=8")
+
+
+PERSISTENT = 100_000
+"""Weights with fewer numbers stay on every rank (ds_configs/zero3.json)."""
+
+MEMORY = {"kept": {}, "released": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
+"""Whether gathered weights may stay from the forward to the backward pass."""
+
+
+def sharded_bytes(architecture) -> int:
+    hidden, kv = architecture.hidden_size, architecture.kv_heads * architecture.head_dim
+    layer = [
+        hidden * (hidden + 2 * kv),
+        hidden * hidden,
+        2 * hidden * architecture.ffn_size,
+        hidden * architecture.ffn_size,
+    ]
+    ends = 2 * [architecture.padded_vocab_size * hidden]
+    return 4 * sum(n for n in (*architecture.num_layers * layer, *ends) if n >= PERSISTENT)
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop"])
+@pytest.mark.parametrize(("memory", "times"), [("kept", 1), ("released", 2)])
+def test_gathered_bytes_do_not_grow_with_s(tmp_path, corpus, recompute, memory, times):
+    config = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT} | MEMORY[memory]}
+    (tmp_path / "zero3.json").write_text(json.dumps(config))
+    words = [
+        f"data.path={corpus}",
+        *WORDS,
+        f"parallel.recompute={recompute}",
+        f"parallel.ds_config={tmp_path}/zero3.json",
+    ]
+    torchrun = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    out = tmp_path / "gathered.json"
+    done = run(
+        [*torchrun, ROOT / "tests/distributed/gathered.py", out, RECIPE, *words], timeout=120, PYTHONPATH=str(ROOT)
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    plan = make_plan(load_settings(str(RECIPE), words), load_manifest(corpus), 2)
+    expected = times * plan.micro_batches * sharded_bytes(plan.settings.model)
+    assert json.loads(out.read_text()) == {"1": expected, "6": expected}

@@ -1,0 +1,207 @@
+"""The planner: what it calls legal, what it counts, and what `parallel: auto` does with it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from model.architecture import Architecture, LoopSplit
+from model.denoiser import LoopedDenoiser
+from model.objective import masked_cross_entropy
+from model.placement import Costs, place, weights_held
+from pretrain.cli import main
+from pretrain.configuring import load_settings
+from pretrain.derive import layout_problems
+from pretrain.errors import ConfigError, UserError
+from pretrain.planning.estimate import estimate_all
+from pretrain.planning.layouts import choose, legal_layouts, plan_of, ranked
+from pretrain.planning.memory import memory_of
+from pretrain.planning.traffic import traffic_of
+from tests.launching import ROOT
+
+TINY = str(ROOT / "tests" / "tiny.yaml")
+UNPREPARED = ("data.path=nowhere", "model.vocab_size=321", "data.seq_len=32")
+PAPER = ("model.vocab_size=50258", "data.path=nowhere")
+
+
+def plan(*words, ranks=1, recipe=TINY, unprepared=UNPREPARED):
+    return plan_of(load_settings(recipe, [*unprepared, *words]), None, ranks)
+
+
+def paper(*words, ranks=8):
+    return plan(*words, ranks=ranks, recipe="paper_170m", unprepared=PAPER)
+
+
+def test_weights_per_stage_are_those_of_the_built_model(world):
+    split = LoopSplit(head=1, mid=2, tail=2, max=4)
+    architecture = Architecture(num_layers=5, hidden_size=32, num_heads=4, num_kv_heads=2, vocab_size=51, loop=split)
+    for stages in (1, 2, 3):
+        for stage in place(split, stages, Costs(1.0, 0.0, 0.5), [0.25] * 4):
+            built = LoopedDenoiser(architecture, stage=stage)
+            assert sum(p.numel() for p in built.parameters()) == weights_held(stage, architecture, 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_what_autograd_saves(world, precision):
+    """Without the LM head's rows: two values of S differ by their layers alone, to the byte."""
+    import torch
+
+    one = plan(f"train.precision={precision}", "train.loops=1", "parallel.zero_stage=1")
+    model = LoopedDenoiser(one.settings.model).to(torch.float32 if precision == "fp32" else torch.bfloat16)
+
+    def saved(loops):
+        seen, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(x):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in weights:
+                seen[storage.data_ptr()] = (storage.nbytes(), x)  # kept alive: its address must not come again
+            return x
+
+        tokens = torch.zeros(one.settings.train.micro_batch_size, one.seq_len, dtype=torch.int64)
+        masked = torch.ones_like(tokens, dtype=torch.bool)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = masked_cross_entropy(model(tokens, masked, loops), tokens.flatten()).sum()
+        del loss
+        return sum(size for size, _ in seen.values())
+
+    def planned(loops):
+        at = replace(one, settings=replace(one.settings, train=replace(one.settings.train, loops=loops)))
+        return memory_of(at, at.placement[0]).activations
+
+    assert planned(3) - planned(1) == saved(3) - saved(1)
+
+
+def test_loop_recomputation_keeps_one_hidden_state_a_pass():
+    words = ("parallel.recompute=loop", "model.loop.max=12")
+    one, twelve = (plan(*words, f"train.loops={s}") for s in (1, 12))
+    hidden = 2 * 32 * 32 * 4  # rows x tokens x width x bytes
+    grown = memory_of(twelve, twelve.placement[0]).activations - memory_of(one, one.placement[0]).activations
+    assert grown == 11 * hidden
+
+
+def test_zero_divides_what_it_should():
+    def memory(stage):
+        at = paper(f"parallel.zero_stage={stage}", "train.precision=fp32")
+        return memory_of(at, at.placement[0])
+
+    none, one, two, three = (memory(stage) for stage in (0, 1, 2, 3))
+    assert one.optimizer == pytest.approx(
+        none.optimizer * 4 / 3 / 8
+    )  # master weights beside two moments and the average
+    assert one.gradients == none.gradients and two.gradients == one.gradients / 8
+    assert three.weights == two.weights / 8
+    assert none.weights == one.weights == two.weights
+
+
+def test_traffic_of_data_parallel_ranks():
+    """ZeRO-0 all-reduces fp32 gradients once; ZeRO-3 gathers twice and reduces once per micro-batch."""
+    weights = sum(paper().settings.model.parameter_count().values())
+    plain = paper("parallel.zero_stage=0", "train.precision=fp32")
+    assert traffic_of(plain, plain.placement[0], 6).data == pytest.approx(2 * 4 * weights * 7 / 8)
+    three = paper("parallel.zero_stage=3")
+    assert traffic_of(three, three.placement[0], 6).data == pytest.approx(three.micro_batches * 3 * 2 * weights * 7 / 8)
+    assert traffic_of(three, three.placement[0], 1) == traffic_of(three, three.placement[0], 12)
+
+
+def test_traffic_of_tensor_and_pipeline_ranks():
+    hidden = 8 * 1024 * 768 * 2
+    tensor = paper("parallel.tensor=2")
+    sent = traffic_of(tensor, tensor.placement[0], 4)
+    assert sent.tensor == pytest.approx(tensor.micro_batches * (10 + 4 * 2) * 2 * 2 * hidden)
+    assert (sent.pipeline, sent.copies) == (0, 0)
+    stages = paper("parallel.pipeline=2")
+    sent = [traffic_of(stages, stage, 4) for stage in stages.placement]
+    visits = len(stages.placement[0].chunks(4)) * 2
+    assert sum(s.pipeline for s in sent) == stages.micro_batches * 2 * (visits - 1) * hidden
+    copied = paper("parallel.pipeline=4")
+    layer = copied.settings.model.parameters_per_layer()
+    assert traffic_of(copied, copied.placement[1], 4).copies == 2 * layer * 4 / 2
+
+
+def test_flops_and_time_of_one_rank_are_a_division():
+    """No neighbours, no waiting: FLOPs by what the device does, at the expected S."""
+    one = paper("hardware.peak_tflops=100", "hardware.efficiency=0.5", "parallel.zero_stage=1", ranks=1)
+    (estimate,) = estimate_all([one])
+    assert estimate.flops == pytest.approx(one.tokens_per_step * one.expected_flops_per_token)
+    assert estimate.seconds == pytest.approx(estimate.flops / 50e12)
+    assert estimate.bubble == estimate.bubble_largest == pytest.approx(0.0, abs=1e-12)
+
+
+def test_every_listed_layout_is_accepted_and_no_other():
+    base = plan("train.global_batch_size=16", ranks=4)
+    listed = {p.settings.parallel for p in legal_layouts(base)}
+    assert listed
+    for one in listed:
+        assert base.world_size % (one.tensor * one.pipeline) == 0
+        assert not layout_problems(replace(base, settings=replace(base.settings, parallel=one)))
+        assert not (one.pipeline > 1 and one.zero_stage > 1)
+    assert any(p.pipeline == 4 for p in listed) and any(p.tensor == 2 and p.sequence for p in listed)
+    assert not any(p.tensor == 4 for p in listed), "2 key-value heads are no 4"
+
+
+def test_the_best_fits_and_is_the_fastest_that_does():
+    estimates = ranked(legal_layouts(paper("hardware.memory_gib=7")))
+    fitting = [e for e in estimates if e.fits]
+    assert 0 < len(fitting) < len(estimates)
+    assert estimates[0].seconds == min(e.seconds for e in fitting)
+    assert estimates[0].memory.total <= 7 * 2**30
+    assert all(e.memory.total > 7 * 2**30 for e in estimates[len(fitting) :])
+
+
+def test_a_slow_network_moves_the_traffic_into_nodes():
+    fast, slow = (
+        ranked(legal_layouts(paper("train.micro_batch_size=1", *words, ranks=16)))[0]
+        for words in ((), ("hardware.network_gb_per_second=0.05",))
+    )
+    assert slow.traffic.data < fast.traffic.data and slow.traffic.tensor > fast.traffic.tensor
+
+
+def test_auto_is_replaced_by_a_layout():
+    settings = load_settings(TINY, [*UNPREPARED, "parallel=auto"])
+    assert settings.parallel.auto
+    chosen = choose(settings, None, 2)
+    assert not chosen.parallel.auto
+    assert replace(chosen, parallel=settings.parallel) == settings
+
+
+def test_auto_and_a_layout_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"picks parallel.tensor itself"):
+        load_settings(TINY, [*UNPREPARED, "parallel.auto=true", "parallel.tensor=2"])
+
+
+def test_what_does_not_fit_is_told_with_the_smallest_need():
+    settings = load_settings("paper_170m", [*PAPER, "hardware.memory_gib=0.5"])
+    with pytest.raises(
+        UserError, match=r"none of the \d+ legal layouts of 2 ranks fits .*smallest needs \d\.\d GiB.*micro_batch_size"
+    ):
+        choose(settings, None, 2)
+
+
+def test_ranks_that_divide_nothing_are_told():
+    settings = load_settings(TINY, [*UNPREPARED])
+    with pytest.raises(ConfigError, match=r"train.global_batch_size=8"):
+        choose(settings, None, 7)
+
+
+def test_unprepared_data_is_told_with_both_ways_out():
+    with pytest.raises(ConfigError, match=r"model.vocab_size: is taken from the prepared data, but nowhere has none"):
+        plan_of(load_settings(TINY, ["data.path=nowhere"]), None, 1)
+
+
+def test_the_command_prints_a_table_and_writes_every_layout(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert main(["plan", "--config", TINY, "--ranks", "4", "--json", str(out), *UNPREPARED]) == 0
+    printed = capsys.readouterr().out
+    records = json.loads(out.read_text())
+    assert f"{len(records)} legal layouts" in printed
+    assert records[0]["layout"] in printed.split("best: ")[1]
+    assert all(r["memory_bytes"]["total"] > 0 and r["seconds_per_step"]["expected"] > 0 for r in records)
+
+
+def test_planning_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, pretrain.planning.command; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
