@@ -11,9 +11,11 @@ REQUIRES = [
     "megatron-core>=0.16.1,<0.17",
     "datasets>=3.0",
     "numpy>=1.26",
+    "protobuf>=5",
     "pyarrow>=17",
     "pydantic>=2.11,<3",
     "PyYAML>=6.0",
+    "rensa>=0.5",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "setuptools",  # DeepSpeed imports it at run time without declaring it
@@ -32,13 +34,14 @@ setup(
     packages=[
         "pretrain",
         "pretrain.hooks",
+        "pretrain.inspection",
         "pretrain.planning",
         "pretrain.recipes",
         "model",
         "data_pipeline",
         "ds_configs",
     ],
-    package_data={"pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
+    package_data={"pretrain.inspection": ["page.*"], "pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
     install_requires=REQUIRES,
     extras_require={
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):

@@ -1,172 +1,210 @@
-"""From inputs to the files of a prepared folder."""
+"""From inputs to the files of a prepared folder, stage by stage.
 
-import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+`start` decides what every task must know (the tokenizer), `tokens` does the tasks, or one share of them, and `join` puts
+their shards together. Each stage does only what is missing in the work folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from data_pipeline.encode import encode_documents
+from data_pipeline.duplicates import SignatureJob, decide
+from data_pipeline.encode import TokenJob
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedReader, IndexedWriter, token_dtype
-from data_pipeline.inputs import ContentDigest, Input
-from data_pipeline.manifest import (
-    MANIFEST_NAME,
-    FileInfo,
-    InputInfo,
-    Manifest,
-    SplitInfo,
-    TokenizerInfo,
-    sha256_of,
-)
-from data_pipeline.packing import plan_rows
-from data_pipeline.records import Document, RecordLog
-from data_pipeline.report import Progress
-from data_pipeline.sampling import HashSample
-from data_pipeline.staging import require_space
-from data_pipeline.tokenizers import find_tokenizer_file, load_tokenizer, train_sentencepiece
+from data_pipeline.indexed import token_dtype
+from data_pipeline.inputs import Input
+from data_pipeline.manifest import TokenizerInfo, sha256_of
+from data_pipeline.marks import Records
+from data_pipeline.options import Options
+from data_pipeline.processes import run_tasks
+from data_pipeline.readers import is_packed
+from data_pipeline.records import Cause, wrong_key
+from data_pipeline.report import Progress, say_method
+from data_pipeline.sampling import HashSample, SampleJob
+from data_pipeline.staging import require_space, write_whole
+from data_pipeline.tasks import Task, cut_into_tasks
+from data_pipeline.tokenizers import BYTES_FILE_CONTENT, TOKENIZER_SUFFIXES, find_tokenizer_file, load_tokenizer
+from data_pipeline.training import train_sentencepiece
+from data_pipeline.work import DECISIONS, SAMPLES, SIGNATURES, TOKENS, remove_partial
 
-TRAIN, VALIDATION = "train", "validation"
-PACKING = "concat"
+Stage = Literal["all", "start", "tokens", "join"]
 # Ordinary text has three to five bytes to a token; the estimate of the space needed errs on the safe side.
 ASSUMED_BYTES_PER_TOKEN = 3
-UNPACKED_SUFFIXES = (".gz", ".parquet", ".pq", ".arrow")
+# The address of a trained tokenizer lies beside it.
+TRAINED_MARK = "tokenizer.address"
+DECIDED_MARK = "decisions.address"
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What decides the content of a prepared folder, besides its inputs.
+class Share:
+    """Every `count`-th task, from `index`: what one of several processes on several machines does."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """The share's tasks."""
+        return list(tasks[self.index :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+@dataclass(frozen=True)
+class Build:
+    """One run of the command over a work folder.
 
     Attributes:
-        text_key: key or column of the text in structured records.
-        tokenizer: a tokenizer file (or a folder with one) to use, None to train one.
-        vocab_size: ids of a tokenizer to train, before [MASK] is added.
-        seq_len: tokens per row.
-        validation_fraction: share of documents, chosen by hash, for the validation split; 0 for no such split.
+        work: the work folder. workers: processes.
     """
 
-    text_key: str
-    tokenizer: Path | None
-    vocab_size: int
-    seq_len: int
-    validation_fraction: float
+    work: Path
+    inputs: Sequence[Input]
+    options: Options
+    workers: int
 
-    def record(self) -> dict[str, str | int | float | None]:
-        """The options as the manifest keeps them; a tokenizer is known by its content, not by its place."""
-        given = self.tokenizer is not None
-        return {
-            "text_key": self.text_key,
-            "tokenizer_sha256": sha256_of(find_tokenizer_file(self.tokenizer)) if given else None,
-            "vocab_size": None if given else self.vocab_size,
-            "seq_len": self.seq_len,
-            "validation_fraction": self.validation_fraction,
-        }
+    def start(self, tasks: Sequence[Task]) -> None:
+        """Put the tokenizer into the work folder; train it if none is given.
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits to write."""
-        return (TRAIN, VALIDATION) if self.validation_fraction else (TRAIN,)
+        Raises:
+            DataError: no usable text, or a vocabulary that does not fit it.
+        """
+        options = self.options
+        if options.uses_bytes:
+            self._place_tokenizer(".bytes", BYTES_FILE_CONTENT)
+        elif options.tokenizer:
+            source = find_tokenizer_file(options.tokenizer)
+            self._place_tokenizer(source.suffix, source.read_bytes())
+        elif not self._is_trained(tasks):
+            require_space(self.work, self._estimate(options.vocab_size))
+            self._train(tasks)
+        self._find_duplicates(tasks)
 
-    def split_of(self, document: Document) -> str:
-        """The split of a document: a function of its text alone, so equal texts stay together."""
-        position = int.from_bytes(document.digest[:8], "big") / 2**64
-        return VALIDATION if position < self.validation_fraction else TRAIN
+    def tokens(self, tasks: Sequence[Task], share: Share) -> None:
+        """Do the tasks of a share that are not done.
+
+        Raises:
+            DataError: a first record that is rejected under `strict`, a worker that died, and the like.
+        """
+        job = self.token_job(tasks)
+        say_method(job.tokenizer_file)
+        remove_partial(self.work, {task.number for task in share.of(tasks)})
+        missing = [task for task in share.of(tasks) if not job.mark(task)]
+        left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
+        require_space(self.work, int(left * self._estimate(job.vocab_size)))
+        progress = Progress("tokenising", self._expected_text_bytes(missing), len(missing), len(share.of(tasks)))
+        for _ in run_tasks(job, missing, self.workers, progress.update):
+            progress.task_done()
+        progress.close()
+
+    def token_job(self, tasks: Sequence[Task]) -> TokenJob:
+        """The job of the tokenizer in the work folder.
+
+        Raises:
+            DataError: it is not there, or was trained on other inputs.
+        """
+        if not self.options.tokenizer and not self._is_trained(tasks):
+            raise DataError(f"{self.work} has no tokenizer for these inputs and options yet; run --stage start first")
+        clean = self.options.cleaning.duplicates != "keep"
+        if clean and not self._are_decided(tasks):
+            raise DataError(f"{self.work} has not looked for duplicates in these inputs yet; run --stage start first")
+        path = find_tokenizer_file(self.work)
+        tokenizer, vocab_size = describe_tokenizer(path)
+        return TokenJob(
+            self.work / TOKENS, path, tokenizer, vocab_size, self.options, self.work / DECISIONS if clean else None
+        )
+
+    def _place_tokenizer(self, suffix: str, content: bytes) -> None:
+        for other in TOKENIZER_SUFFIXES:
+            if other != suffix:
+                (self.work / f"tokenizer{other}").unlink(missing_ok=True)
+        path = self.work / f"tokenizer{suffix}"
+        if not path.is_file() or path.read_bytes() != content:
+            write_whole(path, content)
+
+    def _train(self, tasks: Sequence[Task]) -> None:
+        """Train a tokenizer on a sample of the training split."""
+        job = SampleJob(self.work / SAMPLES, self.options)
+        self._do_missing("reading for the tokenizer", job, tasks)
+        sample, accounts = HashSample(), []
+        for result in map(job.result, tasks):
+            accounts.append(result.account)
+            for document in result.documents:
+                sample.add(document)
+        require_text(Records(tasks, accounts), self.options)
+        (self.work / TRAINED_MARK).unlink(missing_ok=True)
+        path = self.work / "tokenizer.model"
+        train_sentencepiece(sample.texts(), self.options.vocab_size, path, self.options.model_type)
+        write_whole(self.work / TRAINED_MARK, self._training_address(tasks).encode())
+
+    def _find_duplicates(self, tasks: Sequence[Task]) -> None:
+        if self.options.cleaning.duplicates == "keep" or self._are_decided(tasks):
+            return
+        job = SignatureJob(self.work / SIGNATURES, self.options)
+        self._do_missing("looking for duplicates", job, tasks)
+        (self.work / DECIDED_MARK).unlink(missing_ok=True)
+        decide(job, tasks, self.work / DECISIONS)
+        write_whole(self.work / DECIDED_MARK, self._address(tasks, self.options.of_documents()).encode())
+
+    def _do_missing(self, verb: str, job: SampleJob | SignatureJob, tasks: Sequence[Task]) -> None:
+        """Do the tasks that are not done."""
+        remove_partial(self.work, {task.number for task in tasks})
+        missing = [task for task in tasks if not job.is_done(task)]
+        progress = Progress(verb, self._expected_text_bytes(missing), len(missing), len(tasks))
+        for _ in run_tasks(job, missing, self.workers, progress.update):
+            progress.task_done()
+        progress.close()
+
+    def _are_decided(self, tasks: Sequence[Task]) -> bool:
+        path = self.work / DECIDED_MARK
+        return path.is_file() and path.read_text() == self._address(tasks, self.options.of_documents())
+
+    def _training_address(self, tasks: Sequence[Task]) -> str:
+        return self._address(tasks, self.options.of_training())
+
+    def _address(self, tasks: Sequence[Task], settings: object) -> str:
+        """Content address of something that all tasks decide."""
+        return Task(0, 0, (), "".join(task.identity for task in tasks)).address(settings)
+
+    def _is_trained(self, tasks: Sequence[Task]) -> bool:
+        path = self.work / TRAINED_MARK
+        there = path.is_file() and (self.work / "tokenizer.model").is_file()
+        return there and path.read_text() == self._training_address(tasks)
+
+    def _expected_text_bytes(self, tasks: Sequence[Task]) -> int | None:
+        """Bytes on disk as a stand-in for bytes of text, None where files are packed."""
+        kinds = {span.kind for task in tasks for span in task.spans}
+        packed = any(is_packed(Path(span.source)) for task in tasks for span in task.spans)
+        return None if packed or kinds & {"parquet", "dataset"} else sum(task.num_bytes for task in tasks)
+
+    def _estimate(self, vocab_size: int) -> int:
+        text_bytes = sum(found.num_bytes for found in self.inputs)
+        return text_bytes // ASSUMED_BYTES_PER_TOKEN * token_dtype(vocab_size).itemsize
 
 
-@dataclass
-class _Counts:
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
+def run_stages(build: Build, stage: Stage, share: Share) -> list[Task]:
+    """Do a stage, or all up to `join`; returns the tasks."""
+    tasks = cut_into_tasks(build.inputs)
+    alone_decides = build.options.tokenizer is None or build.options.cleaning.duplicates != "keep"
+    if stage in ("all", "start") or not alone_decides:
+        build.start(tasks)
+    if stage in ("all", "tokens"):
+        build.tokens(tasks, share)
+    return tasks
 
 
-@dataclass
-class _Corpus:
-    """All inputs as one stream of (split, document), with a digest of what each input gave."""
-
-    inputs: list[Input]
-    options: BuildOptions
-    log: RecordLog
-    digests: list[ContentDigest] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[tuple[str, Document]]:
-        self.digests = [ContentDigest() for _ in self.inputs]
-        for found, digest in zip(self.inputs, self.digests, strict=True):
-            for document in found.documents(self.log):
-                digest.add(document)
-                yield self.options.split_of(document), document
-        self.log.raise_if_key_is_wrong()
-        if not self.log.accepted:
-            rejected = ", ".join(f"{count} {cause}" for cause, count in self.log.rejected.items())
-            raise DataError(f"the inputs hold no usable text ({rejected or 'no records at all'})")
+def require_text(records: Records, options: Options) -> None:
+    """Raise DataError when the inputs gave no document."""
+    if records.accepted:
+        return
+    if records.rejected[Cause.MISSING_KEY]:
+        raise wrong_key(options.text_key, records.other_keys)
+    rejected = ", ".join(f"{count} {cause}" for cause, count in records.rejected.items())
+    raise DataError(f"the inputs hold no usable text ({rejected or 'no records at all'})")
 
 
-def build(folder: Path, inputs: list[Input], options: BuildOptions, workers: int, log: RecordLog) -> Manifest:
-    """Write every file of a prepared folder into the empty `folder`, the manifest last.
-
-    Raises:
-        DataError: no usable text, too little for one row of each split, or a vocabulary that does not fit the text.
-    """
-    started = time.time_ns()
-    total_bytes = _expected_text_bytes(inputs)
-    if options.tokenizer is None:
-        # A first estimate, before the long reading; a better one follows.
-        require_space(folder, _estimate(inputs, total_bytes, options.vocab_size))
-        total_bytes = _train_tokenizer(folder / "tokenizer.model", inputs, options, log.strict)
-    else:
-        source = find_tokenizer_file(options.tokenizer)
-        shutil.copyfile(source, folder / f"tokenizer{source.suffix}")
-    tokenizer, vocab_size = _describe_tokenizer(find_tokenizer_file(folder))
-    require_space(folder, _estimate(inputs, total_bytes, vocab_size))
-    corpus = _Corpus(inputs, options, log)
-    progress = Progress("tokenising", total_bytes)
-    counts = _write_tokens(folder, corpus, tokenizer, vocab_size, workers, progress)
-    manifest = Manifest(
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        seq_len=options.seq_len,
-        packing=PACKING,
-        splits={split: _finish_split(folder, split, counts[split], options) for split in options.splits},
-        inputs=[_describe_input(*pair) for pair in zip(inputs, corpus.digests, strict=True)],
-        options=options.record(),
-        records={str(cause): count for cause, count in sorted(log.rejected.items())},
-    )
-    _write_manifest(folder / MANIFEST_NAME, manifest, started)
-    return manifest
-
-
-def _expected_text_bytes(inputs: list[Input]) -> int | None:
-    """Bytes on disk as a stand-in for bytes of text, None where files are packed."""
-    packed = any(path.suffix in UNPACKED_SUFFIXES for found in inputs for path in found.files)
-    known = all(found.files for found in inputs)
-    return sum(found.num_bytes for found in inputs) if known and not packed else None
-
-
-def _estimate(inputs: list[Input], total_bytes: int | None, vocab_size: int) -> int:
-    text_bytes = total_bytes or sum(found.num_bytes for found in inputs)
-    return text_bytes // ASSUMED_BYTES_PER_TOKEN * token_dtype(vocab_size).itemsize
-
-
-def _train_tokenizer(path: Path, inputs: list[Input], options: BuildOptions, strict: bool) -> int:
-    """Train a tokenizer on a sample of the training split; returns the bytes of text of all documents."""
-    sample = HashSample()
-    total_bytes = 0
-    progress = Progress("reading for the tokenizer")
-    # A log of its own: the records are counted when they are tokenised.
-    for split, document in _Corpus(inputs, options, RecordLog(options.text_key, strict)):
-        total_bytes += document.num_bytes
-        progress.update(1, document.num_bytes)
-        if split == TRAIN:
-            sample.add(document)
-    progress.close()
-    train_sentencepiece(sample.texts(), options.vocab_size, path)
-    return total_bytes
-
-
-def _describe_tokenizer(path: Path) -> tuple[TokenizerInfo, int]:
+def describe_tokenizer(path: Path) -> tuple[TokenizerInfo, int]:
     """Ids of a tokenizer and the size of the vocabulary once EOD, if it has none, and [MASK] are added."""
     base = load_tokenizer(path)
     eod_id = base.vocab_size if base.eod_id is None else base.eod_id
@@ -181,66 +219,3 @@ def _describe_tokenizer(path: Path) -> tuple[TokenizerInfo, int]:
         pad_id=eod_id if base.pad_id is None else base.pad_id,
     )
     return info, mask_id + 1
-
-
-def _write_tokens(
-    folder: Path, corpus: _Corpus, tokenizer: TokenizerInfo, vocab_size: int, workers: int, progress: Progress
-) -> dict[str, _Counts]:
-    """Tokenise the corpus into one `.bin/.idx` pair per split; returns the counts by split."""
-    counts = {split: _Counts() for split in corpus.options.splits}
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(IndexedWriter(folder / split, vocab_size)) for split in counts}
-        for encoded in encode_documents(corpus, folder / tokenizer.file, tokenizer.eod_id, workers):
-            writers[encoded.split].append(encoded.tokens, encoded.lengths)
-            total = counts[encoded.split]
-            total.documents += encoded.lengths.size
-            total.tokens += encoded.tokens.size
-            total.bytes += encoded.num_bytes
-            progress.update(encoded.lengths.size, encoded.num_bytes, encoded.tokens.size)
-    progress.close()
-    return counts
-
-
-def _finish_split(folder: Path, split: str, counts: _Counts, options: BuildOptions) -> SplitInfo:
-    """Plan a split's rows and describe its files."""
-    plan = plan_rows(PACKING, IndexedReader(folder / split).lengths, options.seq_len)
-    if plan.num_rows == 0:
-        raise DataError(_explain_no_rows(split, counts, options))
-    plan.save(folder / f"{split}.pack.json")
-    names = (f"{split}.bin", f"{split}.idx", f"{split}.pack.json")
-    return SplitInfo(
-        documents=counts.documents,
-        tokens=counts.tokens,
-        bytes=counts.bytes,
-        rows=plan.num_rows,
-        dropped_tokens=plan.dropped_tokens,
-        files={name: FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)) for name in names},
-    )
-
-
-def _explain_no_rows(split: str, counts: _Counts, options: BuildOptions) -> str:
-    found = f"the {split} split has {counts.tokens:,} tokens in {counts.documents:,} documents"
-    problem = f"{found}, fewer than one row of {options.seq_len:,}"
-    if split == TRAIN:
-        return f"{problem}; give more text or a smaller --seq-len"
-    return (
-        f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
-        "a smaller --seq-len, or --validation-fraction 0 to go without"
-    )
-
-
-def _describe_input(found: Input, digest: ContentDigest) -> InputInfo:
-    return InputInfo(
-        input=found.word,
-        kind=found.kind,
-        files=len(found.files),
-        bytes=found.num_bytes,
-        documents=digest.documents,
-        digest=digest.hexdigest(),
-    )
-
-
-def _write_manifest(path: Path, manifest: Manifest, started: int) -> None:
-    """Write the manifest, dated to the start of the run: an input changed during the run counts as newer."""
-    path.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.utime(path, ns=(started, started))

@@ -1,127 +1,151 @@
-"""Tokenise batches of documents in worker processes, in order."""
+"""Tokenise one task into shards of its own."""
 
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
-from data_pipeline.records import Document
-from data_pipeline.staging import stop_signals_wait
+from data_pipeline.cleaning import Cleaning
+from data_pipeline.indexed import IndexedWriter
+from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
+from data_pipeline.marks import MARK_NAME, Account, Mark, ShardInfo, read_mark
+from data_pipeline.options import Options
+from data_pipeline.processes import Report
+from data_pipeline.readers import read_span
+from data_pipeline.records import Cause, Document, RecordLog
+from data_pipeline.tasks import Task
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
+from data_pipeline.work import task_folder, task_name
 
 BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 512
-# Enough to keep every worker busy while the parent reads and writes, small enough to bound memory.
-BATCHES_PER_WORKER = 3
+DUPLICATE_CAUSES = {1: Cause.DUPLICATE, 2: Cause.NEAR_DUPLICATE}
+SHARD_SUFFIXES = (".bin", ".idx")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Some documents of one split: ids one after another [sum(lengths)], an EOD closing each; tokens of each."""
+class TokenJob:
+    """What every task of a run shares. Settings that decide the content are in `settings`, and so in the address."""
 
-    split: str
-    tokens: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    num_bytes: int
+    folder: Path
+    tokenizer_file: Path
+    tokenizer: TokenizerInfo
+    vocab_size: int
+    options: Options
+    decisions: Path | None = None
+
+    def address(self, task: Task) -> str:
+        """Content address of a task's output."""
+        decisions = hashlib.blake2b(self._decisions(task), digest_size=16).hexdigest()
+        return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions])
+
+    def __call__(self, task: Task, report: Report) -> Mark:
+        """Write the task's folder of shards, whole or not at all; returns its mark."""
+        with task_folder(self.folder, task.number) as folder:
+            mark = self._write(task, folder, report)
+            (folder / MARK_NAME).write_text(mark.model_dump_json(), encoding="utf-8")
+        return mark
+
+    def _decisions(self, task: Task) -> bytes:
+        """Which of the task's documents are duplicates, a byte for each; empty when all are kept."""
+        return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
+
+    def mark(self, task: Task) -> Mark | None:
+        """The mark of a task that is finished, else None."""
+        return read_mark(self.folder / task_name(task.number), self.address(task))
+
+    def _write(self, task: Task, folder: Path, report: Report) -> Mark:
+        log = RecordLog(self.options.text_key, self.options.strict, is_first=task.number == 0)
+        digest, decisions = _new_digest(), self._decisions(task)
+        tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
+        shards: dict[str, _Shard] = {}
+        with ExitStack() as stack:
+            for i, document in enumerate(task_documents(task, log, self.options.cleaning)):
+                digest.update(document.digest)
+                if decisions and decisions[i]:
+                    log.drop(DUPLICATE_CAUSES[decisions[i]], f"digest {document.digest.hex()}")
+                    continue
+                split = self.options.split_of(document)
+                if split not in shards:
+                    writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
+                    shards[split] = _Shard(writer, tokenizer, self.tokenizer.eod_id, report)
+                shards[split].add(document)
+            for shard in shards.values():
+                shard.flush()
+        infos = {split: shard.describe(folder / split) for split, shard in sorted(shards.items())}
+        return Mark(address=self.address(task), digest=digest.hexdigest(), account=Account.of(log), shards=infos)
 
 
 @dataclass
-class _Batch:
-    split: str
-    texts: list[str] = field(default_factory=list)
-    num_bytes: int = 0
+class _Shard:
+    """One split's documents on their way to a file, tokenised in batches."""
+
+    writer: IndexedWriter
+    tokenizer: Tokenizer
+    eod_id: int
+    report: Report
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    _texts: list[str] = field(default_factory=list)
+    _pending: int = 0
 
     def add(self, document: Document) -> None:
-        self.texts.append(document.text)
-        self.num_bytes += document.num_bytes
+        self._texts.append(document.text)
+        self._pending += document.num_bytes
+        if self._pending >= BATCH_BYTES or len(self._texts) >= BATCH_DOCUMENTS:
+            self.flush()
 
-    @property
-    def is_full(self) -> bool:
-        return self.num_bytes >= BATCH_BYTES or len(self.texts) >= BATCH_DOCUMENTS
+    def flush(self) -> None:
+        if not self._texts:
+            return
+        eod = np.array([self.eod_id], dtype=np.int32)
+        encoded = self.tokenizer.encode_batch(self._texts)
+        lengths = np.array([ids.size + 1 for ids in encoded], dtype=np.int32)
+        tokens = np.concatenate([part for ids in encoded for part in (ids, eod)])
+        self.writer.append(tokens, lengths)
+        self.report(lengths.size, self._pending, tokens.size)
+        self.documents += lengths.size
+        self.tokens += tokens.size
+        self.bytes += self._pending
+        self._texts, self._pending = [], 0
 
-
-def encode_documents(
-    documents: Iterable[tuple[str, Document]], tokenizer_file: Path, eod_id: int, workers: int
-) -> Iterator[Encoded]:
-    """Tokenise (split, document) pairs. The result does not depend on `workers`; one worker starts no process.
-
-    Raises:
-        DataError: a worker process died.
-    """
-    batches = _batches(documents)
-    if workers == 1:
-        tokenizer = load_tokenizer(tokenizer_file)
-        yield from (_encode(batch, tokenizer, eod_id) for batch in batches)
-        return
-    with _pool(workers) as pool:
-        pending: deque[Future[Encoded]] = deque()
-        for batch in batches:
-            with stop_signals_wait():  # this may start a worker
-                pending.append(pool.submit(_encode_in_worker, batch, tokenizer_file, eod_id))
-            if len(pending) >= workers * BATCHES_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    def describe(self, prefix: Path) -> ShardInfo:
+        files = {suffix: _describe_file(prefix.with_suffix(suffix)) for suffix in SHARD_SUFFIXES}
+        return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files)
 
 
-def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[_Batch]:
-    """Group documents of one split, in their order; each split fills its own batch."""
-    open_batches: dict[str, _Batch] = {}
-    for split, document in documents:
-        batch = open_batches.setdefault(split, _Batch(split))
-        batch.add(document)
-        if batch.is_full:
-            yield open_batches.pop(split)
-    yield from open_batches.values()
+def task_documents(task: Task, log: RecordLog, cleaning: Cleaning) -> Iterator[Document]:
+    """Every usable document of a task that the rules for single texts let through, in order."""
+    for span in task.spans:
+        for document in read_span(span, log):
+            if objection := cleaning.objection(document.text):
+                log.drop(*objection)
+            else:
+                yield document
 
 
-def _encode(batch: _Batch, tokenizer: Tokenizer, eod_id: int) -> Encoded:
-    eod = np.array([eod_id], dtype=np.int32)
-    encoded = tokenizer.encode_batch(batch.texts)
-    lengths = np.array([ids.size + 1 for ids in encoded], dtype=np.int32)
-    tokens = np.concatenate([part for ids in encoded for part in (ids, eod)])
-    return Encoded(batch.split, tokens, lengths, batch.num_bytes)
+def read_digest(task: Task, options: Options) -> str:
+    """Digest of the documents that a task reads now, as its mark has it."""
+    digest = _new_digest()
+    for document in task_documents(task, RecordLog(options.text_key, strict=False), options.cleaning):
+        digest.update(document.digest)
+    return digest.hexdigest()
 
 
-def _encode_in_worker(batch: _Batch, tokenizer_file: Path, eod_id: int) -> Encoded:
-    return _encode(batch, _worker_tokenizer(tokenizer_file), eod_id)
+def _new_digest() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
+
+
+def _describe_file(path: Path) -> FileInfo:
+    return FileInfo(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 @cache
-def _worker_tokenizer(path: Path) -> Tokenizer:
+def _loaded_tokenizer(path: Path, sha256: str) -> Tokenizer:
+    """Each process loads a tokenizer once, and another one when the file has become another."""
     return load_tokenizer(path)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes: forking one whose libraries run threads can deadlock."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a tokenising process was killed, most likely for lack of memory; use fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, one thread per process to the scheduler, and end when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

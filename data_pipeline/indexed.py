@@ -8,6 +8,7 @@ sequence, so the marks are 0, 1, ..., documents. Layout and codes follow megatro
 """
 
 import struct
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,43 +76,87 @@ class IndexedWriter:
                 file.write(array.tobytes())
 
 
+class Index:
+    """Memory-mapped view of one `.idx` file.
+
+    Attributes:
+        dtype: of the tokens.
+        lengths: tokens of each document, int32 [documents], read-only.
+        num_tokens: of all documents.
+
+    Raises:
+        DataError: the file is missing, is not one of these, or is cut short.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        path = prefix.with_suffix(".idx")
+        try:
+            # Cold, a list of 10^9 lengths takes minutes to read; mapped, only what is asked for.
+            index = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        except FileNotFoundError as error:
+            raise DataError(f"{path} is missing; prepare the data again") from error
+        except ValueError as error:  # an empty file cannot be mapped
+            raise DataError(f"{path} is cut short (0 bytes); prepare it again") from error
+        count, self.dtype = _parse_header(path, index)
+        lengths_end = HEADER.size + 4 * count
+        self.lengths = index[HEADER.size : lengths_end].view(np.int32)
+        self._byte_offsets = index[lengths_end : lengths_end + 8 * count].view(np.int64)
+        self.num_tokens = self.start(count - 1) + int(self.lengths[-1]) if count else 0
+
+    def __len__(self) -> int:
+        return self.lengths.size
+
+    def start(self, i: int) -> int:
+        """Position of document i's first token."""
+        return int(self._byte_offsets[i]) // self.dtype.itemsize
+
+    def starts_between(self, first: int, stop: int) -> NDArray[np.int64]:
+        """Positions p, first < p < stop, at which documents start, ascending, int64."""
+        # `bisect` looks at some thirty entries; numpy's search would copy the whole array, which is not aligned.
+        low = bisect_right(self._byte_offsets, first * self.dtype.itemsize)
+        high = bisect_left(self._byte_offsets, stop * self.dtype.itemsize, lo=low)
+        return self._byte_offsets[low:high] // self.dtype.itemsize
+
+
 class IndexedReader:
     """Memory-mapped view of one `.bin/.idx` pair.
 
     Attributes:
+        index: lengths and places of the documents.
         tokens: the whole stream, uint16 or int32 [tokens], read-only.
-        lengths: int32 [documents].
 
     Raises:
         DataError: the index is not one of these, is cut short, or does not fit its `.bin`.
     """
 
     def __init__(self, prefix: Path) -> None:
-        index_path, bin_path = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+        self.index = Index(prefix)
+        path, dtype = prefix.with_suffix(".bin"), self.index.dtype
         try:
-            index = index_path.read_bytes()
-            bin_bytes = bin_path.stat().st_size
+            bin_bytes = path.stat().st_size
         except FileNotFoundError as error:
-            raise DataError(f"{error.filename} is missing; prepare the data again") from error
-        count, dtype = _parse_header(index_path, index)
-        self.lengths = np.frombuffer(index, np.int32, count, offset=HEADER.size)
-        self._offsets = np.frombuffer(index, np.int64, count, offset=HEADER.size + 4 * count) // dtype.itemsize
-        expected = int(self.lengths.sum(dtype=np.int64)) * dtype.itemsize
+            raise DataError(f"{path} is missing; prepare the data again") from error
+        expected = self.index.num_tokens * dtype.itemsize
         if bin_bytes != expected:
-            raise DataError(f"{bin_path} has {bin_bytes} bytes, its index describes {expected}; prepare it again")
+            raise DataError(f"{path} has {bin_bytes} bytes, its index describes {expected}; prepare it again")
         # An empty file cannot be mapped.
-        self.tokens = np.memmap(bin_path, dtype, mode="r") if bin_bytes else np.zeros(0, dtype)
+        self.tokens = np.memmap(path, dtype, mode="r") if bin_bytes else np.zeros(0, dtype)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each document, int32 [documents]."""
+        return self.index.lengths
 
     def __len__(self) -> int:
-        return self.lengths.size
+        return len(self.index)
 
     def document(self, i: int) -> NDArray[np.integer]:
         """Ids of document `i`, [lengths[i]], the end-of-document id last."""
-        start = self._offsets[i]
+        start = self.index.start(i)
         return self.tokens[start : start + self.lengths[i]]
 
 
-def _parse_header(path: Path, index: bytes) -> tuple[int, np.dtype]:
+def _parse_header(path: Path, index: NDArray[np.uint8]) -> tuple[int, np.dtype]:
     """Number of sequences and data type of an index whose size fits its header."""
     if len(index) < HEADER.size:
         raise DataError(f"{path} is cut short ({len(index)} bytes); prepare it again")

@@ -1,6 +1,8 @@
 """`manifest.json`: what a prepared folder holds, and the checks that it still does."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -8,10 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_pipeline.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PREPARE_HINT = "prepare one with: loopmdm prepare --input PATH... --output {folder}"
 REPAIR_HINT = "copy the folder again from its source or prepare it again with --overwrite"
+# Hashing more would delay the start of a run; `verify` does it.
+QUICKLY_HASHED_BYTES = 1 << 26
+
+Packing = Literal["concat", "best_fit"]
+TRAIN, VALIDATION = "train", "validation"
 
 
 class _Record(BaseModel):
@@ -28,7 +35,7 @@ class FileInfo(_Record):
 class TokenizerInfo(_Record):
     """The tokenizer's copy inside the folder and the ids that the pipeline relies on."""
 
-    kind: Literal["sentencepiece", "huggingface"]
+    kind: Literal["sentencepiece", "huggingface", "bytes"]
     file: str
     sha256: str
     vocab_size: int = Field(ge=1, description="ids that the tokenizer itself can yield")
@@ -38,13 +45,19 @@ class TokenizerInfo(_Record):
 
 
 class SplitInfo(_Record):
-    """One split: `tokens` includes one end-of-document id per document, `bytes` counts UTF-8 bytes of the texts."""
+    """One split: the documents of its shards, one shard after the other.
+
+    `tokens` includes one end-of-document id per document, `bytes` counts UTF-8 bytes of the texts. A shard is named by the
+    stem of its `.bin` and `.idx`.
+    """
 
     documents: int = Field(ge=0)
     tokens: int = Field(ge=0)
     bytes: int = Field(ge=0)
+    shards: list[str] = Field(min_length=1, description="stems of the `.bin/.idx` pairs, in the order of the documents")
     rows: int = Field(ge=0)
     dropped_tokens: int = Field(ge=0, description="tail of the token stream that fills no whole row")
+    padded_tokens: int = Field(ge=0, description="places of the rows that hold no token of the text")
     files: dict[str, FileInfo]
 
 
@@ -56,17 +69,17 @@ class InputInfo(_Record):
     files: int = Field(ge=0)
     bytes: int = Field(ge=0, description="on disk, compressed where the files are")
     documents: int = Field(ge=0)
-    digest: str = Field(description="BLAKE2b over the documents' BLAKE2b digests")
+    digest: str = Field(description="BLAKE2b over the tasks' digests, each over those of its documents")
 
 
 class Manifest(_Record):
     """The whole record. It holds no time stamp and no machine's name: equal runs write equal bytes."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     tokenizer: TokenizerInfo
     vocab_size: int = Field(ge=2, description="all ids, with those that the pipeline added")
     seq_len: int = Field(ge=1)
-    packing: Literal["concat"]
+    packing: Packing
     splits: dict[str, SplitInfo]
     inputs: list[InputInfo]
     options: dict[str, str | int | float | None]
@@ -103,6 +116,20 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(_explain(path, error)) from error
 
 
+def write_manifest(folder: Path, manifest: Manifest, dated: int) -> None:
+    """Write `folder/manifest.json`, whole or not at all, with the modification time `dated` in ns.
+
+    The date is the start of the run that read the inputs: an input changed during the run counts as newer.
+    """
+    partial = folder / f"{MANIFEST_NAME}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.utime(partial, ns=(dated, dated))
+    partial.replace(folder / MANIFEST_NAME)
+
+
 def _explain(path: Path, error: ValidationError) -> str:
     """The first problem of a manifest that does not validate, in words."""
     first = error.errors()[0]
@@ -118,19 +145,21 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Quick check before a run: every file has its size, the tokenizer and the small index files their hash.
+    """Quick check before a run: every file has its size; the tokenizer, and index and plan files up to a sum, their hash.
 
-    The `.bin` files are compared by size only; `verify` reads them whole.
+    The `.bin` and the other files are compared by size only; `verify` reads them whole.
 
     Raises:
         DataError: names the first file that differs, with what was found and expected.
     """
     folder = Path(folder)
     _check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    left = QUICKLY_HASHED_BYTES
     for split in manifest.splits.values():
         for name, info in split.files.items():
             _check_size(folder / name, info.bytes)
-            if name.endswith(".idx"):
+            if not name.endswith(".bin") and info.bytes <= left:
+                left -= info.bytes
                 _check_hash(folder / name, info.sha256)
 
 

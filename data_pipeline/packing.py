@@ -1,86 +1,123 @@
-"""The pack plan: how a split's documents become rows of equal length.
+"""How documents become rows of equal length, computed from their lengths alone.
 
-A plan is small and lies beside the tokens (`SPLIT.pack.json`); the tokens are never copied. `concat` cuts the stream
-of documents, each closed by its end-of-document id, into rows and drops the last partial one. Another strategy is
-another class with `num_rows`, `dropped_tokens`, `rows` and its own fields in the file, and a name in `plan_rows` and
-`load_plan`.
+`concat` cuts the stream of documents, each closed by its end-of-document id, into rows and drops the last partial one.
+`best_fit` keeps every document whole that fits in a row; a longer one is cut into full rows and a remainder. Documents and
+remainders go, the longest first, each into the row with the least room that still holds it (best-fit decreasing).
 """
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal, Protocol, Self
+from bisect import bisect_left, insort
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
-
-Strategy = Literal["concat"]
-
-
-class PackPlan(Protocol):
-    """What a split's reader needs to know about its rows."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in the split."""
-
-    @property
-    def dropped_tokens(self) -> int:
-        """Tokens of the split that are in no row."""
-
-    def rows(self, tokens: NDArray[np.integer], indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Ids of the rows `indices` [n] of the stream `tokens`, int64 [n, seq_len]."""
-
-    def save(self, path: Path) -> None:
-        """Write the plan."""
-
 
 @dataclass(frozen=True)
-class ConcatPlan:
-    """Row i is tokens[i*seq_len : (i+1)*seq_len] of the stream."""
+class PackedRows:
+    """Rows as pieces of the token stream; row i has the pieces row_starts[i] .. row_starts[i+1] - 1, in stream order.
 
-    seq_len: int
-    num_rows: int
-    dropped_tokens: int
-
-    @classmethod
-    def of(cls, num_tokens: int, seq_len: int) -> Self:
-        """The plan for a stream of `num_tokens`."""
-        num_rows, dropped_tokens = divmod(num_tokens, seq_len)
-        return cls(seq_len, num_rows, dropped_tokens)
-
-    def rows(self, tokens: NDArray[np.integer], indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """See `PackPlan.rows`. An index outside 0 .. num_rows-1 raises IndexError."""
-        grid = tokens[: self.num_rows * self.seq_len].reshape(self.num_rows, self.seq_len)
-        if np.any(np.asarray(indices) < 0):
-            raise IndexError(f"row indices must not be negative, got {np.min(indices)}")
-        return grid[indices].astype(np.int64)
-
-    def save(self, path: Path) -> None:
-        """Write the plan as one JSON object."""
-        path.write_text(json.dumps({"strategy": "concat", **asdict(self)}, indent=2) + "\n", encoding="utf-8")
-
-
-def plan_rows(strategy: Strategy, lengths: NDArray[np.integer], seq_len: int) -> PackPlan:
-    """Plan rows of `seq_len` for documents of `lengths` tokens, [documents], with the strategy named."""
-    match strategy:
-        case "concat":
-            return ConcatPlan.of(int(lengths.sum(dtype=np.int64)), seq_len)
-
-
-def load_plan(path: Path) -> PackPlan:
-    """Read a plan.
-
-    Raises:
-        DataError: the file is missing, broken, or of a strategy that this version does not know.
+    Attributes:
+        row_starts: int64 [rows + 1].
+        starts: position of each piece's first token in the stream, int64 [pieces].
+        lengths: tokens of each piece, int32 [pieces].
     """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        strategy = fields.pop("strategy")
-        if strategy == "concat":
-            return ConcatPlan(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a pack plan ({error}); prepare the data again with --overwrite") from error
-    raise DataError(f"{path} has the packing strategy {strategy!r}, this version knows concat; prepare the data again")
+
+    row_starts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+
+
+def best_fit(lengths: NDArray[np.integer], seq_len: int) -> PackedRows:
+    """Pack documents of `lengths` tokens, [documents], into rows of at most `seq_len`: the full rows of long ones first.
+
+    Every token is in exactly one piece and every piece in one document. Documents without a token have no piece.
+    """
+    sizes = lengths.astype(np.int64)
+    positions = np.cumsum(sizes) - sizes
+    full, rest = np.divmod(sizes, seq_len)
+    full_starts = np.repeat(positions - seq_len * (np.cumsum(full) - full), full) + seq_len * np.arange(full.sum())
+    items = np.flatnonzero(rest)
+    rows, num_rows = assign_rows(rest[items], seq_len)
+    items = items[np.argsort(rows, kind="stable")]
+    ends = full_starts.size + np.cumsum(np.bincount(rows, minlength=num_rows))
+    return PackedRows(
+        row_starts=np.concatenate([np.arange(full_starts.size + 1), ends]).astype(np.int64),
+        starts=np.concatenate([full_starts, (positions + seq_len * full)[items]]),
+        lengths=np.concatenate([np.full(full_starts.size, seq_len), rest[items]]).astype(np.int32),
+    )
+
+
+def assign_rows(lengths: NDArray[np.integer], capacity: int) -> tuple[NDArray[np.int64], int]:
+    """Best-fit decreasing; items of equal length in their order.
+
+    Items of one length are placed together, so the time is that of sorting plus O(capacity * log(capacity)) steps.
+
+    Args:
+        lengths: of the items, 1 .. capacity, [items].
+        capacity: room of a row.
+
+    Returns:
+        The row of each item, int64 [items], and the number of rows.
+    """
+    # numpy sorts 16-bit keys by radix, several times as fast.
+    keys = (capacity - lengths).astype(np.uint16 if capacity < 2**16 else np.int64)
+    longest_first = np.argsort(keys, kind="stable")
+    counts = np.bincount(lengths, minlength=capacity + 1)
+    open_rows = _OpenRows(capacity)
+    placed = [open_rows.place(int(length), int(counts[length])) for length in np.flatnonzero(counts)[::-1]]
+    rows = np.empty(lengths.size, np.int64)
+    rows[longest_first] = np.concatenate([np.zeros(0, np.int64), *placed])
+    return rows, open_rows.opened
+
+
+class _OpenRows:
+    """Rows that are not full, by the room left in them.
+
+    Attributes:
+        opened: rows so far.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.opened = 0
+        self._capacity = capacity
+        self._by_room: dict[int, list[NDArray[np.int64]]] = {}
+        self._rooms: list[int] = []  # the keys of the above, ascending
+
+    def place(self, length: int, items: int) -> NDArray[np.int64]:
+        """Rows of `items` items of one length, [items]; none may be longer than those placed before.
+
+        The row with the least room that holds one item stays that row until it holds no further one: what is left in it
+        is less than before, and no other row had a room in between. So whole groups of rows are filled at once.
+        """
+        placed = []
+        while items:
+            room = self._least_room(length)
+            per_row = room // length
+            rows = self._take(room, -(-items // per_row))
+            taken = min(items, per_row * rows.size)
+            filled, rest = divmod(taken, per_row)
+            self._put(room - per_row * length, rows[:filled])
+            self._put(room - rest * length, rows[filled:])
+            placed.append(np.repeat(rows, per_row)[:taken])
+            items -= taken
+        return np.concatenate(placed)
+
+    def _least_room(self, length: int) -> int:
+        i = bisect_left(self._rooms, length)
+        return self._rooms[i] if i < len(self._rooms) else self._capacity
+
+    def _take(self, room: int, wanted: int) -> NDArray[np.int64]:
+        """Up to `wanted` rows of that room, the first put in first; an empty one is opened where there is none."""
+        if room not in self._by_room:
+            self.opened += wanted
+            return np.arange(self.opened - wanted, self.opened)
+        rows = np.concatenate(self._by_room.pop(room))
+        self._rooms.pop(bisect_left(self._rooms, room))
+        self._put(room, rows[wanted:])
+        return rows[:wanted]
+
+    def _put(self, room: int, rows: NDArray[np.int64]) -> None:
+        if room and rows.size:
+            if room not in self._by_room:
+                insort(self._rooms, room)
+            self._by_room.setdefault(room, []).append(rows)

@@ -7,19 +7,28 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import Packing
+
+if TYPE_CHECKING:
+    from data_pipeline.options import Options
 
 DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
+DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
 
 DESCRIPTION = """\
 Tokenise text offline into packed rows for pre-training.
 
 An input is a file (.jsonl/.json/.ndjson: one object per line; .parquet; anything else: one document of plain text;
-.gz of these), a folder, a glob, a saved Hugging Face dataset, hf:NAME[:CONFIG][@SPLIT], or stdlib: for the sources of
-the running Python's standard library. Without --tokenizer a SentencePiece tokenizer is trained on a sample."""
+lines and text also packed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
+hf:NAME[:CONFIG][@SPLIT], or stdlib: for the sources of the running Python's standard library. Without --tokenizer a
+SentencePiece tokenizer is trained on a sample.
+
+A run that was stopped or killed goes on from its finished tasks (OUTPUT.work) when the same command is given again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     vocabulary = parser.add_mutually_exclusive_group()
-    vocabulary.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or SentencePiece .model")
+    vocabulary.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, SentencePiece .model, or the word bytes"
+    )
     vocabulary.add_argument(
         "--vocab-size",
         type=int,
@@ -39,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ids of the tokenizer to train (default: %(default)s); [MASK] is added as one more",
     )
-    add("--seq-len", type=int, default=DEFAULT_SEQ_LEN, metavar="L", help="tokens per row (default: %(default)s)")
+    add("--model-type", choices=("bpe", "unigram"), default="bpe", help="kind of tokenizer to train (default: bpe)")
+    add("--seq-len", type=int, metavar="L", help=f"tokens per row (default: {DEFAULT_SEQ_LEN}; --repack: as it is)")
+    add(
+        "--pack",
+        choices=get_args(Packing),
+        help="concat: one stream, cut into rows (default; --repack: as it is); best_fit: whole documents, padding at the end",
+    )
     add(
         "--validation-fraction",
         type=float,
@@ -50,7 +67,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="tokenising processes (default: the CPUs of this job)")
     add("--strict", action="store_true", help="stop at the first broken record instead of counting it")
     add("--overwrite", action="store_true", help="replace a prepared output folder, once the new one is whole")
+    add("--repack", type=Path, metavar="DIR", help="give a prepared folder rows of another --seq-len or --pack")
     add("--verify", type=Path, metavar="DIR", help="check every byte of a prepared folder and do nothing else")
+    _add_cleaning(parser)
+    _add_sharing(parser)
+
+
+def _add_cleaning(parser: argparse.ArgumentParser) -> None:
+    clean = parser.add_argument_group("cleaning", "what it leaves out is counted, with examples; off unless given")
+    clean.add_argument("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents")
+    clean.add_argument("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents")
+    clean.add_argument(
+        "--min-letters", type=float, default=0.0, metavar="F", help="least share of letters, in any script"
+    )
+    clean.add_argument(
+        "--max-repeated-lines",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="greatest share of lines seen before in the text",
+    )
+    clean.add_argument(
+        "--duplicates",
+        choices=("keep", "exact", "near"),
+        default="keep",
+        help="leave out texts that came before: exact ones, or also those that MinHash finds near (default: keep)",
+    )
+
+
+def _add_sharing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("several machines", "with one output folder that all of them see").add_argument
+    add(
+        "--stage",
+        choices=("all", "start", "tokens", "join"),
+        default="all",
+        help="first start (tokenizer, duplicates) on one, then tokens on all, then join on one",
+    )
+    add(
+        "--task-index",
+        type=int,
+        default=0,
+        metavar="I",
+        help="with --stage tokens: which share of the tasks to do, from 0",
+    )
+    add("--task-count", type=int, default=1, metavar="N", help="with --stage tokens: how many shares there are")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,15 +121,26 @@ def run(args: argparse.Namespace) -> int:
         with stop_signals_raise():
             if args.verify:
                 _verify(args.verify)
+            elif args.repack:
+                _repack(args)
             else:
                 _prepare(args)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        _mention_work(args.output)
         return 2
     except Stopped as stopped:
-        print(f"stopped by {stopped}; nothing was kept", file=sys.stderr)
+        print(f"stopped by {stopped}", file=sys.stderr)
+        _mention_work(args.output)
         return 128 + stopped.signal_number
     return 0
+
+
+def _mention_work(output: Path | None) -> None:
+    from data_pipeline.work import work_folder
+
+    if output and (work := work_folder(output.resolve())).is_dir():
+        print(f"finished tasks are kept in {work}; the same command goes on from them", file=sys.stderr)
 
 
 def _verify(folder: Path) -> None:
@@ -81,27 +152,65 @@ def _verify(folder: Path) -> None:
     print(f"{folder}: the tokenizer and {len(files)} files of {size / 1e6:,.1f} MB are as prepared")
 
 
+def _repack(args: argparse.Namespace) -> None:
+    from data_pipeline.repack import repack
+    from data_pipeline.report import split_table
+
+    _check_seq_len(args.seq_len)
+    manifest = repack(args.repack, args.pack, args.seq_len)
+    print("\n".join(split_table(manifest, args.repack)))
+
+
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
-    from data_pipeline.build import BuildOptions, build
+    from data_pipeline.build import Build, Share, run_stages
     from data_pipeline.existing import is_up_to_date
     from data_pipeline.inputs import resolve_input
-    from data_pipeline.records import RecordLog
+    from data_pipeline.join import join
     from data_pipeline.report import summary
-    from data_pipeline.staging import staged_folder
+    from data_pipeline.work import open_work, remove_work
 
-    options = BuildOptions(args.text_key, args.tokenizer, args.vocab_size, args.seq_len, args.validation_fraction)
+    options = _options(args)
     output = args.output.resolve()
     inputs = [resolve_input(word) for word in args.input]
     _refuse_output_inside_input(output, args.input)
     if is_up_to_date(output, inputs, options, args.overwrite):
+        remove_work(output)
         print(f"{args.output}: already prepared, nothing to do")
         return
-    _mention_leftovers(output)
-    log = RecordLog(args.text_key, args.strict)
-    with staged_folder(output) as folder:
-        manifest = build(folder, inputs, options, args.workers or len(os.sched_getaffinity(0)), log)
-    print(summary(manifest, log, args.output))
+    share = Share(args.task_index, args.task_count)
+    with open_work(output, str(share)) as work:
+        build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
+        tasks = run_stages(build, args.stage, share)
+        if args.stage in ("start", "tokens"):
+            print(f"stage {args.stage} is done for {len(share.of(tasks)):,} of {len(tasks):,} tasks")
+            return
+        manifest, records = join(build, output)
+        remove_work(output)
+    print(summary(manifest, records, args.output))
+
+
+def _options(args: argparse.Namespace) -> "Options":
+    from data_pipeline.cleaning import Cleaning
+    from data_pipeline.options import Options
+
+    return Options(
+        text_key=args.text_key,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        model_type=args.model_type,
+        seq_len=args.seq_len or DEFAULT_SEQ_LEN,
+        packing=args.pack or DEFAULT_PACKING,
+        validation_fraction=args.validation_fraction,
+        strict=args.strict,
+        cleaning=Cleaning(
+            min_chars=args.min_chars,
+            max_chars=args.max_chars,
+            min_letters=args.min_letters,
+            max_repeated_lines=args.max_repeated_lines,
+            duplicates=args.duplicates,
+        ),
+    )
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -111,25 +220,26 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise DataError(f"--{name} is missing; usage: loopmdm prepare --input PATH... --output DIR")
     if args.vocab_size < 1:
         raise DataError(f"--vocab-size {args.vocab_size}: a tokenizer has at least 256 ids for bytes and some more")
-    if args.seq_len < 2:
-        raise DataError(f"--seq-len {args.seq_len}: a row needs at least 2 tokens")
+    _check_seq_len(args.seq_len)
     if not 0 <= args.validation_fraction < 1:
         raise DataError(f"--validation-fraction {args.validation_fraction:g}: give a number from 0 up to below 1")
     if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one process is needed")
+    if not 0 <= args.task_index < args.task_count:
+        raise DataError(f"--task-index {args.task_index} --task-count {args.task_count}: give an index below the count")
+    if args.task_count > 1 and args.stage != "tokens":
+        raise DataError(f"--task-count {args.task_count}: only --stage tokens can be shared")
+
+
+def _check_seq_len(seq_len: int | None) -> None:
+    if seq_len is not None and seq_len < 2:
+        raise DataError(f"--seq-len {seq_len}: a row needs at least 2 tokens")
 
 
 def _refuse_output_inside_input(output: Path, words: list[str]) -> None:
     for folder in (Path(word).resolve() for word in words if Path(word).is_dir()):
         if output == folder or folder in output.parents:
             raise DataError(f"--output {output} lies inside the input {folder}, which would read it; choose another")
-
-
-def _mention_leftovers(output: Path) -> None:
-    for path in output.parent.glob(f"{output.name}.partial-*"):
-        print(
-            f"note: {path} belongs to a run that still goes on or was killed; in that case remove it", file=sys.stderr
-        )
 
 
 def main() -> int:

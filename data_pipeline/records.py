@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from data_pipeline.readers import Span
 
 MAX_EXAMPLES = 3
 # Enough records without the key, and not one with it, to call the key wrong before reading on.
@@ -32,6 +36,22 @@ class Cause(StrEnum):
     NOT_A_STRING = "text is not a string"
     EMPTY = "empty text"
     BROKEN_FILE = "broken or truncated file"
+    TOO_SHORT = "too short"
+    TOO_LONG = "too long"
+    FEW_LETTERS = "few letters"
+    REPEATED_LINES = "repeated lines"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near duplicate"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rejected record: `number` is its line within the span, or its row; `span` counts the log's spans."""
+
+    cause: Cause
+    span: int
+    number: int | None
+    why: str
 
 
 class RecordLog:
@@ -40,70 +60,94 @@ class RecordLog:
     Args:
         text_key: key or column of structured records that holds the text.
         strict: raise at the first rejected record.
+        is_first: the log begins at the first record of all inputs, so that a key which is missing from the first
+            thousand records is wrong.
+
+    Attributes:
+        lines: of each span begun, the lines read.
+        other_keys: keys of the records that lack the text key.
     """
 
-    def __init__(self, text_key: str, strict: bool) -> None:
+    def __init__(self, text_key: str, strict: bool, is_first: bool = False) -> None:
         self.text_key = text_key
         self.strict = strict
         self.accepted = 0
         self.rejected: Counter[Cause] = Counter()
-        self.examples: dict[Cause, list[str]] = {}
-        self._other_keys: Counter[str] = Counter()
+        self.examples: list[Example] = []
+        self.lines: list[int] = []
+        self.other_keys: Counter[str] = Counter()
+        self._is_first = is_first
+        self._span: Span | None = None
+        self._number: int | None = None
 
-    def document(self, text: object, where: str) -> Document | None:
-        """A document of `text`, or None when it is rejected; `where` is its file:line."""
+    def begin(self, span: "Span") -> None:
+        """Records that follow are of this span."""
+        self._span = span
+        self.lines.append(0)
+
+    def document(self, text: object, number: int | None) -> Document | None:
+        """A document of `text`, or None when it is rejected; `number` is its line within the span, or its row."""
         if not isinstance(text, str):
-            return self.reject(Cause.NOT_A_STRING, where, f"{self.text_key!r} holds {type(text).__name__}")
-        if not text.strip():
-            return self.reject(Cause.EMPTY, where, "nothing but white space")
+            return self.reject(Cause.NOT_A_STRING, number, f"{self.text_key!r} holds {type(text).__name__}")
+        if not text or text.isspace():
+            return self.reject(Cause.EMPTY, number, "nothing but white space")
         try:
             encoded = text.encode("utf-8")
         except UnicodeEncodeError:
-            return self.reject(Cause.NOT_UTF8, where, "half of a surrogate pair, which UTF-8 cannot carry")
+            return self.reject(Cause.NOT_UTF8, number, "half of a surrogate pair, which UTF-8 cannot carry")
         self.accepted += 1
+        self._number = number
         return Document(text, len(encoded), hashlib.blake2b(encoded, digest_size=16).digest())
 
-    def document_of(self, record: object, where: str) -> Document | None:
+    def document_of(self, record: object, number: int) -> Document | None:
         """A document of a parsed record's text key, or None when it is rejected."""
         if not isinstance(record, dict):
-            return self.reject(Cause.BROKEN_JSON, where, f"expected an object, found {type(record).__name__}")
+            return self.reject(Cause.BROKEN_JSON, number, f"expected an object, found {type(record).__name__}")
         if self.text_key not in record:
-            return self.reject_missing_key(where, record)
-        return self.document(record[self.text_key], where)
+            return self.reject_missing_key(number, record)
+        return self.document(record[self.text_key], number)
 
-    def reject(self, cause: Cause, where: str, why: str, count: int = 1) -> None:
+    def reject(self, cause: Cause, number: int | None, why: str, count: int = 1) -> None:
         """Count `count` records as rejected.
 
         Raises:
             DataError: under `strict`.
         """
+        assert self._span is not None
         if self.strict:
-            raise DataError(f"{where}: {cause}: {why} (without --strict such records are counted and left out)")
-        self.rejected[cause] += count
-        examples = self.examples.setdefault(cause, [])
-        if len(examples) < MAX_EXAMPLES:
-            examples.append(f"{where}: {why}")
+            place = self._span.place(number and number + self._span.lines_before())
+            raise DataError(f"{place}: {cause}: {why} (without --strict such records are counted and left out)")
+        self._count(cause, number, why, count)
 
-    def reject_missing_key(self, where: str, keys: Iterable[str], count: int = 1) -> None:
+    def drop(self, cause: Cause, why: str) -> None:
+        """Leave out the last document accepted: as asked, so `strict` does not mind."""
+        self.accepted -= 1
+        self._count(cause, self._number, why, 1)
+
+    def _count(self, cause: Cause, number: int | None, why: str, count: int) -> None:
+        self.rejected[cause] += count
+        if sum(example.cause == cause for example in self.examples) < MAX_EXAMPLES:
+            self.examples.append(Example(cause, len(self.lines) - 1, number, why))
+
+    def reject_missing_key(self, number: int | None, keys: Iterable[str], count: int = 1) -> None:
         """Count records without the text key; `keys` are those they have.
 
         Raises:
             DataError: under `strict`, or when the first thousand records all lack the key.
         """
         keys = list(keys)
-        self._other_keys.update(keys[:100])
-        self.reject(Cause.MISSING_KEY, where, f"no key {self.text_key!r} among {_listed(keys)}", count)
-        if self.accepted == 0 and self.rejected[Cause.MISSING_KEY] >= MISSING_KEY_LIMIT:
-            self.raise_if_key_is_wrong()
+        self.other_keys.update(keys[:100])
+        self.reject(Cause.MISSING_KEY, number, f"no key {self.text_key!r} among {_listed(keys)}", count)
+        if self._is_first and not self.accepted and self.rejected[Cause.MISSING_KEY] >= MISSING_KEY_LIMIT:
+            raise wrong_key(self.text_key, self.other_keys)
 
-    def raise_if_key_is_wrong(self) -> None:
-        """Raise DataError, with the keys that exist, when records were seen and none had the text key."""
-        if self.accepted or not self.rejected[Cause.MISSING_KEY]:
-            return
-        keys = [key for key, _ in self._other_keys.most_common()]
-        close = difflib.get_close_matches(self.text_key, keys, n=1, cutoff=0.5)
-        hint = f"did you mean --text-key {close[0]}?" if close else "name one of them with --text-key"
-        raise DataError(f"no record has the key {self.text_key!r}; the records have {_listed(keys)}: {hint}")
+
+def wrong_key(text_key: str, other_keys: Counter[str]) -> DataError:
+    """What to say when records were seen and none had the text key."""
+    keys = [key for key, _ in other_keys.most_common()]
+    close = difflib.get_close_matches(text_key, keys, n=1, cutoff=0.5)
+    hint = f"did you mean --text-key {close[0]}?" if close else "name one of them with --text-key"
+    return DataError(f"no record has the key {text_key!r}; the records have {_listed(keys)}: {hint}")
 
 
 def _listed(keys: list[str]) -> str:

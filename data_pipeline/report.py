@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest
-from data_pipeline.records import RecordLog
+from data_pipeline.marks import Records
+from data_pipeline.tokenizers import load_tokenizer
 
 TERMINAL_SECONDS = 0.2
 # In a log file one line now and then says enough.
@@ -18,18 +19,21 @@ class Progress:
 
     Args:
         verb: what is going on.
-        total_bytes: text to expect, for the ETA; None when unknown.
+        total_bytes: text to expect, for the ETA; None when unknown, then the tasks tell.
+        tasks: to do now.
+        all_tasks: of the run; those beyond `tasks` were done before.
     """
 
-    def __init__(self, verb: str, total_bytes: int | None = None) -> None:
+    def __init__(self, verb: str, total_bytes: int | None, tasks: int, all_tasks: int) -> None:
         self._verb = verb
         self._total_bytes = total_bytes
+        self._tasks, self._all_tasks, self._done = tasks, all_tasks, 0
         self._stream = sys.stderr
         self._is_terminal = self._stream.isatty()
         self._started = self._shown = time.monotonic()
         self._documents = self._bytes = self._tokens = 0
 
-    def update(self, documents: int, num_bytes: int, tokens: int = 0) -> None:
+    def update(self, documents: int, num_bytes: int, tokens: int) -> None:
         """Add to the counts, and show them when it is time."""
         self._documents += documents
         self._bytes += num_bytes
@@ -38,6 +42,10 @@ class Progress:
         if now - self._shown >= (TERMINAL_SECONDS if self._is_terminal else PLAIN_SECONDS):
             self._shown = now
             self._write(self._line(now - self._started) + self._time_left(now - self._started), last=False)
+
+    def task_done(self) -> None:
+        """Count a task as done."""
+        self._done += 1
 
     def close(self) -> None:
         """Show the final counts."""
@@ -55,15 +63,27 @@ class Progress:
         parts = [
             f"{self._verb}: {self._documents:,} documents, {self._bytes / 1e6:,.1f} MB",
             f"{self._documents / seconds:,.0f} documents/s, {self._bytes / 1e6 / seconds:.2f} MB/s",
+            f"{self._all_tasks - self._tasks + self._done:,} of {self._all_tasks:,} tasks",
         ]
         if self._tokens:
             parts.insert(1, f"{self._tokens:,} tokens")
+        if self._tasks < self._all_tasks:
+            parts.append(f"{self._all_tasks - self._tasks:,} of them done before")
         return ", ".join(parts)
 
     def _time_left(self, seconds: float) -> str:
-        if not self._total_bytes or not self._bytes:
+        if self._total_bytes and self._bytes:
+            left = self._total_bytes / self._bytes - 1
+        elif self._done:
+            left = self._tasks / self._done - 1
+        else:
             return ""
-        return f", about {_duration(max(self._total_bytes / self._bytes - 1, 0) * seconds)} left"
+        return f", about {_duration(max(left, 0) * seconds)} left"
+
+
+def say_method(tokenizer_file: Path) -> None:
+    """One line about how texts will be encoded."""
+    print(f"{tokenizer_file.name} encodes {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
 
 
 def _duration(seconds: float) -> str:
@@ -72,9 +92,15 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def summary(manifest: Manifest, log: RecordLog, output: Path) -> str:
+def summary(manifest: Manifest, records: Records, output: Path) -> str:
     """The closing table: what each split holds, what was left out and why, and where the result lies."""
-    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "dropped tokens")
+    *table, wrote = split_table(manifest, output)
+    return "\n".join([*table, *_rejections(records), wrote])
+
+
+def split_table(manifest: Manifest, folder: Path) -> list[str]:
+    """Lines: what each split holds and how full its rows are, and where that lies."""
+    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "filled", "padding", "dropped tokens")
     table = [
         (
             name,
@@ -83,22 +109,25 @@ def summary(manifest: Manifest, log: RecordLog, output: Path) -> str:
             f"{split.tokens:,}",
             f"{split.bytes / split.tokens:.3f}",
             f"{split.rows:,}",
+            f"{1 - split.padded_tokens / (split.rows * manifest.seq_len):.3%}",
+            f"{split.padded_tokens:,}",
             f"{split.dropped_tokens:,}",
         )
         for name, split in manifest.splits.items()
     ]
-    sizes = f"{manifest.vocab_size:,} ids, rows of {manifest.seq_len:,} tokens"
-    return "\n".join([*_aligned([header, *table]), *_rejections(log), f"wrote {output} ({sizes})"])
+    sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
+    return [*aligned([header, *table]), f"wrote {folder} ({sizes})"]
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+def aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """Rows of cells as lines, the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         yield "  ".join(cells)
 
 
-def _rejections(log: RecordLog) -> Iterable[str]:
-    for cause, count in log.rejected.most_common():
+def _rejections(records: Records) -> Iterable[str]:
+    for cause, count in records.rejected.most_common():
         yield f"left out, {cause}: {count:,}"
-        yield from (f"    {example}" for example in log.examples[cause])
+        yield from (f"    {example}" for example in records.examples[cause])

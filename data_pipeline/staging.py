@@ -1,13 +1,13 @@
-"""Write a folder whole or not at all."""
+"""Signals that stop a run, and files and folders that are written whole or not at all."""
 
 import errno
+import fcntl
 import os
-import secrets
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -71,57 +71,67 @@ def stop_signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-@contextmanager
-def staged_folder(output: Path) -> Iterator[Path]:
-    """A temporary sibling `OUTPUT.partial-XXXX` to write into; it becomes `output` when the block ends well.
+def settle(partial: Path, final: Path) -> None:
+    """Move a written file, or a folder of files, to its final name by way of the disk.
 
-    An `output` that exists is replaced only then. Whatever else ends the block, the temporary folder and the parents
-    made for it are removed.
+    After a power cut either nothing is at `final` or the whole. A folder that is there already must be empty.
+    """
+    for path in (*partial.iterdir(), partial) if partial.is_dir() else (partial,):
+        _sync(path)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_bytes(content)
+    settle(partial, path)
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[int]:
+    """Hold an advisory lock on a folder, or a file that is made, and give its descriptor; it ends with the process at the latest.
+
+    On a file system without locks there is none: two processes then do the same work twice.
 
     Raises:
-        DataError: the folder cannot be created or moved into place, or the disk is full.
+        DataError: another process holds it; `busy` is what to say.
     """
-    created = [parent for parent in output.parents if not parent.exists()]
-    partial = output.with_name(f"{output.name}.partial-{secrets.token_hex(4)}")
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _make_folder(partial)
-        yield partial
-        _publish(partial, output)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise DataError(f"the disk of {output.parent} is full; nothing was kept. Free some space") from error
-        raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise DataError(busy) from error
+        yield descriptor
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            for parent in () if output.exists() else created:
-                parent.rmdir()
+        os.close(descriptor)
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise
-        raise DataError(f"cannot write beside {path.parent}: {error.strerror}; choose another --output") from error
+def lock_rows(folder: Path) -> AbstractContextManager[int]:
+    """Hold a prepared folder while its rows, or all of it, are replaced. Raises DataError when another process does."""
+    return locked(folder, f"another process packs or replaces {folder}; wait for its end")
 
 
-def _publish(partial: Path, output: Path) -> None:
-    """Move `partial` to `output`, by way of the disk: after a power cut the old folder or the new one is whole."""
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    replaced = output.with_name(partial.name.replace(".partial-", ".replaced-"))
+def replace_folder(partial: Path, output: Path) -> None:
+    """Move a finished folder to `output`; what was there is removed once the new one is in place.
+
+    Raises:
+        DataError: it cannot be moved, or another process packs what is there.
+    """
+    replaced = output.with_name(f"{output.name}.replaced-{os.getpid()}")
     had_content = output.is_dir() and any(output.iterdir())
-    try:
-        if had_content:
-            output.rename(replaced)
-        partial.rename(output)
-    except OSError as error:
-        if replaced.exists() and not output.exists():
-            replaced.rename(output)
-        raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
-    _sync(output.parent)
+    with lock_rows(output) if had_content else nullcontext():
+        try:
+            if had_content:
+                output.rename(replaced)
+            settle(partial, output)
+        except OSError as error:
+            if replaced.exists() and not output.exists():
+                replaced.rename(output)
+            raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
     shutil.rmtree(replaced, ignore_errors=True)
 
 

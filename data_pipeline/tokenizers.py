@@ -1,10 +1,8 @@
-"""Tokenizers behind one small protocol: SentencePiece models and Hugging Face `tokenizer.json` files."""
+"""Tokenizers behind one small protocol: SentencePiece models, Hugging Face `tokenizer.json` files, and bytes."""
 
-import io
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
+from data_pipeline.words import WordEncoder, word_encoder
 
 EOD_TEXT = "<|eod|>"
 MASK_TEXT = "[MASK]"
@@ -20,17 +19,24 @@ PAD_TEXT = "[PAD]"
 # Names under which published tokenizers carry their end-of-text and padding tokens, the most specific first.
 EOD_NAMES = (EOD_TEXT, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
-# The SentencePiece trainer leaves out longer lines than it is told to expect; a character has 4 bytes at most.
-MAX_LINE_CHARS = 4096
+TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
+# The word for --tokenizer, and what its file in a prepared folder says to a reader.
+BYTES = "bytes"
+BYTES_FILE_CONTENT = b"ids 0 to 255 are the bytes of the text in UTF-8\n"
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Nothing is added around a text: no beginning, end or special tokens."""
+    """Text to ids and back. Nothing is added around a text: no beginning, end or special tokens.
 
-    kind: Literal["sentencepiece", "huggingface"]
+    Attributes:
+        method: how texts are encoded, in words for the user.
+    """
+
+    kind: Literal["sentencepiece", "huggingface", "bytes"]
     vocab_size: int
     eod_id: int | None
     pad_id: int | None
+    method: str
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [tokens]."""
@@ -40,44 +46,53 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model. Control pieces such as the end-of-document one are never produced from text."""
+    """A SentencePiece model. Control pieces such as the end-of-document one are never produced from text.
+
+    Words are encoded once and remembered where that gives exactly the library's ids (`data_pipeline.words`).
+    """
 
     kind: Literal["sentencepiece"] = "sentencepiece"
 
     def __init__(self, path: Path) -> None:
         import sentencepiece
 
+        content = path.read_bytes()
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
             raise DataError(f"{path} is not a SentencePiece model: {error}") from error
         self.vocab_size: int = self._model.vocab_size()
         self.eod_id = _id_or_none(self._model.eos_id())
         self.pad_id = _id_or_none(self._model.pad_id())
+        encoder = word_encoder(self._model, content)
+        self._words = encoder if isinstance(encoder, WordEncoder) else None
+        self.method = "word by word, each word once" if self._words else f"document by document ({encoder})"
         self._meta_symbol_ids = self._find_meta_symbol_ids()
 
-    def _find_meta_symbol_ids(self) -> list[int] | None:
-        """Byte pieces that spell U+2581, None where the model has none."""
+    def _find_meta_symbol_ids(self) -> NDArray[np.int32] | None:
+        """Byte pieces that spell U+2581, None where the model has none or changes text anyway."""
         ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in "▁".encode()]
-        return ids if all(self._model.is_byte(i) for i in ids) else None
+        is_lossless = all(self._model.is_byte(i) for i in ids) and self._model.normalize("  a ") == "▁▁a▁"
+        return np.array(ids, np.int32) if is_lossless else None
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`. One thread: the caller decides how many processes run."""
-        if self._meta_symbol_ids is None:
-            encoded = self._model.encode(texts, out_type=int, num_threads=1)
-        else:
-            plain = [text for text in texts if "▁" not in text]
-            fast = iter(self._model.encode(plain, out_type=int, num_threads=1))
-            encoded = [self._encode_with_meta_symbol(text) if "▁" in text else next(fast) for text in texts]
+        if self._meta_symbol_ids is None or not any("▁" in text for text in texts):
+            return self._encode_all(texts)
+        # SentencePiece writes spaces as U+2581 inside; a real U+2581 would come back as a space. As bytes it survives.
+        pieces = [text.split("▁") for text in texts]
+        encoded = iter(self._encode_all([part for parts in pieces for part in parts]))
+        return [self._with_meta_symbols(list(islice(encoded, len(parts)))) for parts in pieces]
+
+    def _encode_all(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        if self._words:
+            return self._words.encode_batch(texts)
+        encoded = self._model.encode(texts, out_type=int, num_threads=1)
         return [np.asarray(ids, dtype=np.int32) for ids in encoded]
 
-    def _encode_with_meta_symbol(self, text: str) -> list[int]:
-        # SentencePiece writes spaces as U+2581 inside; a real U+2581 would come back as a space. As bytes it survives.
-        ids: list[int] = []
-        for i, part in enumerate(text.split("▁")):
-            ids += (self._meta_symbol_ids or []) if i else []
-            ids += self._model.encode(part, out_type=int)
-        return ids
+    def _with_meta_symbols(self, parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+        between = ((self._meta_symbol_ids, part) for part in parts[1:])
+        return np.concatenate([parts[0], *(ids for pair in between for ids in pair)])
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`. Control pieces (end of document) have no text."""
@@ -100,6 +115,7 @@ class HuggingFaceTokenizer:
             self._model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+        self.method = "in batches, by the library"
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True
@@ -112,12 +128,30 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`."""
-        encoded = self._model.encode_batch(texts, add_special_tokens=False)
+        encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
         return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+class ByteTokenizer:
+    """Ids are the bytes of the text in UTF-8: no vocabulary, nothing to train."""
+
+    kind: Literal["bytes"] = "bytes"
+    vocab_size = 256
+    eod_id = None
+    pad_id = None
+    method = "as bytes"
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """See `Tokenizer.encode_batch`."""
+        return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`. Bytes that are no UTF-8, as a sampler may yield, show as U+FFFD."""
+        return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
 
 
 class PreparedTokenizer:
@@ -150,25 +184,28 @@ class PreparedTokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a SentencePiece `.model`, a Hugging Face `tokenizer.json`, or a folder that holds one.
+    """Load a SentencePiece `.model`, a Hugging Face `tokenizer.json`, `tokenizer.bytes`, or a folder that holds one.
 
     Raises:
         DataError: nothing there, or not a tokenizer of these kinds.
     """
     path = find_tokenizer_file(Path(path))
+    if path.suffix == ".bytes":
+        return ByteTokenizer()
     return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
 
 
 def find_tokenizer_file(path: Path) -> Path:
     """The tokenizer file meant by `path`: itself, or the one inside a folder."""
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        names = [f"tokenizer{suffix}" for suffix in TOKENIZER_SUFFIXES]
+        found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise DataError(f"the folder {path} holds no tokenizer.json or tokenizer.model")
+            raise DataError(f"the folder {path} holds no {', '.join(names[:-1])} or {names[-1]}")
         return found[0]
     if not path.is_file():
         raise DataError(f"no tokenizer at {path}")
-    if path.suffix not in (".json", ".model"):
+    if path.suffix not in TOKENIZER_SUFFIXES:
         raise DataError(f"{path}: expected a SentencePiece .model or a Hugging Face tokenizer .json")
     return path
 
@@ -176,67 +213,6 @@ def find_tokenizer_file(path: Path) -> Path:
 def load_prepared_tokenizer(folder: Path, manifest: Manifest) -> PreparedTokenizer:
     """The tokenizer of a prepared folder, special ids included."""
     return PreparedTokenizer(load_tokenizer(Path(folder) / manifest.tokenizer.file), manifest)
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, model_path: Path) -> None:
-    """Train a byte-fallback BPE model of exactly `vocab_size` pieces and write it to `model_path`.
-
-    Lossless: `decode(encode(text)) == text` for every text that UTF-8 can carry, since nothing is normalised, no
-    space is added or removed, unknown characters become bytes, and a literal U+2581 (SentencePiece's own sign for a
-    space) is spelled as bytes by `SentencePieceTokenizer`. Digits are single pieces; the end-of-document piece has
-    id 1; there is no beginning-of-text or padding piece. Training runs on one thread, so that equal texts in equal
-    order give equal bytes.
-
-    Raises:
-        DataError: the vocabulary is too large or too small for the text; the message gives the limit.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()  # written to memory: a path would become part of the model's bytes
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            unk_id=0,
-            eos_id=1,
-            eos_piece=EOD_TEXT,
-            bos_id=-1,
-            pad_id=-1,
-            max_sentence_length=4 * MAX_LINE_CHARS,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise DataError(_explain_training(str(error), vocab_size)) from error
-    model_path.write_bytes(model.getvalue())
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """Non-empty lines without their ends: the trainer counts characters within a line."""
-    for text in texts:
-        for line in re.split(r"[\r\n]+", text):
-            for start in range(0, len(line), MAX_LINE_CHARS):
-                yield line[start : start + MAX_LINE_CHARS]
-
-
-def _explain_training(message: str, vocab_size: int) -> str:
-    """SentencePiece's complaint about a vocabulary, in the user's words."""
-    if limit := re.search(r"size too high.*value <= (\d+)", message):
-        return f"--vocab-size {vocab_size} is more than the text supports; use at most {limit[1]} or give more text"
-    if limit := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        return (
-            f"--vocab-size {vocab_size} is too small: the 256 byte pieces and the characters of the text need "
-            f"at least {limit[1]}"
-        )
-    return f"training a tokenizer with --vocab-size {vocab_size} failed: {message}"
 
 
 def _id_or_none(piece_id: int) -> int | None:

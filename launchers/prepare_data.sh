@@ -1,8 +1,17 @@
 #!/usr/bin/env bash
-# Data preparation under SLURM, on CPUs only:
+# Data preparation under SLURM, on CPUs only. One job:
 #
 #   sbatch [sbatch options] launchers/prepare_data.sh --input ... --output ... [options of loopmdm prepare]
 #   sbatch --cpus-per-task 32 launchers/prepare_data.sh --input ... --output ...
+#
+# Many nodes: a first job that trains the tokenizer, an array whose N jobs share the tasks, and a last one that joins their
+# shards, each begun when the one before has ended well:
+#
+#   bash launchers/prepare_data.sh --array N --input ... --output ... [options of loopmdm prepare]
+#
+# There, options for sbatch are environment variables (SBATCH_PARTITION=cpu, SBATCH_TIMELIMIT=1-0; see man sbatch), and
+# PREPARE_CPUS is the CPUs of each job. A job that failed or was killed goes on from its finished tasks when the same
+# command is given again.
 #
 # Options on the sbatch command line override the lines below.
 #
@@ -16,10 +25,33 @@ set -euo pipefail
 
 die() { echo "prepare_data.sh: $*" >&2; exit 2; }
 
-usage="usage: sbatch [sbatch options] launchers/prepare_data.sh --input ... --output ... [options of loopmdm prepare]"
+usage="usage: sbatch [sbatch options] launchers/prepare_data.sh --input ... --output ... [options of loopmdm prepare]
+       bash launchers/prepare_data.sh --array N --input ... --output ... [options of loopmdm prepare]"
 [[ $# -gt 0 ]] || die "no input given
 $usage"
 [[ $1 != -h && $1 != --help ]] || { echo "$usage"; exit 0; }
+
+# Submit the three stages; every later one depends on the one before. With --array N.
+submit() {
+    local count=$1 job
+    shift
+    [[ $count =~ ^[1-9][0-9]*$ ]] || die "--array $count: how many jobs are to share the work?"
+    command -v sbatch >/dev/null || die "no sbatch on this machine; without SLURM: loopmdm prepare $*"
+    local options=(--parsable --kill-on-invalid-dep=yes ${PREPARE_CPUS:+--cpus-per-task="$PREPARE_CPUS"})
+    job=$(sbatch "${options[@]}" "${BASH_SOURCE[0]}" "$@" --stage start)
+    echo "start: job ${job%%;*}"
+    job=$(sbatch "${options[@]}" --array="0-$((count - 1))" --dependency="afterok:${job%%;*}" "${BASH_SOURCE[0]}" "$@" --stage tokens)
+    echo "tokens: job ${job%%;*}, $count shares"
+    job=$(sbatch "${options[@]}" --dependency="afterok:${job%%;*}" "${BASH_SOURCE[0]}" "$@" --stage join)
+    echo "join: job ${job%%;*}"
+}
+
+if [[ $1 == --array ]]; then
+    [[ -z ${SLURM_JOB_ID:-} ]] || die "--array submits jobs: call it with bash, outside of one"
+    [[ $# -gt 2 ]] || die "$usage"
+    submit "${@:2}"
+    exit
+fi
 [[ -n ${SLURM_JOB_ID:-} ]] || die "not inside a SLURM job
 $usage
 without SLURM: loopmdm prepare $*"
@@ -41,6 +73,13 @@ for argument in "$@"; do
     [[ $argument != --workers && $argument != --workers=* ]] || workers=()
 done
 
+# A job of an array does its share of the tasks.
+share=()
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+    share=(--task-index "$((SLURM_ARRAY_TASK_ID - ${SLURM_ARRAY_TASK_MIN:-0}))" --task-count "$SLURM_ARRAY_TASK_COUNT")
+    [[ " $* " == *" --stage "* ]] || share+=(--stage tokens)
+fi
+
 # srun does not take the number of CPUs over from the job.
 exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    "$python" -m pretrain.cli prepare "$@" "${workers[@]}"
+    "$python" -m pretrain.cli prepare "$@" "${workers[@]}" "${share[@]}"

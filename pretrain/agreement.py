@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.blend import Blend
 from model.weights import shards_of
 from pretrain.acceleration import package_version
 from pretrain.batches import MicroBatch
-from pretrain.checkpoint import data_identity
 from pretrain.configuring import flatten
 from pretrain.derive import Plan
 from pretrain.errors import UserError
@@ -62,10 +61,10 @@ def disagreements(everyone: list[Mapping[str, Any]]) -> list[str]:
     return told
 
 
-def run_facts(plan: Plan, manifest: Manifest) -> dict[str, Any]:
+def run_facts(plan: Plan, blend: Blend) -> dict[str, Any]:
     """Settings, prepared data and library versions; the data's path may differ from node to node."""
     settings = {key: value for key, value in flatten(plan.settings).items() if key != "data.path"}
-    data = {f"the sha256 of the data's {name}": value for name, value in data_identity(manifest).items()}
+    data = {f"the sha256 of the data's {name}": value for name, value in blend.identity().items()}
     versions = {f"the version of {name}": package_version(name) for name in ("torch", "deepspeed", "megatron-core")}
     return settings | data | versions
 

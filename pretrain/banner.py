@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.blend import Blend, Corpus
 from pretrain.acceleration import Found, package_version
 from pretrain.derive import Plan
 from pretrain.devices import device_name, peak_flops
@@ -12,7 +12,7 @@ from pretrain.layout_names import stage_contents
 from pretrain.loop import TrainingRun
 
 
-def print_banner(run: TrainingRun, manifest: Manifest, found: Sequence[Found], notes: Sequence[str]) -> None:
+def print_banner(run: TrainingRun, blend: Blend, found: Sequence[Found], notes: Sequence[str]) -> None:
     """Print what this start will do, on the main rank."""
     rows = [
         ("run", str(run.folder)),
@@ -22,7 +22,8 @@ def print_banner(run: TrainingRun, manifest: Manifest, found: Sequence[Found], n
         *_rank_rows(run.plan),
         *((f.capability, f"{f.used} ({f.reason})") for f in found),
         *_model_rows(run.plan),
-        *_arithmetic_rows(run, manifest),
+        *_data_rows(run.plan, blend),
+        *_arithmetic_rows(run, blend),
         *(("note", note) for note in notes),
     ]
     width = max(len(name) for name, _ in rows)
@@ -82,16 +83,37 @@ def _model_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _arithmetic_rows(run: TrainingRun, manifest: Manifest) -> list[tuple[str, str]]:
+def _data_rows(plan: Plan, blend: Blend) -> list[tuple[str, str]]:
+    """Rows of one corpus, or a line for each of a mixture with its share and the passes that the run makes over it."""
+    sizes = f"rows of {plan.seq_len} tokens, {blend.manifest.vocab_size:,} token ids"
+    if len(blend.corpora) == 1:
+        corpus = blend.corpora[0]
+        return [("data", f"{corpus.path}: {corpus.rows:,} {sizes}{_padding(corpus)}")]
+    samples = plan.total_steps * plan.settings.train.global_batch_size
+    total = sum(corpus.weight for corpus in blend.corpora)
+    rows = [("data", f"{blend.path}: a mixture of {len(blend.corpora)} corpora, {sizes}")]
+    for corpus, taken in zip(blend.corpora, blend.schedule.counts(samples).tolist(), strict=True):
+        limit = f", at most {corpus.max_epochs:g}" if corpus.max_epochs is not None else ""
+        rows.append(
+            (
+                "",
+                f"{corpus.path}: weight {float(corpus.weight / total):.2%}, {corpus.rows:,} rows{_padding(corpus)}; "
+                f"{taken:,} samples of the run, {taken / corpus.rows:.2f} epochs{limit}",
+            )
+        )
+    return rows
+
+
+def _padding(corpus: Corpus) -> str:
+    return f", {corpus.manifest.packing}, {corpus.padding:.2%} padding" if corpus.padding else ""
+
+
+def _arithmetic_rows(run: TrainingRun, blend: Blend) -> list[tuple[str, str]]:
     plan = run.plan
     train, rest = plan.settings.train, plan.total_steps - run.progress.step
     total_tokens = plan.total_steps * plan.tokens_per_step
-    epochs = plan.total_steps * train.global_batch_size / plan.train_rows
+    epochs = plan.total_steps * train.global_batch_size / sum(corpus.rows for corpus in blend.corpora)
     return [
-        (
-            "data",
-            f"{plan.settings.data.path}: {plan.train_rows:,} rows of {plan.seq_len} tokens, {manifest.vocab_size:,} token ids",
-        ),
         (
             "batch",
             f"{train.global_batch_size} rows = {train.micro_batch_size} per micro-batch x {plan.micro_batches} per rank x "

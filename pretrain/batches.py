@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.dataset import PackedDataset
-from data_pipeline.order import SampleOrder
+from data_pipeline.samples import Samples
 from model.noise import masks, timesteps
 from model.objective import token_weights
 from pretrain.derive import Plan
@@ -24,6 +23,7 @@ class MicroBatch:
         clean: x_0, int64 [b, s].
         masked: which tokens are [MASK] in x_t, bool [b, s].
         timesteps: t of each row, fp64 [b].
+        batch_tokens: tokens of the global batch, padding not counted: what the loss is divided by.
         mask_id: id of [MASK].
         min_timestep: lower end of the timesteps' interval.
     """
@@ -31,6 +31,7 @@ class MicroBatch:
     clean: Tensor
     masked: Tensor
     timesteps: Tensor
+    batch_tokens: int
     mask_id: int
     min_timestep: float
 
@@ -62,7 +63,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """The same rows on a device."""
         moved = (x.to(device, non_blocking=True) for x in (self.clean, self.masked, self.timesteps))
-        return MicroBatch(*moved, self.mask_id, self.min_timestep)
+        return MicroBatch(*moved, self.batch_tokens, self.mask_id, self.min_timestep)
 
 
 class Batches:
@@ -73,28 +74,34 @@ class Batches:
     that share a data-parallel rank (tensor, pipeline) compute the same noise; nobody sends it.
     """
 
-    def __init__(
-        self, plan: Plan, dataset: PackedDataset | None, data_parallel_rank: int, device: torch.device
-    ) -> None:
-        """`dataset` is None on a pipeline stage that neither embeds nor ends the model: it needs no rows."""
-        self._plan, self._dataset, self._device = plan, dataset, device
+    def __init__(self, plan: Plan, source: Samples | None, data_parallel_rank: int, device: torch.device) -> None:
+        """`source` is None on a pipeline stage that neither embeds nor ends the model: it needs no rows."""
+        self._plan, self._source, self._device = plan, source, device
         self._first = data_parallel_rank * plan.rows_per_rank
-        self._order = SampleOrder(plan.settings.run.seed, plan.train_rows)
 
     def __getitem__(self, step: int) -> list[MicroBatch | None]:
         """Micro-batches of optimiser step `step`, which counts from 0, on the CPU."""
         plan, settings = self._plan, self._plan.settings
-        if self._dataset is None:
+        if self._source is None:
             return [None] * plan.micro_batches
         train, seed = settings.train, settings.run.seed
         local = np.arange(self._first, self._first + plan.rows_per_rank)
-        samples = step * train.global_batch_size + local
+        batch = step * train.global_batch_size + np.arange(train.global_batch_size)
+        samples = batch[local]
         t = timesteps(seed, step, train.global_batch_size, train.min_timestep)[local]
-        tokens = self._dataset.rows(self._order.rows(samples))
+        tokens = self._source.rows(samples)
         masked = masks(seed, samples, t, plan.seq_len)
+        batch_tokens = plan.tokens_per_step
+        if self._source.has_padding:
+            lengths = self._source.lengths(batch)
+            batch_tokens = int(lengths.sum())
+            masked &= np.arange(plan.seq_len) < lengths[local, None]
         return [
             MicroBatch(
-                *(torch.from_numpy(x[part]) for x in (tokens, masked, t)), settings.model.mask_id, train.min_timestep
+                *(torch.from_numpy(x[part]) for x in (tokens, masked, t)),
+                batch_tokens,
+                settings.model.mask_id,
+                train.min_timestep,
             )
             for part in (slice(i, i + train.micro_batch_size) for i in range(0, len(local), train.micro_batch_size))
         ]

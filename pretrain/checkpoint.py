@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.blend import Blend
 from model.denoiser import LoopedDenoiser
 from model.weights import fill_weights
 from pretrain.configuring import flatten
@@ -63,7 +63,7 @@ def latest_checkpoint(run_folder: Path) -> Path:
     return found[-1]
 
 
-def save_checkpoint(run: TrainingRun, manifest: Manifest) -> Path:
+def save_checkpoint(run: TrainingRun, blend: Blend) -> Path:
     """Write a checkpoint of the present step, or leave nothing behind. Collective.
 
     Raises:
@@ -75,7 +75,7 @@ def save_checkpoint(run: TrainingRun, manifest: Manifest) -> Path:
     partial = final.with_name(final.name + ".partial")
     run.world.agree(_prepare_folder(run, partial))
     try:
-        _write(run, manifest, partial)
+        _write(run, blend, partial)
     except (OSError, RuntimeError, SafetensorError) as error:
         # The other ranks may be inside a collective: this one leaves, its launcher ends them, and the folder has no mark.
         if run.world.size == 1:
@@ -93,7 +93,7 @@ def save_checkpoint(run: TrainingRun, manifest: Manifest) -> Path:
     return final
 
 
-def restore(run: TrainingRun, manifest: Manifest) -> Path | None:
+def restore(run: TrainingRun, blend: Blend) -> Path | None:
     """Load the newest complete checkpoint of the run's folder, or return None when there is none. Collective.
 
     Raises:
@@ -103,7 +103,7 @@ def restore(run: TrainingRun, manifest: Manifest) -> Path | None:
     if not found:
         return None
     state = read_state(found[-1])
-    _require_same(found[-1], state, run, manifest)
+    _require_same(found[-1], state, run, blend)
     run.engine.load(found[-1], SHARDS)
     run.progress = Progress(**state["progress"])
     return found[-1]
@@ -163,7 +163,7 @@ def changed_settings(checkpoint: Path, run: TrainingRun) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
 
 
-def _write(run: TrainingRun, manifest: Manifest, folder: Path) -> None:
+def _write(run: TrainingRun, blend: Blend, folder: Path) -> None:
     run.engine.save(folder, SHARDS)
     _save_gathered(run, folder / "weights.safetensors")
     if run.plan.settings.optim.ema_decay:
@@ -173,17 +173,11 @@ def _write(run: TrainingRun, manifest: Manifest, folder: Path) -> None:
         state = {
             "progress": asdict(run.progress),
             "layout": asdict(_layout(run)),
-            "data": data_identity(manifest),
+            "data": blend.identity(),
             "torch": torch.__version__,
             "settings": flatten(run.plan.settings),
         }
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-
-def data_identity(manifest: Manifest) -> dict[str, str]:
-    """Hashes that tell one prepared corpus from another."""
-    train = {name: info.sha256 for name, info in manifest.splits["train"].files.items()}
-    return {"tokenizer": manifest.tokenizer.sha256, **train}
 
 
 def _save_gathered(run: TrainingRun, path: Path) -> None:
@@ -251,7 +245,7 @@ def _layout(run: TrainingRun) -> Layout:
     )
 
 
-def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, manifest: Manifest) -> None:
+def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, blend: Blend) -> None:
     problems = [
         f"{key} was {state['layout'][key]}, now {value}"
         for key, value in asdict(_layout(run)).items()
@@ -266,7 +260,7 @@ def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, man
     ]
     if bool(state["settings"].get("optim.ema_decay")) != bool(new["optim.ema_decay"]):
         problems.append(f"optim.ema_decay was {state['settings'].get('optim.ema_decay')}, now {new['optim.ema_decay']}")
-    if state["data"] != data_identity(manifest):
+    if state["data"] != blend.identity():
         problems.append(f"the data in {run.plan.settings.data.path} is another corpus than the one trained on")
     if problems:
         raise UserError(

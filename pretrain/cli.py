@@ -18,6 +18,10 @@ VERBS = {
         "pretrain.planning.command",
         "every layout of a recipe on N ranks: memory, traffic, bubble, time, the best one",
     ),
+    "inspect": (
+        "pretrain.inspection.command",
+        "documents, rows and masks of a prepared folder, on the terminal or as a page",
+    ),
     "doctor": ("pretrain.doctor", "what this machine has, what is used instead of what it lacks, and why"),
     "evaluate": ("pretrain.evaluate", "validation NELBO of a run at several numbers of loops"),
     "sample": ("pretrain.sample", "text from a run, by the ancestral reverse process"),

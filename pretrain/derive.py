@@ -37,12 +37,10 @@ class Plan:
     Attributes:
         settings: with model.vocab_size and data.seq_len settled.
         world_size: ranks.
-        train_rows: rows of the training split.
     """
 
     settings: Settings
     world_size: int
-    train_rows: int
 
     @property
     def seq_len(self) -> int:
@@ -91,7 +89,7 @@ class Plan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a global batch."""
+        """Tokens of a global batch, padding counted: it costs what the rest costs."""
         return self.settings.train.global_batch_size * self.seq_len
 
     @cached_property
@@ -167,7 +165,7 @@ def settle(settings: Settings, manifest: Manifest) -> Settings:
 def make_plan(settings: Settings, manifest: Manifest, world_size: int) -> Plan:
     """Join settings, data and ranks. Raises ConfigError where they do not fit together."""
     settled = settle(settings, manifest)
-    plan = Plan(settled, world_size, manifest.splits["train"].rows)
+    plan = Plan(settled, world_size)
     problems = layout_problems(plan) or problems_of(settled)
     if problems:
         raise ConfigError(problems)

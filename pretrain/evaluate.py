@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
     trained = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     data = arguments.data or trained.settings.data.path
+    if data.is_file():
+        raise UserError(f"{data} mixes several corpora; name the folder of one with --data")
     dataset = PackedDataset(data, arguments.split)
     if dataset.manifest.tokenizer != trained.manifest.tokenizer:
         raise UserError(

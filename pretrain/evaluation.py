@@ -39,41 +39,50 @@ class FrozenNoise:
 
     Attributes:
         rows: row numbers, evenly spread over the split, int64 [n].
+        lengths: L of each row, its real tokens, int64 [n]; what follows them is padding.
         masked_counts: k of each row, int64 [n].
-        seq_len: L.
+        seq_len: places of a row.
     """
 
     rows: np.ndarray
+    lengths: np.ndarray
     masked_counts: np.ndarray
     seq_len: int
 
+    @property
+    def weights(self) -> np.ndarray:
+        """Weight of each row in the mean over tokens, fp64 [n], 1 on average: its length."""
+        return self.lengths / self.lengths.mean()
+
     def masks(self, part: slice) -> np.ndarray:
-        """bool [rows in part, L]: the k positions with the smallest draws of that row."""
+        """bool [rows in part, seq_len]: the k real positions with the smallest draws of that row."""
         draws = np.stack([uniform(NOISE_SEED, Stream.EVALUATION, int(row), self.seq_len) for row in self.rows[part]])
+        draws[np.arange(self.seq_len) >= self.lengths[part, None]] = np.inf
         ranks = draws.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
         return ranks < self.masked_counts[part, None]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over rows with its standard error, in nats per token.
+    """Mean over tokens with its standard error, in nats per token.
 
     Attributes:
-        nats_per_row: the estimate of every row, fp64 [n].
+        residuals: contribution of every row, fp64 [n]: their mean is the estimate, their spread its error.
     """
 
     loops: int
     nats_per_token: float
     standard_error: float
-    nats_per_row: np.ndarray
+    residuals: np.ndarray
 
 
-def freeze_noise(num_rows: int, wanted_rows: int, seq_len: int) -> FrozenNoise:
-    """Noise for `wanted_rows` of a split's `num_rows` (all of them when there are fewer)."""
-    count = min(num_rows, wanted_rows)
-    rows = np.arange(count) * num_rows // count
-    masked_counts = 1 + (stratified(NOISE_SEED, 0, count) * seq_len).astype(np.int64)
-    return FrozenNoise(rows, np.minimum(masked_counts, seq_len), seq_len)
+def freeze_noise(dataset: PackedDataset, wanted_rows: int) -> FrozenNoise:
+    """Noise for `wanted_rows` of a split (all of them when there are fewer)."""
+    count = min(dataset.num_rows, wanted_rows)
+    rows = np.arange(count) * dataset.num_rows // count
+    lengths = dataset.lengths(rows)
+    masked_counts = 1 + (stratified(NOISE_SEED, 0, count) * lengths).astype(np.int64)
+    return FrozenNoise(rows, lengths, np.minimum(masked_counts, lengths), dataset.seq_len)
 
 
 @torch.no_grad()
@@ -103,8 +112,13 @@ def estimate_nelbo(
             if index < len(batches) and values is not None and world.reports:
                 per_row[part] = values
     nats_per_row = world.sum(per_row).numpy()
-    error = collapsed_strata_error(nats_per_row, noise.masked_counts)
-    return Estimate(loops, float(nats_per_row.mean()), error, nats_per_row)
+    # A ratio of sums over rows, nats over tokens. Its error is that of the linearised rows (Cochran, section 6.3), which are
+    # the rows' own estimates where all have one length.
+    weights = noise.weights
+    mean = float((weights * nats_per_row).mean())
+    residuals = weights * nats_per_row - mean * (weights - 1)
+    error = collapsed_strata_error(residuals, noise.masked_counts / noise.lengths)
+    return Estimate(loops, mean, error, residuals)
 
 
 def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float:
@@ -124,8 +138,9 @@ def unigram_entropy(dataset: PackedDataset) -> float:
     """Entropy of the split's own token frequencies in nats per token: what a model without context could reach."""
     counts = np.zeros(dataset.manifest.vocab_size, dtype=np.int64)
     for start in range(0, dataset.num_rows, 1024):
-        rows = dataset.rows(np.arange(start, min(start + 1024, dataset.num_rows)))
-        counts += np.bincount(rows.ravel(), minlength=len(counts))
+        indices = np.arange(start, min(start + 1024, dataset.num_rows))
+        real = np.arange(dataset.seq_len) < dataset.lengths(indices)[:, None]
+        counts += np.bincount(dataset.rows(indices)[real], minlength=len(counts))
     frequencies = counts[counts > 0] / counts.sum()
     return float(-(frequencies * np.log(frequencies)).sum())
 
@@ -140,21 +155,21 @@ def evaluate_loops(
 ) -> dict[str, object]:
     """Figures of every number of loops, as written to `eval/*.json`. Collective."""
     split = dataset.manifest.splits[dataset.split]
-    noise = freeze_noise(dataset.num_rows, rows, dataset.seq_len)
+    noise = freeze_noise(dataset, rows)
     mask_id = dataset.manifest.tokenizer.mask_id
     estimates = [estimate_nelbo(forward, dataset, noise, s, mask_id, batch_size, world) for s in loops]
     entropy = unigram_entropy(dataset)
     return {
         "split": dataset.split,
         "rows": len(noise.rows),
-        "tokens": len(noise.rows) * dataset.seq_len,
+        "tokens": int(noise.lengths.sum()),
         "unigram_entropy": {"nats_per_token": entropy, "bits_per_byte": bits_per_byte(entropy, split)},
         "loops": [_figures(e, estimates[0], split) for e in estimates],
     }
 
 
 def _figures(estimate: Estimate, first: Estimate, split: SplitInfo) -> dict[str, float]:
-    difference = estimate.nats_per_row - first.nats_per_row
+    difference = estimate.residuals - first.residuals
     return {
         "loops": estimate.loops,
         "nats_per_token": estimate.nats_per_token,

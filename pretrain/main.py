@@ -14,8 +14,8 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 
+from data_pipeline.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
-from data_pipeline.manifest import load_manifest  # noqa: E402
 from pretrain.configuring import describe_keys, load_settings  # noqa: E402
 from pretrain.derive import make_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
@@ -31,15 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, world_size, _ = read_launcher()
     try:
         settings = load_settings(arguments.config, arguments.overrides)
-        manifest = load_manifest(settings.data.path)
+        blend = load_blend(settings.data.path)
         if settings.parallel.auto:
-            settings = choose(settings, manifest, world_size)
-        plan = make_plan(settings, manifest, world_size)
+            settings = choose(settings, blend.manifest, world_size)
+        plan = make_plan(settings, blend.manifest, world_size)
         quiet_libraries()
         from pretrain.running import run_training
         from pretrain.world import leave_world
 
-        status = run_training(plan, manifest, resume=arguments.resume)
+        status = run_training(plan, blend, resume=arguments.resume)
         leave_world()
         return status
     except OSError as error:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.blend import Blend
 from data_pipeline.dataset import PackedDataset
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files
+from data_pipeline.manifest import MANIFEST_NAME
+from data_pipeline.samples import Samples
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
 from pretrain.acceleration import find_accelerations
@@ -36,7 +38,7 @@ from pretrain.world import World, join_ranks, start_world
 from pretrain.writing import owned_folder, replace_text
 
 
-def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
+def run_training(plan: Plan, blend: Blend, resume: bool) -> int:
     """Train until this start ends; returns the exit status. Collective: every rank calls it.
 
     Raises:
@@ -45,16 +47,16 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
     with StopRequest() as stop, ExitStack() as held:
         ranks = read_launcher()
         join_ranks(ranks)
-        require_agreement(run_facts(plan, manifest))
+        require_agreement(run_facts(plan, blend))
         world = start_world(ranks, plan.shape)
-        _prepare_folder(plan, manifest, world, resume, held)
+        _prepare_folder(plan, blend, world, resume, held)
         log = held.enter_context(logged(plan.settings.run_folder, world.rank))
         watchdog = held.enter_context(world.watched(plan.settings.parallel.timeout_minutes, log))
         world = replace(world, watchdog=watchdog)
         world.doing("building the model", 0)
-        run = build_run(plan, world)
+        run = build_run(plan, blend, world)
         world.doing("restoring")
-        restored = restore(run, manifest)
+        restored = restore(run, blend)
         world.doing("agreement")
         require_agreement(weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.step], world))
         if run.progress.step >= plan.total_steps:
@@ -63,15 +65,15 @@ def run_training(plan: Plan, manifest: Manifest, resume: bool) -> int:
                 print(f"nothing to do: {run.folder} is at step {done}; raise train.steps to go on", flush=True)
             return 0
         if world.is_main:
-            _describe(run, manifest, restored)
+            _describe(run, blend, restored)
         try:
-            train(run, _hooks(run, manifest), stop)
+            train(run, _hooks(run, blend), stop)
         except torch.OutOfMemoryError as error:
             raise RankError(_out_of_memory(run, error)) from error
         return _finish(run, stop)
 
 
-def build_run(plan: Plan, world: World) -> TrainingRun:
+def build_run(plan: Plan, blend: Blend, world: World) -> TrainingRun:
     """Model, optimiser, engine and batches of this rank, at step 0. Collective."""
     settings, parallel = plan.settings, plan.settings.parallel
     model = LoopedDenoiser(
@@ -85,12 +87,12 @@ def build_run(plan: Plan, world: World) -> TrainingRun:
     optimizer = build_optimizer(model, settings.optim, world.device, EMA_KEY)
     engine = Engine(model, optimizer, plan, world)
     needs_rows = model.stage.first or model.stage.last
-    dataset = PackedDataset(settings.data.path, "train") if needs_rows else None
-    batches = Batches(plan, dataset, world.data_parallel_rank, world.device)
+    source = Samples.of(blend, settings.run.seed) if needs_rows else None
+    batches = Batches(plan, source, world.data_parallel_rank, world.device)
     return TrainingRun(plan, world, engine, batches, settings.run_folder, Progress())
 
 
-def _hooks(run: TrainingRun, manifest: Manifest) -> list[Hook]:
+def _hooks(run: TrainingRun, blend: Blend) -> list[Hook]:
     """In order: figures, evaluation, then the checkpoint that makes both permanent."""
     settings = run.plan.settings
     tensorboard = TensorBoard() if settings.log.tensorboard else None
@@ -98,16 +100,26 @@ def _hooks(run: TrainingRun, manifest: Manifest) -> list[Hook]:
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
     hooks: list[Hook] = [Metrics(sinks, peak)]
     if settings.eval.every is not None:
-        hooks.append(Validation(PackedDataset(settings.data.path, "validation"), tensorboard))
-    return [*hooks, Checkpoints(manifest)]
+        hooks.append(Validation(_validation_sets(blend), tensorboard))
+    return [*hooks, Checkpoints(blend)]
 
 
-def _prepare_folder(plan: Plan, manifest: Manifest, world: World, resume: bool, held: ExitStack) -> None:
+def _validation_sets(blend: Blend) -> dict[str, PackedDataset]:
+    """Name -> validation split; a single corpus has no name, and corpora of a mixture that lack the split are left out."""
+    if len(blend.corpora) == 1:
+        return {"": PackedDataset(blend.corpora[0].path, "validation")}
+    named = {f"{i}_{c.path.name}": c for i, c in enumerate(blend.corpora, 1) if "validation" in c.manifest.splits}
+    if not named:
+        raise UserError(f"eval.every: no corpus of {blend.path} has a validation split; leave the key empty")
+    return {name: PackedDataset(corpus.path, "validation") for name, corpus in named.items()}
+
+
+def _prepare_folder(plan: Plan, blend: Blend, world: World, resume: bool, held: ExitStack) -> None:
     """Check the data and make the run folder, on the main rank; a failure there fails all."""
     error: Exception | None = None
     if world.is_main:
         try:
-            check_files(plan.settings.data.path, manifest)
+            blend.check(plan.total_steps * plan.settings.train.global_batch_size)
             _claim_folder(plan.settings, resume, held)
         except Exception as caught:
             error = caught
@@ -132,7 +144,7 @@ def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
         ) from None
 
 
-def _describe(run: TrainingRun, manifest: Manifest, restored: Path | None) -> None:
+def _describe(run: TrainingRun, blend: Blend, restored: Path | None) -> None:
     """Print the banner and write what makes the run folder readable alone: its settings and its tokenizer."""
     settings = run.plan.settings
     notes = []
@@ -141,12 +153,12 @@ def _describe(run: TrainingRun, manifest: Manifest, restored: Path | None) -> No
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    print_banner(run, manifest, find_accelerations(run.world.device), notes)
+    print_banner(run, blend, find_accelerations(run.world.device), notes)
     replace_text(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
-    for name in (manifest.tokenizer.file, MANIFEST_NAME):
-        shutil.copyfile(settings.data.path / name, tokenizer / name)
+    for name in (blend.manifest.tokenizer.file, MANIFEST_NAME):
+        shutil.copyfile(blend.corpora[0].path / name, tokenizer / name)
 
 
 def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:

@@ -53,7 +53,7 @@ def train_step(engine: Engine, world: World, plan: Plan, step: int, batches: Seq
         batch = batches[number]
         assert batch is not None  # only stages between the first and the last go without
         cross_entropy = masked_cross_entropy(logits, batch.targets)
-        loss = diffusion_loss(cross_entropy, batch.weights, plan.tokens_per_step)
+        loss = diffusion_loss(cross_entropy, batch.weights, batch.batch_tokens)
         if world.reports:
             tally.add_(_tally(loss.detach(), cross_entropy.detach(), batch))
         return loss

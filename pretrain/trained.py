@@ -82,7 +82,7 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
     manifest = load_manifest(folder / "tokenizer")
     ranks = read_launcher()
-    plan = Plan(settings, ranks[1], manifest.splits["train"].rows)
+    plan = Plan(settings, ranks[1])
     if plan.world_size % (tensor * pipeline):
         raise UserError(
             f"--tensor {tensor} x --pipeline {pipeline} needs a multiple of {tensor * pipeline} ranks, not {ranks[1]}"

@@ -1,6 +1,6 @@
 """Save every so many steps and at the end of every start, whatever ended it."""
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.blend import Blend
 from pretrain.checkpoint import prune, save_checkpoint
 from pretrain.loop import TrainingRun
 from pretrain.step import StepReport
@@ -9,8 +9,8 @@ from pretrain.step import StepReport
 class Checkpoints:
     """Saves complete checkpoints and removes the oldest."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    def __init__(self, blend: Blend) -> None:
+        self._blend = blend
 
     def on_start(self, run: TrainingRun) -> None:
         """Nothing to do: a run that took no step has nothing to lose."""
@@ -20,7 +20,7 @@ class Checkpoints:
         settings = run.plan.settings.checkpoint
         due = settings.every is not None and run.progress.step % settings.every == 0
         if due or run.stop_reason is not None:
-            folder = save_checkpoint(run, self._manifest)
+            folder = save_checkpoint(run, self._blend)
             if run.world.is_main:
                 prune(run.folder, settings.keep)
                 print(f"saved {folder}", flush=True)

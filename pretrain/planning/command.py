@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.manifest import MANIFEST_NAME, load_manifest
+from data_pipeline.blend import is_prepared, load_blend
 from pretrain.configuring import load_settings
 from pretrain.derive import Plan
 from pretrain.layout_names import layout_name, stage_contents
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; returns the exit status."""
     settings = load_settings(arguments.config, arguments.overrides)
-    prepared = (settings.data.path / MANIFEST_NAME).is_file()
-    base = plan_of(settings, load_manifest(settings.data.path) if prepared else None, arguments.ranks)
+    manifest = load_blend(settings.data.path).manifest if is_prepared(settings.data.path) else None
+    base = plan_of(settings, manifest, arguments.ranks)
     estimates = ranked(legal_layouts(base))
     if estimates:
         print("\n".join(_assumptions(base)), end="\n\n")

@@ -20,13 +20,13 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
     """Settings and ranks joined without a check of the layout.
 
     Args:
-        manifest: of the prepared data; None when there is none yet and the settings say what it would.
+        manifest: of the prepared data (of a mixture: any); None when there is none yet and the settings say what it would.
 
     Raises:
         ConfigError: the row length or the vocabulary is unknown, or the data's are others.
     """
     if manifest is not None:
-        return Plan(settle(settings, manifest), ranks, manifest.splits["train"].rows)
+        return Plan(settle(settings, manifest), ranks)
     unknown = {"model.vocab_size": settings.model.vocab_size, "data.seq_len": settings.data.seq_len}
     problems = [
         f"{key}: is taken from the prepared data, but {settings.data.path} has none; prepare it, or give the key"
@@ -35,7 +35,7 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
     ]
     if problems:
         raise ConfigError(problems)
-    return Plan(settings, ranks, 0)
+    return Plan(settings, ranks)
 
 
 def legal_layouts(base: Plan) -> list[Plan]:

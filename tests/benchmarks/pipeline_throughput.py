@@ -38,7 +38,7 @@ MODEL = (
 
 def serve_steps(words: list[str]) -> None:
     """A rank: read S from standard input, take a step, print its seconds; until the input ends."""
-    from data_pipeline.manifest import load_manifest
+    from data_pipeline.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher
@@ -50,9 +50,10 @@ def serve_steps(words: list[str]) -> None:
     from pretrain.world import start_world
 
     settings = load_settings("quickstart", words)
-    plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
+    blend = load_blend(settings.data.path)
+    plan = make_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
-    built = build_run(plan, world)
+    built = build_run(plan, blend, world)
     for step, line in enumerate(sys.stdin):
         at = replace(plan, settings=replace(plan.settings, train=replace(plan.settings.train, loops=int(line))))
         batches = built.batches[step]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_pipeline.prepare import add_arguments, run
-from data_pipeline.tokenizers import train_sentencepiece
+from data_pipeline.training import train_sentencepiece
 
 TEXT = "the of loop mask token stream layer\tnaïve 12 345 == (x) — 漢字 return None # print lattice wood river"
 WORDS = TEXT.split(" ")
@@ -41,6 +41,13 @@ def tokenizer_file(texts, tmp_path_factory):
 @pytest.fixture
 def jsonl(texts, tmp_path):
     return write_jsonl(tmp_path / "corpus.jsonl", texts)
+
+
+@pytest.fixture
+def several_tasks(texts, tmp_path):
+    """A file of 12 MB of distinct documents: six tasks."""
+    copies = ([f"{text} {i}" for text in texts] for i in range(40))
+    return write_jsonl(tmp_path / "big.jsonl", [text for copy in copies for text in copy])
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import IndexedReader, IndexedWriter, token_dtype
-from data_pipeline.packing import ConcatPlan, load_plan, plan_rows
 
 VOCAB_SIZES = [300, 65_499, 65_500, 65_536, 200_000]
 
@@ -93,36 +92,3 @@ def test_damage_is_named(tmp_path, documents, name, damage, message):
     with pytest.raises(DataError, match=message) as raised:
         IndexedReader(tmp_path / "x")
     assert name in str(raised.value)
-
-
-@pytest.mark.parametrize("seq_len", [1, 7, 32, 319])
-def test_rows_of_a_plan_are_the_stream(tmp_path, documents, seq_len):
-    stream = np.concatenate(documents(60_000)).astype(np.uint16)
-    plan = plan_rows("concat", np.array([len(document) for document in documents(60_000)]), seq_len)
-    assert (plan.num_rows, plan.dropped_tokens) == divmod(stream.size, seq_len)
-    rows = plan.rows(stream, np.arange(plan.num_rows))
-    assert rows.dtype == np.int64 and rows.shape == (plan.num_rows, seq_len)
-    assert np.array_equal(rows.ravel(), stream[: stream.size - plan.dropped_tokens])
-    plan.save(tmp_path / "x.pack.json")
-    assert load_plan(tmp_path / "x.pack.json") == plan
-
-
-@pytest.mark.parametrize("index", [-1, 3])
-def test_a_row_outside_the_plan_is_an_error(index):
-    with pytest.raises(IndexError):
-        ConcatPlan.of(10, 3).rows(np.arange(10), np.array([0, index]))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not a pack plan"),
-        ("[]", "not a pack plan"),
-        ('{"strategy": "concat"}', "not a pack plan"),
-        ('{"strategy": "best_fit"}', "'best_fit'"),
-    ],
-)
-def test_a_broken_plan_is_named(tmp_path, content, message):
-    (tmp_path / "x.pack.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        load_plan(tmp_path / "x.pack.json")

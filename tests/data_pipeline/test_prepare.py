@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -14,8 +16,14 @@ from conftest import make_texts, write_jsonl
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.indexed import IndexedReader
 from data_pipeline.manifest import load_manifest
-from data_pipeline.packing import plan_rows
+from data_pipeline.pack_plan import write_plan
 from data_pipeline.tokenizers import load_prepared_tokenizer
+
+
+def token_documents(folder, split):
+    """Ids of a split's documents, shard after shard."""
+    readers = [IndexedReader(folder / stem) for stem in load_manifest(folder).splits[split].shards]
+    return [reader.document(i) for reader in readers for i in range(len(reader))]
 
 
 def documents_of(folder):
@@ -24,8 +32,7 @@ def documents_of(folder):
     tokenizer = load_prepared_tokenizer(folder, manifest)
     found = {}
     for split in manifest.splits:
-        reader = IndexedReader(folder / split)
-        documents = [reader.document(i) for i in range(len(reader))]
+        documents = token_documents(folder, split)
         assert all(document[-1] == tokenizer.eod_id for document in documents)
         found[split] = [tokenizer.decode(document[:-1]) for document in documents]
     return found
@@ -54,8 +61,7 @@ def test_documents_come_back_and_counts_add_up(prepared, texts):
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_dataset_rows_are_the_token_stream(prepared, split):
     dataset = PackedDataset(prepared, split)
-    reader = IndexedReader(prepared / split)
-    stream = np.concatenate([reader.document(i) for i in range(len(reader))])
+    stream = np.concatenate(token_documents(prepared, split))
     rows = dataset.rows(np.arange(len(dataset)))
     assert rows.dtype == np.int64 and rows.shape == (dataset.num_rows, dataset.seq_len) == (len(dataset), 32)
     assert np.array_equal(rows.ravel(), stream[: rows.size])
@@ -72,10 +78,22 @@ def _text_folder(path, texts):
     return [path]
 
 
-def _gzip_json(path, texts):
-    with gzip.open(f"{path}.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    return [f"{path}.jsonl.gz"]
+def _json_bytes(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def _packed_json(path, texts):
+    """The corpus in four parts, each packed in its own way; the zstd one in two frames."""
+    packers = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": _two_frames}
+    for i, (suffix, pack) in enumerate(packers.items()):
+        Path(f"{path}.jsonl.{suffix}").write_bytes(pack(_json_bytes(texts[i::4])))
+    return [f"{path}.jsonl.{suffix}" for suffix in packers]
+
+
+def _two_frames(data):
+    pyarrow = pytest.importorskip("pyarrow")
+    halves = data[: len(data) // 2], data[len(data) // 2 :]
+    return b"".join(pyarrow.compress(half, "zstd", asbytes=True) for half in halves)
 
 
 def _marked_json(path, texts):
@@ -113,7 +131,7 @@ def _saved_splits(path, texts):
     return [f"hf:{path}@part"]
 
 
-KINDS = [_text_folder, _gzip_json, _marked_json, _parquet, _several, _glob, _saved_dataset, _saved_splits]
+KINDS = [_text_folder, _packed_json, _marked_json, _parquet, _several, _glob, _saved_dataset, _saved_splits]
 
 
 @pytest.mark.parametrize("write", KINDS)
@@ -142,7 +160,8 @@ def test_workers_and_reruns_give_the_same_bytes(prepare, jsonl, tmp_path):
     assert set(first) == {
         "manifest.json",
         "tokenizer.model",
-        *(f"{split}.{suffix}" for split in ("train", "validation") for suffix in ("bin", "idx", "pack.json")),
+        *(f"{split}-00000.{suffix}" for split in ("train", "validation") for suffix in ("bin", "idx")),
+        *(f"{split}.pack.concat-32.json" for split in ("train", "validation")),
     }
     assert folder_bytes(tmp_path / "b") == first
     assert folder_bytes(tmp_path / "c") == first
@@ -194,18 +213,18 @@ def test_summary_and_progress_are_readable(prepare, jsonl, tmp_path):
     assert f"{train.bytes / train.tokens:.3f}" in result.out
     assert str(tmp_path / "data") in result.out
     assert "300 documents" in result.err and "MB/s" in result.err
-    assert "\r" not in result.err and len(result.err.splitlines()) < 5
+    assert "\r" not in result.err and len(result.err.splitlines()) < 6
 
 
 def test_a_second_run_has_nothing_to_do(prepare, jsonl, tmp_path):
     words = ("--input", jsonl, "--output", tmp_path / "data")
     prepare(*words)
-    before = (tmp_path / "data" / "train.bin").stat()
+    before = (tmp_path / "data" / "train-00000.bin").stat()
     result = prepare(*words)
     assert (result.code, "nothing to do" in result.out) == (0, True)
     jsonl.touch()
     assert "nothing to do" in prepare(*words).out
-    assert (tmp_path / "data" / "train.bin").stat().st_ino == before.st_ino
+    assert (tmp_path / "data" / "train-00000.bin").stat().st_ino == before.st_ino
 
 
 def test_other_options_are_refused_and_overwrite_replaces(prepare, jsonl, tmp_path, leftovers):
@@ -232,11 +251,11 @@ def test_a_changed_input_is_noticed_even_at_equal_size(prepare, jsonl, tmp_path)
 def test_an_input_that_changed_during_the_run_is_noticed(prepare, jsonl, tmp_path, monkeypatch):
     def plan_after_a_change(*args):
         jsonl.write_bytes(jsonl.read_bytes().replace(b"lattice", b"LATTICE", 1))
-        return plan_rows(*args)
+        return write_plan(*args)
 
     words = ("--input", jsonl, "--output", tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.build.plan_rows", plan_after_a_change)
+        patch.setattr("data_pipeline.join.write_plan", plan_after_a_change)
         assert prepare(*words).code == 0
     assert "corpus.jsonl has changed" in prepare(*words).err
 
@@ -247,6 +266,8 @@ def test_a_failed_overwrite_keeps_the_old_folder(prepare, jsonl, tmp_path, lefto
     before = folder_bytes(tmp_path / "data")
     assert prepare(*words, "--overwrite", "--seq-len", 10**7).code == 2
     assert folder_bytes(tmp_path / "data") == before
+    assert leftovers() == ["data", "data.work"]
+    assert prepare(*words, "--overwrite", "--seq-len", 16).code == 0
     assert leftovers() == ["data"]
 
 
@@ -259,20 +280,22 @@ def test_the_command_runs_as_a_module_and_needs_no_parent_folder(jsonl, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_leaves_nothing(tmp_path, number):
-    path = write_jsonl(tmp_path / "big.jsonl", make_texts(300) * 40)
-    words = ["--input", path, "--output", tmp_path / "new" / "data", "--vocab-size", 420, "--workers", 2]
-    command = [sys.executable, "-m", "data_pipeline.prepare", *map(str, words)]
+def test_a_stopped_run_goes_on_from_its_tasks(tmp_path, number, several_tasks, tokenizer_file):
+    words = ["--input", several_tasks, "--output", tmp_path / "new" / "data", "--tokenizer", tokenizer_file]
+    command = [sys.executable, "-m", "data_pipeline.prepare", *map(str, words), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("new/data.partial-*/train.bin")):
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("new/data.work/tokens/0000?/mark.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.02)
+        time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}" in err and "Traceback" not in err
-    assert [path.name for path in tmp_path.iterdir()] == ["big.jsonl"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["data.work"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "done before" in done.stderr, done.stderr
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["data"]
 
 
 def test_imports_stay_light():

@@ -1,26 +1,37 @@
+import bz2
 import errno
 import gzip
 import json
+import lzma
 import os
 import shutil
-from pathlib import Path
+import subprocess
 
+import pyarrow
 import pytest
 from conftest import make_texts, write_jsonl
+from pyarrow import parquet
 
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
+from data_pipeline.training import train_sentencepiece
+from data_pipeline.work import finished_tasks
 
 
 @pytest.fixture
 def refused(prepare, tmp_path):
-    """Run a command that must fail; returns its message after checking that nothing was left behind."""
+    """Run a command that must fail; returns its message after checking that nothing but finished tasks was left."""
 
     def call(*words, output=tmp_path / "data", **kwargs):
         before = sorted(tmp_path.rglob("*"))
         result = prepare("--output", output, *words, **kwargs)
         assert result.code == 2 and result.out == ""
+        work = tmp_path / "data.work"
+        if work.exists():
+            assert f"finished tasks are kept in {work}" in result.err
+            assert finished_tasks(work) and not list(work.glob("*/*.partial*"))
+            shutil.rmtree(work)
         assert sorted(tmp_path.rglob("*")) == before
         (message,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
         assert "Traceback" not in result.err
@@ -37,7 +48,7 @@ def refused(prepare, tmp_path):
         ({"x.jsonl": ""}, "no usable text (no records at all)"),
         ({"x.txt": ""}, "no usable text (1 empty text)"),
         ({"x.jsonl": "{\n"}, "no usable text (1 broken JSON)"),
-        ({"x.txt.zst": "?"}, ".zst files are not read"),
+        ({"x.zip": "?"}, ".zip files are not read"),
         ({"x.tar.gz": "?"}, None),
     ],
 )
@@ -104,6 +115,33 @@ def test_a_truncated_gzip_keeps_what_was_whole(prepare, tmp_path, texts):
     assert result.code == 0, result.err
     assert 50 < load_manifest(tmp_path / "data").inputs[0].documents < 250
     assert "left out, broken or truncated file: 1" in result.out and "x.jsonl.gz: the gzip stream ends" in result.out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress), ("zst", None)]
+)
+@pytest.mark.parametrize("kept", [0.5, 0.999])
+def test_a_packed_file_that_ends_early_is_counted(prepare, tmp_path, jsonl, suffix, pack, kept):
+    data = pack(jsonl.read_bytes()) if pack else pyarrow.compress(jsonl.read_bytes(), "zstd", asbytes=True)
+    path = tmp_path / f"x.jsonl.{suffix}"
+    path.write_bytes(data[: int(len(data) * kept)])
+    result = prepare("--input", jsonl, path, "--output", tmp_path / "data")
+    assert result.code == 0, result.err
+    assert load_manifest(tmp_path / "data").records["broken or truncated file"] == 1
+    assert f"{path}: the {'gzip' if suffix == 'gz' else suffix} stream ends early or is damaged" in result.out
+    strict = prepare("--input", path, "--output", tmp_path / "strict", "--strict")
+    assert strict.code == 2 and f"{path}" in strict.err
+
+
+def test_a_parquet_file_without_the_key(refused, tmp_path):
+    parquet.write_table(pyarrow.table({"body": ["x"], "id": [1]}), tmp_path / "x.parquet")
+    assert "no record has the key 'text'; the records have 'body', 'id'" in refused("--input", tmp_path / "x.parquet")
+
+
+def test_another_tokenizer_than_the_manifests(prepare, prepared, jsonl, texts, tmp_path):
+    train_sentencepiece(texts[:200], 390, tmp_path / "other.model")
+    result = prepare("--input", jsonl, "--output", prepared, "--tokenizer", tmp_path / "other.model")
+    assert result.code == 2 and "is already prepared, but with tokenizer_sha256 " in result.err
 
 
 def test_a_broken_parquet_file(prepare, tmp_path, jsonl):
@@ -200,7 +238,7 @@ def test_an_unreadable_file(refused, jsonl):
 def test_too_little_space_is_said_before_the_work(refused, jsonl, monkeypatch, train):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr("data_pipeline.build.encode_documents", None)
+    monkeypatch.setattr("data_pipeline.build.run_tasks", None)
     monkeypatch.setattr("data_pipeline.build.train_sentencepiece", None)
     message = refused("--input", jsonl, train=train)
     assert "0.1 MB are needed" in message and "0.0 MB free" in message
@@ -211,49 +249,59 @@ def test_a_disk_that_fills_up(refused, jsonl, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("data_pipeline.indexed.IndexedWriter.append", full)
-    assert "is full; nothing was kept" in refused("--input", jsonl)
+    assert f"the disk of {jsonl.parent} is full" in refused("--input", jsonl)
 
 
-def test_a_real_disk_that_fills_up(prepare, tmp_path):
-    disk = Path("/dev/full")
-    if not disk.exists():
-        pytest.skip("no /dev/full here")
-    from data_pipeline.staging import staged_folder
-
-    with pytest.raises(DataError, match="is full"), staged_folder(tmp_path / "data"), disk.open("wb") as file:
-        file.write(b"x" * 100_000)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_worker_that_dies(refused, jsonl, monkeypatch):
-    monkeypatch.setattr("data_pipeline.encode._encode_in_worker", os._exit)
-    monkeypatch.setattr("data_pipeline.encode._start_worker", _die)
-    assert "a tokenising process was killed" in refused("--input", jsonl, "--workers", 2)
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB of memory."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "none", path], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield path
+    subprocess.run(["umount", path], check=True)
 
 
-def _die():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_real_disk_that_fills_up(prepare, several_tasks, small_disk, monkeypatch, workers):
+    monkeypatch.setattr("data_pipeline.build.ASSUMED_BYTES_PER_TOKEN", 10**9)
+    result = prepare("--input", several_tasks, "--output", small_disk / "data", "--workers", workers)
+    assert result.code == 2
+    assert f"error: the disk of {small_disk} is full" in result.err and "Traceback" not in result.err
+    assert not (small_disk / "data").exists()
+
+
+def test_a_worker_that_dies(refused, several_tasks, monkeypatch):
+    monkeypatch.setattr("data_pipeline.processes._start_worker", _die)
+    monkeypatch.setattr("data_pipeline.processes._serve", _die)
+    assert "a tokenising process was killed" in refused("--input", several_tasks, "--workers", 2)
+
+
+def _die(*args):
     os._exit(9)
 
 
 def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepare, prepared):
     assert "as prepared" in prepare("--verify", prepared).out
-    data = bytearray((prepared / "train.bin").read_bytes())
+    data = bytearray((prepared / "train-00000.bin").read_bytes())
     data[len(data) // 2] ^= 1
-    (prepared / "train.bin").write_bytes(data)
+    (prepared / "train-00000.bin").write_bytes(data)
     check_files(prepared, load_manifest(prepared))
     result = prepare("--verify", prepared)
-    assert result.code == 2 and "train.bin has changed" in result.err and "--overwrite" in result.err
+    assert result.code == 2 and "train-00000.bin has changed" in result.err and "--overwrite" in result.err
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("train.bin", lambda data: data[:-2], "bytes, the manifest says"),
-        ("train.bin", None, "is missing"),
-        ("validation.idx", lambda data: data[:-1] + b"\x7f", "has changed"),
+        ("train-00000.bin", lambda data: data[:-2], "bytes, the manifest says"),
+        ("train-00000.bin", None, "is missing"),
+        ("validation-00000.idx", lambda data: data[:-1] + b"\x7f", "has changed"),
         ("tokenizer.model", lambda data: data + b" ", "has changed"),
         ("tokenizer.model", None, "is missing"),
-        ("train.pack.json", None, "is missing"),
+        ("train.pack.concat-32.json", None, "is missing"),
     ],
 )
 def test_the_quick_check_finds_damage(prepare, prepared, name, damage, message):
@@ -270,9 +318,9 @@ def test_the_quick_check_finds_damage(prepare, prepared, name, damage, message):
 
 
 def test_a_damaged_folder_is_not_called_up_to_date(prepare, prepared, jsonl):
-    (prepared / "train.bin").write_bytes(b"")
+    (prepared / "train-00000.bin").write_bytes(b"")
     result = prepare("--input", jsonl, "--output", prepared)
-    assert result.code == 2 and "train.bin has 0 bytes" in result.err
+    assert result.code == 2 and "train-00000.bin has 0 bytes" in result.err
 
 
 @pytest.mark.parametrize(
@@ -308,12 +356,6 @@ def test_a_missing_or_broken_manifest_says_how_to_prepare(prepared, tmp_path):
 def test_an_unknown_split_lists_the_known(prepared):
     with pytest.raises(DataError, match=r"no split 'test'; it has: train, validation"):
         PackedDataset(prepared, "test")
-
-
-def test_a_run_that_was_killed_is_mentioned(prepare, jsonl, tmp_path):
-    (tmp_path / "data.partial-0000").mkdir()
-    result = prepare("--input", jsonl, "--output", tmp_path / "data")
-    assert result.code == 0 and "data.partial-0000" in result.err
 
 
 def test_a_single_document_says_what_to_do_about_validation(refused, tmp_path):

@@ -3,6 +3,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.order import SampleOrder
 
@@ -79,3 +81,11 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="negative"):
         SampleOrder(0, 5).rows(np.array([-1]))
     assert SampleOrder(0, 5).rows(np.array([], dtype=np.int64)).shape == (0,)
+
+
+@given(num_rows=st.integers(1, 10**6), epoch=st.integers(0, 10**6), seed=st.integers(-(2**70), 2**70))
+@settings(max_examples=40, deadline=None)
+def test_any_epoch_of_any_size_is_a_permutation(num_rows, epoch, seed):
+    seen = np.zeros(num_rows, bool)
+    seen[epoch_of(seed, num_rows, epoch)] = True
+    assert seen.all()

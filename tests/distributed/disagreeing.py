@@ -5,7 +5,7 @@ DIFFERENCE: `weights` or `rows` spoils what that rank computes; anything else is
 
 import sys
 
-from data_pipeline.manifest import load_manifest
+from data_pipeline.blend import load_blend
 from pretrain.configuring import load_settings
 from pretrain.derive import make_plan
 from pretrain.errors import UserError
@@ -18,7 +18,8 @@ STOPPED = 3
 
 if __name__ == "__main__":
     quiet_libraries()
-    from pretrain import batches, running
+    from data_pipeline import samples
+    from pretrain import running
 
     recipe, different, difference, *words = sys.argv[1:]
     ranks = read_launcher()
@@ -33,14 +34,14 @@ if __name__ == "__main__":
 
             running.LoopedDenoiser = spoilt
         elif difference == "rows":
-            order = batches.SampleOrder
-            batches.SampleOrder = lambda seed, rows: order(seed + 1, rows)
+            order = samples.SampleOrder
+            samples.SampleOrder = lambda seed, rows: order(seed + 1, rows)
         else:
             words.append(difference)
     settings = load_settings(recipe, words)
-    manifest = load_manifest(settings.data.path)
+    blend = load_blend(settings.data.path)
     try:
-        running.run_training(make_plan(settings, manifest, ranks[1]), manifest, resume=True)
+        running.run_training(make_plan(settings, blend.manifest, ranks[1]), blend, resume=True)
     except UserError as error:
         print(f"rank {ranks[0]} stopped: {error}", flush=True)
         end_process(STOPPED)

@@ -25,7 +25,7 @@ def count_gathers(seen: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    from data_pipeline.manifest import load_manifest
+    from data_pipeline.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher
@@ -38,9 +38,10 @@ if __name__ == "__main__":
     from pretrain.world import leave_world, start_world
 
     settings = load_settings(sys.argv[2], sys.argv[3:])
-    plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
+    blend = load_blend(settings.data.path)
+    plan = make_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
-    run = build_run(plan, world)
+    run = build_run(plan, blend, world)
     told = {}
     for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step also traces the order of the modules
         batches = run.batches[step]

@@ -26,11 +26,12 @@ def resident(field: str) -> int:
 def peak_of_steps(words: list[str]) -> tuple[int, float]:
     """(measured, planned) bytes of this rank for one layout."""
     settings = load_settings(sys.argv[2], words)
-    plan = make_plan(settings, load_manifest(settings.data.path), read_launcher()[1])
+    blend = load_blend(settings.data.path)
+    plan = make_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
     gc.collect()
     before = resident("VmRSS")
-    run = build_run(plan, world)
+    run = build_run(plan, blend, world)
     for step in range(2):
         train_step(run.engine, world, plan, step, run.batches[step])
         gc.collect()
@@ -40,7 +41,7 @@ def peak_of_steps(words: list[str]) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    from data_pipeline.manifest import load_manifest
+    from data_pipeline.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher

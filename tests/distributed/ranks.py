@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipeline.manifest import load_manifest
+from data_pipeline.blend import load_blend
 from pretrain.configuring import load_settings
 from pretrain.derive import make_plan
 from pretrain.launcher import read_launcher
@@ -20,6 +20,6 @@ if __name__ == "__main__":
 
     for words in json.loads(Path(sys.argv[2]).read_text()):
         settings = load_settings(sys.argv[1], words)
-        manifest = load_manifest(settings.data.path)
-        run_training(make_plan(settings, manifest, read_launcher()[1]), manifest, resume=True)
+        blend = load_blend(settings.data.path)
+        run_training(make_plan(settings, blend.manifest, read_launcher()[1]), blend, resume=True)
     leave_world()

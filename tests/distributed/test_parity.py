@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.dataset import PackedDataset
+from data_pipeline.blend import load_blend
 from data_pipeline.manifest import load_manifest
+from data_pipeline.samples import Samples
 from model.reference import reference_loss, unrolled_weights
 from model.weights import initial_weights
 from pretrain.batches import Batches
@@ -94,7 +95,8 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     drawn = initial_weights(architecture, settings.run.seed)
     final = {name: drawn(name, shape) for name, shape in full_shapes(architecture).items()}
     copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
-    batch = [b for b in Batches(plan, PackedDataset(corpus, "train"), 0, torch.device("cpu"))[0] if b is not None]
+    source = Samples.of(load_blend(corpus), settings.run.seed)
+    batch = [b for b in Batches(plan, source, 0, torch.device("cpu"))[0] if b is not None]
     clean, masked, t = (torch.cat([getattr(b, n) for b in batch]) for n in ("clean", "masked", "timesteps"))
     loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t / (1 - train.min_timestep), loops=1)
     loss.backward()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_pipeline.blend import load_blend
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import load_manifest
 from model.reference import reference_logits
@@ -37,8 +38,8 @@ def train_here(world, corpus, tmp_path):
         settings = load_settings(
             str(RECIPE), [f"data.path={corpus}", f"run.dir={tmp_path}", f"run.name={name}", *words]
         )
-        manifest = load_manifest(settings.data.path)
-        status = run_training(make_plan(settings, manifest, 1), manifest, resume)
+        blend = load_blend(settings.data.path)
+        status = run_training(make_plan(settings, blend.manifest, 1), blend, resume)
         return tmp_path / name, status
 
     return start
@@ -57,8 +58,8 @@ def trained(world, corpus, tmp_path_factory):
         "eval.rows=40",
     ]
     settings = load_settings(str(RECIPE), [*words, "log.tensorboard=true"])
-    manifest = load_manifest(settings.data.path)
-    assert run_training(make_plan(settings, manifest, 1), manifest, resume=True) == 0
+    blend = load_blend(settings.data.path)
+    assert run_training(make_plan(settings, blend.manifest, 1), blend, resume=True) == 0
     return folder / "run"
 
 
@@ -283,8 +284,8 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(train_here, tmp_path):
 def test_damaged_data_is_refused_before_training(train_here, corpus, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(corpus, damaged)
-    (damaged / "train.bin").write_bytes((damaged / "train.bin").read_bytes()[:-2])
-    with pytest.raises(UserError, match=r"train.bin"):
+    (damaged / "train-00000.bin").write_bytes((damaged / "train-00000.bin").read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"train-00000.bin"):
         train_here("run", f"data.path={damaged}")
     assert not (tmp_path / "run").exists()
 
@@ -324,7 +325,7 @@ def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
     figures = json.loads((trained / "eval" / "step_20_raw.json").read_text())
     settings, dataset = load_settings(str(trained / "config.yaml")), PackedDataset(corpus, "validation")
     weights = load_file(trained / "checkpoints" / "step_20" / "weights.safetensors")
-    noise = freeze_noise(dataset.num_rows, 40, dataset.seq_len)
+    noise = freeze_noise(dataset, 40)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 40)))
     for row in figures["loops"]:
         logits = reference_logits(

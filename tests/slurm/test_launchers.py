@@ -60,6 +60,59 @@ def test_hint_outside_slurm(script, arguments, hint):
     assert hint in result.stderr
 
 
+@pytest.fixture
+def pretended(tmp_path):
+    """`sbatch`, `srun` and `scontrol` that run jobs at once, one after the other, and write down what they were told."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    scripts = {
+        "sbatch": """echo "$*" >>"$JOBS"; number=$(wc -l <"$JOBS"); tasks=""
+            while [[ $1 == --* ]]; do
+                [[ $1 != --array=* ]] || { last=${1#*-*-*-}; tasks=$(seq 0 "$last"); }
+                shift
+            done
+            export SLURM_JOB_ID=$number SLURM_CPUS_PER_TASK=1 SLURM_ARRAY_TASK_MIN=0
+            [[ -z $tasks ]] || export SLURM_ARRAY_TASK_COUNT=$((last + 1))
+            for task in ${tasks:-none}; do
+                [[ $task == none ]] || export SLURM_ARRAY_TASK_ID=$task
+                bash "$@" >>"$JOBS.log" 2>&1 || exit
+            done
+            unset SLURM_ARRAY_TASK_ID
+            echo "$number;cluster" """,
+        "srun": """while [[ $1 == --* ]]; do shift; done; exec "$@" """,
+        "scontrol": "exit 1",
+    }
+    for name, body in scripts.items():
+        (bin_folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (bin_folder / name).chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    jobs = tmp_path / "jobs"
+    return kept | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "JOBS": str(jobs)}, jobs
+
+
+@pytest.mark.timeout(180)
+def test_an_array_of_jobs_gives_what_one_run_gives(tmp_path, pretended):
+    """The jobs really run, by turns; a SLURM controller is not there to order them."""
+    environment, jobs = pretended
+    inputs = []
+    for i in range(4):
+        inputs.append(tmp_path / f"{i}.txt")
+        inputs[-1].write_text("".join(f"line {n} of text {i}, and some more words\n" for n in range(400)))
+    words = ["--input", *inputs, "--vocab-size", "300", "--seq-len", "32", "--validation-fraction", "0", "--output"]
+    submit = ["bash", LAUNCHERS / "prepare_data.sh", "--array", "3", *words, tmp_path / "shared"]
+    submitted = subprocess.run(submit, env=environment, check=False, capture_output=True, text=True, timeout=120)
+    assert submitted.returncode == 0, submitted.stderr + jobs.with_suffix(".log").read_text()
+    assert submitted.stdout == "start: job 1\ntokens: job 2, 3 shares\njoin: job 3\n"
+    started = jobs.read_text().splitlines()
+    assert "--array=0-2 --dependency=afterok:1 " in started[1] and "--dependency=afterok:2 " in started[2]
+    alone = [sys.executable, "-m", "pretrain.cli", "prepare", *words, tmp_path / "alone"]
+    subprocess.run(alone, cwd=REPOSITORY, check=True, timeout=120)
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "shared").iterdir())
+    for name in names:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
+
+
 def why_no_slurm():
     """The reason for which no job can run here; empty where one can."""
     if shutil.which("sbatch") is None:

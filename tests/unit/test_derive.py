@@ -57,7 +57,7 @@ def test_the_papers_recipe_ends_at_a_million_plain_steps():
     """Its budget: training FLOPs of the same weights at S = 1, batch 512 x 1024, with GPT-2's vocabulary and [MASK]."""
     settings = load_settings("paper_170m")
     architecture = replace(settings.model, vocab_size=50_258)
-    plan = Plan(replace(settings, model=architecture), world_size=8, train_rows=1)
+    plan = Plan(replace(settings, model=architecture), world_size=8)
     assert settings.train.max_flops == pytest.approx(1e6 * 512 * 1024 * plan.flops.training(1), rel=1e-4)
     assert sum(architecture.parameter_count().values()) == pytest.approx(162.2e6, rel=1e-3)
     assert plan.total_steps == pytest.approx(1e6 * plan.flops.training(1) / plan.expected_flops_per_token, rel=2e-3)

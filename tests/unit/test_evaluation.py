@@ -30,8 +30,24 @@ def test_order_of_rows_does_not_matter():
     assert collapsed_strata_error(values, strata) == pytest.approx(collapsed_strata_error(values[order], strata[order]))
 
 
+def full_rows(count, seq_len):
+    """What `freeze_noise` needs of a dataset without padding."""
+    return SimpleNamespace(num_rows=count, seq_len=seq_len, lengths=lambda indices: np.full(len(indices), seq_len))
+
+
+def test_noise_leaves_padding_alone_and_covers_every_share_of_a_row():
+    lengths = np.random.default_rng(3).integers(1, 65, size=400)
+    dataset = SimpleNamespace(num_rows=400, seq_len=64, lengths=lambda indices: lengths[indices])
+    noise = freeze_noise(dataset, 400)
+    masked = noise.masks(slice(0, 400))
+    assert not np.any(masked & (np.arange(64) >= lengths[:, None]))
+    assert np.array_equal(masked.sum(axis=1), noise.masked_counts) and noise.masked_counts.min() >= 1
+    assert np.mean(noise.masked_counts / lengths) == pytest.approx(0.5 + np.mean(0.5 / lengths), abs=0.01)
+    assert noise.weights.mean() == pytest.approx(1.0)
+
+
 def test_noise_is_frozen_and_stratified():
-    noise, again = (freeze_noise(1000, 64, 128) for _ in range(2))
+    noise, again = (freeze_noise(full_rows(1000, 128), 64) for _ in range(2))
     assert np.array_equal(noise.masks(slice(0, 64)), again.masks(slice(0, 64)))
     assert np.array_equal(noise.masks(slice(0, 64)).sum(axis=1), noise.masked_counts)
     assert sorted((noise.masked_counts - 1) // 2) == list(range(64))  # 64 strata of 2 counts each
@@ -40,20 +56,27 @@ def test_noise_is_frozen_and_stratified():
 
 
 def test_masks_depend_on_the_row_not_on_its_batch():
-    noise = freeze_noise(50, 50, 32)
+    noise = freeze_noise(full_rows(50, 32), 50)
     assert np.array_equal(noise.masks(slice(10, 20)), noise.masks(slice(0, 50))[10:20])
 
 
 def test_fewer_rows_than_wanted():
-    noise = freeze_noise(5, 100, 16)
+    noise = freeze_noise(full_rows(5, 16), 100)
     assert list(noise.rows) == [0, 1, 2, 3, 4]
     assert noise.masked_counts.min() >= 1
     assert noise.masked_counts.max() <= 16
 
 
 def test_unigram_entropy_of_known_frequencies():
-    tokens = np.array([[0, 0, 0, 0, 1, 1, 2, 3]])
-    dataset = SimpleNamespace(num_rows=1, manifest=SimpleNamespace(vocab_size=10), rows=lambda indices: tokens[indices])
+    tokens = np.array([[0, 0, 0, 0, 1, 1, 2, 3, 9, 9]])  # the nines are padding
+    manifest = SimpleNamespace(vocab_size=10)
+    dataset = SimpleNamespace(
+        num_rows=1,
+        seq_len=10,
+        manifest=manifest,
+        rows=lambda indices: tokens[indices],
+        lengths=lambda indices: np.array([8]),
+    )
     assert unigram_entropy(dataset) == pytest.approx(1.75 * math.log(2))
 
 

@@ -1,0 +1,174 @@
+"""Which corpus each training sample comes from: a function of the sample's index, after one small table.
+
+Weights are exact fractions, so the mixture repeats after a cycle of some samples. Within a cycle every sample of a corpus
+has a window of slots, and each slot goes to the open window that ends first, which meets all windows whenever that can be
+done. The windows are the narrowest for which it always can (Tijdeman 1980, "The chairman assignment problem"): with K
+corpora, after any number n of samples, one with share w has had w * n of them up to 1 - 1 / (2K - 2).
+
+Counted from the start this is exact to one sample. Between any two samples it is the difference of two such deviations: one
+for two corpora, below two for more, where no order is exact to one sample in every window, but for a few special
+weights (Fraenkel's conjecture).
+"""
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+
+# The table of a cycle is made in a tenth of a second and takes a megabyte.
+MAX_CYCLE = 100_000
+
+
+def fair_order(counts: Sequence[int]) -> NDArray[np.int64]:
+    """An order of sum(counts) slots in which corpus k has counts[k] of them, spread as evenly as the module says."""
+    total, parts = sum(counts), max(1, 2 * len([count for count in counts if count]) - 2)
+
+    def opens(k: int) -> int:
+        """First slot at which corpus k, with one sample more, is not too far ahead."""
+        return -(-(done[k] * parts + 1) * total // (parts * counts[k])) - 1
+
+    def closes(k: int) -> int:
+        """First slot before which corpus k, without one sample more, is too far behind."""
+        return (done[k] * parts + parts - 1) * total // (parts * counts[k]) + 1
+
+    order = np.empty(total, np.int64)
+    done = [0] * len(counts)
+    opening: defaultdict[int, list[int]] = defaultdict(list)
+    for k, count in enumerate(counts):
+        if count:
+            opening[opens(k)].append(k)
+    ready: list[tuple[int, int]] = []
+    for slot in range(total):
+        for k in opening.pop(slot, ()):
+            heapq.heappush(ready, (closes(k), k))
+        _, k = heapq.heappop(ready)
+        order[slot] = k
+        done[k] += 1
+        if done[k] < counts[k]:
+            opening[max(opens(k), slot + 1)].append(k)
+    return order
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A stretch of samples with the same corpora.
+
+    Attributes:
+        start: its first sample.
+        counts: samples of each corpus in a cycle, int64 [corpora]; 0 for one that has reached its cap.
+        before: samples of each corpus before the phase, int64 [corpora].
+    """
+
+    start: int
+    counts: NDArray[np.int64]
+    before: NDArray[np.int64]
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Corpus of each slot of a cycle, [cycle]."""
+        return fair_order(self.counts.tolist())
+
+    @cached_property
+    def ranks(self) -> NDArray[np.int64]:
+        """For each slot of a cycle, how many earlier ones have the same corpus, [cycle]."""
+        ranks = np.empty(self.order.size, np.int64)
+        for k in np.flatnonzero(self.counts):
+            ranks[self.order == k] = np.arange(self.counts[k])
+        return ranks
+
+    def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corpus of each sample, and the samples of that corpus before it."""
+        cycle, slot = np.divmod(samples - self.start, self.order.size)
+        corpus = self.order[slot]
+        return corpus, self.before[corpus] + cycle * self.counts[corpus] + self.ranks[slot]
+
+    def end(self, caps: Sequence[int | None]) -> int | None:
+        """Sample after the last one that the first corpus to reach its cap may give; None when no cap ends the phase."""
+        ends = []
+        for k, cap in enumerate(caps):
+            if cap is not None and self.counts[k]:
+                cycle, rank = divmod(cap - int(self.before[k]) - 1, int(self.counts[k]))
+                slot = np.flatnonzero(self.order == k)[rank]
+                ends.append(self.start + cycle * self.order.size + int(slot) + 1)
+        return min(ends, default=None)
+
+    def counted(self, end: int) -> NDArray[np.int64]:
+        """Samples of each corpus before sample `end` of this phase or its end, int64 [corpora]."""
+        cycles, slots = divmod(end - self.start, self.order.size)
+        return self.before + cycles * self.counts + np.bincount(self.order[:slots], minlength=self.counts.size)
+
+
+class MixSchedule:
+    """Samples of several corpora in fixed shares; a corpus that reaches its cap leaves its share to the others.
+
+    Attributes:
+        num_samples: samples until every corpus has reached its cap; None when one has none.
+
+    Args:
+        weights: of the corpora, above 0; only their ratios count.
+        caps: most samples to take of each, None for any number.
+
+    Raises:
+        DataError: the ratios of the weights repeat only after more than MAX_CYCLE samples.
+    """
+
+    def __init__(self, weights: Sequence[Fraction], caps: Sequence[int | None]) -> None:
+        self._phases: list[_Phase] = []
+        self.num_samples: int | None = None
+        start, before = 0, np.zeros(len(weights), np.int64)
+        while True:
+            left = [cap is None or before[k] < cap for k, cap in enumerate(caps)]
+            if not any(left):
+                self.num_samples = start
+                return
+            phase = _Phase(
+                start, _cycle([w if open_ else Fraction(0) for w, open_ in zip(weights, left, strict=True)]), before
+            )
+            self._phases.append(phase)
+            end = phase.end(caps)
+            if end is None:
+                return
+            start, before = end, phase.counted(end)
+
+    def locate(self, samples: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corpus of each sample index [n], and which sample of that corpus it is, counted from 0; int64 [n] both.
+
+        Raises:
+            IndexError: an index is negative or not below `num_samples`.
+        """
+        samples = np.asarray(samples, np.int64)
+        if samples.size and (samples.min() < 0 or (self.num_samples is not None and samples.max() >= self.num_samples)):
+            raise IndexError(
+                f"samples {samples.min()} to {samples.max()} of a mixture of {self.num_samples or 'any number'}"
+            )
+        corpus, count = np.empty_like(samples), np.empty_like(samples)
+        number = np.searchsorted([phase.start for phase in self._phases], samples, side="right") - 1
+        for i in np.unique(number):
+            corpus[number == i], count[number == i] = self._phases[i].locate(samples[number == i])
+        return corpus, count
+
+    def counts(self, end: int) -> NDArray[np.int64]:
+        """Samples of each corpus among the first `end`, int64 [corpora]."""
+        return next(phase for phase in reversed(self._phases) if phase.start <= end).counted(end)
+
+
+def _cycle(weights: Sequence[Fraction]) -> NDArray[np.int64]:
+    """Smallest whole numbers in the ratio of the weights, int64 [corpora]."""
+    scale = math.lcm(*(weight.denominator for weight in weights))
+    whole = [int(weight * scale) for weight in weights]
+    counts = [number // math.gcd(*whole) for number in whole]
+    if sum(counts) > MAX_CYCLE:
+        shown = ", ".join(f"{float(weight):g}" for weight in weights)
+        raise DataError(
+            f"the ratio of the weights {shown} repeats only after {sum(counts):,} samples, at most {MAX_CYCLE:,} are kept as a "
+            "table; round the weights to fewer digits"
+        )
+    return np.array(counts, np.int64)

@@ -1,0 +1,75 @@
+"""A split's shards as one stream of tokens."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.indexed import IndexedReader
+
+
+class TokenStream:
+    """The documents of `.bin/.idx` shards one after another, by memory map.
+
+    Attributes:
+        num_tokens: in all shards.
+        num_documents: in all shards.
+
+    Args:
+        folder: where the shards lie.
+        stems: their names without suffix, in order.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, stems: Sequence[str]) -> None:
+        self._shards = [IndexedReader(folder / stem) for stem in stems]
+        self._starts = [0, *accumulate(shard.tokens.size for shard in self._shards)]
+        self.num_tokens = self._starts[-1]
+        self._first_documents = [0, *accumulate(len(shard) for shard in self._shards)]
+        self.num_documents = self._first_documents[-1]
+
+    def read(self, start: int, out: NDArray[np.integer]) -> None:
+        """Copy the tokens from position `start` on into `out` [tokens]."""
+        i, done = self._shard_of(start), 0
+        while done < out.size:
+            at = start + done - self._starts[i]
+            part = self._shards[i].tokens[at : at + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+            i += 1
+
+    def token(self, position: int) -> int:
+        """The id at one position."""
+        out = np.empty(1, np.int64)
+        self.read(position, out)
+        return int(out[0])
+
+    def document(self, i: int) -> NDArray[np.integer]:
+        """Ids of document `i`, 0 .. num_documents - 1, its end-of-document id last."""
+        shard = bisect_right(self._first_documents, i) - 1
+        return self._shards[shard].document(i - self._first_documents[shard])
+
+    def lengths(self, step: int) -> NDArray[np.int32]:
+        """Tokens of every `step`-th document of each shard, [documents]."""
+        return np.concatenate([shard.lengths[::step] for shard in self._shards])
+
+    def documents(self, start: int, length: int) -> NDArray[np.int32]:
+        """Number of the document of each token from `start` on, counted from 0 within the stretch, int32 [length]."""
+        begins = np.zeros(length, np.int32)
+        for i in range(self._shard_of(start), len(self._shards)):
+            first = self._starts[i]
+            if first >= start + length:
+                break
+            if first > start:
+                begins[first - start] = 1
+            begins[self._shards[i].index.starts_between(start - first, start + length - first) + first - start] = 1
+        return np.cumsum(begins, dtype=np.int32)
+
+    def _shard_of(self, position: int) -> int:
+        """The shard that holds the token at a position; the last of several that begin there, the others being empty."""
+        return bisect_right(self._starts, position) - 1

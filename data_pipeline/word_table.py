@@ -1,0 +1,168 @@
+"""A table from words to ids that looks up all words of a text at once, in numpy.
+
+A word of up to 15 bytes is its own key: two 64-bit numbers, the last byte holding the length, so that equal keys are
+equal words. Longer words are looked up one by one. Words that are not there yet are encoded together.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Classes of bytes, and which neighbours belong to one word: spaces go with what follows them.
+LETTER, SPACE, PUNCTUATION, LINE_END = range(4)
+JOINED = ((SPACE, SPACE), (SPACE, LETTER), (SPACE, PUNCTUATION), (LETTER, LETTER), (PUNCTUATION, PUNCTUATION))
+KEY_BYTES = 15
+SLOTS = 1 << 20
+# A full table starts anew; with its ids it takes about 40 MB.
+MAX_WORDS = SLOTS // 4
+# Bytes of text that are worked on at a time, for the memory that takes. They hold at most some 350,000 different words,
+# so that the table always has free slots.
+SEGMENT_BYTES = 1 << 20
+MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
+
+
+class WordTable:
+    """Encodes UTF-8 text word by word.
+
+    Args:
+        classes: class of each byte, uint8 [256]; those from 0x80 must be LETTER, so that characters stay whole.
+        encode: ids of words; called once for each word, unless the table was full in between.
+    """
+
+    def __init__(self, classes: NDArray[np.uint8], encode: Callable[[list[str]], list[list[int]]]) -> None:
+        self._classes = classes
+        self._is_cut = np.ones(16, bool)
+        self._is_cut[[4 * first + second for first, second in JOINED]] = False
+        self._encode = encode
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all words."""
+        self._keys = np.zeros((SLOTS, 2), np.uint64)
+        self._values = np.zeros(SLOTS, np.int32)
+        self._long: dict[bytes, int] = {}
+        # Of each word known: where its ids begin in `_ids`; one more entry for the end of the last.
+        self._begins = np.zeros(1, np.int64)
+        self._ids = np.zeros(0, np.int32)
+
+    def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.int32]]:
+        """Ids of each text, int32 [tokens]."""
+        if not texts:
+            return []
+        if len(self._begins) > MAX_WORDS:
+            self.clear()
+        if sum(map(len, texts)) <= SEGMENT_BYTES:
+            return self._encode_segments(texts)
+        return [np.concatenate([np.zeros(0, np.int32), *self._encode_long(text)]) for text in texts]
+
+    def word_starts(self, content: bytes, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where words begin in texts that lie one after another, int64 [words]; `edges` are where texts begin and end."""
+        classes = self._classes[np.frombuffer(content, np.uint8)]
+        is_start = np.ones(classes.size + 1, bool)
+        is_start[1:-1] = self._is_cut[4 * classes[:-1] + classes[1:]]
+        is_start[edges] = True
+        return np.flatnonzero(is_start[:-1])
+
+    def _encode_long(self, text: bytes) -> Iterator[NDArray[np.int32]]:
+        """Ids of a long text, a segment of whole words at a time."""
+        start, size = 0, SEGMENT_BYTES
+        while start < len(text):
+            stop = min(start + size, len(text))
+            if stop < len(text):
+                stop = start + int(self.word_starts(text[start:stop], np.zeros(1, np.int64))[-1])
+            if stop == start:  # one word is longer than the segment
+                size *= 2
+                continue
+            yield self._encode_segments([text[start:stop]])[0]
+            start, size = stop, SEGMENT_BYTES
+
+    def _encode_segments(self, texts: Sequence[bytes]) -> list[NDArray[np.int32]]:
+        content = b"".join(texts)
+        edges = np.cumsum([0, *map(len, texts)])
+        starts = self.word_starts(content, edges)
+        words = self._look_up(content, starts, np.diff(starts, append=len(content)))
+        begins = self._begins[words]
+        counts = self._begins[words + 1] - begins
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        ids = self._ids[np.repeat(begins - ends[:-1], counts) + np.arange(ends[-1])]
+        return np.split(ids, ends[np.searchsorted(starts, edges[1:-1])])
+
+    def _look_up(self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index of each word, int64 [words]; those not known are encoded first."""
+        words = np.full(starts.size, -1, np.int64)
+        short = lengths <= KEY_BYTES
+        keys = _keys(content, starts, lengths)
+        words[short] = self._find(keys[short])
+        long = np.flatnonzero(~short)
+        words[long] = [self._long.get(text, -1) for text in _cut_out(content, starts[long], lengths[long])]
+        missing = np.flatnonzero(words < 0)
+        if missing.size:
+            texts = list(_cut_out(content, starts[missing], lengths[missing]))
+            first = {}
+            for text, i in zip(texts, missing.tolist(), strict=True):
+                first.setdefault(text, i)
+            numbers = self._learn(list(first), keys[list(first.values())])
+            words[missing] = [numbers[text] for text in texts]
+        return words
+
+    def _find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Index of each key [words, 2], -1 where it is not in the table."""
+        found = np.full(len(keys), -1, np.int64)
+        slots, left = _slots(keys), np.arange(len(keys))
+        while left.size:
+            there = self._keys[slots]
+            same = (there[:, 0] == keys[:, 0]) & (there[:, 1] == keys[:, 1])
+            found[left[same]] = self._values[slots[same]]
+            go_on = ~same & (there[:, 1] != 0)
+            left, keys, slots = left[go_on], keys[go_on], (slots[go_on] + 1) % SLOTS
+        return found
+
+    def _learn(self, texts: list[bytes], keys: NDArray[np.uint64]) -> dict[bytes, int]:
+        """Encode words and remember them; returns their indices."""
+        encoded = self._encode([text.decode("utf-8") for text in texts])
+        first = len(self._begins) - 1
+        ends = self._begins[-1] + np.cumsum(list(map(len, encoded)))
+        self._begins = np.concatenate([self._begins, ends])
+        self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(encoded), np.int32)])
+        numbers = {text: first + i for i, text in enumerate(texts)}
+        self._long.update((text, i) for text, i in numbers.items() if len(text) > KEY_BYTES)
+        is_short = np.array([len(text) <= KEY_BYTES for text in texts])
+        self._insert(keys[is_short], first + np.flatnonzero(is_short))
+        return numbers
+
+    def _insert(self, keys: NDArray[np.uint64], values: NDArray[np.int64]) -> None:
+        slots = _slots(keys)
+        while slots.size:
+            free = self._keys[slots, 1] == 0
+            # Where several want one slot, the last one written has it.
+            self._values[slots[free]] = values[free]
+            placed = free & (self._values[slots] == values)
+            self._keys[slots[placed]] = keys[placed]
+            slots, keys, values = (slots[~placed] + 1) % SLOTS, keys[~placed], values[~placed]
+
+
+def _cut_out(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[bytes]:
+    return (content[start:stop] for start, stop in zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
+
+
+def _keys(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Keys of words, uint64 [words, 2]; without meaning for those longer than KEY_BYTES."""
+    padded = content + bytes(16)
+    # Eight bytes from every offset on: a view with a stride of one byte.
+    eights = np.ndarray(len(content) + 9, "<u8", padded, strides=(1,))
+    keys = np.empty((starts.size, 2), np.uint64)
+    keys[:, 0] = eights[starts] & MASKS[np.minimum(lengths, 8)]
+    keys[:, 1] = eights[starts + 8] & MASKS[np.clip(lengths - 8, 0, 7)]
+    keys[:, 1] |= np.minimum(lengths, KEY_BYTES + 1).astype(np.uint64) << np.uint64(56)
+    return keys
+
+
+def _slots(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where the search for each key begins."""
+    mixed = keys[:, 0] * MULTIPLIERS[0] ^ keys[:, 1] * MULTIPLIERS[1]
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= MULTIPLIERS[0]
+    return (mixed >> np.uint64(64 - (SLOTS.bit_length() - 1))).astype(np.int64)

@@ -1,0 +1,211 @@
+"""Facts about a prepared folder as one HTML page that needs no other file."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from pretrain.inspection.facts import DocumentView, Facts, Histogram, RowView
+from pretrain.inspection.pieces import Piece
+
+HERE = Path(__file__).parent
+DOCUMENT_COLOURS = 5
+CHART_WIDTH, CHART_HEIGHT, CHART_FOOT = 960, 230, 34
+
+
+def page(facts: Facts, timestep: float) -> str:
+    """The page; the slider starts at `timestep`, and without scripts the rows are shown clean."""
+    parts = [
+        _head(facts),
+        _section("Splits", _splits(facts)),
+        _section("Sources", _sources(facts)),
+        _section("Tokens per document", _chart(facts.histogram), _quantiles(facts)),
+        _section("Documents", *(_document(view, facts) for view in facts.documents)) if facts.documents else "",
+        _section("Rows, as training sees them", _controls(facts, timestep), *(_row(view, facts) for view in facts.rows))
+        if facts.rows
+        else "",
+    ]
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(str(facts.folder))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + f"\n</main>\n{f'<script>{script}</script>' if facts.rows else ''}\n</body>\n</html>\n"
+    )
+
+
+def _section(title: str, *content: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(content) + "\n</section>"
+
+
+def _head(facts: Facts) -> str:
+    manifest = facts.manifest
+    splits = manifest.splits.values()
+    figures = [
+        (_short(sum(s.documents for s in splits)), "documents"),
+        (_short(sum(s.tokens for s in splits)), "tokens"),
+        (f"{sum(s.bytes for s in splits) / sum(s.tokens for s in splits):.2f}", "bytes per token"),
+        (f"{manifest.seq_len:,}", f"tokens a row, {manifest.packing.replace('_', ' ')}"),
+        (f"{facts.filled(facts.split):.2%}", f"of {facts.split} rows filled"),
+        (f"{manifest.vocab_size:,}", f"ids, {manifest.tokenizer.kind}"),
+    ]
+    cards = "".join(
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in figures
+    )
+    ids = manifest.tokenizer
+    return (
+        f"<h1>{escape(str(facts.folder))}</h1>\n<p>Prepared text. End of document is id {ids.eod_id}, padding {ids.pad_id}, "
+        f'[MASK] {ids.mask_id}.</p>\n<div class="cards">{cards}</div>'
+    )
+
+
+def _splits(facts: Facts) -> str:
+    header = ("split", "documents", "text", "tokens", "rows", "filled", "padding", "dropped tokens", "shards")
+    rows = [
+        (
+            escape(name),
+            f"{split.documents:,}",
+            _size(split.bytes),
+            f"{split.tokens:,}",
+            f"{split.rows:,}",
+            f"{facts.filled(name):.2%}",
+            f"{split.padded_tokens:,}",
+            f"{split.dropped_tokens:,}",
+            f"{len(split.shards):,}",
+        )
+        for name, split in facts.manifest.splits.items()
+    ]
+    left_out = [f"{cause}: {count:,}" for cause, count in facts.manifest.records.items()]
+    note = f"<p>Records left out: {escape(', '.join(left_out))}.</p>" if left_out else ""
+    return _table(header, rows) + note
+
+
+def _sources(facts: Facts) -> str:
+    header = ("input", "files", "on disk", "documents", "share", "")
+    rows = [
+        (
+            escape(each.input),
+            f"{each.files:,}",
+            _size(each.bytes),
+            f"{each.documents:,}",
+            f"{share:.1%}",
+            f'<span class="bar" style="width:{share:.2%}"></span>',
+        )
+        for each, share, _ in facts.sources
+    ]
+    return _table(header, rows, grow=True)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], grow: bool = False) -> str:
+    """A table of cells that are HTML already; the last column takes the room that is left where `grow` is set."""
+    last = len(header) - 1
+    lines = ["".join(f"<th>{cell}</th>" for cell in header)]
+    for row in rows:
+        classes = ['class="name"' if i == 0 else 'class="grow"' if grow and i == last else "" for i in range(len(row))]
+        lines.append("".join(f"<td {c}>{cell}</td>" for c, cell in zip(classes, row, strict=True)))
+    return '<div class="wide"><table>' + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table></div>"
+
+
+def _chart(histogram: Histogram) -> str:
+    """Two bars a bin: its share of the documents and of the tokens."""
+    total = sum(tokens for *_, tokens in histogram.bins)
+    shares = [(d / histogram.looked_at, t / total) for *_, d, t in histogram.bins]
+    top = max(max(pair) for pair in shares)
+    step, floor = CHART_WIDTH / len(shares), CHART_HEIGHT - CHART_FOOT
+    parts = [f'<line class="axis" x1="0" x2="{CHART_WIDTH}" y1="{floor}" y2="{floor}"/>']
+    for i, ((low, high, documents, tokens), pair) in enumerate(zip(histogram.bins, shares, strict=True)):
+        for offset, kind, share in zip((0.12, 0.5), "ab", pair, strict=True):
+            height = (floor - 24) * share / top
+            parts.append(
+                f'<rect class="{kind}" x="{(i + offset) * step:.1f}" y="{floor - height:.1f}" width="{step * 0.36:.1f}" '
+                f'height="{height:.1f}" rx="2"><title>{low:,} to {high:,} tokens: {documents:,} documents ({pair[0]:.2%}), '
+                f"{tokens:,} tokens ({pair[1]:.2%})</title></rect>"
+            )
+            if share >= 0.01:
+                parts.append(_label((i + offset + 0.18) * step, floor - height - 5, f"{share:.0%}"))
+        parts.append(_label((i + 0.5) * step, CHART_HEIGHT - 14, _short(low) if high > low else str(low)))
+    return (
+        f'<p><span class="key" style="background:var(--bar)"></span>share of documents'
+        '<span class="key" style="background:var(--bar2)"></span>share of tokens</p>\n'
+        f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="Histogram of tokens per document">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+def _label(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>'
+
+
+def _quantiles(facts: Facts) -> str:
+    named = ", ".join(f"{name} {value:,}" for name, value in facts.histogram.quantiles)
+    return f"<p>{named}. {facts.histogram.looked_at:,} documents of {escape(facts.split)}; a bin begins at the length below it.</p>"
+
+
+def _document(view: DocumentView, facts: Facts) -> str:
+    there = facts.manifest.splits[facts.split].documents
+    return (
+        f"<h3>Document {view.number:,} of {there:,} <span class=soft>in {escape(facts.split)}, {view.tokens:,} tokens</span></h3>\n"
+        f'<div class="text">{_pieces(view.pieces)}{_hidden(view.hidden)}</div>'
+    )
+
+
+def _controls(facts: Facts, timestep: float) -> str:
+    return (
+        "<p>Every document of a row has its colour; neighbouring tokens differ in ground. A token is [MASK] where its draw lies "
+        f"below t: the draws are those of a run with seed {facts.seed}. Rest on a masked token to read it.</p>\n"
+        '<div class="controls"><label for="t">timestep t</label>'
+        f'<input id="t" type="range" min="0" max="1" step="0.01" value="{timestep:g}"><output id="shown"></output></div>'
+    )
+
+
+def _row(view: RowView, facts: Facts) -> str:
+    rows = facts.manifest.splits[facts.split].rows
+    met = f", met as sample {view.sample:,}" if view.sample is not None else ""
+    facts_of_row = f"{view.documents:,} document{'s' * (view.documents != 1)}{met}"
+    parts = []
+    for number, part in enumerate(view.parts):
+        note = f", {part.note}" if part.note else ""
+        parts.append(
+            f'<div class="doc{" cut" if note else ""}" style="--d:var(--d{number % DOCUMENT_COLOURS})">'
+            f'<span class="label">document {number}: {part.tokens:,} tokens{note}</span>{_pieces(part.pieces, draws=True)}</div>'
+        )
+    parts.append(_hidden(view.hidden))
+    if view.padding:
+        parts.append(f'<div class="padding">{view.padding:,} places of padding: never masked, in no loss</div>')
+    return (
+        f'<div class="row"><h3>Row {view.number:,} of {rows:,} <span class=soft>{facts_of_row}; '
+        '<span class="count"></span></span></h3>\n'
+        f'<div class="text">{"".join(parts)}</div></div>'
+    )
+
+
+def _pieces(pieces: Iterable[Piece], draws: bool = False) -> str:
+    parts = []
+    for piece in pieces:
+        draw = (
+            f' data-u="{piece.draw:.6f}"' + (f' data-n="{piece.tokens}"' if piece.tokens > 1 else "") if draws else ""
+        )
+        kind = ' class="s"' if piece.special else ""
+        parts.append(f"<i{kind}{draw}>{_visible(piece.text)}</i>")
+    return "".join(parts)
+
+
+def _visible(text: str) -> str:
+    """Escaped, with line ends and tabs that can be seen."""
+    return escape(text).replace("\n", "<u>↵</u>\n").replace("\t", "<u>→</u>\t").replace("\r", "<u>␍</u>")
+
+
+def _hidden(tokens: int) -> str:
+    return f'<div class="more">… {tokens:,} more tokens</div>' if tokens else ""
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:,.1f} kB"
+
+
+def _short(number: int) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'K' else size):.3g}{unit}"
+    return f"{number:,}"

@@ -1,0 +1,157 @@
+"""Facts about a prepared folder as lines for a terminal or a file."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from data_pipeline.blend import Blend
+from data_pipeline.report import aligned, split_table
+from pretrain.inspection.facts import DocumentView, Facts, RowView
+from pretrain.inspection.pieces import Piece
+
+RESET = "\x1b[0m"
+BOLD, DIM, SPECIAL, MASKED = "\x1b[1m", "\x1b[2m", "\x1b[30;43m", "\x1b[34m"
+TINTS = ("", "\x1b[36m")  # neighbouring tokens
+VISIBLE = {"\n": "↵", "\t": "→", "\r": "␍", "\x1b": "␛"}
+BAR = 30
+
+
+@dataclass(frozen=True)
+class Style:
+    """Whether colours may be used, and the width of a line."""
+
+    colours: bool
+    width: int
+
+    def paint(self, text: str, code: str) -> str:
+        """The text in a colour, where there are colours."""
+        return f"{code}{text}{RESET}" if self.colours and code else text
+
+
+def render(facts: Facts, timestep: float, colours: bool) -> str:
+    """Everything, as one text."""
+    style = Style(colours, shutil.get_terminal_size((100, 24)).columns)
+    blocks = [
+        _head(facts, style),
+        split_table(facts.manifest, facts.folder)[:-1],
+        _sources(facts, style),
+        _histogram(facts, style),
+        *(_document(view, facts, style) for view in facts.documents),
+        *(_row(view, facts, style, timestep) for view in facts.rows),
+    ]
+    return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
+
+
+def shares(blend: Blend) -> list[str]:
+    """The corpora of a mixture, as lines: what each gives and how long it lasts."""
+    total = sum(corpus.weight for corpus in blend.corpora)
+    header = ("corpus", "share", "rows", "padding", "samples an epoch lasts", "most epochs")
+    table = [
+        (
+            str(corpus.path),
+            f"{float(corpus.weight / total):.2%}",
+            f"{corpus.rows:,}",
+            f"{corpus.padding:.2%}",
+            f"{int(corpus.rows * total / corpus.weight):,}",
+            "any" if corpus.max_epochs is None else f"{corpus.max_epochs:g}",
+        )
+        for corpus in blend.corpora
+    ]
+    samples = blend.schedule.num_samples
+    end = "never" if samples is None else f"after {samples:,} samples"
+    sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} ids; the mixture ends {end}"
+    return [f"{blend.path}: {sizes}", *(line.rstrip() for line in aligned([header, *table]))]
+
+
+def _head(facts: Facts, style: Style) -> list[str]:
+    manifest, tokenizer = facts.manifest, facts.manifest.tokenizer
+    return [
+        style.paint(str(facts.folder), BOLD),
+        f"{manifest.packing} rows of {manifest.seq_len:,} tokens; {tokenizer.kind} tokenizer {tokenizer.file}",
+        f"{manifest.vocab_size:,} ids: end of document {tokenizer.eod_id}, padding {tokenizer.pad_id}, [MASK] "
+        f"{tokenizer.mask_id}",
+        *(f"left out, {cause}: {count:,} records" for cause, count in manifest.records.items()),
+    ]
+
+
+def _sources(facts: Facts, style: Style) -> list[str]:
+    header = ("source", "files", "bytes", "documents", "share", "")
+    table = [
+        (each.input, f"{each.files:,}", f"{each.bytes:,}", f"{each.documents:,}", f"{share:.1%}", _bar(share))
+        for each, share, _ in facts.sources
+    ]
+    return list(aligned([header, *table]))
+
+
+def _histogram(facts: Facts, style: Style) -> list[str]:
+    histogram = facts.histogram
+    largest = max(documents for *_, documents, _ in histogram.bins)
+    total = sum(tokens for *_, tokens in histogram.bins)
+    header = ("tokens a document", "documents", "share", "of all tokens", "")
+    table = [
+        (
+            f"{low:,} to {high:,}" if high > low else f"{low:,}",
+            f"{documents:,}",
+            f"{documents / histogram.looked_at:.1%}",
+            f"{tokens / total:.1%}",
+            _bar(documents / largest),
+        )
+        for low, high, documents, tokens in histogram.bins
+    ]
+    quantiles = ", ".join(f"{name} {value:,}" for name, value in histogram.quantiles)
+    return [*aligned([header, *table]), f"{quantiles} ({histogram.looked_at:,} documents of {facts.split})"]
+
+
+def _bar(share: float) -> str:
+    eighths = round(share * BAR * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).strip().ljust(BAR)
+
+
+def _document(view: DocumentView, facts: Facts, style: Style) -> list[str]:
+    there = facts.manifest.splits[facts.split].documents
+    title = f"document {view.number:,} of {there:,} in {facts.split}: {view.tokens:,} tokens"
+    return [style.paint(title, BOLD), *_flow(view.pieces, style), *_hidden(view.hidden, style)]
+
+
+def _row(view: RowView, facts: Facts, style: Style, timestep: float) -> list[str]:
+    shown_as = f", met as sample {view.sample:,} under seed {facts.seed}" if view.sample is not None else ""
+    rows = facts.manifest.splits[facts.split].rows
+    title = (
+        f"row {view.number:,} of {rows:,} in {facts.split}{shown_as}: {view.tokens:,} tokens, {view.padding:,} padding"
+    )
+    lines = [style.paint(title, BOLD)]
+    for masked, heading in ((None, "clean"), (timestep, f"masked at t = {timestep:g}")):
+        lines.append(style.paint(heading, DIM))
+        for number, part in enumerate(view.parts):
+            note = f"; {part.note}" if part.note else ""
+            lines.append(style.paint(f"┌ document {number}, {part.tokens:,} tokens{note}", DIM))
+            lines += _flow(part.pieces, style, masked)
+        lines += _hidden(view.hidden, style)
+        if view.padding and not view.hidden:
+            lines.append(style.paint(f"┌ padding, {view.padding:,} places: never masked, in no loss", DIM))
+    return lines
+
+
+def _hidden(tokens: int, style: Style) -> list[str]:
+    return [style.paint(f"  ... {tokens:,} more tokens; see --max-tokens", DIM)] if tokens else []
+
+
+def _flow(pieces: Iterable[Piece], style: Style, timestep: float | None = None) -> Iterator[str]:
+    """Pieces as lines of the style's width, neighbouring tokens in different tints, line ends both shown and carried out."""
+    line, used = "", 0
+    for number, piece in enumerate(pieces):
+        masked = timestep is not None and piece.draw < timestep
+        text = "".join(VISIBLE.get(c, c) for c in piece.text)
+        if masked:
+            text = "░" * max(1, len(text))
+        code = MASKED if masked else SPECIAL if piece.special else TINTS[number % 2]
+        while used + len(text) > style.width - 2:
+            room = style.width - 2 - used
+            yield "│ " + line + style.paint(text[:room], code)
+            line, used, text = "", 0, text[room:]
+        line, used = line + style.paint(text, code), used + len(text)
+        if piece.text.endswith("\n"):
+            yield "│ " + line
+            line, used = "", 0
+    if line:
+        yield "│ " + line

@@ -1,0 +1,285 @@
+"""The mixture as a function of the sample index: exact shares, caps, the corpus's own order, no start-up pass."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.blend import load_blend
+from data_pipeline.errors import DataError
+from data_pipeline.order import SampleOrder
+from data_pipeline.samples import Samples
+from data_pipeline.schedule import MAX_CYCLE, MixSchedule, fair_order
+
+
+def deviations(order, counts):
+    """(samples of each corpus among the first n) - (its share of n), [corpora, n + 1]."""
+    slots = np.arange(len(order) + 1)
+    taken = np.cumsum(np.asarray(order)[None] == np.arange(len(counts))[:, None], axis=1)
+    return np.pad(taken, ((0, 0), (1, 0))) - np.outer(counts, slots) / sum(counts)
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_every_share_is_exact_to_one_sample_from_the_start_and_to_two_in_any_window(counts):
+    order = fair_order(counts)
+    assert np.bincount(order, minlength=len(counts)).tolist() == counts
+    error = deviations(order, counts)
+    bound = 1 - 1 / (2 * len(counts) - 2) if len(counts) > 1 else 0
+    assert np.abs(error).max() <= bound + 1e-9
+    # The order repeats with no deviation at its ends, so windows across them are no worse than these.
+    assert (error.max(axis=1) - error.min(axis=1)).max() <= 2 * bound + 1e-9
+
+
+def test_windows_of_two_corpora_are_exact_to_one_sample_and_repetition_keeps_it():
+    for counts in ([7, 3], [1, 999], [499, 500]):
+        order = np.tile(fair_order(counts), 3)
+        error = deviations(order, counts)
+        for length in (1, 2, 3, 17, sum(counts), sum(counts) + 5):
+            assert np.abs(error[:, length:] - error[:, :-length]).max() <= 1 + 1e-9
+
+
+weights_and_caps = st.lists(
+    st.tuples(st.integers(1, 30), st.one_of(st.none(), st.integers(1, 90))), min_size=1, max_size=6
+)
+
+
+@given(weights_and_caps)
+@settings(max_examples=200, deadline=None)
+def test_caps_hold_and_leave_their_share_to_the_others(parts):
+    weights, caps = [Fraction(w, 7) for w, _ in parts], [cap for _, cap in parts]
+    schedule = MixSchedule(weights, caps)
+    total = 1500 if schedule.num_samples is None else schedule.num_samples
+    assert (schedule.num_samples is None) == (None in caps)
+    corpus, count = schedule.locate(np.arange(total))
+    for k, cap in enumerate(caps):
+        # The n-th sample of a corpus has the number n, through every phase.
+        assert np.array_equal(count[corpus == k], np.arange(np.sum(corpus == k)))
+        if schedule.num_samples is not None:
+            assert np.sum(corpus == k) == cap
+        elif cap is not None:
+            assert np.sum(corpus == k) <= cap
+    start, taken = 0, np.zeros(len(parts), int)
+    while start < total:  # in each phase the corpora that are left keep their shares
+        left = [w if cap is None or taken[k] < cap else 0 for k, (w, cap) in enumerate(zip(weights, caps, strict=True))]
+        ends = [
+            np.flatnonzero(corpus == k)[cap - 1] + 1
+            for k, cap in enumerate(caps)
+            if cap and left[k] and np.sum(corpus == k) == cap
+        ]
+        end = min([*ends, total])
+        error = deviations(corpus[start:end], [float(w) for w in left])
+        assert np.abs(error).max() < 1
+        start, taken = end, np.bincount(corpus[:end], minlength=len(parts))
+        assert np.array_equal(schedule.counts(end), taken)
+
+
+@given(weights_and_caps, st.lists(st.integers(0, 3000), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_a_sample_depends_on_its_index_alone(parts, indices):
+    schedule = MixSchedule(
+        [Fraction(w) for w, _ in parts], [None if i == 0 else cap for i, (_, cap) in enumerate(parts)]
+    )
+    corpus, count = schedule.locate(np.arange(3001))
+    some, numbers = schedule.locate(np.array(indices))
+    assert np.array_equal(some, corpus[indices]) and np.array_equal(numbers, count[indices])
+
+
+def test_what_a_schedule_refuses():
+    with pytest.raises(DataError, match=r"0\.123457, 0\.876543 repeats only after .* round the weights"):
+        MixSchedule([Fraction("0.1234567"), Fraction("0.8765433")], [None, None])
+    with pytest.raises(IndexError):
+        MixSchedule([Fraction(1)], [5]).locate(np.array([5]))
+    with pytest.raises(IndexError):
+        MixSchedule([Fraction(1)], [None]).locate(np.array([-1]))
+    assert MixSchedule([Fraction(0.5)], [5]).num_samples == 5
+
+
+class Counting:
+    """A corpus whose row i is [number, i, ...]; of any size."""
+
+    has_padding = False
+
+    def __init__(self, number, num_rows, seq_len=4):
+        self.number, self.num_rows, self.seq_len = number, num_rows, seq_len
+
+    def rows(self, indices):
+        return np.stack([np.full(len(indices), self.number), *[indices] * (self.seq_len - 1)], axis=1)
+
+    def lengths(self, indices):
+        return np.full(len(indices), self.seq_len)
+
+
+def test_rows_of_each_corpus_come_in_its_own_shuffled_epochs():
+    source = Samples([Counting(0, 50), Counting(1, 7)], MixSchedule([Fraction(3), Fraction(1)], [None, None]), seed=9)
+    rows = source.rows(np.arange(400))
+    for number, size, taken in ((0, 50, 300), (1, 7, 100)):
+        visited = rows[rows[:, 0] == number, 1]
+        assert np.array_equal(visited, SampleOrder(9, size).rows(np.arange(taken)))
+    shuffled = np.random.default_rng(0).permutation(400)
+    assert np.array_equal(source.rows(shuffled), rows[shuffled])
+
+
+def test_one_corpus_is_visited_as_before_there_were_mixtures(prepared):
+    source, order = Samples.of(load_blend(prepared), 5), SampleOrder(5, load_blend(prepared).corpora[0].rows)
+    corpus, rows = source.locate(np.arange(1000))
+    assert not corpus.any() and np.array_equal(rows, order.rows(np.arange(1000)))
+
+
+FIRST_BATCH = """
+import resource, time
+from fractions import Fraction
+import numpy as np
+from data_pipeline.samples import Samples
+from data_pipeline.schedule import MixSchedule
+from test_mixture import Counting
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def batches(rows):
+    begin = time.perf_counter()
+    weights, caps = [Fraction(w) for w in ("0.6177", "0.2521", "0.1302")], [None, None, rows]
+    source = Samples([Counting(k, rows) for k in range(3)], MixSchedule(weights, caps), 0)
+    source.rows(np.arange(512))
+    first = time.perf_counter() - begin
+    source.rows(np.arange(10**12, 10**12 + 512))
+    return first
+batches(1000)
+before = peak()
+print(batches(10**9), peak() - before)
+"""
+
+
+def test_the_first_batch_of_a_billion_rows_takes_no_time_and_no_memory():
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_BATCH], capture_output=True, text=True, timeout=60, check=True, cwd=__file__.rsplit("/", 1)[0],
+    )  # fmt: skip
+    seconds, megabytes = map(float, done.stdout.split())
+    assert seconds < 1 and megabytes < 8
+
+
+def sparse_billion(folder, prepared):
+    """A prepared folder of 10^9 documents of two tokens each, in best-fit rows of two: 44 GB, nearly all of them holes."""
+    from data_pipeline.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION
+    from data_pipeline.pack_plan import ARRAYS, PlanCounts, plan_files
+
+    rows = 10**9
+    shutil.copytree(prepared, folder)
+    with (folder / "train.bin").open("wb") as file:
+        file.truncate(4 * rows)
+        file.seek(4 * (rows - 1))
+        file.write(np.array([7, 8], np.uint16).tobytes())
+    with (folder / "train.idx").open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(np.uint16)], rows, rows + 1))
+        file.truncate(HEADER.size + 20 * rows + 8)
+        file.seek(HEADER.size + 4 * (rows - 1))
+        file.write(np.array([2], np.int32).tobytes())
+        file.seek(HEADER.size + 4 * rows + 8 * (rows - 1))
+        file.write(np.array([4 * (rows - 1)], np.int64).tobytes())
+    counts, *paths = (folder / name for name in plan_files("train", "best_fit", 2))
+    for path, name, kind in zip(paths, ARRAYS, (np.int64, np.int64, np.int32), strict=True):
+        array = np.lib.format.open_memmap(path, "w+", kind, (rows + (name == "row_starts"),))
+        array[-2:] = {"row_starts": [rows - 1, rows], "starts": [0, 2 * (rows - 1)], "lengths": [0, 2]}[name]
+    plan = PlanCounts(strategy="best_fit", seq_len=2, rows=rows, tokens=2 * rows, dropped_tokens=0, padded_tokens=0)
+    counts.write_text(plan.model_dump_json())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"seq_len": 2, "packing": "best_fit"}
+    names = ["train.bin", "train.idx", *(path.name for path in (counts, *paths))]
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    hashed = hashlib.sha256(counts.read_bytes()).hexdigest()
+    files = {name: {"bytes": size, "sha256": hashed if name == counts.name else ""} for name, size in sizes.items()}
+    manifest["splits"] = {"train": manifest["splits"]["train"] | {"rows": rows, "shards": ["train"], "files": files}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_billion_rows_on_disk_are_mapped_not_read(prepared, tmp_path):
+    sparse_billion(tmp_path / "large", prepared)
+    code = (
+        "import resource, time, numpy as np; from data_pipeline.dataset import PackedDataset as D;"
+        f"D({str(prepared)!r}, 'train').rows(np.arange(9));"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        f"before, begin = peak(), time.perf_counter(); large = D({str(tmp_path / 'large')!r}, 'train');"
+        "print(large.rows(np.array([10**9 - 1])).tolist(), large.documents(np.array([10**9 - 1])).tolist());"
+        "large.lengths(np.full(512, 10**9 - 1)); print(time.perf_counter() - begin, peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    row, figures = done.stdout.splitlines()
+    seconds, megabytes = map(float, figures.split())
+    assert row == "[[7, 8]] [[0, 0]]"
+    assert seconds < 1 and megabytes < 64  # pages of files that were touched count as resident
+
+
+def blend_of(tmp_path, text):
+    (tmp_path / "blend.yaml").write_text(text)
+    return load_blend(tmp_path / "blend.yaml")
+
+
+@pytest.fixture
+def two(prepare, jsonl, tmp_path):
+    for name in ("web", "code"):
+        assert prepare("--input", jsonl, "--output", tmp_path / name).code == 0
+    return tmp_path
+
+
+def test_a_blend_file_gives_weights_and_caps(two):
+    blend = blend_of(two, "corpora:\n- {path: web, weight: 0.7}\n- {path: code, weight: 0.3, max_epochs: 1.5}\n")
+    web, code = blend.corpora
+    assert (web.weight, code.weight) == (Fraction(7, 10), Fraction(3, 10))
+    assert web.cap is None and code.cap == int(1.5 * code.rows)
+    blend.check(10**6)
+    assert np.bincount(blend.schedule.locate(np.arange(100))[0]).tolist() == [70, 30]
+    one = load_blend(two / "web")
+    assert one.identity().keys() == {"tokenizer", "tokens", "rows"}
+    assert [blend.identity()[f"corpus {k} tokens"] for k in (1, 2)] == [one.identity()["tokens"]] * 2
+    assert blend.identity()["corpus 2 share"].startswith("3/10, at most")
+
+
+def test_a_run_longer_than_its_caps_is_refused(two):
+    blend = blend_of(two, "corpora: [{path: web, weight: 1, max_epochs: 1}, {path: code, weight: 1, max_epochs: 2}]")
+    available = blend.corpora[0].rows * 3
+    blend.check(available)
+    with pytest.raises(DataError, match=f"ends after {available:,} samples.*the run takes {available + 1:,}"):
+        blend.check(available + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpora: [", "not valid YAML"),
+        ("", "a blend is written as corpora: "),
+        ("corpora: []", "corpora: List should have at least 1 item"),
+        ("corpora: [{path: web}]", r"corpora\.0\.weight: Field required"),
+        ("corpora: [{path: web, weight: -1}]", r"corpora\.0\.weight: Input should be greater than 0"),
+        ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight: Input should be a finite number"),
+        ("corpora: [{path: web, weight: 1, epochs: 2}]", r"corpora\.0\.epochs: Extra inputs"),
+        ("corpora: [{path: web, weight: 1}, {path: ./web, weight: 2}]", "stands there twice"),
+        ("corpora: [{path: none, weight: 1}]", "no prepared data folder"),
+    ],
+)
+def test_a_broken_blend_file_is_named(two, text, message):
+    with pytest.raises(DataError, match=message) as raised:
+        blend_of(two, text)
+    assert "blend.yaml" in str(raised.value) or "none" in text
+
+
+def test_corpora_that_differ_are_named(two, prepare, jsonl):
+    text = "corpora: [{path: web, weight: 1}, {path: code, weight: 1}]"
+    prepare("--repack", two / "code", "--seq-len", 64)
+    with pytest.raises(DataError, match=r"code has rows of 64 tokens, .*web of 32; .*--repack .*code --seq-len 32"):
+        blend_of(two, text)
+    prepare("--repack", two / "code", "--seq-len", 32, "--pack", "best_fit")
+    blend_of(two, text)  # another packing is fine
+    prepare("--input", jsonl, "--output", two / "code", "--overwrite", "--vocab-size", 380, train=True)
+    with pytest.raises(DataError, match=r"another tokenizer than .*--tokenizer .*web/tokenizer\.model"):
+        blend_of(two, text)
+
+
+def test_weights_of_too_many_digits_name_the_file(two):
+    blend = blend_of(two, "corpora: [{path: web, weight: 0.123456789}, {path: code, weight: 1}]")
+    with pytest.raises(DataError, match=f"blend.yaml: .*at most {MAX_CYCLE:,}"):
+        blend.check(1)

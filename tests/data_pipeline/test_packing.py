@@ -1,0 +1,353 @@
+"""Any documents -> shards -> pack plan -> rows -> the same documents, for both packings."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.errors import DataError
+from data_pipeline.indexed import IndexedWriter
+from data_pipeline.manifest import load_manifest
+from data_pipeline.pack_plan import load_plan, plan_files, write_plan
+from data_pipeline.packing import assign_rows, best_fit
+from data_pipeline.staging import lock_rows
+from data_pipeline.stream import TokenStream
+from data_pipeline.tokenizers import load_tokenizer
+
+PAD = 299
+
+
+def write_shards(folder, shards):
+    """One `.bin/.idx` pair per list of document lengths; token i of the stream is i % 251. Returns the stems."""
+    token = 0
+    for number, lengths in enumerate(shards):
+        with IndexedWriter(folder / f"train-{number:05}", 300) as writer:
+            tokens = np.arange(token, token + sum(lengths)) % 251
+            writer.append(tokens, np.array(lengths, np.int64))
+        token += sum(lengths)
+    return [f"train-{number:05}" for number in range(len(shards))]
+
+
+def dataset_of(folder, stems, packing, seq_len):
+    """A `PackedDataset` without the manifest around it."""
+    counts = write_plan(folder, "train", stems, packing, seq_len)
+    dataset = PackedDataset.__new__(PackedDataset)
+    dataset.manifest = SimpleNamespace(tokenizer=SimpleNamespace(pad_id=PAD))
+    dataset.seq_len, dataset.num_rows, dataset.has_padding = seq_len, counts.rows, counts.padded_tokens > 0
+    dataset._plan, dataset._stream = load_plan(folder, "train", packing, seq_len), TokenStream(folder, stems)
+    return dataset, counts
+
+
+def pieces_of(dataset):
+    """(tokens, starts its document) of every stretch of one document, in the order of rows and columns."""
+    indices = np.arange(dataset.num_rows)
+    rows, documents, lengths = dataset.rows(indices), dataset.documents(indices), dataset.lengths(indices)
+    for row, document, length in zip(rows, documents, lengths, strict=True):
+        assert np.all(document[length:] == -1) and np.all(row[length:] == PAD)
+        real = document[:length]
+        assert real[0] == 0 and set(np.diff(real)) <= {0, 1}
+        yield [row[:length][real == number].tolist() for number in range(real[-1] + 1)]
+
+
+@given(
+    shards=st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=4),
+    seq_len=st.integers(1, 24),
+)
+@settings(max_examples=150, deadline=None)
+def test_best_fit_rows_unpack_to_the_documents(shards, seq_len):
+    lengths = [length for shard in shards for length in shard]
+    with tempfile.TemporaryDirectory() as name:
+        dataset, counts = dataset_of(Path(name), write_shards(Path(name), shards), "best_fit", seq_len)
+        pieces = sorted(zip(_starts(dataset), (p for row in pieces_of(dataset) for p in row), strict=True))
+    stream = [token for _, piece in pieces for token in piece]
+    assert stream == [i % 251 for i in range(sum(lengths))]
+    # What fits is whole; what does not is cut into full rows and one remainder.
+    expected = [part for n in lengths for part in [seq_len] * (n // seq_len) + [n % seq_len] * (n % seq_len > 0)]
+    assert [len(piece) for _, piece in pieces] == expected
+    assert counts.tokens == sum(lengths) and counts.dropped_tokens == 0
+    assert counts.padded_tokens == counts.rows * seq_len - counts.tokens
+
+
+def _starts(dataset):
+    return dataset._plan.pieces(np.arange(dataset.num_rows)).starts.tolist()
+
+
+@given(
+    shards=st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=4),
+    seq_len=st.integers(1, 24),
+)
+@settings(max_examples=150, deadline=None)
+def test_concat_rows_are_the_stream_and_its_documents(shards, seq_len):
+    lengths = [length for shard in shards for length in shard]
+    with tempfile.TemporaryDirectory() as name:
+        dataset, counts = dataset_of(Path(name), write_shards(Path(name), shards), "concat", seq_len)
+        indices = np.arange(dataset.num_rows)
+        rows, documents = dataset.rows(indices), dataset.documents(indices)
+        backwards = dataset.rows(indices[::-1])
+    assert (counts.rows, counts.dropped_tokens) == divmod(sum(lengths), seq_len) and counts.padded_tokens == 0
+    kept = counts.rows * seq_len
+    assert rows.dtype == np.int64 and rows.shape == documents.shape == (counts.rows, seq_len)
+    assert np.array_equal(rows.ravel(), np.arange(kept) % 251)
+    assert np.array_equal(backwards, rows[::-1])
+    owner = np.repeat(np.arange(len(lengths)), lengths)[:kept].reshape(-1, seq_len)
+    assert np.array_equal(documents, owner - owner[:, :1])
+
+
+@given(texts=st.lists(st.text(max_size=80), max_size=12), seq_len=st.integers(1, 40))
+@settings(max_examples=80, deadline=None)
+def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
+    """Text -> tokens -> shards -> rows -> tokens -> text, the pieces put together in the order of the stream."""
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]  # half of a surrogate pair is no text
+    tokenizer = load_tokenizer(tokenizer_file)
+    encoded = [np.append(ids, tokenizer.eod_id) for ids in tokenizer.encode_batch(texts)]
+    for packing in ("best_fit", "concat"):
+        with tempfile.TemporaryDirectory() as name:
+            for number, part in enumerate((encoded[::2], encoded[1::2])):
+                with IndexedWriter(Path(name) / f"train-{number:05}", 500) as writer:
+                    writer.append(np.concatenate([np.zeros(0, int), *part]), np.array([len(ids) for ids in part], int))
+            dataset, counts = dataset_of(Path(name), ["train-00000", "train-00001"], packing, seq_len)
+            pieces = dataset.pieces(np.arange(counts.rows))
+            rows = dataset.rows(np.arange(counts.rows))
+        found = {
+            start: rows[row, column : column + length].tolist()
+            for row, column, start, length in zip(
+                pieces.rows, pieces.columns, pieces.starts, pieces.lengths, strict=True
+            )
+        }
+        stream = [token for start in sorted(found) for token in found[start]]
+        expected = [token for ids in [*encoded[::2], *encoded[1::2]] for token in ids.tolist()]
+        assert stream == expected[: counts.tokens] and len(expected) == counts.tokens + counts.dropped_tokens
+        if packing == "best_fit":
+            cuts = np.flatnonzero(np.array(stream, int) == tokenizer.eod_id)
+            parts = np.split(np.array(stream, int), cuts + 1)[:-1]
+            assert [tokenizer.decode(part[:-1]) for part in parts] == [*texts[::2], *texts[1::2]]
+
+
+def test_documents_without_tokens_and_without_text_make_no_row(tmp_path):
+    """A Megatron index may hold empty sequences."""
+    stems = write_shards(tmp_path, [[0, 3, 0], [], [0, 0], [2, 0]])
+    for packing, expected in (("concat", [[0, 0, 0, 1, 1]]), ("best_fit", [[0, 0, 0, 1, 1]])):
+        dataset, _ = dataset_of(tmp_path, stems, packing, 5)
+        assert dataset.rows(np.array([0])).tolist() == [[0, 1, 2, 3, 4]]
+        assert dataset.documents(np.array([0])).tolist() == expected
+    for packing in ("concat", "best_fit"):
+        assert write_plan(tmp_path, "none", write_shards(tmp_path, [[]]), packing, 5).rows == 0
+
+
+def naive_best_fit_decreasing(lengths, capacity):
+    """Room left in every row, by the textbook: one item after the other, looking at every row."""
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [i for i, room in enumerate(rooms) if room >= length]
+        if fitting:
+            rooms[min(fitting, key=rooms.__getitem__)] -= length
+        else:
+            rooms.append(capacity - length)
+    return sorted(rooms)
+
+
+@given(
+    sizes=st.integers(1, 70).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=120))),
+)
+@settings(max_examples=300, deadline=None)
+def test_rows_are_those_of_textbook_best_fit_decreasing(sizes):
+    capacity, lengths = sizes
+    rows, count = assign_rows(np.array(lengths, np.int64), capacity)
+    filled = np.bincount(rows, lengths, minlength=count).astype(int)
+    assert sorted((capacity - filled).tolist()) == naive_best_fit_decreasing(lengths, capacity)
+    # Best fit leaves no two rows half empty.
+    assert count <= 2 * -(-sum(lengths) // capacity)
+
+
+@pytest.mark.parametrize("seq_len", [512, 2048])
+def test_padding_is_little_on_lengths_as_of_text(seq_len):
+    rng = np.random.default_rng(1)
+    lengths = np.exp(rng.normal(5.5, 1.3, 100_000)).astype(np.int64) + 1
+    packed = best_fit(lengths, seq_len)
+    assert packed.lengths.sum() == lengths.sum()
+    assert (packed.row_starts.size - 1) * seq_len / lengths.sum() < 1.001
+    again = best_fit(lengths, seq_len)
+    assert all(np.array_equal(getattr(packed, n), getattr(again, n)) for n in ("row_starts", "starts", "lengths"))
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("index", [-1, 99])
+def test_a_row_outside_the_plan_is_an_error(tmp_path, packing, index):
+    dataset, _ = dataset_of(tmp_path, write_shards(tmp_path, [[5, 5]]), packing, 3)
+    for method in (dataset.rows, dataset.lengths, dataset.documents):
+        with pytest.raises(IndexError, match="row indices must be 0 to"):
+            method(np.array([0, index]))
+        assert len(method(np.array([], np.int64))) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.pack.concat-3.json", b"{", "not a pack plan"),
+        ("train.pack.concat-3.json", b"[]", "not a pack plan"),
+        ("train.pack.concat-3.json", b'{"strategy": "concat"}', "Field required"),
+        ("train.pack.concat-3.json", None, "No such file"),
+        ("train.pack.best_fit-3.starts.npy", b"", "not a pack plan"),
+        ("train.pack.best_fit-3.lengths.npy", "train.pack.best_fit-3.row_starts.npy", "do not have the size"),
+        ("train.pack.best_fit-3.json", "train.pack.concat-3.json", "a plan of concat rows of 3"),
+    ],
+)
+def test_a_broken_plan_is_named(tmp_path, name, content, message):
+    stems = write_shards(tmp_path, [[9]])
+    for packing in ("concat", "best_fit"):
+        write_plan(tmp_path, "train", stems, packing, 3)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else (tmp_path / content).read_bytes())
+    with pytest.raises(DataError, match=message) as raised:
+        load_plan(tmp_path, "train", "best_fit" if "best_fit" in name else "concat", 3)
+    assert "train.pack." in str(raised.value) and "--repack" in str(raised.value)
+
+
+def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, jsonl, tmp_path):
+    result = prepare("--input", jsonl, "--output", tmp_path / "data", "--pack", "best_fit", "--seq-len", 512)
+    assert result.code == 0, result.err
+    folder = tmp_path / "data"
+    manifest, tokens = load_manifest(folder), (folder / "train-00000.bin").read_bytes()
+    assert manifest.packing == "best_fit" and manifest.splits["train"].padded_tokens > 0
+    assert "best_fit rows of 512" in result.out and "padding" in result.out
+    date = (folder / "manifest.json").stat().st_mtime_ns
+    result = prepare("--repack", folder, "--seq-len", 64, "--pack", "concat")
+    assert result.code == 0 and "concat rows of 64" in result.out
+    fresh = prepare("--input", jsonl, "--output", tmp_path / "fresh", "--seq-len", 64)
+    assert fresh.code == 0
+    assert (folder / "manifest.json").read_text() == (tmp_path / "fresh" / "manifest.json").read_text()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "fresh").iterdir()
+    }
+    assert (folder / "train-00000.bin").read_bytes() == tokens and (folder / "manifest.json").stat().st_mtime_ns == date
+    assert "as prepared" in prepare("--verify", folder).out
+    assert "nothing to do" in prepare("--input", jsonl, "--output", folder, "--seq-len", 64).out
+
+
+def test_prepare_points_to_repack_when_only_the_rows_differ(prepare, prepared, jsonl):
+    result = prepare("--input", jsonl, "--output", prepared, "--pack", "best_fit")
+    assert result.code == 2 and f"--repack {prepared} --seq-len 32 --pack best_fit" in result.err
+
+
+@pytest.mark.parametrize("moment", ["data_pipeline.repack.sha256_of", "data_pipeline.repack.write_manifest"])
+def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepare, prepared, monkeypatch, moment):
+    class Killed(BaseException):
+        pass
+
+    def die(*args):
+        raise Killed
+
+    before = PackedDataset(prepared, "train")
+    expected = before.rows(np.arange(before.num_rows))
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, die)
+        with pytest.raises(Killed):
+            prepare("--repack", prepared, "--pack", "best_fit", "--seq-len", 100)
+    assert "as prepared" in prepare("--verify", prepared).out
+    assert np.array_equal(PackedDataset(prepared, "train").rows(np.arange(before.num_rows)), expected)
+    assert prepare("--repack", prepared, "--pack", "best_fit", "--seq-len", 50).code == 0
+    plans = {p.name for p in prepared.glob("train.pack.*")}
+    assert plans == set(plan_files("train", "best_fit", 50))
+    assert np.array_equal(
+        before.rows(np.arange(before.num_rows)), expected
+    )  # who had mapped the old plan goes on with it
+
+
+def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepare, prepared, tmp_path):
+    """kill -9 after random times, some before the work, some in it, some after; the folder always verifies."""
+    dataset, moments = PackedDataset(prepared, "train"), np.random.default_rng(0).uniform(0.08, 0.3, 10)
+    stream = dataset.rows(np.arange(dataset.num_rows)).ravel()
+    for number, moment in enumerate(moments):
+        words = ["--repack", str(prepared), "--seq-len", str(20 + number), "--pack", ("best_fit", "concat")[number % 2]]
+        process = subprocess.Popen([sys.executable, "-m", "data_pipeline.prepare", *words], stdout=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.kill()
+        process.wait(timeout=60)
+        assert "as prepared" in prepare("--verify", prepared).out
+        assert PackedDataset(prepared, "train").num_rows > 0
+    assert prepare("--repack", prepared, "--seq-len", 32, "--pack", "concat").code == 0
+    assert len(list(prepared.glob("*.pack.*"))) == 2
+    again = PackedDataset(prepared, "train")
+    assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
+
+
+def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path):
+    """One task of the four has no document for the validation split, so that the shards' numbers have a gap."""
+    cuts = [0, 40, 41, 150, len(texts)]
+    parts = [write_jsonl(tmp_path / f"part{i}.jsonl", texts[cuts[i] : cuts[i + 1]]) for i in range(4)]
+    whole = write_jsonl(tmp_path / "whole.jsonl", texts)
+    inputs = {tmp_path / "sharded": parts, tmp_path / "one": [whole]}
+    for output, files in inputs.items():
+        assert prepare("--input", *files, "--output", output, "--validation-fraction", 0.2).code == 0
+    shards = {split: info.shards for split, info in load_manifest(tmp_path / "sharded").splits.items()}
+    assert shards["train"] == [f"train-{i:05}" for i in range(4)]
+    assert shards["validation"] == [f"validation-{i:05}" for i in (0, 2, 3)]
+    for packing, seq_len in (("best_fit", 32), ("concat", 50), ("best_fit", 50), ("concat", 32)):
+        words, found = ("--pack", packing, "--seq-len", seq_len), []
+        for output, files in inputs.items():
+            assert prepare("--repack", output, *words).code == 0
+            assert "as prepared" in prepare("--verify", output).out
+            again = prepare("--input", *files, "--output", output, "--validation-fraction", 0.2, *words)
+            assert "nothing to do" in again.out, again.err
+            for split in shards:
+                dataset = PackedDataset(output, split)
+                indices = np.arange(dataset.num_rows)
+                found.append((dataset.rows(indices), dataset.documents(indices), dataset.lengths(indices)))
+        for sharded, one in ((found[0], found[2]), (found[1], found[3])):
+            assert all(np.array_equal(a, b) for a, b in zip(sharded, one, strict=True))
+
+
+def test_a_folder_prepared_again_is_not_replaced_under_a_repack(prepare, prepared, jsonl):
+    words = ("--input", jsonl, "--output", prepared, "--overwrite", "--seq-len", 64)
+    with lock_rows(prepared):
+        result = prepare(*words)
+    assert result.code == 2 and f"another process packs or replaces {prepared}" in result.err
+    assert load_manifest(prepared).seq_len == 32
+    again = prepare(*words)
+    assert again.code == 0 and "1 of them done before" in again.err
+
+
+@pytest.mark.parametrize("damage", [b"", None])
+def test_repack_mends_a_damaged_plan(prepare, prepared, damage):
+    prepare("--repack", prepared, "--pack", "best_fit")
+    before = {path.name: path.read_bytes() for path in prepared.iterdir()}
+    path = prepared / "train.pack.best_fit-32.starts.npy"
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    assert "starts.npy" in prepare("--verify", prepared).err
+    assert prepare("--repack", prepared).code == 0
+    assert {path.name: path.read_bytes() for path in prepared.iterdir()} == before
+
+
+def test_one_repack_at_a_time(prepare, prepared):
+    descriptor = os.open(prepared, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    result = prepare("--repack", prepared, "--seq-len", 64)
+    os.close(descriptor)
+    assert result.code == 2 and f"another process packs or replaces {prepared}" in result.err
+
+
+def test_repack_refuses_what_it_cannot_do(prepare, prepared, tmp_path):
+    result = prepare("--repack", prepared, "--seq-len", 10**7)
+    assert result.code == 2 and "fewer than one row of 10,000,000" in result.err
+    assert json.loads((prepared / "manifest.json").read_text())["seq_len"] == 32
+    assert {p.name for p in prepared.glob("*.pack.*")} == {f"{s}.pack.concat-32.json" for s in ("train", "validation")}
+    assert "no prepared data folder" in prepare("--repack", tmp_path / "none").err
+    assert "at least 2" in prepare("--repack", prepared, "--seq-len", 1).err
+    (prepared / "train-00000.idx").unlink()
+    (prepared / "train-00000.idx").write_bytes(b"")
+    assert "train-00000.idx has 0 bytes" in prepare("--repack", prepared, "--seq-len", 64).err

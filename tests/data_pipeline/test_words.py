@@ -1,0 +1,151 @@
+"""Word by word gives the ids that SentencePiece gives, for many kinds of models and any text."""
+
+import io
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+import sentencepiece
+from conftest import make_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import word_table, words
+from data_pipeline.tokenizers import load_tokenizer
+from data_pipeline.training import train_sentencepiece
+from data_pipeline.words import WordEncoder, word_encoder
+
+LOSSLESS = {
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+}
+# What each model is trained with, and why it cannot be encoded word by word (None where it can).
+MODELS = {
+    "ours": (LOSSLESS | {"allow_whitespace_only_pieces": True, "split_digits": True}, None),
+    "the trainer's defaults": ({}, None),
+    "dummy prefix and bytes, as Llama has it": (LOSSLESS | {"add_dummy_prefix": True}, None),
+    "unknown characters": (LOSSLESS | {"byte_fallback": False, "character_coverage": 0.98}, None),
+    "case folding": ({"normalization_rule_name": "nmt_nfkc_cf"}, None),
+    "symbols of the user": (LOSSLESS | {"user_defined_symbols": ["loop", "<|x|>", "\n\n", "=="]}, None),
+    "symbols of spaces": (LOSSLESS | {"user_defined_symbols": ["  "]}, "cross words"),
+    "symbols across words": (LOSSLESS | {"user_defined_symbols": ["the loop"]}, "cross words"),
+    "letters with punctuation": (LOSSLESS | {"split_by_unicode_script": False}, None),
+    "pieces across words": (LOSSLESS | {"split_by_whitespace": False}, "cross words"),
+    "space at the end of words": (LOSSLESS | {"treat_whitespace_as_suffix": True}, "cross words"),
+    "unigram": (LOSSLESS | {"model_type": "unigram"}, "not a BPE"),
+}
+
+
+@cache
+def model(name):
+    """The model, its serialised form, and its word encoder or the reason for having none."""
+    out = io.BytesIO()
+    lines = [line for text in make_texts(200) for line in text.splitlines()]
+    lines += ["don't x=f(a[1], b.c); snake_case CamelCase «ça»"] * 20
+    options = {"model_type": "bpe", "vocab_size": 420, "hard_vocab_limit": False, "minloglevel": 2} | MODELS[name][0]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, **options)
+    loaded = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    return loaded, out.getvalue(), word_encoder(loaded, out.getvalue())
+
+
+FAST = [name for name, (_, why) in MODELS.items() if why is None]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_way_is_chosen_by_the_model(name):
+    reason, (_, _, encoder) = MODELS[name][1], model(name)
+    assert isinstance(encoder, WordEncoder) if reason is None else reason in encoder
+
+
+ANY = st.characters(exclude_categories=["Cs"])
+COMMON = st.sampled_from("  \n\n\t\r▁_'.,0aé漢\u0301\u00a0\u3000\u200d\x00ﬁ½\uff21¨ﷺ")
+PHRASES = st.sampled_from(["the loop", " mask token", "<|x|>", "naïve 12", "\n\n  ", "don't", "loop=="])
+TEXTS = st.lists(st.one_of(COMMON, ANY, PHRASES), max_size=40).map("".join)
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=400, deadline=None)
+@given(text=TEXTS)
+def test_any_text_gets_the_librarys_ids(name, text):
+    library, _, encoder = model(name)
+    assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=6))
+def test_a_batch_gives_each_text_its_own_ids(name, texts):
+    library, _, encoder = model(name)
+    assert [ids.tolist() for ids in encoder.encode_batch(texts)] == [library.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_long_texts_in_segments_get_the_librarys_ids(name, monkeypatch):
+    monkeypatch.setattr(word_table, "SEGMENT_BYTES", 50)
+    library, _, encoder = model(name)
+    rng = random.Random(1)
+    for _ in range(50):
+        text = "".join(rng.choices(["the", " ", "  ", "\n", "loop", "漢字", ".", "▁", " a", "x" * 60], k=300))
+        assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_crowded_table_that_starts_anew_gives_the_librarys_ids(name, monkeypatch):
+    """Few slots, so that words want the same, and a table that starts anew for almost each text."""
+    monkeypatch.setattr(word_table, "SLOTS", 1 << 13)
+    monkeypatch.setattr(word_table, "MAX_WORDS", 16)
+    library, content, _ = model(name)
+    encoder = word_encoder(library, content)
+    lines = "\n".join(make_texts(40, seed=5)).splitlines()
+    for text in lines:
+        assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+    assert len(encoder._table._begins) < 50
+
+
+def test_a_model_that_disagrees_on_a_probe_is_left_to_the_library(monkeypatch):
+    library, content, _ = model("pieces across words")
+    assert word_encoder(library, content) == "its pieces cross words"
+    monkeypatch.setattr(words, "_holds_every_piece", lambda classes, proto: True)
+    assert "on a probe" in word_encoder(library, content)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=5))
+def test_a_trained_tokenizer_encodes_as_its_model_and_comes_back(trained, model_type, texts):
+    tokenizer, library = trained[model_type]
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert ids.dtype == np.int32
+        if "▁" not in text:  # spelled as bytes, since the library takes it for a space
+            assert ids.tolist() == library.encode(text)
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    found = {}
+    for model_type in ("bpe", "unigram"):
+        path = tmp_path_factory.mktemp("trained") / f"{model_type}.model"
+        train_sentencepiece(make_texts(200), 330, path, model_type)
+        found[model_type] = (
+            load_tokenizer(path),
+            sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes()),
+        )
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS)
+def test_bytes_come_back(bytes_tokenizer, text):
+    (ids,) = bytes_tokenizer.encode_batch([text])
+    assert ids.tolist() == list(text.encode()) and bytes_tokenizer.decode(ids) == text
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes") / "tokenizer.bytes"
+    path.touch()
+    return load_tokenizer(path)

@@ -1,0 +1,168 @@
+"""Training on rows with padding and on mixtures: the numbers against plain PyTorch and against each part alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.blend import load_blend
+from data_pipeline.dataset import PackedDataset
+from data_pipeline.samples import Samples
+from model.noise import masks, timesteps
+from model.reference import reference_logits
+from model.weights import initial_weights
+from pretrain.batches import Batches
+from pretrain.cli import main as loopmdm
+from pretrain.configuring import load_settings
+from pretrain.derive import make_plan
+from pretrain.evaluation import freeze_noise
+from pretrain.running import run_training
+from tests.launching import ROOT, metrics, train
+
+pytestmark = pytest.mark.end_to_end
+RECIPE = ROOT / "tests" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def padded(corpus, tmp_path_factory) -> Path:
+    """The tests' corpus, its documents whole in rows of 256."""
+    folder = tmp_path_factory.mktemp("padded") / "data"
+    shutil.copytree(corpus, folder)
+    assert loopmdm(["prepare", "--repack", str(folder), "--seq-len", "256", "--pack", "best_fit"]) == 0
+    split = PackedDataset(folder, "train").manifest.splits["train"]
+    assert split.padded_tokens / (split.rows * 256) > 0.002
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixture(corpus, tmp_path_factory) -> Path:
+    """A blend file of two folders with the same tokenizer: other text, one of them padded."""
+    folder = tmp_path_factory.mktemp("mixture")
+    shutil.copytree(corpus, folder / "plain")
+    text = folder / "other.jsonl"
+    text.write_text("".join(json.dumps({"text": "jihg fedc " * (i % 5 + 1) + str(i)}) + "\n" for i in range(120)))
+    words = ["--input", str(text), "--output", str(folder / "other"), "--tokenizer", str(corpus / "tokenizer.model")]
+    words += ["--seq-len", "32", "--pack", "best_fit", "--validation-fraction", "0", "--workers", "1"]
+    assert loopmdm(["prepare", *words]) == 0
+    blend = folder / "blend.yaml"
+    blend.write_text("corpora:\n- {path: plain, weight: 3}\n- {path: other, weight: 1, max_epochs: 0.5}\n")
+    return blend
+
+
+def settings_of(data: Path, *words: str):
+    return load_settings(str(RECIPE), [f"data.path={data}", *words])
+
+
+def run_here(data: Path, folder: Path, name: str, *words: str) -> Path:
+    settings, blend = settings_of(data, f"run.dir={folder}", f"run.name={name}", *words), load_blend(data)
+    assert run_training(make_plan(settings, blend.manifest, 1), blend, resume=True) == 0
+    return folder / name
+
+
+def nats_of(weights, architecture, clean, masked, loops):
+    """-log p of every masked token, 0 elsewhere, [b, s]."""
+    logits = reference_logits(weights, architecture, torch.where(masked, architecture.mask_id, clean), loops)
+    # A pad id has no logit of its own to look at where it is not a target.
+    return -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1) * masked
+
+
+@pytest.mark.parametrize("data", ["corpus", "padded", "mixture"])
+def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, data):
+    path = request.getfixturevalue(data)
+    blend = load_blend(path)
+    for ranks, micro in ((1, 2), (2, 4), (4, 1)):
+        plan = make_plan(settings_of(path, f"train.micro_batch_size={micro}"), blend.manifest, ranks)
+        source, seq_len = Samples.of(blend, 0), plan.seq_len
+        for step in (0, 7):
+            samples = np.arange(8 * step, 8 * step + 8)
+            real = source.documents(samples) >= 0
+            t = timesteps(0, step, 8, plan.settings.train.min_timestep)
+            expected = masks(0, samples, t, seq_len) & real
+            made = [b for rank in range(ranks) for b in Batches(plan, source, rank, torch.device("cpu"))[step]]
+            assert {b.batch_tokens for b in made} == {int(real.sum())}
+            assert np.array_equal(torch.cat([b.masked for b in made]).numpy(), expected)
+            assert np.array_equal(torch.cat([b.clean for b in made]).numpy(), source.rows(samples))
+            if data == "corpus":
+                assert real.all() and int(real.sum()) == plan.tokens_per_step
+
+
+@pytest.mark.parametrize("data", ["padded", "mixture"])
+def test_loss_is_the_mean_over_real_tokens(request, world, data, tmp_path):
+    """The first step's loss, of initial weights, against plain PyTorch; then other micro-batches with the same numbers."""
+    path = request.getfixturevalue(data)
+    words = ("train.loops=2", "optim.ema_decay=0", "run.stop_after=6")
+    run = run_here(path, tmp_path, "run", *words)
+    settings, blend = settings_of(path), load_blend(path)
+    plan = make_plan(settings, blend.manifest, 1)
+    architecture, minimum = plan.settings.model, settings.train.min_timestep
+    shapes = {name: w.shape for name, w in load_file(run / "checkpoints/step_6/weights.safetensors").items()}
+    drawn = initial_weights(architecture, settings.run.seed)
+    weights = {name: drawn(name, shape) for name, shape in shapes.items()}
+    source, samples = Samples.of(blend, settings.run.seed), np.arange(8)
+    clean, real = torch.from_numpy(source.rows(samples)), torch.from_numpy(source.documents(samples) >= 0)
+    t = timesteps(settings.run.seed, 0, 8, minimum)
+    masked = torch.from_numpy(masks(settings.run.seed, samples, t, plan.seq_len)) & real
+    assert not real.all()
+    nats = nats_of(weights, architecture, clean, masked, loops=2)
+    expected = (nats * ((1 - minimum) / torch.from_numpy(t))[:, None]).sum() / real.sum()
+    assert metrics(run)[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    other = run_here(path, tmp_path, "other", *words, "train.micro_batch_size=8")
+    for one, two in zip(metrics(run), metrics(other), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+
+def test_two_ranks_train_the_same_on_padded_rows(padded, world, tmp_path):
+    one = run_here(padded, tmp_path, "one", "run.stop_after=4")
+    words = [f"data.path={padded}", f"run.dir={tmp_path}", "run.name=two", "run.stop_after=4"]
+    train("--config", RECIPE, *words, ranks=2)
+    for single, double in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+        assert single["loss"] == pytest.approx(double["loss"], rel=1e-4)
+
+
+def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path):
+    run = run_here(padded, tmp_path, "run", "eval.every=20", "eval.rows=12", "eval.loops=1,3")
+    dataset = PackedDataset(padded, "validation")
+    weights, architecture = load_file(run / "checkpoints/step_20/weights.safetensors"), None
+    architecture = make_plan(settings_of(padded), dataset.manifest, 1).settings.model
+    noise = freeze_noise(dataset, 12)
+    clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 12)))
+    real = dataset.documents(noise.rows) >= 0
+    assert not np.any(masked.numpy() & ~real) and np.array_equal(masked.sum(1).numpy(), noise.masked_counts)
+    assert np.array_equal(real.sum(axis=1), noise.lengths) and not real.all()
+    figures = json.loads((run / "eval" / "train_step_20.json").read_text())
+    assert figures["tokens"] == real.sum()
+    for row in figures["loops"]:
+        nats = nats_of(weights, architecture, clean, masked, row["loops"])
+        # The estimate of a row's sum is L times the mean over its masked tokens; the figure is all sums over all tokens.
+        sums = noise.lengths * (nats.sum(1) / masked.sum(1)).numpy()
+        assert row["nats_per_token"] == pytest.approx(sums.sum() / real.sum(), rel=1e-5)
+        assert row["nats_per_token_se"] > 0
+
+
+def test_a_mixture_trains_evaluates_and_resumes(mixture, world, tmp_path, capsys):
+    run = run_here(mixture, tmp_path, "run", "run.stop_after=9", "eval.every=20", "eval.rows=8", "eval.loops=1")
+    banner = capsys.readouterr().out
+    assert "a mixture of 2 corpora, rows of 32 tokens" in banner
+    assert "plain: weight 75.00%" in banner and "other: weight 25.00%" in banner and "epochs, at most 0.5" in banner
+    run_here(mixture, tmp_path, "run", "eval.every=20", "eval.rows=8", "eval.loops=1")
+    assert "validation of 1_plain at step 20" in capsys.readouterr().out  # the other has no validation split
+    whole = run_here(mixture, tmp_path, "whole")
+    assert [m["loss"] for m in metrics(run)] == [m["loss"] for m in metrics(whole)]
+    assert loopmdm(["evaluate", str(run)]) == 2
+    assert "name the folder of one with --data" in capsys.readouterr().err
+    assert loopmdm(["evaluate", str(run), "--data", str(mixture.parent / "plain"), "--rows", "4", "--loops", "1"]) == 0
+
+
+def test_resuming_with_another_mixture_is_refused(mixture, world, tmp_path):
+    from pretrain.errors import UserError
+
+    run_here(mixture, tmp_path, "run", "run.stop_after=2")
+    other = mixture.with_name("other.yaml")
+    other.write_text(mixture.read_text().replace("weight: 3", "weight: 2"))
+    with pytest.raises(UserError, match="data"):
+        run_here(other, tmp_path, "run")

@@ -1,0 +1,56 @@
+"""The planner, and `parallel: auto`, with one prepared folder, a mixture, and no data at all."""
+
+import json
+
+import pytest
+
+from data_pipeline.blend import load_blend
+from pretrain.cli import main
+from pretrain.configuring import load_settings
+from pretrain.planning.layouts import choose
+from tests.launching import ROOT
+
+TINY = str(ROOT / "tests" / "tiny.yaml")
+
+
+@pytest.fixture
+def planned(tmp_path, capsys):
+    """The figures of `loopmdm plan` on two ranks, or what it says when it fails."""
+
+    def call(*words):
+        out = tmp_path / "plan.json"
+        status = main(["plan", "--config", TINY, "--ranks", "2", "--json", str(out), *map(str, words)])
+        return json.loads(out.read_text()) if status == 0 else capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def mixture(corpus, tmp_path):
+    path = tmp_path / "blend.yaml"
+    path.write_text(f"corpora: [{{path: {corpus}, weight: 1}}]")
+    return path
+
+
+def test_a_folder_a_mixture_and_bare_sizes_give_the_same_plan(planned, corpus, mixture, tmp_path):
+    manifest = load_blend(corpus).manifest
+    sizes = (f"model.vocab_size={manifest.vocab_size}", f"data.seq_len={manifest.seq_len}")
+    expected = planned(f"data.path={corpus}")
+    assert len(expected) > 10
+    assert planned(f"data.path={mixture}") == expected == planned(f"data.path={tmp_path / 'none'}", *sizes)
+
+
+def test_without_data_unknown_sizes_are_named(planned, tmp_path):
+    told = planned(f"data.path={tmp_path / 'none'}", "data.seq_len=64")
+    assert "model.vocab_size: is taken from the prepared data" in told and "data.seq_len:" not in told
+
+
+def test_other_sizes_than_the_datas_are_refused(planned, mixture):
+    assert "holds rows of 32 tokens" in planned(f"data.path={mixture}", "data.seq_len=64")
+
+
+def test_auto_takes_the_best_layout_of_a_mixture(planned, mixture):
+    best = planned(f"data.path={mixture}")[0]["parallel"]
+    settings = load_settings(TINY, [f"data.path={mixture}", "parallel=auto"])
+    chosen = choose(settings, load_blend(mixture).manifest, 2).parallel
+    assert {key: getattr(chosen, key) for key in best} == best and not chosen.auto
