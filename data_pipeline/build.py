@@ -18,10 +18,10 @@ from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.marks import Records
 from data_pipeline.options import Options
 from data_pipeline.processes import run_tasks
-from data_pipeline.readers import is_packed
 from data_pipeline.records import Cause, wrong_key
 from data_pipeline.report import Progress, say_method
 from data_pipeline.sampling import HashSample, SampleJob
+from data_pipeline.spans import is_packed
 from data_pipeline.staging import require_space, write_whole
 from data_pipeline.tasks import Task, cut_into_tasks
 from data_pipeline.tokenizers import BYTES_FILE_CONTENT, TOKENIZER_SUFFIXES, find_tokenizer_file, load_tokenizer

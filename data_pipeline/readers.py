@@ -12,67 +12,21 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from data_pipeline.errors import DataError
 from data_pipeline.records import Cause, Document, RecordLog
+from data_pipeline.spans import SKIPPED_BYTES, Span, is_packed
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import Scalar
 
-JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-PARQUET_SUFFIXES = (".parquet", ".pq")
-PACKED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
-UNSUPPORTED_SUFFIXES = (".zip", ".tar", ".tgz", ".7z", ".lz4", ".rar")
 DAMAGED_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 ROWS_PER_BATCH = 256
-# Of a line that began in an earlier span, read at once.
-SKIPPED_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-Kind = Literal["lines", "text", "parquet", "dataset"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """What one reader reads in one go.
-
-    Attributes:
-        kind: "lines" (JSON lines), "text" (a whole file is one document), "parquet", or "dataset".
-        source: the file, or the `--input` word of a dataset.
-        shown: its name in messages.
-        start, stop: bytes for lines (a line belongs to the span in which it begins), row groups for Parquet, rows for
-            datasets; a stop of None is the end.
-        num_bytes: size of the span on disk, about.
-    """
-
-    kind: Kind
-    source: str
-    shown: str
-    num_bytes: int
-    start: int = 0
-    stop: int | None = None
-
-    def place(self, number: int | None) -> str:
-        """A record's place, for messages: `number` is its line in the file, or its row."""
-        if number is None or self.kind == "text":
-            return self.shown
-        return f"{self.shown}:{number}" if self.kind == "lines" else f"{self.shown}, row {number}"
-
-    def lines_before(self) -> int:
-        """Lines of the file that begin before the span. Reads them: for an error that ends the run."""
-        if self.kind != "lines" or not self.start:
-            return 0
-        count, left = 1, self.start - 1
-        with Path(self.source).open("rb") as file:
-            while left and (block := file.read(min(left, SKIPPED_BYTES))):
-                count += block.count(b"\n")
-                left -= len(block)
-        return count
 
 
 def read_span(span: Span, log: RecordLog) -> Iterator[Document]:
@@ -92,27 +46,6 @@ def read_span(span: Span, log: RecordLog) -> Iterator[Document]:
                 yield from _read_lines(file, span, log) if span.kind == "lines" else _read_text(file, log)
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(f"cannot read {span.source}: {error.strerror}") from error
-
-
-def span_kind(path: Path) -> Kind:
-    """How a file is read, by its name.
-
-    Raises:
-        DataError: an archive or compression that is not supported.
-    """
-    if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
-        raise DataError(
-            f"{path}: {path.suffix} files are not read; unpack it or pack it as {', '.join(PACKED_SUFFIXES)}"
-        )
-    suffix = (Path(path.stem) if is_packed(path) else path).suffix.lower()
-    if suffix in JSON_SUFFIXES:
-        return "lines"
-    return "parquet" if suffix in PARQUET_SUFFIXES and not is_packed(path) else "text"
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file has to be unpacked from its beginning, so that nobody can start in its middle."""
-    return path.suffix.lower() in PACKED_SUFFIXES
 
 
 @contextmanager

@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from data_pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from data_pipeline.readers import Span
+from data_pipeline.spans import Span
 
 MAX_EXAMPLES = 3
 # Enough records without the key, and not one with it, to call the key wrong before reading on.
@@ -80,7 +77,7 @@ class RecordLog:
         self._span: Span | None = None
         self._number: int | None = None
 
-    def begin(self, span: "Span") -> None:
+    def begin(self, span: Span) -> None:
         """Records that follow are of this span."""
         self._span = span
         self.lines.append(0)

@@ -61,10 +61,11 @@ def pieces_of(dataset):
         yield [row[:length][real == number].tolist() for number in range(real[-1] + 1)]
 
 
-@given(
-    shards=st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=4),
-    seq_len=st.integers(1, 24),
-)
+SHARDS = st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=4)
+"""Lengths of documents, by shard."""
+
+
+@given(shards=SHARDS, seq_len=st.integers(1, 24))
 @settings(max_examples=150, deadline=None)
 def test_best_fit_rows_unpack_to_the_documents(shards, seq_len):
     lengths = [length for shard in shards for length in shard]
@@ -84,10 +85,7 @@ def _starts(dataset):
     return dataset._plan.pieces(np.arange(dataset.num_rows)).starts.tolist()
 
 
-@given(
-    shards=st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=4),
-    seq_len=st.integers(1, 24),
-)
+@given(shards=SHARDS, seq_len=st.integers(1, 24))
 @settings(max_examples=150, deadline=None)
 def test_concat_rows_are_the_stream_and_its_documents(shards, seq_len):
     lengths = [length for shard in shards for length in shard]
