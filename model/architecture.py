@@ -1,7 +1,12 @@
 """Shape of the looped denoiser: the `model` section of a run's configuration. Imports no torch."""
 
+from typing import Literal
+
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+Recompute = Literal["none", "full", "loop"]
+"""Which activations the backward pass computes again: none, every layer's, or those inside each mid-block pass."""
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """Settings refuse unknown keys; the string under a field is its help text."""

@@ -7,7 +7,7 @@ LoopMDM, arXiv 2605.26106, section 3. Only the hidden state is fed back.
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -20,13 +20,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.architecture import Architecture
+from model.architecture import Architecture, Recompute
 from model.layers import RMSNorm, Sharding, build_layer, rotary_angles, transformer_config
 from model.placement import Chunk, Stage, whole
 from model.weights import fill_weights, initial_weights
-
-Recompute = Literal["none", "full", "loop"]
-"""Which activations the backward pass computes again: none, every layer's, or those inside each mid-block pass."""
 
 Observer = Callable[[int, Tensor], None]
 """Called after pass k of the mid block (from 1) with its hidden states [s, b, h]."""

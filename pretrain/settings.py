@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from model.architecture import STRICT, Architecture
+from model.architecture import STRICT, Architecture, Recompute
 from model.loops import LoopDistribution
 from model.placement import PipelineSplit
 
@@ -113,7 +113,7 @@ class Parallel:
     """Share the sequence between tensor-parallel matrix products too (megatron-core's sequence parallelism)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 1 shards optimiser states, 2 gradients too, 3 weights too."""
-    recompute: Literal["none", "full", "loop"] = "none"
+    recompute: Recompute = "none"
     """Activations computed again in the backward pass: none, of every layer, or inside each pass of the looped block."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Keep optimiser states (ZeRO-1/2/3), or the weights too (ZeRO-3), in the CPU's memory."""

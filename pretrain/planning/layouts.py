@@ -6,11 +6,11 @@ from itertools import product
 from typing import get_args
 
 from data_pipeline.manifest import Manifest
+from model.architecture import Recompute
 from pretrain.checks import problems_of
 from pretrain.derive import Plan, layout_problems, settle
 from pretrain.errors import ConfigError, UserError
 from pretrain.planning.estimate import Estimate, estimate_all
-from pretrain.planning.timing import Recompute
 from pretrain.settings import Parallel, Settings
 
 GIB = 2**30

@@ -6,14 +6,12 @@ overlap: it begins when the stage and the neighbours concerned have come to it, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
+from model.architecture import Recompute
 from model.placement import Chunk, Costs, Stage, chunk_cost, group_size
 from pretrain.planning.programs import Program, programs_of
-
-Recompute = Literal["none", "full", "loop"]
 
 FULL = 4
 """Groups of micro-batches after which the time grows by the same for each further one."""
