@@ -213,7 +213,7 @@ def test_summary_and_progress_are_readable(prepare, jsonl, tmp_path):
     assert f"{train.bytes / train.tokens:.3f}" in result.out
     assert str(tmp_path / "data") in result.out
     assert "300 documents" in result.err and "MB/s" in result.err
-    assert "\r" not in result.err and len(result.err.splitlines()) < 6
+    assert "\r" not in result.err and len(result.err.splitlines()) < 5
 
 
 def test_a_second_run_has_nothing_to_do(prepare, jsonl, tmp_path):
