@@ -1,6 +1,8 @@
 """`loopmdm VERB`: every command beside training. A verb's libraries are imported when it runs, not before."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -51,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         return run(arguments)
+    except (
+        BrokenPipeError
+    ):  # `loopmdm ... | head`: the reader has had enough, and the interpreter's last flush must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -44,8 +44,8 @@ class Case:
         return replace(self, programs=programs, micro_batches=micro_batches)
 
     def bubble(self, makespan: float) -> float:
-        """Share of the stages' time in which they wait."""
-        return 1.0 - self.work / (len(self.programs) * makespan)
+        """Share of the stages' time in which they wait; not below 0, where rounding would put a pipeline of one stage."""
+        return max(0.0, 1.0 - self.work / (len(self.programs) * makespan))
 
 
 def case_of(

@@ -205,3 +205,20 @@ def test_planning_imports_no_torch():
 
     code = "import sys, pretrain.planning.command; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("buffering", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_that_leaves_early_sees_no_traceback(buffering):
+    """`loopmdm plan ... | head`: the pipe is found closed at a write, or at the last flush."""
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "pretrain.cli", "plan", "--config", TINY, "--ranks", "4", "--all", *UNPREPARED]
+    environment = os.environ | {"PYTHONUNBUFFERED": buffering}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
