@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from data_pipeline.records import Cause
+from data_pipeline.records import Cause, Document
 
 Duplicates = Literal["keep", "exact", "near"]
 
@@ -30,12 +30,18 @@ class Cleaning:
         """The rules as the manifest keeps them."""
         return asdict(self)
 
-    def objection(self, text: str) -> tuple[Cause, str] | None:
-        """Why a text is left out, judged by itself; None when it stays."""
-        if len(text) < self.min_chars:
-            return Cause.TOO_SHORT, f"{len(text):,} characters"
-        if self.max_chars and len(text) > self.max_chars:
-            return Cause.TOO_LONG, f"{len(text):,} characters"
+    def objection(self, document: Document) -> tuple[Cause, str] | None:
+        """Why a document is left out, judged by itself; None when it stays.
+
+        Of a long document the letters and the repeated lines are those of its first piece, about a million characters.
+        """
+        if self.min_chars or self.max_chars:
+            num_chars = sum(map(len, document.pieces))
+            if num_chars < self.min_chars:
+                return Cause.TOO_SHORT, f"{num_chars:,} characters"
+            if self.max_chars and num_chars > self.max_chars:
+                return Cause.TOO_LONG, f"{num_chars:,} characters"
+        text = next(iter(document.pieces))
         if self.min_letters and (share := share_of_letters(text)) < self.min_letters:
             return Cause.FEW_LETTERS, f"{share:.0%} letters: {_beginning(text)}"
         if self.max_repeated_lines < 1 and (share := share_of_repeated_lines(text)) > self.max_repeated_lines:

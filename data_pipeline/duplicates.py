@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_pipeline.encode import task_documents
 from data_pipeline.options import Options
 from data_pipeline.processes import Report
-from data_pipeline.records import RecordLog
+from data_pipeline.records import Document, RecordLog
 from data_pipeline.staging import write_whole
 from data_pipeline.tasks import Task
 from data_pipeline.work import task_folder, task_name
@@ -49,7 +49,7 @@ class SignatureJob:
         for document in task_documents(task, log, self.options.cleaning):
             digests.append(document.digest)
             if near:
-                bands.append(band_keys(document.text))
+                bands.append(band_keys(document))
             num_bytes += document.num_bytes
             if num_bytes >= REPORT_BYTES:
                 report(len(digests) - told, num_bytes, 0)
@@ -73,12 +73,13 @@ class SignatureJob:
         return self.folder / task_name(task.number) / name
 
 
-def band_keys(text: str) -> list[int]:
-    """Keys of a text's MinHash bands, [BANDS]: similar texts are likely to share one."""
+def band_keys(document: Document) -> list[int]:
+    """Keys of a document's MinHash bands, [BANDS]: similar texts are likely to share one."""
     import rensa
 
     minhash = rensa.RMinHash(num_perm=BANDS * ROWS, seed=42)
-    minhash.update(shingles(text))
+    for piece in document.pieces:
+        minhash.update(shingles(piece))
     values = np.array(minhash.digest(), "<u8").reshape(BANDS, ROWS)
     digests = (hashlib.blake2b(row.tobytes(), digest_size=8, salt=bytes([i])) for i, row in enumerate(values))
     return [int.from_bytes(digest.digest(), "little") for digest in digests]

@@ -1,10 +1,11 @@
 """Tokenise one task into shards of its own."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,10 @@ class _Shard:
     _pending: int = 0
 
     def add(self, document: Document) -> None:
+        if document.is_long:
+            self.flush()
+            self._add_long(document)
+            return
         self._texts.append(document.text)
         self._pending += document.num_bytes
         if self._pending >= BATCH_BYTES or len(self._texts) >= BATCH_DOCUMENTS:
@@ -114,6 +119,21 @@ class _Shard:
         self.bytes += self._pending
         self._texts, self._pending = [], 0
 
+    def _add_long(self, document: Document) -> None:
+        """A document that is read, encoded and written piece after piece."""
+        eod = np.array([self.eod_id], dtype=np.int32)
+        encoded = self.tokenizer.encode_long(self._reported(document.pieces))
+        tokens = self.writer.append_document(chain(encoded, [eod]))
+        self.report(1, 0, tokens)
+        self.documents += 1
+        self.tokens += tokens
+        self.bytes += document.num_bytes
+
+    def _reported(self, pieces: Iterable[str]) -> Iterator[str]:
+        for piece in pieces:
+            self.report(0, len(piece.encode("utf-8")), 0)
+            yield piece
+
     def describe(self, prefix: Path) -> ShardInfo:
         files = {suffix: _describe_file(prefix.with_suffix(suffix)) for suffix in SHARD_SUFFIXES}
         return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files)
@@ -123,7 +143,7 @@ def task_documents(task: Task, log: RecordLog, cleaning: Cleaning) -> Iterator[D
     """Every usable document of a task that the rules for single texts let through, in order."""
     for span in task.spans:
         for document in read_span(span, log):
-            if objection := cleaning.objection(document.text):
+            if objection := cleaning.objection(document):
                 log.drop(*objection)
             else:
                 yield document

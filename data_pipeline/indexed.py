@@ -9,6 +9,7 @@ sequence, so the marks are 0, 1, ..., documents. Layout and codes follow megatro
 
 import struct
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ HEADER = struct.Struct("<9sQBQQ")
 DTYPE_CODES = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
 # megatron-core leaves a margin below 2**16 and calls anything larger int32; its readers take the type from the file.
 UINT16_VOCAB_LIMIT = 65500
+MAX_LENGTH = 2**31 - 1
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -64,6 +66,24 @@ class IndexedWriter:
             raise ValueError(f"{tokens.size} tokens for documents of {lengths.sum()} in all")
         self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
         self._lengths.append(lengths.astype(np.int32))
+
+    def append_document(self, parts: Iterable[NDArray[np.integer]]) -> int:
+        """Add one document that comes in parts; returns its tokens. The parts hold the end-of-document id, too.
+
+        Raises:
+            DataError: more tokens than the index can count.
+        """
+        length = 0
+        for part in parts:
+            self._bin.write(np.ascontiguousarray(part, dtype=self.dtype).data)
+            length += part.size
+        if length > MAX_LENGTH:
+            raise DataError(
+                f"a document of {length:,} tokens: the index counts up to {MAX_LENGTH:,} in one; split it, or leave it "
+                "out with --max-chars"
+            )
+        self._lengths.append(np.array([length], np.int32))
+        return length
 
     def _write_index(self) -> None:
         lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])

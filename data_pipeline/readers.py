@@ -1,31 +1,31 @@
 """Read documents from a span: a range of one file or dataset that is read by itself.
 
-Memory stays constant beside the document at hand: one record or one batch of rows at a time. Every reader hands what
-it cannot use to a `RecordLog`. Packed files (`.gz .zst .xz .bz2`) are unpacked on the way.
+Memory stays constant: one record or one batch of rows at a time, and of a document that is long only where it lies
+(`data_pipeline.long_texts`). Parquet files and datasets hand over whole values: of those the largest one is in memory.
+Every reader hands what it cannot use to a `RecordLog`. Packed files (`.gz .zst .xz .bz2`) are unpacked on the way.
 """
 
-import bz2
-import gzip
-import io
 import json
-import lzma
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 from data_pipeline.errors import DataError
+from data_pipeline.long_texts import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
 from data_pipeline.records import Cause, Document, RecordLog
 from data_pipeline.spans import SKIPPED_BYTES, Span, is_packed
+from data_pipeline.unpacking import DAMAGED_STREAM, open_unpacked
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import Scalar
+    from pyarrow.parquet import ParquetFile
 
-DAMAGED_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 ROWS_PER_BATCH = 256
+BATCH_BYTES = 16 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -42,20 +42,19 @@ def read_span(span: Span, log: RecordLog) -> Iterator[Document]:
         elif span.kind == "parquet":
             yield from _read_parquet(span, log)
         else:
-            with _opened(Path(span.source), span, log) as file:
-                yield from _read_lines(file, span, log) if span.kind == "lines" else _read_text(file, log)
+            with _opened(Path(span.source), log) as file:
+                yield from _read_lines(file, span, log) if span.kind == "lines" else _read_text(file, span, log)
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(f"cannot read {span.source}: {error.strerror}") from error
 
 
 @contextmanager
-def _opened(path: Path, span: Span, log: RecordLog) -> Iterator[BinaryIO]:
+def _opened(path: Path, log: RecordLog) -> Iterator[BinaryIO]:
     """The unpacked content; a damaged stream is rejected once what was whole has been read."""
     suffix = path.suffix.lower()
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstandard}
     try:
-        with openers.get(suffix, io.open)(path, "rb") as file:
-            yield cast(BinaryIO, file)
+        with open_unpacked(path) as file:
+            yield file
     except OSError as error:
         # bz2 and Arrow's zstd report damage as an OSError without a number; all others come from the system.
         if error.errno is not None or not is_packed(path):
@@ -66,33 +65,35 @@ def _opened(path: Path, span: Span, log: RecordLog) -> Iterator[BinaryIO]:
         log.reject(Cause.BROKEN_FILE, None, f"the {name} stream ends early or is damaged ({error})")
 
 
-@contextmanager
-def _open_zstandard(path: Path, mode: str) -> Iterator[BinaryIO]:
-    import pyarrow
-
-    with path.open(mode) as packed, pyarrow.CompressedInputStream(packed, "zstd") as stream:
-        yield io.BufferedReader(stream, SKIPPED_BYTES)
-
-
-def _read_text(file: BinaryIO, log: RecordLog) -> Iterator[Document]:
+def _read_text(file: BinaryIO, span: Span, log: RecordLog) -> Iterator[Document]:
+    content = file.read(LONG_BYTES + 1)
+    start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
+    is_long = len(content) > LONG_BYTES
     try:
-        text = file.read().removeprefix(BYTE_ORDER_MARK).decode("utf-8")
-    except UnicodeDecodeError as error:
-        log.reject(Cause.NOT_UTF8, None, _explain_decoding(error))
+        document = log.document(LongText(Path(span.source), start) if is_long else decode_utf8(content[start:]), None)
+    except Utf8Error as error:
+        log.reject(Cause.NOT_UTF8, None, str(error))
         return
-    document = log.document(text, None)
     if document:
         yield document
 
 
 def _read_lines(file: BinaryIO, span: Span, log: RecordLog) -> Iterator[Document]:
     position, number = _first_line(file, span), 0
-    while (span.stop is None or position < span.stop) and (line := file.readline()):
-        position, number = position + len(line), number + 1
+    while (span.stop is None or position < span.stop) and (line := file.readline(LONG_BYTES + 1)):
+        number += 1
         log.lines[-1] = number
-        content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 and not span.start else line
-        document = _parse_json_line(content, number, log) if content.strip() else None
-        del line, content  # a document may be a large part of the memory: once is enough
+        mark = len(BYTE_ORDER_MARK) if number == 1 and not span.start and line.startswith(BYTE_ORDER_MARK) else 0
+        if len(line) > LONG_BYTES and not line.endswith(b"\n"):
+            long = LongLine(Path(span.source), file, line[mark:], position + mark)
+            position += mark + long.num_bytes
+            document = None if long.is_blank else _parse(partial(long.record, log.text_key), number, log)
+        else:
+            position += len(line)
+            content = line[mark:]
+            document = _parse(partial(_load_line, content), number, log) if content.strip() else None
+            del content
+        del line  # a document may be a large part of the memory: once is enough
         if document:
             yield document
 
@@ -111,21 +112,21 @@ def _first_line(file: BinaryIO, span: Span) -> int:
     return position
 
 
-def _parse_json_line(line: bytes, number: int, log: RecordLog) -> Document | None:
+def _parse(load: Callable[[], object], number: int, log: RecordLog) -> Document | None:
+    """A document of the record that `load` gives, or None when it is rejected."""
     try:
-        record = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return log.reject(Cause.NOT_UTF8, number, _explain_decoding(error))
+        return log.document_of(load(), number)
+    except Utf8Error as error:
+        return log.reject(Cause.NOT_UTF8, number, str(error))
     except json.JSONDecodeError as error:
-        hint = " (one JSON object per line is expected)" if line.strip() in (b"[", b"{") else ""
+        hint = " (one JSON object per line is expected)" if error.doc.strip() in ("[", "{") else ""
         return log.reject(Cause.BROKEN_JSON, number, f"{error.msg} at column {error.colno}{hint}")
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets a thousand deep
         return log.reject(Cause.BROKEN_JSON, number, str(error))
-    return log.document_of(record, number)
 
 
-def _explain_decoding(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+def _load_line(line: bytes) -> object:
+    return json.loads(decode_utf8(line.rstrip(b"\r\n")))
 
 
 def _read_parquet(span: Span, log: RecordLog) -> Iterator[Document]:
@@ -141,7 +142,13 @@ def _read_parquet(span: Span, log: RecordLog) -> Iterator[Document]:
                 log.reject_missing_key(None, names, count=sum(sizes[span.start :]))
                 return
             row = sum(sizes[: span.start])
-            batches = file.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=groups, columns=[log.text_key])
+            # One row group after the other: where rows are large, a batch has few.
+            batches = chain.from_iterable(
+                file.iter_batches(
+                    batch_size=_rows_at_once(file, i, log.text_key), row_groups=[i], columns=[log.text_key]
+                )
+                for i in groups
+            )
             for batch in batches:
                 yield from _column_documents(map(_parquet_value, batch.column(0)), row, log)
                 row += batch.num_rows
@@ -149,6 +156,14 @@ def _read_parquet(span: Span, log: RecordLog) -> Iterator[Document]:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         log.reject(Cause.BROKEN_FILE, None, str(error).splitlines()[0])
+
+
+def _rows_at_once(file: "ParquetFile", group: int, column: str) -> int:
+    """Rows of a row group that hold about `BATCH_BYTES` of a column."""
+    found = file.metadata.row_group(group)
+    columns = (found.column(i) for i in range(found.num_columns))
+    num_bytes = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+    return max(1, min(ROWS_PER_BATCH, BATCH_BYTES * found.num_rows // max(1, num_bytes)))
 
 
 def _parquet_value(scalar: "Scalar") -> object:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from data_pipeline.errors import DataError
+from data_pipeline.long_texts import LONG_BYTES, LongText, pieces_of
 from data_pipeline.spans import Span
 
 MAX_EXAMPLES = 3
@@ -17,11 +18,25 @@ MISSING_KEY_LIMIT = 1000
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its size in UTF-8 and its BLAKE2b-128 digest, which decides its split."""
+    """One text with its size in UTF-8 and its BLAKE2b-128 digest, which decides its split.
 
-    text: str
+    Attributes:
+        pieces: the text, piece after piece, as often as asked for; a single one unless the document is long.
+    """
+
+    pieces: Iterable[str]
     num_bytes: int
     digest: bytes
+
+    @property
+    def text(self) -> str:
+        """The whole text, in memory."""
+        return "".join(self.pieces)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it should not be held in memory more often than it is."""
+        return self.num_bytes > LONG_BYTES
 
 
 class Cause(StrEnum):
@@ -83,18 +98,27 @@ class RecordLog:
         self.lines.append(0)
 
     def document(self, text: object, number: int | None) -> Document | None:
-        """A document of `text`, or None when it is rejected; `number` is its line within the span, or its row."""
-        if not isinstance(text, str):
+        """A document of `text`, or None when it is rejected; `number` is its line within the span, or its row.
+
+        Raises what reading a `LongText` raises.
+        """
+        if not isinstance(text, str | LongText):
             return self.reject(Cause.NOT_A_STRING, number, f"{self.text_key!r} holds {type(text).__name__}")
-        if not text or text.isspace():
-            return self.reject(Cause.EMPTY, number, "nothing but white space")
+        pieces = pieces_of(text) if isinstance(text, str) else text
+        num_bytes, digest, is_blank = 0, hashlib.blake2b(digest_size=16), True
         try:
-            encoded = text.encode("utf-8")
+            for piece in pieces:
+                encoded = piece.encode("utf-8")
+                digest.update(encoded)
+                num_bytes += len(encoded)
+                is_blank = is_blank and (not piece or piece.isspace())
         except UnicodeEncodeError:
             return self.reject(Cause.NOT_UTF8, number, "half of a surrogate pair, which UTF-8 cannot carry")
+        if is_blank:
+            return self.reject(Cause.EMPTY, number, "nothing but white space")
         self.accepted += 1
         self._number = number
-        return Document(text, len(encoded), hashlib.blake2b(encoded, digest_size=16).digest())
+        return Document(pieces, num_bytes, digest.digest())
 
     def document_of(self, record: object, number: int) -> Document | None:
         """A document of a parsed record's text key, or None when it is rejected."""

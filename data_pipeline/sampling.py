@@ -2,7 +2,7 @@
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,8 @@ class HashSample:
         key = _inverted(document.digest)
         if self._bytes >= self._max_bytes and key < self._heap[0][0]:
             return
-        text = document.text[:MAX_DOCUMENT_CHARS]
-        size = document.num_bytes if len(text) == len(document.text) else len(text.encode("utf-8"))
+        text = _beginning(document.pieces, MAX_DOCUMENT_CHARS)
+        size = len(text.encode("utf-8"))
         heapq.heappush(self._heap, (key, text, size))
         self._bytes += size
         while self._bytes - self._heap[0][2] >= self._max_bytes:
@@ -49,7 +49,16 @@ class HashSample:
 
     def documents(self) -> Iterator[Document]:
         """The sample as documents of the texts kept, with the whole documents' digests; add them to another sample."""
-        return (Document(text, size, _inverted(key)) for key, text, size in self._heap)
+        return (Document((text,), size, _inverted(key)) for key, text, size in self._heap)
+
+
+def _beginning(pieces: Iterable[str], num_chars: int) -> str:
+    text = ""
+    for piece in pieces:
+        text += piece[: num_chars - len(text)]
+        if len(text) == num_chars:
+            break
+    return text
 
 
 def _inverted(digest: bytes) -> bytes:
@@ -107,7 +116,7 @@ class SampleJob:
         with _file(self.folder / task_name(task.number)).open(encoding="utf-8") as file:
             header = json.loads(file.readline())
             lines = map(json.loads, file)
-            documents = [Document(text, size, bytes.fromhex(digest)) for digest, size, text in lines]
+            documents = [Document((text,), size, bytes.fromhex(digest)) for digest, size, text in lines]
         return TaskSample(Account(**header["account"]), header["num_bytes"], documents)
 
 

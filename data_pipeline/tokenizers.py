@@ -1,7 +1,7 @@
 """Tokenizers behind one small protocol: SentencePiece models, Hugging Face `tokenizer.json` files, and bytes."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, Protocol
@@ -40,6 +40,9 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [tokens]."""
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Ids of one text that comes in pieces, part after part; the same as of the whole text."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids below `vocab_size`."""
@@ -83,6 +86,19 @@ class SentencePieceTokenizer:
         pieces = [text.split("▁") for text in texts]
         encoded = iter(self._encode_all([part for parts in pieces for part in parts]))
         return [self._with_meta_symbols(list(islice(encoded, len(parts)))) for parts in pieces]
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`. In memory as a whole where the library encodes whole documents."""
+        if not (self._words and self._words.takes_pieces):
+            yield from self.encode_batch(["".join(pieces)])
+            return
+        stream = self._words.stream()
+        for piece in pieces:
+            first, *others = [piece] if self._meta_symbol_ids is None else piece.split("▁")
+            yield stream.feed(first)
+            for part in others:
+                yield from (stream.finish(), self._meta_symbol_ids, stream.feed(part))
+        yield stream.finish()
 
     def _encode_all(self, texts: list[str]) -> list[NDArray[np.int32]]:
         if self._words:
@@ -131,6 +147,10 @@ class HuggingFaceTokenizer:
         encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
 
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`. In memory as a whole: the library takes nothing less."""
+        yield from self.encode_batch(["".join(pieces)])
+
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
         return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -148,6 +168,10 @@ class ByteTokenizer:
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`."""
         return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts]
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`."""
+        return (self.encode_batch([piece])[0] for piece in pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`. Bytes that are no UTF-8, as a sampler may yield, show as U+FFFD."""
@@ -173,6 +197,10 @@ class PreparedTokenizer:
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`. Yields none of the added ids."""
         return self._base.encode_batch(texts)
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`."""
+        return self._base.encode_long(pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; the special ones show as "<|eod|>", "[MASK]" and "[PAD]"."""

@@ -66,13 +66,17 @@ class WordTable:
         is_start[edges] = True
         return np.flatnonzero(is_start[:-1])
 
+    def last_start(self, text: bytes) -> int:
+        """Where the last word of a text begins; what follows the text may belong to it."""
+        return int(self.word_starts(text, np.zeros(1, np.int64))[-1]) if text else 0
+
     def _encode_long(self, text: bytes) -> Iterator[NDArray[np.int32]]:
         """Ids of a long text, a segment of whole words at a time."""
         start, size = 0, SEGMENT_BYTES
         while start < len(text):
             stop = min(start + size, len(text))
             if stop < len(text):
-                stop = start + int(self.word_starts(text[start:stop], np.zeros(1, np.int64))[-1])
+                stop = start + self.last_start(text[start:stop])
             if stop == start:  # one word is longer than the segment
                 size *= 2
                 continue

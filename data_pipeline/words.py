@@ -38,15 +38,41 @@ class WordEncoder:
     Args:
         normalize: what the model does to a text first; spaces as spaces.
         table: encodes what comes out.
+        takes_pieces: `normalize` does the same to a text as to its pieces.
     """
 
-    def __init__(self, normalize: Callable[[str], str], table: WordTable) -> None:
+    def __init__(self, normalize: Callable[[str], str], table: WordTable, takes_pieces: bool) -> None:
         self._normalize = normalize
         self._table = table
+        self.takes_pieces = takes_pieces
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [tokens]."""
         return self._table.encode([self._normalize(text).encode("utf-8") for text in texts])
+
+    def stream(self) -> "WordStream":
+        """An encoder of texts that come in pieces."""
+        return WordStream(self._normalize, self._table)
+
+
+class WordStream:
+    """Encodes texts that come in pieces: words that are whole at once, what follows them with the next piece."""
+
+    def __init__(self, normalize: Callable[[str], str], table: WordTable) -> None:
+        self._normalize, self._table = normalize, table
+        self._left = b""
+
+    def feed(self, piece: str) -> NDArray[np.int32]:
+        """Ids of the words that this piece ends, int32 [tokens]."""
+        self._left += self._normalize(piece).encode("utf-8")
+        end = self._table.last_start(self._left)
+        whole, self._left = self._left[:end], self._left[end:]
+        return self._table.encode([whole])[0]
+
+    def finish(self) -> NDArray[np.int32]:
+        """Ids of the text's last word, int32 [tokens]; another text may follow."""
+        last, self._left = self._left, b""
+        return self._table.encode([last])[0]
 
 
 def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder | str:
@@ -68,11 +94,11 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
     if not proto.trainer_spec.byte_fallback and model.is_unknown(model.piece_to_id(META)):
         return "it does not know the space"
     if _keeps_text(proto):
-        encoder = WordEncoder(_spaces, WordTable(classes, partial(model.encode, num_threads=1)))
+        encoder = WordEncoder(_spaces, WordTable(classes, partial(model.encode, num_threads=1)), True)
     else:
         bare = sentencepiece.SentencePieceProcessor(model_proto=_without_normalizer(proto))
         table = WordTable(classes, partial(bare.encode, num_threads=1))
-        encoder = WordEncoder(lambda text: _spaces(model.normalize(text)), table)
+        encoder = WordEncoder(lambda text: _spaces(model.normalize(text)), table, False)
     return encoder if _agrees(encoder, model, pieces) else "word by word gave other ids on a probe"
 
 

@@ -1,6 +1,6 @@
 """Throughput of 2 pipeline stages against one process, one thread each, same global batch of 8 micro-batches.
 
-    python tests/benchmarks/pipeline_throughput.py [--rounds 8] [--json FILE]
+    python tests/benchmarks/pipeline_throughput.py [--rounds 5] [--hidden-size 768] [--json FILE]
 
 The processes of every layout are started once and stand by; then they take one step after the other in turn, at S = 1, 4 and 12,
 while all others wait. So each ratio compares steps a few seconds apart, and the table shows medians over rounds. Two
@@ -31,8 +31,8 @@ LAYOUTS = {
 LOOPS = (1, 4, 12)
 MODEL = (
     "model.num_layers=12", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=9", "model.loop.max=12",
-    "model.hidden_size=384", "model.num_heads=6", "model.num_kv_heads=6", "train.precision=fp32",
-    "train.global_batch_size=16", "train.micro_batch_size=2", "train.steps=1000", "optim.warmup_steps=0", "optim.ema_decay=0",
+    "train.precision=fp32", "train.global_batch_size=16", "train.micro_batch_size=2", "train.steps=1000",
+    "optim.warmup_steps=0", "optim.ema_decay=0",
 )  # fmt: skip
 
 
@@ -66,10 +66,12 @@ def serve_steps(words: list[str]) -> None:
 class Ranks:
     """The waiting processes of one layout."""
 
-    def __init__(self, layout: str, data: Path) -> None:
+    def __init__(self, layout: str, data: Path, hidden_size: int) -> None:
         size, words = LAYOUTS[layout]
+        heads = hidden_size // 64
+        width = (f"model.hidden_size={hidden_size}", f"model.num_heads={heads}", f"model.num_kv_heads={heads}")
         common = environment() | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, __file__, "--rank", f"data.path={data}", *MODEL, *words]
+        command = [sys.executable, __file__, "--rank", f"data.path={data}", *MODEL, *width, *words]
         self._processes = [
             subprocess.Popen(
                 command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, cwd=ROOT,
@@ -109,9 +111,9 @@ def prepared_corpus(folder: Path) -> Path:
     return folder / "data"
 
 
-def measure(data: Path, rounds: int) -> list[dict[int, dict[str, float]]]:
+def measure(data: Path, rounds: int, hidden_size: int) -> list[dict[int, dict[str, float]]]:
     """Per round: S -> layout -> tokens per second. The first round warms up and is left out."""
-    tokens, ranks = 16 * 128, {layout: Ranks(layout, data) for layout in LAYOUTS}
+    tokens, ranks = 16 * 128, {layout: Ranks(layout, data, hidden_size) for layout in LAYOUTS}
     try:
         measured = []
         for number in range(rounds + 1):
@@ -145,7 +147,8 @@ def report(rounds: list[dict[int, dict[str, float]]]) -> list[dict[str, object]]
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="rounds over all layouts [8]")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all layouts [5]")
+    parser.add_argument("--hidden-size", type=int, default=768, help="width of the 12 layers, a multiple of 64 [768]")
     parser.add_argument(
         "--data", type=Path, help="prepared folder, rows of 128 tokens [a fresh one from the embedded corpus]"
     )
@@ -157,7 +160,7 @@ def main() -> None:
         serve_steps(arguments.words)
         return
     with tempfile.TemporaryDirectory() as folder:
-        rounds = measure(arguments.data or prepared_corpus(Path(folder)), arguments.rounds)
+        rounds = measure(arguments.data or prepared_corpus(Path(folder)), arguments.rounds, arguments.hidden_size)
     rows = report(rounds)
     print("| S | layout | tokens/s | ratio to 1 process (range) |\n|---|---|---|---|")
     for row in rows:
@@ -165,7 +168,9 @@ def main() -> None:
         speed = f"{row['tokens_per_second']:,.0f}"
         print(f"| {row['loops']} | {row['layout']} | {speed} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows, "rounds": rounds}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({"hidden_size": arguments.hidden_size, "rows": rows, "rounds": rounds}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
