@@ -95,57 +95,51 @@ class WordTable:
         return np.split(ids, ends[np.searchsorted(starts, edges[1:-1])])
 
     def _look_up(self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index of each word, int64 [words]; those not known are encoded first."""
-        words = np.full(starts.size, -1, np.int64)
-        short = lengths <= KEY_BYTES
-        keys = _keys(content, starts, lengths)
-        words[short] = self._find(keys[short])
-        long = np.flatnonzero(~short)
-        words[long] = [self._long.get(text, -1) for text in _cut_out(content, starts[long], lengths[long])]
-        missing = np.flatnonzero(words < 0)
-        if missing.size:
-            texts = list(_cut_out(content, starts[missing], lengths[missing]))
-            first = {}
-            for text, i in zip(texts, missing.tolist(), strict=True):
-                first.setdefault(text, i)
-            numbers = self._learn(list(first), keys[list(first.values())])
-            words[missing] = [numbers[text] for text in texts]
+        """Index of each word, int64 [words]; those not known are encoded."""
+        words = np.empty(starts.size, np.int64)
+        is_short = lengths <= KEY_BYTES
+        short, long = np.flatnonzero(is_short), np.flatnonzero(~is_short)
+        words[short], new = self._find(_keys(content, starts[short], lengths[short]))
+        unknown = list(_cut_out(content, starts[short[new]], lengths[short[new]]))
+        first = len(self._begins) - 1
+        long_texts = list(_cut_out(content, starts[long], lengths[long]))
+        for text in long_texts:
+            if text not in self._long:
+                self._long[text] = first + len(unknown)
+                unknown.append(text)
+        words[long] = [self._long[text] for text in long_texts]
+        if unknown:
+            self._learn(unknown)
         return words
 
-    def _find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Index of each key [words, 2], -1 where it is not in the table."""
-        found = np.full(len(keys), -1, np.int64)
-        slots, left = _slots(keys), np.arange(len(keys))
+    def _find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Index of each key [words, 2], and which of them are new, in the order of the indices that they were given."""
+        found = np.empty(len(keys), np.int64)
+        slots, left, new = _slots(keys), np.arange(len(keys)), [np.zeros(0, np.int64)]
+        number = len(self._begins) - 1
         while left.size:
+            free = self._keys[slots, 1] == 0
+            wanted, wanting = slots[free], np.flatnonzero(free)
+            # Where several want one slot, the last one written has it.
+            self._values[wanted] = wanting
+            takes = self._values[wanted] == wanting
+            taken, taking = wanted[takes], wanting[takes]
+            self._keys[taken] = keys[taking]
+            self._values[taken] = number + np.arange(taken.size)
+            number += taken.size
+            new.append(left[taking])
             there = self._keys[slots]
             same = (there[:, 0] == keys[:, 0]) & (there[:, 1] == keys[:, 1])
             found[left[same]] = self._values[slots[same]]
-            go_on = ~same & (there[:, 1] != 0)
-            left, keys, slots = left[go_on], keys[go_on], (slots[go_on] + 1) % SLOTS
-        return found
+            left, keys, slots = left[~same], keys[~same], (slots[~same] + 1) % SLOTS
+        return found, np.concatenate(new)
 
-    def _learn(self, texts: list[bytes], keys: NDArray[np.uint64]) -> dict[bytes, int]:
-        """Encode words and remember them; returns their indices."""
+    def _learn(self, texts: list[bytes]) -> None:
+        """Encode words and remember their ids under the next indices."""
         encoded = self._encode([text.decode("utf-8") for text in texts])
-        first = len(self._begins) - 1
         ends = self._begins[-1] + np.cumsum(list(map(len, encoded)))
         self._begins = np.concatenate([self._begins, ends])
         self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(encoded), np.int32)])
-        numbers = {text: first + i for i, text in enumerate(texts)}
-        self._long.update((text, i) for text, i in numbers.items() if len(text) > KEY_BYTES)
-        is_short = np.array([len(text) <= KEY_BYTES for text in texts])
-        self._insert(keys[is_short], first + np.flatnonzero(is_short))
-        return numbers
-
-    def _insert(self, keys: NDArray[np.uint64], values: NDArray[np.int64]) -> None:
-        slots = _slots(keys)
-        while slots.size:
-            free = self._keys[slots, 1] == 0
-            # Where several want one slot, the last one written has it.
-            self._values[slots[free]] = values[free]
-            placed = free & (self._values[slots] == values)
-            self._keys[slots[placed]] = keys[placed]
-            slots, keys, values = (slots[~placed] + 1) % SLOTS, keys[~placed], values[~placed]
 
 
 def _cut_out(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[bytes]:
@@ -153,14 +147,14 @@ def _cut_out(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int6
 
 
 def _keys(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Keys of words, uint64 [words, 2]; without meaning for those longer than KEY_BYTES."""
+    """Keys of words of up to KEY_BYTES, uint64 [words, 2]."""
     padded = content + bytes(16)
     # Eight bytes from every offset on: a view with a stride of one byte.
     eights = np.ndarray(len(content) + 9, "<u8", padded, strides=(1,))
     keys = np.empty((starts.size, 2), np.uint64)
     keys[:, 0] = eights[starts] & MASKS[np.minimum(lengths, 8)]
-    keys[:, 1] = eights[starts + 8] & MASKS[np.clip(lengths - 8, 0, 7)]
-    keys[:, 1] |= np.minimum(lengths, KEY_BYTES + 1).astype(np.uint64) << np.uint64(56)
+    keys[:, 1] = eights[starts + 8] & MASKS[np.maximum(lengths - 8, 0)]
+    keys[:, 1] |= lengths.astype(np.uint64) << np.uint64(56)
     return keys
 
 
