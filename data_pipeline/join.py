@@ -132,6 +132,7 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], marks: Sequence[Mark])
                 files=len(found.files),
                 bytes=found.num_bytes,
                 documents=sum(mark.account.accepted for mark in of_input),
+                tokens=sum(shard.tokens for mark in of_input for shard in mark.shards.values()),
                 digest=input_digest(mark.digest for mark in of_input),
             )
         )

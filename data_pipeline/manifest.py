@@ -69,6 +69,7 @@ class InputInfo(_Record):
     files: int = Field(ge=0)
     bytes: int = Field(ge=0, description="on disk, compressed where the files are")
     documents: int = Field(ge=0)
+    tokens: int | None = Field(default=None, ge=0, description="of all splits; None: written before this was counted")
     digest: str = Field(description="BLAKE2b over the tasks' digests, each over those of its documents")
 
 

@@ -98,11 +98,15 @@ class Facts:
     seed: int
 
     @property
-    def sources(self) -> list[tuple[InputInfo, float, float]]:
-        """Each input with its share of the documents and of the bytes read."""
-        inputs = self.manifest.inputs
-        documents, size = sum(i.documents for i in inputs), sum(i.bytes for i in inputs)
-        return [(i, i.documents / max(documents, 1), i.bytes / max(size, 1)) for i in inputs]
+    def sources(self) -> list[tuple[InputInfo, float]]:
+        """Each input with its share, of what `share_of` says."""
+        counts = [each.documents if self.share_of == "documents" else each.tokens or 0 for each in self.manifest.inputs]
+        return [(each, count / max(sum(counts), 1)) for each, count in zip(self.manifest.inputs, counts, strict=True)]
+
+    @property
+    def share_of(self) -> str:
+        """What shares of sources count: tokens, or documents where the folder does not say the tokens."""
+        return "documents" if any(each.tokens is None for each in self.manifest.inputs) else "tokens"
 
     def filled(self, split: str) -> float:
         """Share of a split's places that hold tokens."""

@@ -81,17 +81,18 @@ def _splits(facts: Facts) -> str:
 
 
 def _sources(facts: Facts) -> str:
-    header = ("input", "files", "on disk", "documents", "share", "")
+    header = ("input", "files", "on disk", "documents", "tokens", f"share of {facts.share_of}", "")
     rows = [
         (
             escape(each.input),
             f"{each.files:,}",
             _size(each.bytes),
             f"{each.documents:,}",
+            "?" if each.tokens is None else f"{each.tokens:,}",
             f"{share:.1%}",
             f'<span class="bar" style="width:{share:.2%}"></span>',
         )
-        for each, share, _ in facts.sources
+        for each, share in facts.sources
     ]
     return _table(header, rows, grow=True)
 

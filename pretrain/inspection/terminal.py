@@ -75,12 +75,21 @@ def _head(facts: Facts, style: Style) -> list[str]:
 
 
 def _sources(facts: Facts, style: Style) -> list[str]:
-    header = ("source", "files", "bytes", "documents", "share", "")
+    header = ("source", "files", "bytes", "documents", "tokens", f"share of {facts.share_of}", "")
     table = [
-        (each.input, f"{each.files:,}", f"{each.bytes:,}", f"{each.documents:,}", f"{share:.1%}", _bar(share))
-        for each, share, _ in facts.sources
+        (
+            each.input,
+            *(_count(n) for n in (each.files, each.bytes, each.documents, each.tokens)),
+            f"{share:.1%}",
+            _bar(share),
+        )
+        for each, share in facts.sources
     ]
     return list(aligned([header, *table]))
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def _histogram(facts: Facts, style: Style) -> list[str]:

@@ -76,4 +76,7 @@ def test_duplicates_are_the_same_for_any_number_of_workers(prepare, tmp_path):
         found.append({path.name: path.read_bytes() for path in output.iterdir()})
     assert found[0] == found[1]
     assert load_manifest(tmp_path / "data1").records == {"duplicate": 120}
-    assert [info.documents for info in load_manifest(tmp_path / "data1").inputs] == [60, 60, 60, 0, 0]
+    manifest = load_manifest(tmp_path / "data1")
+    assert [info.documents for info in manifest.inputs] == [60, 60, 60, 0, 0]
+    assert [bool(info.tokens) for info in manifest.inputs] == [True, True, True, False, False]
+    assert sum(info.tokens for info in manifest.inputs) == sum(split.tokens for split in manifest.splits.values())

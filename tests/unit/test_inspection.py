@@ -116,6 +116,15 @@ def test_terminal_shows_documents_rows_boundaries_and_counts(folder, capsys):
     assert sum(table) == lengths.documents
 
 
+def test_sources_share_tokens_or_documents_where_those_were_not_counted(folder, tmp_path, capsys):
+    assert "share of tokens" in inspect(capsys, folder)
+    older = shutil.copytree(folder, tmp_path / "older")
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["inputs"][0]["tokens"]
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    assert "share of documents" in inspect(capsys, older)
+
+
 @pytest.mark.parametrize("timestep", [0, 0.3, 1])
 def test_masks_are_those_of_training(corpus, capsys, timestep):
     """A row of one-character tokens would be easy; here the blocks are counted through the page's draws."""
