@@ -7,7 +7,7 @@ LoopMDM, arXiv 2605.26106, section 3. Only the hidden state is fed back.
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -24,6 +24,19 @@ from model.architecture import Architecture, Recompute
 from model.layers import RMSNorm, Sharding, build_layer, rotary_angles, transformer_config
 from model.placement import Chunk, Stage, whole
 from model.weights import fill_weights, initial_weights
+
+
+class Inputs(NamedTuple):
+    """What the model is called with, for one micro-batch.
+
+    Attributes:
+        tokens: x_t, int64 [b, s].
+        selected: positions whose logits are wanted, bool [b, s].
+    """
+
+    tokens: Tensor
+    selected: Tensor
+
 
 Observer = Callable[[int, Tensor], None]
 """Called after pass k of the mid block (from 1) with its hidden states [s, b, h]."""

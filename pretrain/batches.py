@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.samples import Samples
+from model.denoiser import Inputs
 from model.noise import masks, timesteps
 from model.objective import token_weights
 from pretrain.derive import Plan
@@ -41,9 +42,9 @@ class MicroBatch:
         return self.clean.masked_fill(self.masked, self.mask_id)
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        """What the model is called with: x_t and the positions whose logits are wanted."""
-        return self.corrupted, self.masked
+    def inputs(self) -> Inputs:
+        """What the model is called with: x_t, and the masked tokens' logits are wanted."""
+        return Inputs(self.corrupted, self.masked)
 
     @cached_property
     def targets(self) -> Tensor:

@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.denoiser import LoopedBlock, LoopedDenoiser
+from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser
 from model.placement import weights_held
 from model.weights import shards_of
 from pretrain.checks import ds_config_path, read_ds_config
 from pretrain.derive import Plan
 from pretrain.gather import gather_weight
-from pretrain.pipeline import Consume, Inputs, Pipeline
+from pretrain.pipeline import Consume, Pipeline
 from pretrain.planning.memory import reduce_bucket
 from pretrain.world import DeepSpeedMpu, World
 
@@ -57,18 +57,18 @@ class Engine:
         if self.zero_stage == 0:
             self._clip_without_zero(plan.settings.optim.clip_norm)
 
-    def forward_backward(self, inputs: Sequence[Inputs], loops: int, loss_of: Consume) -> None:
+    def forward_backward(self, inputs: Sequence[Inputs | None], loops: int, loss_of: Consume) -> None:
         """Add the gradients of all micro-batches of a step.
 
         Args:
-            inputs: (x_t, positions whose logits are wanted) of each micro-batch.
+            inputs: of each micro-batch; None where a pipeline stage needs none.
             loss_of: called on the ranks that hold the LM head; returns the share of the global mean that it carries.
         """
         # DeepSpeed averages over the data-parallel ranks, and a loss is a share of a mean already: undo the division.
         scale = self._plan.data_parallel_size
         if self._pipeline is None:
-            for number, (tokens, selected) in enumerate(inputs):
-                loss = loss_of(number, self._engine(tokens, selected, loops))
+            for number, one in enumerate(inputs):
+                loss = loss_of(number, self._engine(*one, loops))
                 self._engine.backward(loss * scale, scale_wrt_gas=False)
             return
         rows = self._plan.settings.train.micro_batch_size
@@ -80,7 +80,7 @@ class Engine:
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits of each micro-batch's selected positions; None on stages before the last."""
         if self._pipeline is None:
-            return [self._engine(tokens, selected, loops) for tokens, selected in inputs]
+            return [self._engine(*one, loops) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:

@@ -19,15 +19,13 @@ from torch import Tensor
 
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
+from model.denoiser import Inputs
 from model.noise import Stream, stratified, uniform
 from model.objective import masked_cross_entropy
 from pretrain.world import World
 
 NOISE_SEED = 0
 """Seed of the evaluation noise: the same for all runs, so that their figures can be compared row by row."""
-
-Inputs = tuple[Tensor, Tensor]
-"""(x_t int64 [b, s], positions whose logits are wanted bool [b, s])."""
 
 Forward = Callable[[Sequence[Inputs], int], Sequence[Tensor | None]]
 """(micro-batches, loops) -> logits of each, as `LoopedDenoiser.forward`; None on a pipeline stage before the last."""
@@ -194,7 +192,7 @@ def _nats_of_rows(
     """Estimates of the rows of each part in nats per token, fp64 [rows in part]: mean -log p over the masked tokens."""
     clean = [torch.from_numpy(dataset.rows(noise.rows[part])).to(device) for part in parts]
     masked = [torch.from_numpy(noise.masks(part)).to(device) for part in parts]
-    logits = forward([(c.masked_fill(m, mask_id), m) for c, m in zip(clean, masked, strict=True)], loops)
+    logits = forward([Inputs(c.masked_fill(m, mask_id), m) for c, m in zip(clean, masked, strict=True)], loops)
     return [
         None if scores is None else _mean_nats(scores, c, m) for scores, c, m in zip(logits, clean, masked, strict=True)
     ]

@@ -15,12 +15,9 @@ from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from model.denoiser import LoopedDenoiser
+from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import transformer_config
 from model.placement import Chunk, group_size
-
-Inputs = tuple[Tensor, Tensor]
-"""(x_t int64 [b, s], positions whose logits are wanted bool [b, s]) of one micro-batch."""
 
 Consume = Callable[[int, Tensor], Tensor]
 """(number of the micro-batch, its logits) -> the loss to differentiate, or what to keep when nothing is."""
@@ -42,7 +39,7 @@ class Visit(nn.Module):
 
     def forward(self, inputs: Inputs | None) -> Tensor:
         """Hidden states, or logits of the selected positions where the chunk ends the model."""
-        tokens, selected = (None, None) if inputs is None else inputs
+        tokens, selected = inputs or (None, None)
         hidden_states = self._visit(self._chunk, tokens, self._received, self._seq_len)
         return self._logits(hidden_states, selected) if self._chunk.logits else hidden_states
 
@@ -101,11 +98,11 @@ class Pipeline:
         select nothing. They cost no time that the pipeline would not stand still for.
         """
         if self._stage.count == 1:
-            return [self._model(tokens, selected, loops) for tokens, selected in inputs]
-        rows = max(len(tokens) for tokens, _ in inputs)
-        filled = [tuple(F.pad(x, (0, 0, 0, rows - len(x))) for x in one) for one in inputs]
-        tokens, selected = filled[0]
-        filled += [(tokens, torch.zeros_like(selected))] * (self._stage.count - len(inputs))
+            return [self._model(*one, loops) for one in inputs]
+        rows = max(len(one.tokens) for one in inputs)
+        filled = [Inputs(*(F.pad(x, (0, 0, 0, rows - len(x))) for x in one)) for one in inputs]
+        idle = filled[0]._replace(selected=torch.zeros_like(filled[0].selected))
+        filled += [idle] * (self._stage.count - len(inputs))
         kept = self.run(filled, rows, loops, lambda _, logits: logits, backward=False)
         return list(kept[: len(inputs)]) if self._stage.last else [None] * len(inputs)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.manifest import Manifest, load_manifest
-from model.denoiser import LoopedDenoiser
+from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import Sharding
 from pretrain.checkpoint import latest_checkpoint, load_into
 from pretrain.configuring import load_settings
@@ -16,7 +16,7 @@ from pretrain.derive import Plan
 from pretrain.errors import UserError
 from pretrain.gather import everywhere
 from pretrain.launcher import read_launcher
-from pretrain.pipeline import Inputs, Pipeline
+from pretrain.pipeline import Pipeline
 from pretrain.settings import Settings
 from pretrain.world import World, start_world
 
@@ -41,11 +41,11 @@ class TrainedRun:
 
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits of each micro-batch's selected positions: this rank's vocabulary on the last stage, None before."""
-        return Pipeline(self.model, inputs[0][0].shape[1], torch.float32).logits(inputs, loops)
+        return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
 
     def whole_logits(self, tokens: Tensor, selected: Tensor, loops: int) -> Tensor:
         """Logits [number selected, padded vocabulary], the same on every rank."""
-        (logits,) = self.logits([(tokens, selected)], loops)
+        (logits,) = self.logits([Inputs(tokens, selected)], loops)
         return everywhere(self.world, logits, int(selected.sum()), self.settings.model.padded_vocab_size)
 
     @property
