@@ -10,6 +10,7 @@ from enum import IntEnum
 import numpy as np
 
 MASK_64 = 2**64 - 1
+GOLDEN_RATIO_CONJUGATE = (5**0.5 - 1) / 2
 
 
 class Stream(IntEnum):
@@ -43,20 +44,32 @@ def stratified(seed: int, step: int, size: int) -> np.ndarray:
     return (order + offset) / size
 
 
-def timesteps(seed: int, step: int, global_batch_size: int, min_timestep: float) -> np.ndarray:
-    """t of every sample of a step's global batch, stratified over [min_timestep, 1), float64 [global_batch_size]."""
-    return min_timestep + (1.0 - min_timestep) * stratified(seed, step, global_batch_size)
+def timesteps(row_values: np.ndarray, documents: np.ndarray, min_timestep: float) -> np.ndarray:
+    """t of every token in [min_timestep, 1), the same throughout a document, float64 [n, s].
+
+    Document j of a row with the value u gets frac(u + j * golden ratio conjugate). Every document's t is uniform, because a
+    rotation keeps the uniform distribution. The j-th documents of a global batch have one value in each stratum, because
+    all are rotated alike. The documents of one row are spread evenly whatever their number: frac(j * golden ratio) is a
+    low-discrepancy sequence. Document 0 has the row's own t.
+
+    Args:
+        row_values: u of each row in [0, 1), as from `stratified`, float [n].
+        documents: document of each token, counted from 0 within its row; all 0 where the row has one t, int [n, s].
+            Padding, -1, gets some t, which nothing uses.
+    """
+    values = (row_values[:, None] + documents * GOLDEN_RATIO_CONJUGATE) % 1.0
+    return min_timestep + (1.0 - min_timestep) * values
 
 
-def masks(seed: int, sample_indices: np.ndarray, timestep: np.ndarray, seq_len: int) -> np.ndarray:
+def masks(seed: int, sample_indices: np.ndarray, timestep: np.ndarray) -> np.ndarray:
     """Which tokens become [MASK]: each with probability t (linear schedule, alpha_t = 1 - t).
 
     Args:
         sample_indices: global sample indices (position in the training stream), int [n].
-        timestep: t of each sample, float [n].
+        timestep: t of each token, float [n, s].
 
     Returns:
-        bool [n, seq_len].
+        bool [n, s].
     """
-    draws = np.stack([uniform(seed, Stream.MASK, int(index), seq_len) for index in sample_indices])
-    return draws < timestep[:, None]
+    draws = np.stack([uniform(seed, Stream.MASK, int(index), timestep.shape[1]) for index in sample_indices])
+    return draws < timestep

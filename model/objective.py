@@ -2,7 +2,8 @@
 
     L = E_t E_{x_t} [ 1/t * sum over masked i of -log p(x_0^i | x_t) ]       (MDLM, Sahoo et al. 2024, equation 10)
 
-in nats, with t ~ U(0, 1] and every token masked with probability t.
+in nats, with t ~ U(0, 1] and every token masked with probability t. Where each document of a row has its own t, the bound
+holds for each document with that t, and the row's is their sum.
 """
 
 import torch
@@ -28,11 +29,10 @@ def token_weights(timesteps: Tensor, masked: Tensor, min_timestep: float) -> Ten
     an unbiased estimate of the integral over that interval.
 
     Args:
-        timesteps: t per row, float [b].
+        timesteps: t of each token, float [b, s].
         masked: bool [b, s].
     """
-    weights = ((1.0 - min_timestep) / timesteps).unsqueeze(1).expand(masked.shape)
-    return weights[masked].float()
+    return ((1.0 - min_timestep) / timesteps[masked]).float()
 
 
 def diffusion_loss(cross_entropy: Tensor, weights: Tensor, num_tokens: int) -> Tensor:

@@ -27,11 +27,15 @@ def reference_logits(weights: Weights, architecture: Architecture, tokens: Tenso
 def reference_loss(
     weights: Weights, architecture: Architecture, clean: Tensor, masked: Tensor, timesteps: Tensor, loops: int
 ) -> Tensor:
-    """The NELBO estimate of one batch in nats per token: sum over masked tokens of -log p / t, over all tokens."""
+    """The NELBO estimate of one batch in nats per token: sum over masked tokens of -log p / t, over all tokens.
+
+    Args:
+        timesteps: t of each token [b, s].
+    """
     corrupted = torch.where(masked, architecture.mask_id, clean)
     log_p = reference_logits(weights, architecture, corrupted, loops).log_softmax(dim=-1)
     nll = -log_p.gather(-1, clean.unsqueeze(-1)).squeeze(-1)
-    return (nll * masked / timesteps.unsqueeze(1)).sum() / clean.numel()
+    return (nll * masked / timesteps).sum() / clean.numel()
 
 
 def unrolled_weights(weights: Weights, architecture: Architecture, loops: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_pipeline.samples import Samples
 from model.denoiser import Inputs
-from model.noise import masks, timesteps
+from model.noise import masks, stratified, timesteps
 from model.objective import token_weights
 from pretrain.derive import Plan
 
@@ -23,7 +23,7 @@ class MicroBatch:
     Attributes:
         clean: x_0, int64 [b, s].
         masked: which tokens are [MASK] in x_t, bool [b, s].
-        timesteps: t of each row, fp64 [b].
+        timesteps: t of each token, fp64 [b, s].
         batch_tokens: tokens of the global batch, padding not counted: what the loss is divided by.
         mask_id: id of [MASK].
         min_timestep: lower end of the timesteps' interval.
@@ -59,7 +59,7 @@ class MicroBatch:
     @cached_property
     def target_timesteps(self) -> Tensor:
         """t of each masked token, fp64 [m], row-major."""
-        return self.timesteps.unsqueeze(1).expand(self.masked.shape)[self.masked]
+        return self.timesteps[self.masked]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same rows on a device."""
@@ -89,9 +89,10 @@ class Batches:
         local = np.arange(self._first, self._first + plan.rows_per_rank)
         batch = step * train.global_batch_size + np.arange(train.global_batch_size)
         samples = batch[local]
-        t = timesteps(seed, step, train.global_batch_size, train.min_timestep)[local]
         tokens = self._source.rows(samples)
-        masked = masks(seed, samples, t, plan.seq_len)
+        owners = self._source.documents(samples) if train.noise == "document" else np.zeros_like(tokens)
+        t = timesteps(stratified(seed, step, train.global_batch_size)[local], owners, train.min_timestep)
+        masked = masks(seed, samples, t)
         batch_tokens = plan.tokens_per_step
         if self._source.has_padding:
             lengths = self._source.lengths(batch)

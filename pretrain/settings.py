@@ -18,6 +18,9 @@ def _split_commas(value: object) -> object:
     return [value] if isinstance(value, int) else value
 
 
+Scope = Literal["row", "document"]
+"""What is treated as one text: the whole row, or each document in it."""
+
 LoopList = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 
 
@@ -63,6 +66,8 @@ class Train:
     """Share of the steps over which S_max grows from 1 to model.loop.max."""
     min_timestep: float = Field(1e-3, gt=0, lt=1)
     """Timesteps are drawn from [min_timestep, 1): the weight 1/t has no bounded variance at 0. Evaluation uses all of (0, 1]."""
+    noise: Scope = "row"
+    """row: one timestep for all tokens of a row. document: each document of a row has its own, uniform over the same interval."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Weights and activations of the forward and backward pass. bf16 keeps fp32 master weights and gradient sums."""
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from data_pipeline.blend import load_blend
 from data_pipeline.dataset import PackedDataset
 from data_pipeline.samples import Samples
-from model.noise import masks, timesteps
+from model.noise import masks, stratified, timesteps
 from model.reference import reference_logits
 from model.weights import initial_weights
 from pretrain.batches import Batches
@@ -76,12 +76,14 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
     blend = load_blend(path)
     for ranks, micro in ((1, 2), (2, 4), (4, 1)):
         plan = make_plan(settings_of(path, f"train.micro_batch_size={micro}"), blend.manifest, ranks)
-        source, seq_len = Samples.of(blend, 0), plan.seq_len
+        source = Samples.of(blend, 0)
         for step in (0, 7):
             samples = np.arange(8 * step, 8 * step + 8)
             real = source.documents(samples) >= 0
-            t = timesteps(0, step, 8, plan.settings.train.min_timestep)
-            expected = masks(0, samples, t, seq_len) & real
+            t = timesteps(
+                stratified(0, step, 8), np.zeros_like(source.documents(samples)), plan.settings.train.min_timestep
+            )
+            expected = masks(0, samples, t) & real
             made = [b for rank in range(ranks) for b in Batches(plan, source, rank, torch.device("cpu"))[step]]
             assert {b.batch_tokens for b in made} == {int(real.sum())}
             assert np.array_equal(torch.cat([b.masked for b in made]).numpy(), expected)
@@ -104,11 +106,11 @@ def test_loss_is_the_mean_over_real_tokens(request, world, data, tmp_path):
     weights = {name: drawn(name, shape) for name, shape in shapes.items()}
     source, samples = Samples.of(blend, settings.run.seed), np.arange(8)
     clean, real = torch.from_numpy(source.rows(samples)), torch.from_numpy(source.documents(samples) >= 0)
-    t = timesteps(settings.run.seed, 0, 8, minimum)
-    masked = torch.from_numpy(masks(settings.run.seed, samples, t, plan.seq_len)) & real
+    t = timesteps(stratified(settings.run.seed, 0, 8), np.zeros(clean.shape), minimum)
+    masked = torch.from_numpy(masks(settings.run.seed, samples, t)) & real
     assert not real.all()
     nats = nats_of(weights, architecture, clean, masked, loops=2)
-    expected = (nats * ((1 - minimum) / torch.from_numpy(t))[:, None]).sum() / real.sum()
+    expected = (nats * ((1 - minimum) / torch.from_numpy(t))).sum() / real.sum()
     assert metrics(run)[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
     other = run_here(path, tmp_path, "other", *words, "train.micro_batch_size=8")
     for one, two in zip(metrics(run), metrics(other), strict=True):

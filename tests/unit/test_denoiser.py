@@ -39,8 +39,8 @@ def build(architecture, recompute="none", scale=1.0) -> LoopedDenoiser:
 def batch(architecture, rows=3, length=16):
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, architecture.mask_id, (rows, length), generator=generator)
-    timesteps = torch.tensor([0.2, 0.5, 0.9])[:rows].double()
-    masked = torch.rand(rows, length, generator=generator) < timesteps[:, None]
+    timesteps = torch.tensor([0.2, 0.5, 0.9])[:rows, None].double().expand(rows, length)
+    masked = torch.rand(rows, length, generator=generator) < timesteps
     return clean, masked, timesteps
 
 

@@ -131,7 +131,7 @@ def test_masks_are_those_of_training(corpus, capsys, timestep):
     page = corpus.parent / "page.html"
     inspect(capsys, corpus, "--sample", 11, "--sample", 4, "--seed", 7, "--html", page, "--t", timestep)
     source = Samples.of(load_blend(corpus), 7)
-    expected = masks(7, np.array([11, 4]), np.array([timestep, timestep]), source.rows(np.array([11])).shape[1])
+    expected = masks(7, np.array([11, 4]), np.full((2, source.rows(np.array([11])).shape[1]), timestep))
     for row, masked, sample in zip(Page(page.read_text()).rows, expected, (11, 4), strict=True):
         starts = np.cumsum([0] + [tokens for _, tokens in row])
         assert starts[-1] == len(masked)
@@ -147,7 +147,7 @@ def test_the_terminal_masks_the_same_tokens(corpus, capsys, timestep):
     out = inspect(capsys, corpus, "--row", 9, "--documents", 0, "--t", timestep)
     manifest, index = load_blend(corpus).manifest, np.array([9])
     ids = PackedDataset(corpus, "train").rows(index)[0]
-    masked = masks(0, index, np.array([timestep]), len(ids))[0]
+    masked = masks(0, index, np.full((1, len(ids)), timestep))[0]
     tokenizer = load_prepared_tokenizer(corpus, manifest)
     hidden = sum(len(tokenizer.decode([token])) for token in ids[masked].tolist())
     assert out.count("░") == hidden and (hidden > 0) == (timestep > 0)

@@ -44,10 +44,48 @@ def test_one_timestep_in_every_stratum(size):
 
 def test_timesteps_are_uniform_over_steps():
     """Each sample's t is uniform over the interval, though the samples of a step are tied to each other."""
-    first = np.array([timesteps(0, step, 8, 0.1)[0] for step in range(4000)])
+    whole = np.zeros((8, 1), int)
+    first = np.array([timesteps(stratified(0, step, 8), whole, 0.1)[0, 0] for step in range(4000)])
     assert first.min() >= 0.1
     assert first.max() < 1
     assert first.mean() == pytest.approx(0.55, abs=4 * 0.9 / np.sqrt(12 * 4000))
+
+
+DOCUMENTS = np.array([[0, 0, 0, 1, 2, 2, 3, -1], [0, 1, 1, 1, 1, 1, 2, 3], [0] * 8, [0, 0, 1, 1, 2, 2, 3, 3]])
+
+
+def test_a_document_has_one_timestep_and_the_first_has_the_rows():
+    values = stratified(5, 2, 4)
+    t = timesteps(values, DOCUMENTS, 0.1)
+    rows = timesteps(values, np.zeros_like(DOCUMENTS), 0.1)
+    assert np.array_equal(rows, np.broadcast_to(0.1 + 0.9 * values[:, None], rows.shape))
+    assert np.array_equal(t[DOCUMENTS == 0], rows[DOCUMENTS == 0])
+    for row, owners in zip(t, DOCUMENTS, strict=True):
+        numbers = owners[owners >= 0]
+        assert len(set(row[owners >= 0])) == len(set(numbers)) == numbers.max() + 1
+
+
+@pytest.mark.parametrize("document", [0, 1, 2, 7, 300])
+def test_timesteps_of_every_document_are_uniform(document):
+    """Over steps, in twenty equal bins of the interval."""
+    owner = np.full((8, 1), document)
+    t = np.array([timesteps(stratified(0, step, 8), owner, 0.1)[0, 0] for step in range(4000)])
+    counts = np.bincount(((t - 0.1) / 0.9 * 20).astype(int), minlength=20)
+    assert len(counts) == 20
+    assert ((counts - 200) ** 2 / 200).sum() < 45  # 19 degrees of freedom: mean 19, standard deviation 6
+
+
+@pytest.mark.parametrize("document", [1, 2, 7, 300])
+def test_the_documents_of_a_number_are_stratified_over_the_batch(document):
+    values = timesteps(stratified(0, 3, 512), np.full((512, 1), document), 1e-9)[:, 0]
+    assert sorted(np.floor(values * 512).astype(int)) == list(range(512))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+def test_documents_of_a_row_are_spread_over_the_interval(count):
+    """The largest gap between their timesteps, going round, is below 2.7 times an even spacing."""
+    t = np.sort(timesteps(np.array([0.3]), np.arange(count)[None], 1e-9)[0])
+    assert np.diff([*t, t[0] + 1]).max() < 2.7 / count
 
 
 def test_steps_have_other_orders():
@@ -56,15 +94,25 @@ def test_steps_have_other_orders():
 
 
 def test_masks_follow_sample_index_not_batch():
-    t = np.array([0.3, 0.6, 0.9, 0.5])
+    t = np.repeat([[0.3], [0.6], [0.9], [0.5]], 64, axis=1)
     indices = np.array([40, 41, 42, 43])
-    together = masks(7, indices, t, 64)
-    apart = np.concatenate([masks(7, indices[i : i + 1], t[i : i + 1], 64) for i in range(4)])
+    together = masks(7, indices, t)
+    apart = np.concatenate([masks(7, indices[i : i + 1], t[i : i + 1]) for i in range(4)])
     assert np.array_equal(together, apart)
-    assert not np.array_equal(masks(7, indices + 4, t, 64), together)
+    assert not np.array_equal(masks(7, indices + 4, t), together)
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.95])
 def test_masked_share_is_t(t):
-    share = masks(0, np.arange(500), np.full(500, t), 100).mean()
+    share = masks(0, np.arange(500), np.full((500, 100), t)).mean()
     assert share == pytest.approx(t, abs=4 * np.sqrt(t * (1 - t) / 50_000))
+
+
+def test_masked_share_of_every_document_is_its_timestep():
+    """One row's documents, over many samples: each has the share of its own t, not of the row's."""
+    owners = np.repeat(np.arange(4), 100)[None]
+    t = timesteps(np.array([0.3]), owners, 1e-3)
+    masked = masks(0, np.arange(500), np.repeat(t, 500, axis=0)).reshape(500, 4, 100).mean(axis=(0, 2))
+    assert len(set(t[0])) == 4
+    for share, expected in zip(masked, t[0, ::100], strict=True):
+        assert share == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 50_000))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.noise import timesteps
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
 from pretrain.evaluation import _nats_of_rows
 
@@ -41,13 +42,47 @@ def test_expected_loss_is_the_entropy(world, probabilities):
             masked = mask.expand(len(SEQUENCES), LENGTH)
             noisy = SEQUENCES.masked_fill(masked, MASK)
             cross_entropy = masked_cross_entropy(true_logits(probabilities, noisy, masked), SEQUENCES[masked])
-            weights = token_weights(torch.full((len(SEQUENCES),), t), masked, 0.0)
+            weights = token_weights(torch.full(masked.shape, t), masked, 0.0)
             chance = t ** mask.sum().item() * (1 - t) ** (LENGTH - mask.sum().item())
             # p(x) enters per row: every masked token of row x carries the probability of x.
             per_row = probabilities.unsqueeze(1).expand(masked.shape)[masked].float()
             loss = diffusion_loss(cross_entropy * per_row, weights, LENGTH)
             expectation += node_weight * chance * loss.item()
     assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)
+
+
+def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(world, probabilities):
+    """A row of two independent documents, of all three tokens and of one: their entropies add up.
+
+    Exact like the test above, in the row's value u: the second document's t has a jump where it wraps, so the integral is
+    the sum of one on each side. Every term is a polynomial in u there, because a weight 1/t stands beside a chance t**k.
+    """
+    first, second = probabilities, torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    entropy = -(first * first.log()).sum().item() - (second * second.log()).sum().item()
+    owners = np.array([[0, 0, 0, 1]])
+    wrap = 1 - (5**0.5 - 1) / 2
+    nodes, node_weights = np.polynomial.legendre.leggauss(5)
+    expectation = 0.0
+    for low, high in ((0.0, wrap), (wrap, 1.0)):
+        for u, share in zip(low + (high - low) * (nodes + 1) / 2, node_weights * (high - low) / 2, strict=True):
+            t = torch.from_numpy(timesteps(np.array([u]), owners, 0.0))
+            for mask in itertools.product([False, True], repeat=4):
+                masked = torch.tensor([mask])
+                chance = torch.where(masked, t, 1 - t).prod().item()
+                weights = token_weights(t, masked, 0.0)
+                loss = diffusion_loss(_expected_nats(first, second, masked), weights, 4).item()
+                expectation += share * chance * loss
+    assert expectation == pytest.approx(entropy / 4, rel=1e-5)
+
+
+def _expected_nats(first, second, masked):
+    """Mean over the data of -log p under the true conditionals of each document, of the masked tokens, fp32 [m]."""
+    of_first = masked[:, :3].expand(len(SEQUENCES), 3)
+    noisy = SEQUENCES.masked_fill(of_first, MASK)
+    nats = torch.zeros(len(SEQUENCES), 3, dtype=torch.float64)
+    nats[of_first] = masked_cross_entropy(true_logits(first, noisy, of_first), SEQUENCES[of_first]).double()
+    own = -(second * second.log()).sum()
+    return torch.cat([(first[:, None] * nats).sum(dim=0), own[None]])[masked[0]].float()
 
 
 def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
@@ -89,7 +124,7 @@ def test_weights_are_the_inverse_density(world):
     masked = torch.ones(20_000, 1, dtype=torch.bool)
     for minimum in (1e-3, 0.2):
         t = minimum + (1 - minimum) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-        mean = (token_weights(t, masked, minimum).double() * t).mean().item()
+        mean = (token_weights(t[:, None], masked, minimum).double() * t).mean().item()
         assert mean == pytest.approx(1 - minimum, rel=1e-6)
 
 
