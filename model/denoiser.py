@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.architecture import Architecture, Recompute
-from model.layers import RMSNorm, Sharding, build_layer, rotary_angles, transformer_config
+from model.layers import RMSNorm, Sharding, build_layer, document_mask, rotary_angles, transformer_config
 from model.placement import Chunk, Stage, whole
 from model.weights import fill_weights, initial_weights
 
@@ -32,10 +32,13 @@ class Inputs(NamedTuple):
     Attributes:
         tokens: x_t, int64 [b, s].
         selected: positions whose logits are wanted, bool [b, s].
+        documents: document of each token within its row, int [b, s], for attention within documents; None for attention
+            to the whole row.
     """
 
     tokens: Tensor
     selected: Tensor
+    documents: Tensor | None = None
 
 
 Observer = Callable[[int, Tensor], None]
@@ -59,21 +62,28 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleDict({str(i): build_layer(config, first + i + 1) for i in held})
         self.recompute_layers = recompute_layers
 
-    def forward(self, hidden_states: Tensor, angles: Tensor, numbers: range) -> Tensor:
-        """The layers of these numbers, once: [s, b, h] -> [s, b, h]; `angles` as from `rotary_angles`."""
-        return self.run_layers(hidden_states, angles, numbers)
+    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, numbers: range) -> Tensor:
+        """The layers of these numbers, once: [s, b, h] -> [s, b, h].
 
-    def run_layers(self, hidden_states: Tensor, angles: Tensor, numbers: Iterable[int]) -> Tensor:
+        Args:
+            angles: as from `rotary_angles`.
+            mask: as from `document_mask`; None for attention to the whole row.
+        """
+        return self.run_layers(hidden_states, angles, mask, numbers)
+
+    def run_layers(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, numbers: Iterable[int]) -> Tensor:
         """What `forward` does, without the hooks of a module call."""
         for number in numbers:
 
-            def run(states: Tensor, angles: Tensor, layer: nn.Module = self.layers[str(number)]) -> Tensor:
-                return layer(states, attention_mask=None, rotary_pos_emb=angles)[0]
+            def run(
+                states: Tensor, angles: Tensor, mask: Tensor | None, layer: nn.Module = self.layers[str(number)]
+            ) -> Tensor:
+                return layer(states, attention_mask=mask, rotary_pos_emb=angles)[0]
 
             if self.recompute_layers and torch.is_grad_enabled():
-                hidden_states = recomputed(run, hidden_states, angles)
+                hidden_states = recomputed(run, hidden_states, angles, mask)
             else:
-                hidden_states = run(hidden_states, angles)
+                hidden_states = run(hidden_states, angles, mask)
         return hidden_states
 
 
@@ -87,13 +97,20 @@ class LoopedBlock(LayerStack):
         super().__init__(config, first, held, recompute == "full")
         self.held, self.recompute_pass = held, recompute == "loop"
 
-    def forward(self, hidden_states: Tensor, angles: Tensor, passes: range, observe: Observer | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        angles: Tensor,
+        mask: Tensor | None,
+        passes: range,
+        observe: Observer | None = None,
+    ) -> Tensor:
         """The passes of these numbers, the only place where they happen: [s, b, h] -> [s, b, h]."""
         for number in passes:
             if self.recompute_pass and torch.is_grad_enabled():
-                hidden_states = recomputed(self.run_layers, hidden_states, angles, self.held)
+                hidden_states = recomputed(self.run_layers, hidden_states, angles, mask, self.held)
             else:
-                hidden_states = self.run_layers(hidden_states, angles, self.held)
+                hidden_states = self.run_layers(hidden_states, angles, mask, self.held)
             if observe is not None:
                 observe(number, hidden_states)
         return hidden_states
@@ -128,13 +145,21 @@ class LoopedDenoiser(nn.Module):
             self._build_output()
         fill_weights(self, initial_weights(architecture, seed), *_tensor_parallel_place())
 
-    def forward(self, tokens: Tensor, selected: Tensor, loops: int, observe: Observer | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        selected: Tensor,
+        loops: int,
+        documents: Tensor | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
         """Logits where `selected` is true, in row-major order of (b, s). For a model that is one stage.
 
         Args:
             tokens: x_t, int64 [b, s].
             selected: bool [b, s]; the LM head is computed on these positions only.
             loops: S, passes of the mid block; may exceed the S_max of training.
+            documents: see `Inputs`.
             observe: sees the hidden states after every pass.
 
         Returns:
@@ -143,7 +168,7 @@ class LoopedDenoiser(nn.Module):
             its share of the vocabulary.
         """
         (chunk,) = self.stage.chunks(loops)
-        return self.logits(self.visit(chunk, tokens, None, tokens.shape[1], observe), selected)
+        return self.logits(self.visit(chunk, tokens, None, tokens.shape[1], documents, observe), selected)
 
     def visit(
         self,
@@ -151,6 +176,7 @@ class LoopedDenoiser(nn.Module):
         tokens: Tensor | None,
         hidden_states: Tensor | None,
         seq_len: int,
+        documents: Tensor | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
         """Run a chunk up to its last layer: hidden states [s, b, h] -> [s, b, h].
@@ -159,6 +185,7 @@ class LoopedDenoiser(nn.Module):
             tokens: x_t, int64 [b, s], for a chunk that embeds.
             hidden_states: of the stage before, for every other chunk.
             seq_len: tokens of a row.
+            documents: see `Inputs`; on every stage, whichever chunk it runs.
         """
         if chunk.embed:
             assert tokens is not None
@@ -166,11 +193,12 @@ class LoopedDenoiser(nn.Module):
         assert hidden_states is not None
         architecture = self.architecture
         angles = rotary_angles(seq_len, architecture.head_dim, architecture.rope_base, hidden_states.device)
+        mask = None if documents is None else document_mask(documents, hidden_states.dtype)
         if chunk.head:
-            hidden_states = self.head(hidden_states, angles, chunk.head)
+            hidden_states = self.head(hidden_states, angles, mask, chunk.head)
         if chunk.passes:
-            hidden_states = self.mid(hidden_states, angles, chunk.passes, observe)
-        return self.tail(hidden_states, angles, chunk.tail) if chunk.tail else hidden_states
+            hidden_states = self.mid(hidden_states, angles, mask, chunk.passes, observe)
+        return self.tail(hidden_states, angles, mask, chunk.tail) if chunk.tail else hidden_states
 
     def logits(self, hidden_states: Tensor, selected: Tensor) -> Tensor:
         """Hidden states [s, b, h] of the last layer -> logits of the selected positions, as `forward` returns them."""

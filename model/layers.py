@@ -48,16 +48,22 @@ def _sum_over_tensor_parallel_ranks(gradient: Tensor) -> Tensor:
 
 
 class BidirectionalAttention(nn.Module):
-    """`core_attention` of the local spec: every token attends to every token of its row, by torch's SDPA."""
+    """`core_attention` of the local spec: every token attends to every token of its row or document, by torch's SDPA."""
 
     def __init__(self, config: TransformerConfig, *_: Any, **__: Any) -> None:
         super().__init__()
         self.grouped_query = config.num_query_groups != config.num_attention_heads
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Queries [s, b, n, d], keys and values [s, b, kv heads, d] -> context [s, b, n * d]."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+        """Queries [s, b, n, d], keys and values [s, b, kv heads, d] -> context [s, b, n * d].
+
+        Args:
+            attention_mask: as from `document_mask`; None for attention to the whole row.
+        """
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        context = F.scaled_dot_product_attention(query, key, value, enable_gqa=self.grouped_query)
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, enable_gqa=self.grouped_query
+        )
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -125,3 +131,18 @@ def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device
     frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
     return torch.cat([angles, angles], dim=-1)[:, None, None, :]
+
+
+def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the attention scores: 0 inside a document, -inf across documents, [b, 1, s, s].
+
+    SDPA would turn a mask of booleans into such a one in every layer, and keep each for the backward pass; this one serves
+    all layers and passes. RoPE is relative, so positions need not start again with every document.
+
+    Args:
+        documents: document of each token within its row, int [b, s]; padding, -1, attends to padding.
+        dtype: of the hidden states.
+    """
+    same = documents.unsqueeze(2) == documents.unsqueeze(1)
+    mask = torch.zeros(same.shape, dtype=dtype, device=documents.device)
+    return mask.masked_fill_(~same, float("-inf")).unsqueeze(1)

@@ -83,12 +83,19 @@ def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
 
 
 def batch_facts(batches: list[MicroBatch | None], world: World) -> dict[str, str]:
-    """Checksum of the rows and masks of a step; ranks of one data-parallel share must see the same."""
-    sums = [checksum(part) for batch in batches if batch is not None for part in (batch.clean, batch.masked)]
-    if not sums:
-        return {}
+    """Checksum of the rows, masks and documents of a step; ranks of one data-parallel share must see the same."""
+    there = [batch for batch in batches if batch is not None]
+    parts = {
+        "rows": [batch.clean for batch in there],
+        "masks": [batch.masked for batch in there],
+        "documents": [batch.documents for batch in there if batch.documents is not None],
+    }
     share = f"data-parallel share {world.data_parallel_rank}"
-    return {f"the checksum of the rows of {share}": "".join(sums[::2]), f"of the masks of {share}": "".join(sums[1::2])}
+    return {
+        f"the checksum of the {name} of {share}": "".join(map(checksum, tensors))
+        for name, tensors in parts.items()
+        if tensors
+    }
 
 
 def checksum(tensor: Tensor) -> str:

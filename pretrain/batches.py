@@ -24,6 +24,7 @@ class MicroBatch:
         clean: x_0, int64 [b, s].
         masked: which tokens are [MASK] in x_t, bool [b, s].
         timesteps: t of each token, fp64 [b, s].
+        documents: document of each token within its row, -1 for padding, int32 [b, s]; None for attention to the whole row.
         batch_tokens: tokens of the global batch, padding not counted: what the loss is divided by.
         mask_id: id of [MASK].
         min_timestep: lower end of the timesteps' interval.
@@ -32,6 +33,7 @@ class MicroBatch:
     clean: Tensor
     masked: Tensor
     timesteps: Tensor
+    documents: Tensor | None
     batch_tokens: int
     mask_id: int
     min_timestep: float
@@ -44,7 +46,7 @@ class MicroBatch:
     @property
     def inputs(self) -> Inputs:
         """What the model is called with: x_t, and the masked tokens' logits are wanted."""
-        return Inputs(self.corrupted, self.masked)
+        return Inputs(self.corrupted, self.masked, self.documents)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -63,7 +65,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same rows on a device."""
-        moved = (x.to(device, non_blocking=True) for x in (self.clean, self.masked, self.timesteps))
+        tensors = (self.clean, self.masked, self.timesteps, self.documents)
+        moved = (None if x is None else x.to(device, non_blocking=True) for x in tensors)
         return MicroBatch(*moved, self.batch_tokens, self.mask_id, self.min_timestep)
 
 
@@ -76,7 +79,7 @@ class Batches:
     """
 
     def __init__(self, plan: Plan, source: Samples | None, data_parallel_rank: int, device: torch.device) -> None:
-        """`source` is None on a pipeline stage that neither embeds nor ends the model: it needs no rows."""
+        """`source` is None on a pipeline stage that neither embeds nor ends the model, where attention is to whole rows."""
         self._plan, self._source, self._device = plan, source, device
         self._first = data_parallel_rank * plan.rows_per_rank
 
@@ -85,28 +88,35 @@ class Batches:
         plan, settings = self._plan, self._plan.settings
         if self._source is None:
             return [None] * plan.micro_batches
-        train, seed = settings.train, settings.run.seed
-        local = np.arange(self._first, self._first + plan.rows_per_rank)
+        arrays, batch_tokens = self._rows(step, self._source)
+        size = settings.train.micro_batch_size
+        return [
+            MicroBatch(
+                *(None if x is None else torch.from_numpy(x[i : i + size]) for x in arrays),
+                batch_tokens,
+                settings.model.mask_id,
+                settings.train.min_timestep,
+            )
+            for i in range(0, plan.rows_per_rank, size)
+        ]
+
+    def _rows(self, step: int, source: Samples) -> tuple[tuple[np.ndarray | None, ...], int]:
+        """(clean, masked, timesteps, documents) of this rank's rows, and the real tokens of the global batch."""
+        plan, train, seed = self._plan, self._plan.settings.train, self._plan.settings.run.seed
         batch = step * train.global_batch_size + np.arange(train.global_batch_size)
+        local = slice(self._first, self._first + plan.rows_per_rank)
         samples = batch[local]
-        tokens = self._source.rows(samples)
-        owners = self._source.documents(samples) if train.noise == "document" else np.zeros_like(tokens)
+        tokens = source.rows(samples)
+        documents = source.documents(samples) if "document" in (train.attention, train.noise) else None
+        owners = documents if train.noise == "document" else np.zeros_like(tokens)
         t = timesteps(stratified(seed, step, train.global_batch_size)[local], owners, train.min_timestep)
         masked = masks(seed, samples, t)
         batch_tokens = plan.tokens_per_step
-        if self._source.has_padding:
-            lengths = self._source.lengths(batch)
+        if source.has_padding:
+            lengths = source.lengths(batch)
             batch_tokens = int(lengths.sum())
             masked &= np.arange(plan.seq_len) < lengths[local, None]
-        return [
-            MicroBatch(
-                *(torch.from_numpy(x[part]) for x in (tokens, masked, t)),
-                batch_tokens,
-                settings.model.mask_id,
-                train.min_timestep,
-            )
-            for part in (slice(i, i + train.micro_batch_size) for i in range(0, len(local), train.micro_batch_size))
-        ]
+        return (tokens, masked, t, documents if train.attention == "document" else None), batch_tokens
 
     def from_step(self, first: int) -> Iterator[list[MicroBatch | None]]:
         """Micro-batches of step `first` and all later ones, each made while the step before it computes."""

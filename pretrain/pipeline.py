@@ -39,8 +39,8 @@ class Visit(nn.Module):
 
     def forward(self, inputs: Inputs | None) -> Tensor:
         """Hidden states, or logits of the selected positions where the chunk ends the model."""
-        tokens, selected = inputs or (None, None)
-        hidden_states = self._visit(self._chunk, tokens, self._received, self._seq_len)
+        tokens, selected, documents = inputs or (None, None, None)
+        hidden_states = self._visit(self._chunk, tokens, self._received, self._seq_len, documents)
         return self._logits(hidden_states, selected) if self._chunk.logits else hidden_states
 
 
@@ -63,7 +63,7 @@ class Pipeline:
 
         Args:
             inputs: at least as many as there are stages, as many on each; None where the stage neither embeds nor ends
-                the model.
+                the model and attention is to whole rows.
             rows: of every micro-batch.
             backward: differentiate what `consume` returns, which then is a scalar.
         """
@@ -95,12 +95,12 @@ class Pipeline:
         """Forward only: logits of every micro-batch's selected positions on the last stage, None on the others.
 
         The schedules want equal micro-batches, at least one per stage: rows and micro-batches are filled up with ones that
-        select nothing. They cost no time that the pipeline would not stand still for.
+        select nothing; a row so added is one document. They cost no time that the pipeline would not stand still for.
         """
         if self._stage.count == 1:
-            return [self._model(*one, loops) for one in inputs]
+            return [self._model(one.tokens, one.selected, loops, one.documents) for one in inputs]
         rows = max(len(one.tokens) for one in inputs)
-        filled = [Inputs(*(F.pad(x, (0, 0, 0, rows - len(x))) for x in one)) for one in inputs]
+        filled = [Inputs(*(None if x is None else F.pad(x, (0, 0, 0, rows - len(x))) for x in one)) for one in inputs]
         idle = filled[0]._replace(selected=torch.zeros_like(filled[0].selected))
         filled += [idle] * (self._stage.count - len(inputs))
         kept = self.run(filled, rows, loops, lambda _, logits: logits, backward=False)

@@ -86,7 +86,7 @@ def build_run(plan: Plan, blend: Blend, world: World) -> TrainingRun:
     require_agreement(weight_facts(model, world))
     optimizer = build_optimizer(model, settings.optim, world.device, EMA_KEY)
     engine = Engine(model, optimizer, plan, world)
-    needs_rows = model.stage.first or model.stage.last
+    needs_rows = model.stage.first or model.stage.last or settings.train.attention == "document"
     source = Samples.of(blend, settings.run.seed) if needs_rows else None
     batches = Batches(plan, source, world.data_parallel_rank, world.device)
     return TrainingRun(plan, world, engine, batches, settings.run_folder, Progress())

@@ -66,6 +66,8 @@ class Train:
     """Share of the steps over which S_max grows from 1 to model.loop.max."""
     min_timestep: float = Field(1e-3, gt=0, lt=1)
     """Timesteps are drawn from [min_timestep, 1): the weight 1/t has no bounded variance at 0. Evaluation uses all of (0, 1]."""
+    attention: Scope = "row"
+    """row: a token attends to its whole row, padding included. document: to the tokens of its own document in the row."""
     noise: Scope = "row"
     """row: one timestep for all tokens of a row. document: each document of a row has its own, uniform over the same interval."""
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -44,8 +44,12 @@ def batch(architecture, rows=3, length=16):
     return clean, masked, timesteps
 
 
-def loss_of(model, clean, masked, timesteps, loops):
-    logits = model(clean.masked_fill(masked, model.architecture.mask_id), masked, loops)
+DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 2, [0] * 7 + [1] * 5 + [-1] * 4, [0] * 16])
+"""Of the rows of `batch`: three documents, two and padding, one."""
+
+
+def loss_of(model, clean, masked, timesteps, loops, documents=None):
+    logits = model(clean.masked_fill(masked, model.architecture.mask_id), masked, loops, documents)
     weights = token_weights(timesteps, masked, 0.0)
     return diffusion_loss(masked_cross_entropy(logits, clean[masked]), weights, clean.numel())
 
@@ -67,6 +71,38 @@ def test_forward_loss_and_every_gradient_equal_the_oracle(world, architecture, l
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, weights[name].grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+@pytest.mark.parametrize("architecture", SPLITS.values(), ids=SPLITS.keys())
+def test_attention_within_documents_equals_the_oracle(world, architecture, loops):
+    """Loss and every gradient; and they are not those of attention to whole rows."""
+    model = build(architecture)
+    clean, masked, timesteps = batch(architecture)
+    loss = loss_of(model, clean, masked, timesteps, loops, DOCUMENTS)
+    loss.backward()
+    weights = weights_of(model)
+    expected = reference_loss(weights, architecture, clean, masked, timesteps, loops, DOCUMENTS)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, weights[name].grad, rtol=1e-3, atol=1e-5), name
+    whole = loss_of(model, clean, masked, timesteps, loops)
+    assert abs(loss.item() / whole.item() - 1) > 1e-4
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+def test_documents_of_a_row_are_computed_as_if_alone(world, tiny, loops):
+    """The logits of a document in a row of several are those of the document as a row of its own, from position 0 on."""
+    model = build(tiny)
+    clean, _, _ = batch(tiny)
+    every = torch.ones_like(clean, dtype=torch.bool)
+    together = model(clean, every, loops, DOCUMENTS).view(*clean.shape, -1)
+    for row, owners, logits in zip(clean, DOCUMENTS, together, strict=True):
+        for document in owners.unique():
+            inside = owners == document
+            alone = model(row[inside][None], every[:1, : inside.sum()], loops)
+            assert torch.allclose(logits[inside], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loops", [1, 2, 5])
@@ -113,13 +149,14 @@ def test_a_batch_without_masked_tokens_has_zero_loss_and_gradients(world, tiny):
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["row", "document"])
 @pytest.mark.parametrize("recompute", ["full", "loop"])
-def test_recompute_changes_no_number(world, tiny, recompute):
+def test_recompute_changes_no_number(world, tiny, recompute, documents):
     inputs = batch(tiny)
     losses, gradients = [], []
     for mode in ("none", recompute):
         model = build(tiny, mode)
-        loss = loss_of(model, *inputs, 3)
+        loss = loss_of(model, *inputs, 3, documents)
         loss.backward()
         losses.append(loss.item())
         gradients.append([p.grad for p in model.parameters()])
@@ -148,11 +185,30 @@ def test_recompute_keeps_fewer_activations(world, tiny):
     assert kept("none", 12) - kept("none", 1) > 60 * hidden_state
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_one_mask_serves_all_layers_and_passes(world, tiny, precision):
+    """Autograd keeps a single tensor of its size, however many passes there are."""
+    model = build(tiny).to(precision)
+    clean, masked, timesteps = batch(tiny)
+    length = clean.shape[1]
+    addresses = set()
+
+    def pack(x):
+        if x.shape[-2:] == (length, length):
+            addresses.add((x.untyped_storage().data_ptr(), x.dtype, x.untyped_storage().nbytes()))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = loss_of(model, clean, masked, timesteps, 4, DOCUMENTS)
+    assert torch.isfinite(loss)
+    assert [(kind, size) for _, kind, size in addresses] == [(precision, clean.numel() * length * precision.itemsize)]
+
+
 def test_the_observer_sees_every_pass(world, tiny):
     model = build(tiny)
     clean, masked, _ = batch(tiny)
     seen = []
-    model(clean, masked, 3, lambda loop, states: seen.append((loop, tuple(states.shape))))
+    model(clean, masked, 3, observe=lambda loop, states: seen.append((loop, tuple(states.shape))))
     assert seen == [(k, (16, 3, tiny.hidden_size)) for k in (1, 2, 3)]
 
 

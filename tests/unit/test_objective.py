@@ -92,7 +92,7 @@ def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
     for mask in MASKS[1:]:
         sets = [m for m in MASKS if m.sum() == mask.sum()]
         (rows,) = _nats_of_rows(
-            lambda inputs, loops: [true_logits(probabilities, *one) for one in inputs],
+            lambda inputs, loops: [true_logits(probabilities, one.tokens, one.selected) for one in inputs],
             _Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], 1, MASK, torch.device("cpu"),
         )  # fmt: skip
         expectation += (probabilities * rows).sum().item() / LENGTH / len(sets)
@@ -105,6 +105,8 @@ class _Rows:
 
 
 class _Noise:
+    documents = None
+
     def __init__(self, mask):
         self.rows, self._mask = np.arange(len(SEQUENCES)), mask
 
