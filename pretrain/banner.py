@@ -23,6 +23,7 @@ def print_banner(run: TrainingRun, blend: Blend, found: Sequence[Found], notes: 
         *((f.capability, f"{f.used} ({f.reason})") for f in found),
         *_model_rows(run.plan),
         *_data_rows(run.plan, blend),
+        *_document_rows(run.plan),
         *_arithmetic_rows(run, blend),
         *(("note", note) for note in notes),
     ]
@@ -106,6 +107,14 @@ def _data_rows(plan: Plan, blend: Blend) -> list[tuple[str, str]]:
 
 def _padding(corpus: Corpus) -> str:
     return f", {corpus.manifest.packing}, {corpus.padding:.2%} padding" if corpus.padding else ""
+
+
+def _document_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What is done per document of a row instead of per row; nothing by default."""
+    train = plan.settings.train
+    told = {"attention within each": train.attention, "a timestep for each": train.noise}
+    shown = [what for what, scope in told.items() if scope == "document"]
+    return [("documents", ", ".join(shown))] if shown else []
 
 
 def _arithmetic_rows(run: TrainingRun, blend: Blend) -> list[tuple[str, str]]:

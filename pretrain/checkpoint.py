@@ -26,11 +26,19 @@ from model.weights import fill_weights
 from pretrain.configuring import flatten
 from pretrain.errors import RankError, UserError
 from pretrain.loop import Progress, TrainingRun
+from pretrain.settings import Settings
 from pretrain.world import World
 
 MARK = "COMPLETE"
 SHARDS = "deepspeed"
-IDENTITY = ("run.seed", "data.seq_len", "train.global_batch_size", "train.min_timestep")
+IDENTITY = (
+    "run.seed",
+    "data.seq_len",
+    "train.global_batch_size",
+    "train.min_timestep",
+    "train.attention",
+    "train.noise",
+)
 """Settings beside model.* that decide what a step computes on: a resume keeps them."""
 
 
@@ -110,9 +118,13 @@ def restore(run: TrainingRun, blend: Blend) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint. Raises UserError when it cannot be read."""
+    """`state.json` of a checkpoint. Raises UserError when it cannot be read.
+
+    Settings that are younger than the checkpoint have their defaults, which do what was done before there was a choice.
+    """
     try:
-        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return state | {"settings": flatten(Settings()) | state["settings"]}
     except (OSError, ValueError) as error:
         raise UserError(
             f"{checkpoint / 'state.json'}: cannot be read ({error}); remove the folder to use the one before"

@@ -52,6 +52,13 @@ def test_broken_state_names_the_file_and_the_way_out(tmp_path):
         read_state(folder)
 
 
+def test_settings_younger_than_a_checkpoint_have_their_defaults(tmp_path):
+    folder = checkpoint(tmp_path, 5)
+    (folder / "state.json").write_text(json.dumps({"settings": {"run.seed": 3}}))
+    settings = read_state(folder)["settings"]
+    assert (settings["run.seed"], settings["train.attention"], settings["train.noise"]) == (3, "row", "row")
+
+
 def test_missing_and_broken_weights(tmp_path, world):
     folder = checkpoint(tmp_path, 5)
     model = torch.nn.Linear(10, 10, bias=False)
