@@ -61,8 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"{data}: prepared with another tokenizer than {arguments.folder} was trained with; prepare it with "
             f"--tokenizer {trained.tokenizer_folder / trained.manifest.tokenizer.file}"
         )
+    attention = trained.settings.train.attention
     figures = evaluate_loops(
-        trained.logits, dataset, arguments.loops, arguments.rows, arguments.batch_size, trained.world
+        trained.logits, dataset, attention, arguments.loops, arguments.rows, arguments.batch_size, trained.world
     )
     if not trained.world.is_main:
         return 0

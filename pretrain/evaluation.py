@@ -7,6 +7,10 @@ The estimator is the any-order form of the same bound: with k uniform on 1..L an
 equal to the integral over t in (0, 1] of the 1/t-weighted loss (Ou et al. 2024; LLaDA, Nie et al. 2025, equation 6), without
 its unbounded weight at small t. k is stratified over all rows, and noise depends on the row alone: every checkpoint, every
 number of loops and every layout is measured with the same masks.
+
+Where attention is within documents, -log p of a token depends on its own document alone, and masked tokens are drawn alike in
+all documents of a row. The integral is then linear in the documents: the row's figure is the sum of theirs, and noise stays
+per row whatever `train.noise` is.
 """
 
 import math
@@ -22,6 +26,7 @@ from data_pipeline.manifest import SplitInfo
 from model.denoiser import Inputs
 from model.noise import Stream, stratified, uniform
 from model.objective import masked_cross_entropy
+from pretrain.settings import Scope
 from pretrain.world import World
 
 NOISE_SEED = 0
@@ -40,12 +45,14 @@ class FrozenNoise:
         lengths: L of each row, its real tokens, int64 [n]; what follows them is padding.
         masked_counts: k of each row, int64 [n].
         seq_len: places of a row.
+        documents: document of each token within its row, int32 [n, seq_len]; None for attention to the whole row.
     """
 
     rows: np.ndarray
     lengths: np.ndarray
     masked_counts: np.ndarray
     seq_len: int
+    documents: np.ndarray | None = None
 
     @property
     def weights(self) -> np.ndarray:
@@ -74,13 +81,14 @@ class Estimate:
     residuals: np.ndarray
 
 
-def freeze_noise(dataset: PackedDataset, wanted_rows: int) -> FrozenNoise:
-    """Noise for `wanted_rows` of a split (all of them when there are fewer)."""
+def freeze_noise(dataset: PackedDataset, wanted_rows: int, attention: Scope = "row") -> FrozenNoise:
+    """Noise for `wanted_rows` of a split (all of them when there are fewer), and the documents that attention needs."""
     count = min(dataset.num_rows, wanted_rows)
     rows = np.arange(count) * dataset.num_rows // count
     lengths = dataset.lengths(rows)
     masked_counts = 1 + (stratified(NOISE_SEED, 0, count) * lengths).astype(np.int64)
-    return FrozenNoise(rows, lengths, np.minimum(masked_counts, lengths), dataset.seq_len)
+    documents = dataset.documents(rows) if attention == "document" else None
+    return FrozenNoise(rows, lengths, np.minimum(masked_counts, lengths), dataset.seq_len, documents)
 
 
 @torch.no_grad()
@@ -149,11 +157,17 @@ def bits_per_byte(nats_per_token: float, split: SplitInfo) -> float:
 
 
 def evaluate_loops(
-    forward: Forward, dataset: PackedDataset, loops: Sequence[int], rows: int, batch_size: int, world: World
+    forward: Forward,
+    dataset: PackedDataset,
+    attention: Scope,
+    loops: Sequence[int],
+    rows: int,
+    batch_size: int,
+    world: World,
 ) -> dict[str, object]:
-    """Figures of every number of loops, as written to `eval/*.json`. Collective."""
+    """Figures of every number of loops, as written to `eval/*.json`, with the run's `train.attention`. Collective."""
     split = dataset.manifest.splits[dataset.split]
-    noise = freeze_noise(dataset, rows)
+    noise = freeze_noise(dataset, rows, attention)
     mask_id = dataset.manifest.tokenizer.mask_id
     estimates = [estimate_nelbo(forward, dataset, noise, s, mask_id, batch_size, world) for s in loops]
     entropy = unigram_entropy(dataset)
@@ -192,7 +206,9 @@ def _nats_of_rows(
     """Estimates of the rows of each part in nats per token, fp64 [rows in part]: mean -log p over the masked tokens."""
     clean = [torch.from_numpy(dataset.rows(noise.rows[part])).to(device) for part in parts]
     masked = [torch.from_numpy(noise.masks(part)).to(device) for part in parts]
-    logits = forward([Inputs(c.masked_fill(m, mask_id), m) for c, m in zip(clean, masked, strict=True)], loops)
+    owners = [None if noise.documents is None else torch.from_numpy(noise.documents[p]).to(device) for p in parts]
+    inputs = [Inputs(c.masked_fill(m, mask_id), m, d) for c, m, d in zip(clean, masked, owners, strict=True)]
+    logits = forward(inputs, loops)
     return [
         None if scores is None else _mean_nats(scores, c, m) for scores, c, m in zip(logits, clean, masked, strict=True)
     ]

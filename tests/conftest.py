@@ -54,3 +54,20 @@ def corpus(tmp_path_factory) -> Path:
     ]
     assert main([*arguments, "--validation-fraction", "0.1", "--workers", "1"]) == 0
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def short_documents(corpus, tmp_path_factory) -> Path:
+    """A prepared folder with the same tokenizer: several whole documents in each row of 32 tokens, padding at the ends."""
+    from pretrain.cli import main
+
+    folder = tmp_path_factory.mktemp("short_documents")
+    rng = random.Random(1)
+    # Most lengths are such that three documents leave some places of a row empty.
+    lines = ("".join(rng.choices("abcdefghij", k=rng.choice((5, 11, 11, 11, 11, 25)))) for _ in range(900))
+    text = folder / "text.jsonl"
+    text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    arguments = ["prepare", "--input", str(text), "--output", str(folder / "data"), "--seq-len", "32"]
+    arguments += ["--tokenizer", str(corpus / "tokenizer.model"), "--pack", "best_fit"]
+    assert main([*arguments, "--validation-fraction", "0.1", "--workers", "1"]) == 0
+    return folder / "data"

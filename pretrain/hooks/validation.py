@@ -28,13 +28,15 @@ class Validation:
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Evaluate when it is time; all ranks share the rows."""
-        settings = run.plan.settings.eval
+        settings, attention = run.plan.settings.eval, run.plan.settings.train.attention
         if settings.every is None or run.progress.step % settings.every:
             return
         for name, dataset in self._datasets.items():
             run.engine.set_training(False)
             forward = run.engine.logits
-            figures = evaluate_loops(forward, dataset, settings.loops, settings.rows, settings.batch_size, run.world)
+            figures = evaluate_loops(
+                forward, dataset, attention, settings.loops, settings.rows, settings.batch_size, run.world
+            )
             run.engine.set_training(True)
             if run.world.is_main:
                 self._tell(run, name, figures | {"step": run.progress.step, "weights": "raw"})

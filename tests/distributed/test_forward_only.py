@@ -19,14 +19,25 @@ COMMON = (
 )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, corpus):
+def one_and_two_stages(folder, data, *more):
     """The same run on one rank and on two stages, validated at its end."""
-    folder = tmp_path_factory.mktemp("forward")
-    words = ["--config", ROOT / "tests/tiny.yaml", f"data.path={corpus}", f"run.dir={folder}", *COMMON]
+    words = ["--config", ROOT / "tests/tiny.yaml", f"data.path={data}", f"run.dir={folder}", *COMMON, *more]
     train(*words, "run.name=one")
     train(*words, "run.name=stages", "parallel.pipeline=2", ranks=2)
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, corpus):
+    """Attention to whole rows."""
+    return one_and_two_stages(tmp_path_factory.mktemp("forward"), corpus)
+
+
+@pytest.fixture(scope="module")
+def document_runs(tmp_path_factory, short_documents):
+    """Attention within documents, several in a row."""
+    words = ("train.attention=document", "train.noise=document")
+    return one_and_two_stages(tmp_path_factory.mktemp("documents"), short_documents, *words)
 
 
 def verb(*words, ranks=1):
@@ -47,8 +58,14 @@ def test_validation_during_training(runs):
     assert stages == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_evaluate(runs, layout):
+def test_validation_and_evaluation_within_documents(document_runs):
+    """Batches of 7 rows, the last of them filled up; the figure of attention to whole rows would be another."""
+    one, stages = (nats(document_runs / name / "eval" / "train_step_6.json") for name in ("one", "stages"))
+    assert stages == pytest.approx(one, rel=1e-5)
+    evaluate_alone_and_on(document_runs, "PP2")
+
+
+def evaluate_alone_and_on(runs, layout):
     written = runs / "one" / "eval" / "step_6_ema.json"
     words = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", "7")
     verb(*words)
@@ -56,6 +73,11 @@ def test_evaluate(runs, layout):
     written.unlink()
     verb(*words, *LAYOUTS[layout], ranks=2)
     assert nats(written) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_evaluate(runs, layout):
+    evaluate_alone_and_on(runs, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

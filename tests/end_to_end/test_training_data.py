@@ -63,9 +63,10 @@ def run_here(data: Path, folder: Path, name: str, *words: str) -> Path:
     return folder / name
 
 
-def nats_of(weights, architecture, clean, masked, loops):
+def nats_of(weights, architecture, clean, masked, loops, documents=None):
     """-log p of every masked token, 0 elsewhere, [b, s]."""
-    logits = reference_logits(weights, architecture, torch.where(masked, architecture.mask_id, clean), loops)
+    noisy = torch.where(masked, architecture.mask_id, clean)
+    logits = reference_logits(weights, architecture, noisy, loops, documents)
     # A pad id has no logit of its own to look at where it is not a target.
     return -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1) * masked
 
@@ -90,6 +91,37 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
             assert np.array_equal(torch.cat([b.clean for b in made]).numpy(), source.rows(samples))
             if data == "corpus":
                 assert real.all() and int(real.sum()) == plan.tokens_per_step
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("attention", ["row", "document"])
+@pytest.mark.parametrize("noise", ["row", "document"])
+def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, tmp_path, packing, attention, noise):
+    folder = tmp_path / "data"
+    shutil.copytree(short_documents, folder)
+    assert loopmdm(["prepare", "--repack", str(folder), "--seq-len", "32", "--pack", packing]) == 0
+    blend = load_blend(folder)
+    words = (f"train.attention={attention}", f"train.noise={noise}")
+    plan = make_plan(settings_of(folder, *words), blend.manifest, 2)
+    source, minimum = Samples.of(blend, 0), plan.settings.train.min_timestep
+    samples = np.arange(24, 32)
+    owners = source.documents(samples)
+    assert owners.max(axis=1).min() >= 1 and owners.max() >= 2, "too few documents a row"
+    assert np.any(owners < 0) == (packing == "best_fit")
+    made = [b for rank in range(2) for b in Batches(plan, source, rank, torch.device("cpu"))[3]]
+    t, masked = torch.cat([b.timesteps for b in made]).numpy(), torch.cat([b.masked for b in made]).numpy()
+    for row, (value, numbers) in enumerate(zip(stratified(0, 3, 8), owners, strict=True)):
+        for number in set(numbers[numbers >= 0]):
+            u = (value + number * (5**0.5 - 1) / 2) % 1 if noise == "document" else value
+            assert np.all(t[row, numbers == number] == pytest.approx(minimum + (1 - minimum) * u, abs=1e-12))
+    assert not masked[owners < 0].any() and np.array_equal(masked, masks(0, samples, t) & (owners >= 0))
+    expected = (1 - minimum) / t[masked]
+    assert torch.cat([b.weights for b in made]).numpy() == pytest.approx(expected, rel=1e-6)
+    assert torch.cat([b.target_timesteps for b in made]).numpy() == pytest.approx(t[masked], abs=0)
+    if attention == "row":
+        assert all(b.inputs.documents is None for b in made)
+    else:
+        assert np.array_equal(torch.cat([b.inputs.documents for b in made]).numpy(), owners)
 
 
 @pytest.mark.parametrize("data", ["padded", "mixture"])
@@ -126,20 +158,24 @@ def test_two_ranks_train_the_same_on_padded_rows(padded, world, tmp_path):
         assert single["loss"] == pytest.approx(double["loss"], rel=1e-4)
 
 
-def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path):
-    run = run_here(padded, tmp_path, "run", "eval.every=20", "eval.rows=12", "eval.loops=1,3")
+@pytest.mark.parametrize("attention", ["row", "document"])
+def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, attention, capsys):
+    words = ("eval.every=20", "eval.rows=12", "eval.loops=1,3", f"train.attention={attention}")
+    run = run_here(padded, tmp_path, "run", *words)
+    assert ("attention within each\n" in capsys.readouterr().out) == (attention == "document")
     dataset = PackedDataset(padded, "validation")
     weights, architecture = load_file(run / "checkpoints/step_20/weights.safetensors"), None
     architecture = make_plan(settings_of(padded), dataset.manifest, 1).settings.model
     noise = freeze_noise(dataset, 12)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 12)))
-    real = dataset.documents(noise.rows) >= 0
+    owners = dataset.documents(noise.rows)
+    real, documents = owners >= 0, torch.from_numpy(owners) if attention == "document" else None
     assert not np.any(masked.numpy() & ~real) and np.array_equal(masked.sum(1).numpy(), noise.masked_counts)
     assert np.array_equal(real.sum(axis=1), noise.lengths) and not real.all()
     figures = json.loads((run / "eval" / "train_step_20.json").read_text())
     assert figures["tokens"] == real.sum()
     for row in figures["loops"]:
-        nats = nats_of(weights, architecture, clean, masked, row["loops"])
+        nats = nats_of(weights, architecture, clean, masked, row["loops"], documents)
         # The estimate of a row's sum is L times the mean over its masked tokens; the figure is all sums over all tokens.
         sums = noise.lengths * (nats.sum(1) / masked.sum(1)).numpy()
         assert row["nats_per_token"] == pytest.approx(sums.sum() / real.sum(), rel=1e-5)
