@@ -3,7 +3,8 @@
 Convention, for every figure this project prints: a multiply-add is two FLOPs; matrix products and attention are counted,
 norms, RoPE and softmax are not; the look-up costs nothing; the LM head is counted on masked positions only,
 because it is computed on those only; the backward pass costs twice the forward pass; recomputed activations are not
-counted (model FLOPs, as MFU wants them, not hardware FLOPs).
+counted (model FLOPs, as MFU wants them, not hardware FLOPs). Attention within documents counts like attention to whole rows:
+SDPA computes all scores of a row and masks those across documents.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class FlopsModel:
 
     Attributes:
         architecture: with vocab_size settled.
-        seq_len: tokens of a row; attention is bidirectional and full, so every token attends to seq_len others.
+        seq_len: tokens of a row; attention is bidirectional and full, so every token has seq_len scores.
         masked_fraction: expected share of masked tokens: the mean of t in training.
     """
 

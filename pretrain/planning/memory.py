@@ -179,7 +179,13 @@ class _Held:
                 kept = (once + of_mid) * self._hidden
         if self._stage.count > 1:  # what came and what went; in fp32 the first norm keeps what came anyway
             kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
+        if once + of_mid:
+            kept += self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
+
+    def _mask(self) -> float:
+        """Scores added by attention within documents: one tensor for all layers and passes of a visit, on every rank."""
+        return self._tokens * self._plan.seq_len * self._size * (self._plan.settings.train.attention == "document")
 
     def _layer(self) -> float:
         """Saved by autograd in one layer: two norms, attention (q, k, v, rotated q and k, context), SwiGLU."""

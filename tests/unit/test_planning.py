@@ -41,35 +41,59 @@ def test_weights_per_stage_are_those_of_the_built_model(world):
             assert sum(p.numel() for p in built.parameters()) == weights_held(stage, architecture, 1)
 
 
+def saved_bytes(plan, loops, attention="row"):
+    """What autograd keeps of a micro-batch whose tokens are all masked, weights left out."""
+    import torch
+
+    settings = plan.settings
+    dtype = torch.float32 if settings.train.precision == "fp32" else torch.bfloat16
+    model = LoopedDenoiser(settings.model, recompute=settings.parallel.recompute).to(dtype)
+    seen, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = (storage.nbytes(), x)  # kept alive: its address must not come again
+        return x
+
+    tokens = torch.zeros(settings.train.micro_batch_size, plan.seq_len, dtype=torch.int64)
+    masked = torch.ones_like(tokens, dtype=torch.bool)
+    documents = (torch.arange(plan.seq_len) // 5).expand(tokens.shape) if attention == "document" else None
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = masked_cross_entropy(model(tokens, masked, loops, documents), tokens.flatten()).sum()
+    del loss
+    return sum(size for size, _ in seen.values())
+
+
+def planned_bytes(plan, **train):
+    at = replace(plan, settings=replace(plan.settings, train=replace(plan.settings.train, **train)))
+    return memory_of(at, at.placement[0]).activations
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_what_autograd_saves(world, precision):
     """Without the LM head's rows: two values of S differ by their layers alone, to the byte."""
-    import torch
-
     one = plan(f"train.precision={precision}", "train.loops=1", "parallel.zero_stage=1")
-    model = LoopedDenoiser(one.settings.model).to(torch.float32 if precision == "fp32" else torch.bfloat16)
+    assert planned_bytes(one, loops=3) - planned_bytes(one) == saved_bytes(one, 3) - saved_bytes(one, 1)
 
-    def saved(loops):
-        seen, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
-        def pack(x):
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in weights:
-                seen[storage.data_ptr()] = (storage.nbytes(), x)  # kept alive: its address must not come again
-            return x
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_within_documents_keeps_one_mask(world, precision):
+    """What it adds to the activations, to the byte, at any S; with recomputation it is what autograd keeps to itself."""
+    one = plan(f"train.precision={precision}", "train.loops=3")
+    mask = planned_bytes(one, attention="document") - planned_bytes(one)
+    assert mask == 2 * 32 * 32 * (4 if precision == "fp32" else 2)
+    assert saved_bytes(one, 3, "document") - saved_bytes(one, 3) == mask
+    for recompute in ("loop", "full"):
+        again = plan(f"train.precision={precision}", "train.loops=3", f"parallel.recompute={recompute}")
+        assert planned_bytes(again, attention="document") - planned_bytes(again) == mask
 
-        tokens = torch.zeros(one.settings.train.micro_batch_size, one.seq_len, dtype=torch.int64)
-        masked = torch.ones_like(tokens, dtype=torch.bool)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            loss = masked_cross_entropy(model(tokens, masked, loops), tokens.flatten()).sum()
-        del loss
-        return sum(size for size, _ in seen.values())
 
-    def planned(loops):
-        at = replace(one, settings=replace(one.settings, train=replace(one.settings.train, loops=loops)))
-        return memory_of(at, at.placement[0]).activations
-
-    assert planned(3) - planned(1) == saved(3) - saved(1)
+def test_a_pipeline_keeps_a_mask_for_every_visit_with_layers():
+    at = plan("parallel.pipeline=2", "train.loops=4", ranks=2)
+    grown = planned_bytes(at, attention="document") - planned_bytes(at)
+    mask = 2 * 32 * 32 * 4
+    assert grown >= 3 * mask and grown % mask == 0
 
 
 def test_loop_recomputation_keeps_one_hidden_state_a_pass():
