@@ -6,7 +6,7 @@ difference) for the final weights and their moving average.
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Layout:
         words: overrides of the recipe; those of `model` also go to the reference run.
         model: which model and numbers of rows, shared with the reference.
         limits: largest relative deviation of loss, gradient norm, weights.
+        data: the fixture with the prepared folder.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Layout:
     words: tuple[str, ...]
     model: tuple[str, ...] = SMALL
     limits: tuple[float, float, float] = FP32_LIMITS
+    data: str = "corpus"
 
     @property
     def folder(self) -> str:
@@ -55,11 +57,14 @@ def p(*words: str) -> tuple[str, ...]:
 UNEVEN = (*SMALL, "train.global_batch_size=6")
 # Wide initial weights, so that rounding to bf16 is measured against weights and not against Adam's first updates.
 WIDE = (*SMALL, "model.init_std=0.1")
+# Several documents in each row: attention and noise are each document's own.
+DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
 REFERENCES = {
     SMALL: Layout("reference", 1, p("zero_stage=0")),
     PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
     UNEVEN: Layout("reference uneven", 1, p("zero_stage=0"), UNEVEN),
     WIDE: Layout("reference wide", 1, p("zero_stage=0"), WIDE),
+    DOCUMENTS: Layout("reference documents", 1, p("zero_stage=0"), DOCUMENTS, data="short_documents"),
 }
 """Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
 
@@ -112,6 +117,17 @@ LAYOUTS += [
     )
 ]
 
+LAYOUTS += [
+    Layout(f"{name}, within documents", ranks, words, DOCUMENTS, data="short_documents")
+    for name, ranks, words in (
+        ("micro-batch 8, recompute full", 1, ("train.micro_batch_size=8", *p("recompute=full"))),
+        ("DP2, ZeRO-3", 2, p("zero_stage=3")),
+        ("TP2 + SP", 2, p("tensor=2", "sequence=true")),
+        ("PP2, recompute loop", 2, p("pipeline=2", "recompute=loop")),
+        ("PP3", 3, p("pipeline=3")),
+    )
+]
+
 # One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.
 ONE_STEP = (
     "train.steps=1", "train.loops=3", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
@@ -119,12 +135,21 @@ ONE_STEP = (
 )  # fmt: skip
 
 
-def launch(folder: Path, corpus: Path, layouts: Iterable[Layout], prefix: str = "", extra: Iterable[str] = ()) -> None:
-    """Train layouts of equal rank counts in one start of ranks; run folders are `folder/PREFIX + layout.folder`."""
+def launch(
+    folder: Path, corpora: Mapping[str, Path], layouts: Iterable[Layout], prefix: str = "", extra: Iterable[str] = ()
+) -> None:
+    """Train layouts of equal rank counts in one start of ranks; run folders are `folder/PREFIX + layout.folder`.
+
+    Args:
+        corpora: prepared folders by the name of their fixture.
+    """
     layouts = list(layouts)
     (ranks,) = {layout.ranks for layout in layouts}
-    common = [f"data.path={corpus}", f"run.dir={folder}", f"train.steps={STEPS}"]
-    words = [[*common, f"run.name={prefix}{one.folder}", *one.model, *one.words, *extra] for one in layouts]
+    common = [f"run.dir={folder}", f"train.steps={STEPS}"]
+    words = [
+        [*common, f"data.path={corpora[one.data]}", f"run.name={prefix}{one.folder}", *one.model, *one.words, *extra]
+        for one in layouts
+    ]
     listed = folder / f"{prefix}layouts-{ranks}.json"
     listed.write_text(json.dumps(words))
     script = [ROOT / "tests/distributed/ranks.py", RECIPE, listed]

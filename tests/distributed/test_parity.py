@@ -3,10 +3,12 @@
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data_pipeline.blend import load_blend
+from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import load_manifest
 from data_pipeline.samples import Samples
 from model.reference import reference_loss, unrolled_weights
@@ -40,20 +42,28 @@ def by_ranks(layouts: list[Layout]) -> list[list[Layout]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, corpus) -> Path:
+def corpora(corpus, short_documents) -> dict[str, Path]:
+    """Prepared folders by the name of their fixture."""
+    short = PackedDataset(short_documents, "train")
+    assert (short.documents(np.arange(short.num_rows)).max(axis=1) >= 1).mean() > 0.95, "one document a row"
+    return {"corpus": corpus, "short_documents": short_documents}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, corpora) -> Path:
     """Run folders of every layout, from one start of ranks per world size."""
     folder = tmp_path_factory.mktemp("parity")
     for layouts in by_ranks([*REFERENCES.values(), *LAYOUTS]):
-        launch(folder, corpus, layouts)
+        launch(folder, corpora, layouts)
     return folder
 
 
 @pytest.fixture(scope="module")
-def one_step_runs(tmp_path_factory, corpus) -> Path:
+def one_step_runs(tmp_path_factory, corpora) -> Path:
     """The same layouts after one update at S = 3 whose size tells the gradient."""
     folder = tmp_path_factory.mktemp("gradients")
     for layouts in by_ranks(FP32):
-        launch(folder, corpus, layouts, extra=ONE_STEP)
+        launch(folder, corpora, layouts, extra=ONE_STEP)
     return folder
 
 
@@ -76,13 +86,13 @@ def test_readme_shows_the_table(runs, capsys):
 
 
 @pytest.fixture(scope="module")
-def copies_gradient(corpus):
+def copies_gradient(corpora):
     """Gradient of the first step's global batch at S = 3 by the oracle: S copies of the mid block, summed."""
     known: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
 
     def of(layout: Layout) -> dict[str, torch.Tensor]:
         if layout.model not in known:
-            known[layout.model] = oracle_gradient(corpus, layout)
+            known[layout.model] = oracle_gradient(corpora[layout.data], layout)
         return known[layout.model]
 
     return of
@@ -98,8 +108,10 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     source = Samples.of(load_blend(corpus), settings.run.seed)
     batch = [b for b in Batches(plan, source, 0, torch.device("cpu"))[0] if b is not None]
     clean, masked, t = (torch.cat([getattr(b, n) for b in batch]) for n in ("clean", "masked", "timesteps"))
-    loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t / (1 - train.min_timestep), loops=1)
-    loss.backward()
+    documents = None if batch[0].documents is None else torch.cat([b.documents for b in batch])
+    t = t / (1 - train.min_timestep)
+    loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, documents=documents)
+    (loss * clean.numel() / batch[0].batch_tokens).backward()
     gradient = {name: torch.zeros_like(value) for name, value in final.items()}
     for name, value in copies.items():
         gradient[tied_name(name, architecture.loop.mid)] += value.grad
@@ -130,10 +142,10 @@ def tied_name(name: str, mid: int) -> str:
 
 
 @pytest.mark.parametrize("layout", FP32, ids=lambda layout: layout.folder)
-def test_gradient_equals_that_of_tied_copies(one_step_runs, copies_gradient, corpus, layout):
+def test_gradient_equals_that_of_tied_copies(one_step_runs, copies_gradient, corpora, layout):
     """Every weight's gradient, the shared block's first: read from one update, against S copies in plain PyTorch."""
-    settings = load_settings(str(RECIPE), [f"data.path={corpus}", *layout.model])
-    architecture = make_plan(settings, load_manifest(corpus), 1).settings.model
+    settings = load_settings(str(RECIPE), [f"data.path={corpora[layout.data]}", *layout.model])
+    architecture = make_plan(settings, load_manifest(corpora[layout.data]), 1).settings.model
     drawn = initial_weights(architecture, settings.run.seed)
     expected = copies_gradient(layout)
     after = weights(one_step_runs / layout.folder)
