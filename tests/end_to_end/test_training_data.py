@@ -160,7 +160,8 @@ def test_two_ranks_train_the_same_on_padded_rows(padded, world, tmp_path):
 
 @pytest.mark.parametrize("attention", ["row", "document"])
 def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, attention, capsys):
-    words = ("eval.every=20", "eval.rows=12", "eval.loops=1,3", f"train.attention={attention}")
+    # Weights so wide that attention to other documents changes the figures.
+    words = ("eval.every=20", "eval.rows=12", "eval.loops=1,3", f"train.attention={attention}", "model.init_std=0.3")
     run = run_here(padded, tmp_path, "run", *words)
     assert ("attention within each\n" in capsys.readouterr().out) == (attention == "document")
     dataset = PackedDataset(padded, "validation")
@@ -169,7 +170,8 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
     noise = freeze_noise(dataset, 12)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 12)))
     owners = dataset.documents(noise.rows)
-    real, documents = owners >= 0, torch.from_numpy(owners) if attention == "document" else None
+    real, apart = owners >= 0, torch.from_numpy(owners)
+    documents = apart if attention == "document" else None
     assert not np.any(masked.numpy() & ~real) and np.array_equal(masked.sum(1).numpy(), noise.masked_counts)
     assert np.array_equal(real.sum(axis=1), noise.lengths) and not real.all()
     figures = json.loads((run / "eval" / "train_step_20.json").read_text())
@@ -180,6 +182,9 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
         sums = noise.lengths * (nats.sum(1) / masked.sum(1)).numpy()
         assert row["nats_per_token"] == pytest.approx(sums.sum() / real.sum(), rel=1e-5)
         assert row["nats_per_token_se"] > 0
+        other = nats_of(weights, architecture, clean, masked, row["loops"], None if documents is not None else apart)
+        others = noise.lengths * (other.sum(1) / masked.sum(1)).numpy()
+        assert abs(others.sum() / sums.sum() - 1) > 1e-4
 
 
 def test_a_mixture_trains_evaluates_and_resumes(mixture, world, tmp_path, capsys):

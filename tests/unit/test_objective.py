@@ -52,14 +52,14 @@ def test_expected_loss_is_the_entropy(world, probabilities):
 
 
 def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(world, probabilities):
-    """A row of two independent documents, of all three tokens and of one: their entropies add up.
+    """A row of two independent documents, of one token and of three: their entropies add up.
 
     Exact like the test above, in the row's value u: the second document's t has a jump where it wraps, so the integral is
     the sum of one on each side. Every term is a polynomial in u there, because a weight 1/t stands beside a chance t**k.
     """
-    first, second = probabilities, torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    first, second = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), probabilities
     entropy = -(first * first.log()).sum().item() - (second * second.log()).sum().item()
-    owners = np.array([[0, 0, 0, 1]])
+    owners = np.array([[0, 1, 1, 1]])
     wrap = 1 - (5**0.5 - 1) / 2
     nodes, node_weights = np.polynomial.legendre.leggauss(5)
     expectation = 0.0
@@ -77,12 +77,12 @@ def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(worl
 
 def _expected_nats(first, second, masked):
     """Mean over the data of -log p under the true conditionals of each document, of the masked tokens, fp32 [m]."""
-    of_first = masked[:, :3].expand(len(SEQUENCES), 3)
-    noisy = SEQUENCES.masked_fill(of_first, MASK)
+    of_second = masked[:, 1:].expand(len(SEQUENCES), 3)
+    noisy = SEQUENCES.masked_fill(of_second, MASK)
     nats = torch.zeros(len(SEQUENCES), 3, dtype=torch.float64)
-    nats[of_first] = masked_cross_entropy(true_logits(first, noisy, of_first), SEQUENCES[of_first]).double()
-    own = -(second * second.log()).sum()
-    return torch.cat([(first[:, None] * nats).sum(dim=0), own[None]])[masked[0]].float()
+    nats[of_second] = masked_cross_entropy(true_logits(second, noisy, of_second), SEQUENCES[of_second]).double()
+    own = -(first * first.log()).sum()
+    return torch.cat([own[None], (second[:, None] * nats).sum(dim=0)])[masked[0]].float()
 
 
 def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
