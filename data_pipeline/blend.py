@@ -64,6 +64,11 @@ class Corpus:
         return self.manifest.splits[TRAIN].padded_tokens / (self.rows * self.manifest.seq_len)
 
     @property
+    def token_weight(self) -> float:
+        """Its share of the tokens, not normalised: rows with padding have fewer."""
+        return float(self.weight) * (1 - self.padding)
+
+    @property
     def cap(self) -> int | None:
         """Most samples to take."""
         return None if self.max_epochs is None else max(1, int(self.rows * self.max_epochs))

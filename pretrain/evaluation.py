@@ -16,6 +16,7 @@ per row whatever `train.noise` is.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,6 +179,20 @@ def evaluate_loops(
         "unigram_entropy": {"nats_per_token": entropy, "bits_per_byte": bits_per_byte(entropy, split)},
         "loops": [_figures(e, estimates[0], split) for e in estimates],
     }
+
+
+def mixed_figures(parts: Sequence[dict[str, Any]], weights: Sequence[float]) -> dict[str, Any]:
+    """Figures of a mixture from those of its corpora, as `evaluate_loops` gave them; `weights` in tokens, in ratio.
+
+    Means over tokens add up by share; so do the squares of their errors, since no row serves two corpora.
+    """
+    shares = np.asarray(weights) / np.sum(weights)
+    rows = []
+    for same in zip(*(part["loops"] for part in parts), strict=True):
+        nats, errors = (np.array([row[key] for row in same]) for key in ("nats_per_token", "nats_per_token_se"))
+        error = float(np.sqrt(((shares * errors) ** 2).sum()))
+        rows.append({"loops": same[0]["loops"], "nats_per_token": float(shares @ nats), "nats_per_token_se": error})
+    return {"shares": shares.tolist(), "loops": rows}
 
 
 def _figures(estimate: Estimate, first: Estimate, split: SplitInfo) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline.blend import Blend
 from data_pipeline.dataset import PackedDataset
-from data_pipeline.manifest import MANIFEST_NAME
+from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
 from data_pipeline.samples import Samples
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
@@ -27,7 +27,7 @@ from pretrain.errors import RankError, UserError
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.metrics import Metrics, Sink
 from pretrain.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
-from pretrain.hooks.validation import Validation
+from pretrain.hooks.validation import Validation, ValidationSet
 from pretrain.launcher import read_launcher
 from pretrain.logs import logged
 from pretrain.loop import Hook, Progress, TrainingRun, train
@@ -104,14 +104,14 @@ def _hooks(run: TrainingRun, blend: Blend) -> list[Hook]:
     return [*hooks, Checkpoints(blend)]
 
 
-def _validation_sets(blend: Blend) -> dict[str, PackedDataset]:
-    """Name -> validation split; a single corpus has no name, and corpora of a mixture that lack the split are left out."""
+def _validation_sets(blend: Blend) -> list[ValidationSet]:
+    """A single corpus has no name, and corpora of a mixture that lack the split are left out."""
     if len(blend.corpora) == 1:
-        return {"": PackedDataset(blend.corpora[0].path, "validation")}
-    named = {f"{i}_{c.path.name}": c for i, c in enumerate(blend.corpora, 1) if "validation" in c.manifest.splits}
+        return [ValidationSet("", PackedDataset(blend.corpora[0].path, VALIDATION), 1.0)]
+    named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if VALIDATION in c.manifest.splits]
     if not named:
         raise UserError(f"eval.every: no corpus of {blend.path} has a validation split; leave the key empty")
-    return {name: PackedDataset(corpus.path, "validation") for name, corpus in named.items()}
+    return [ValidationSet(name, PackedDataset(c.path, VALIDATION), c.token_weight) for name, c in named]
 
 
 def _prepare_folder(plan: Plan, blend: Blend, world: World, resume: bool, held: ExitStack) -> None:

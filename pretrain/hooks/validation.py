@@ -1,48 +1,73 @@
 """Validation NELBO during training, with the weights as they are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.dataset import PackedDataset
-from pretrain.evaluation import evaluate_loops
+from pretrain.evaluation import evaluate_loops, mixed_figures
 from pretrain.hooks.sinks import TensorBoard
 from pretrain.loop import TrainingRun
 from pretrain.step import StepReport
 from pretrain.writing import replace_text
 
 
+@dataclass(frozen=True)
+class ValidationSet:
+    """Rows to evaluate.
+
+    Attributes:
+        name: in figures and files; "" where there is only one set.
+        weight: share of the tokens that training draws from its corpus, not normalised.
+    """
+
+    name: str
+    rows: PackedDataset
+    weight: float
+
+
 class Validation:
     """Evaluates every `eval.every` steps at `eval.loops`; noise is frozen, so training's is untouched.
 
+    Several sets are evaluated one by one, and summed up in the shares of training.
+
     Args:
-        datasets: name -> rows, one for each corpus of a mixture; a single one may be called "".
         tensorboard: also written to.
     """
 
-    def __init__(self, datasets: Mapping[str, PackedDataset], tensorboard: TensorBoard | None) -> None:
-        self._datasets, self._tensorboard = datasets, tensorboard
+    def __init__(self, sets: Sequence[ValidationSet], tensorboard: TensorBoard | None) -> None:
+        self._sets, self._tensorboard = sets, tensorboard
 
     def on_start(self, run: TrainingRun) -> None:
         """Nothing to do."""
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Evaluate when it is time; all ranks share the rows."""
-        settings, attention = run.plan.settings.eval, run.plan.settings.train.attention
-        if settings.every is None or run.progress.step % settings.every:
+        every = run.plan.settings.eval.every
+        if every is None or run.progress.step % every:
             return
-        for name, dataset in self._datasets.items():
-            run.engine.set_training(False)
-            forward = run.engine.logits
-            figures = evaluate_loops(
-                forward, dataset, attention, settings.loops, settings.rows, settings.batch_size, run.world
-            )
-            run.engine.set_training(True)
-            if run.world.is_main:
-                self._tell(run, name, figures | {"step": run.progress.step, "weights": "raw"})
+        figures = [self._evaluate(run, one.rows) for one in self._sets]
+        if not run.world.is_main:
+            return
+        for one, found in zip(self._sets, figures, strict=True):
+            self._tell(run, one.name, found)
+        if len(self._sets) > 1:
+            shares = mixed_figures(figures, [one.weight for one in self._sets])
+            self._tell(run, "mixture", shares | {"corpora": [one.name for one in self._sets]})
+
+    def _evaluate(self, run: TrainingRun, rows: PackedDataset) -> dict[str, Any]:
+        settings, attention = run.plan.settings.eval, run.plan.settings.train.attention
+        run.engine.set_training(False)
+        figures = evaluate_loops(
+            run.engine.logits, rows, attention, settings.loops, settings.rows, settings.batch_size, run.world
+        )
+        run.engine.set_training(True)
+        return figures
 
     def _tell(self, run: TrainingRun, name: str, figures: dict[str, Any]) -> None:
         step, suffix = run.progress.step, f"_{name}" if name else ""
+        figures = figures | {"step": step, "weights": "raw"}
         replace_text(run.folder / "eval" / f"train_step_{step}{suffix}.json", json.dumps(figures, indent=2) + "\n")
         if self._tensorboard is not None:
             tag = f"validation_nats_per_token{suffix}"

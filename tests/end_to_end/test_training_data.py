@@ -187,6 +187,26 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
         assert abs(others.sum() / sums.sum() - 1) > 1e-4
 
 
+def test_validation_of_a_mixture_weighs_the_corpora_as_training_does(corpus, padded, world, tmp_path, capsys):
+    """In shares of tokens: a corpus with padding has fewer in a row."""
+    shutil.copytree(corpus, tmp_path / "plain")
+    assert loopmdm(["prepare", "--repack", str(tmp_path / "plain"), "--seq-len", "256", "--pack", "concat"]) == 0
+    blend = tmp_path / "blend.yaml"
+    blend.write_text(f"corpora:\n- {{path: plain, weight: 3}}\n- {{path: {padded}, weight: 1}}\n")
+    run = run_here(blend, tmp_path, "run", "run.stop_after=2", "eval.every=2", "eval.rows=6", "eval.loops=1,2")
+    figures = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("train_step_2_*.json"))]
+    plain, other, mixture = figures
+    split = PackedDataset(padded, "train").manifest.splits["train"]
+    tokens = np.array([3.0, 1 - split.padded_tokens / (split.rows * 256)])
+    share = tokens / tokens.sum()
+    for row, a, b in zip(mixture["loops"], plain["loops"], other["loops"], strict=True):
+        assert row["nats_per_token"] == pytest.approx(share @ [a["nats_per_token"], b["nats_per_token"]], rel=1e-12)
+        errors = share * [a["nats_per_token_se"], b["nats_per_token_se"]]
+        assert row["nats_per_token_se"] == pytest.approx((errors**2).sum() ** 0.5, rel=1e-12)
+    assert mixture["corpora"] == ["1_plain", "2_data"] and mixture["shares"] == pytest.approx(share)
+    assert "validation of mixture at step 2, nats/token: S=1 " in capsys.readouterr().out
+
+
 def test_a_mixture_trains_evaluates_and_resumes(mixture, world, tmp_path, capsys):
     run = run_here(mixture, tmp_path, "run", "run.stop_after=9", "eval.every=20", "eval.rows=8", "eval.loops=1")
     banner = capsys.readouterr().out
