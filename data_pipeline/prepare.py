@@ -1,6 +1,6 @@
 """`loopmdm prepare`: turn text into a folder of tokens and packed rows.
 
-The work itself is in `data_pipeline.build`; this module holds the command line and is cheap to import.
+The work itself is in `data_pipeline.preparing.build`; this module holds the command line and is cheap to import.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Packing
 
 if TYPE_CHECKING:
-    from data_pipeline.options import Options
+    from data_pipeline.preparing.options import Options
 
 DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _mention_work(output: Path | None) -> None:
-    from data_pipeline.work import work_folder
+    from data_pipeline.preparing.work import work_folder
 
     if output and (work := work_folder(output.resolve())).is_dir():
         print(f"finished tasks are kept in {work}; the same command goes on from them", file=sys.stderr)
@@ -153,8 +153,8 @@ def _verify(folder: Path) -> None:
 
 
 def _repack(args: argparse.Namespace) -> None:
-    from data_pipeline.repack import repack
-    from data_pipeline.report import split_table
+    from data_pipeline.packing.repack import repack
+    from data_pipeline.preparing.report import split_table
 
     _check_seq_len(args.seq_len)
     manifest = repack(args.repack, args.pack, args.seq_len)
@@ -163,12 +163,12 @@ def _repack(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
-    from data_pipeline.build import Build, Share, run_stages
-    from data_pipeline.existing import is_up_to_date
-    from data_pipeline.inputs import resolve_input
-    from data_pipeline.join import join
-    from data_pipeline.report import summary
-    from data_pipeline.work import open_work, remove_work
+    from data_pipeline.preparing.build import Build, Share, run_stages
+    from data_pipeline.preparing.existing import is_up_to_date
+    from data_pipeline.preparing.join import join
+    from data_pipeline.preparing.report import summary
+    from data_pipeline.preparing.work import open_work, remove_work
+    from data_pipeline.reading.inputs import resolve_input
 
     options = _options(args)
     output = args.output.resolve()
@@ -191,8 +191,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> "Options":
-    from data_pipeline.cleaning import Cleaning
-    from data_pipeline.options import Options
+    from data_pipeline.preparing.options import Options
+    from data_pipeline.reading.cleaning import Cleaning
 
     return Options(
         text_key=args.text_key,

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.blend import Blend
+from data_pipeline.serving.blend import Blend
 from model.weights import shards_of
 from pretrain.acceleration import package_version
 from pretrain.batches import MicroBatch

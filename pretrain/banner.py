@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from data_pipeline.blend import Blend, Corpus
+from data_pipeline.serving.blend import Blend, Corpus
 from pretrain.acceleration import Found, package_version
 from pretrain.derive import Plan
 from pretrain.devices import device_name, peak_flops

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.samples import Samples
+from data_pipeline.serving.samples import Samples
 from model.denoiser import Inputs
 from model.noise import masks, stratified, timesteps
 from model.objective import token_weights

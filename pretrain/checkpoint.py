@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.blend import Blend
+from data_pipeline.serving.blend import Blend
 from model.denoiser import LoopedDenoiser
 from model.weights import fill_weights
 from pretrain.configuring import flatten

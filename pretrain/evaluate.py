@@ -43,7 +43,7 @@ def loop_list(text: str) -> list[int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table, write `eval/step_N_WEIGHTS.json`."""
-    from data_pipeline.dataset import PackedDataset
+    from data_pipeline.serving.dataset import PackedDataset
     from pretrain.errors import UserError
     from pretrain.evaluation import evaluate_loops
     from pretrain.trained import open_run

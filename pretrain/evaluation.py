@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
+from data_pipeline.serving.dataset import PackedDataset
 from model.denoiser import Inputs
 from model.noise import Stream, stratified, uniform
 from model.objective import masked_cross_entropy

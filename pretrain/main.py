@@ -14,8 +14,8 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 
-from data_pipeline.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
+from data_pipeline.serving.blend import load_blend  # noqa: E402
 from pretrain.configuring import describe_keys, load_settings  # noqa: E402
 from pretrain.derive import make_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.blend import Blend
-from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
-from data_pipeline.samples import Samples
+from data_pipeline.serving.blend import Blend
+from data_pipeline.serving.dataset import PackedDataset
+from data_pipeline.serving.samples import Samples
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
 from pretrain.acceleration import find_accelerations

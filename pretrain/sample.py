@@ -11,7 +11,7 @@ from pretrain.evaluate import add_layout_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data_pipeline.tokenizers import Tokenizer
+    from data_pipeline.tokenizing.tokenizers import Tokenizer
     from pretrain.trained import TrainedRun
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
-    from data_pipeline.tokenizers import load_prepared_tokenizer
+    from data_pipeline.tokenizing.tokenizers import load_prepared_tokenizer
     from pretrain.errors import UserError
     from pretrain.trained import open_run
     from pretrain.writing import replace_text

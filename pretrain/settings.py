@@ -43,7 +43,7 @@ class Data:
     """What is read."""
 
     path: Path = Path("data")
-    """Folder that `loopmdm prepare` wrote, or a YAML file that mixes several (data_pipeline/blend.py)."""
+    """Folder that `loopmdm prepare` wrote, or a YAML file that mixes several (data_pipeline/serving/blend.py)."""
     seq_len: int | None = Field(None, ge=1)
     """Tokens per row; empty: as prepared. A number must match the prepared rows."""
 

@@ -1,6 +1,6 @@
 """Save every so many steps and at the end of every start, whatever ended it."""
 
-from data_pipeline.blend import Blend
+from data_pipeline.serving.blend import Blend
 from pretrain.checkpoint import prune, save_checkpoint
 from pretrain.loop import TrainingRun
 from pretrain.step import StepReport

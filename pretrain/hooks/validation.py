@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.dataset import PackedDataset
+from data_pipeline.serving.dataset import PackedDataset
 from pretrain.evaluation import evaluate_loops, mixed_figures
 from pretrain.hooks.sinks import TensorBoard
 from pretrain.loop import TrainingRun

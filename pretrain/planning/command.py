@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.blend import is_prepared, load_blend
+from data_pipeline.serving.blend import is_prepared, load_blend
 from pretrain.configuring import load_settings
 from pretrain.derive import Plan
 from pretrain.layout_names import layout_name, stage_contents

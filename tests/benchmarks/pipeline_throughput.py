@@ -38,7 +38,7 @@ MODEL = (
 
 def serve_steps(words: list[str]) -> None:
     """A rank: read S from standard input, take a step, print its seconds; until the input ends."""
-    from data_pipeline.blend import load_blend
+    from data_pipeline.serving.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher

@@ -23,8 +23,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from data_pipeline.blend import load_blend  # noqa: E402
-from data_pipeline.samples import Samples  # noqa: E402
+from data_pipeline.serving.blend import load_blend  # noqa: E402
+from data_pipeline.serving.samples import Samples  # noqa: E402
 from pretrain.cli import main as loopmdm  # noqa: E402
 from pretrain.configuring import load_settings  # noqa: E402
 from pretrain.derive import Plan, make_plan  # noqa: E402

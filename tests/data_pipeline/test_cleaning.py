@@ -3,8 +3,8 @@ import random
 import pytest
 from conftest import make_texts, write_jsonl
 
-from data_pipeline.cleaning import share_of_letters, share_of_repeated_lines
 from data_pipeline.manifest import load_manifest
+from data_pipeline.reading.cleaning import share_of_letters, share_of_repeated_lines
 
 
 def read_back(folder):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
-from data_pipeline.records import Document
-from data_pipeline.sampling import HashSample
-from data_pipeline.tokenizers import load_prepared_tokenizer, load_tokenizer
-from data_pipeline.training import train_sentencepiece
+from data_pipeline.preparing.sampling import HashSample
+from data_pipeline.reading.records import Document
+from data_pipeline.tokenizing.tokenizers import load_prepared_tokenizer, load_tokenizer
+from data_pipeline.tokenizing.training import train_sentencepiece
 
 NASTY = [
     "",

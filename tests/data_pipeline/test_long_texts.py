@@ -14,14 +14,14 @@ from conftest import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import long_texts, readers, records
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import IndexedWriter
-from data_pipeline.readers import read_span
-from data_pipeline.records import Cause, RecordLog
-from data_pipeline.spans import Span
-from data_pipeline.tokenizers import load_tokenizer
-from data_pipeline.training import train_sentencepiece
+from data_pipeline.reading import long_texts, readers, records
+from data_pipeline.reading.readers import read_span
+from data_pipeline.reading.records import Cause, RecordLog
+from data_pipeline.reading.spans import Span
+from data_pipeline.tokenizing.tokenizers import load_tokenizer
+from data_pipeline.tokenizing.training import train_sentencepiece
 from tests.launching import ROOT, run
 
 CHARACTERS = st.characters(exclude_categories=["Cs"]) | st.sampled_from('▁ \\"\n\té😀漢1.')

@@ -5,7 +5,7 @@ DIFFERENCE: `weights` or `rows` spoils what that rank computes; anything else is
 
 import sys
 
-from data_pipeline.blend import load_blend
+from data_pipeline.serving.blend import load_blend
 from pretrain.configuring import load_settings
 from pretrain.derive import make_plan
 from pretrain.errors import UserError
@@ -18,7 +18,7 @@ STOPPED = 3
 
 if __name__ == "__main__":
     quiet_libraries()
-    from data_pipeline import samples
+    from data_pipeline.serving import samples
     from pretrain import running
 
     recipe, different, difference, *words = sys.argv[1:]

@@ -25,7 +25,7 @@ def count_gathers(seen: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    from data_pipeline.blend import load_blend
+    from data_pipeline.serving.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher

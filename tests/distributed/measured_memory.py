@@ -41,7 +41,7 @@ def peak_of_steps(words: list[str]) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    from data_pipeline.blend import load_blend
+    from data_pipeline.serving.blend import load_blend
     from pretrain.configuring import load_settings
     from pretrain.derive import make_plan
     from pretrain.launcher import read_launcher

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipeline.blend import load_blend
+from data_pipeline.serving.blend import load_blend
 from pretrain.configuring import load_settings
 from pretrain.derive import make_plan
 from pretrain.launcher import read_launcher

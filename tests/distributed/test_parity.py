@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.blend import load_blend
-from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import load_manifest
-from data_pipeline.samples import Samples
+from data_pipeline.serving.blend import load_blend
+from data_pipeline.serving.dataset import PackedDataset
+from data_pipeline.serving.samples import Samples
 from model.reference import reference_loss, unrolled_weights
 from model.weights import initial_weights
 from pretrain.batches import Batches

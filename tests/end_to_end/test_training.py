@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.blend import load_blend
-from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import load_manifest
+from data_pipeline.serving.blend import load_blend
+from data_pipeline.serving.dataset import PackedDataset
 from model.reference import reference_logits
 from pretrain.cli import main as loopmdm
 from pretrain.configuring import load_settings

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.blend import load_blend
-from data_pipeline.dataset import PackedDataset
-from data_pipeline.samples import Samples
+from data_pipeline.serving.blend import load_blend
+from data_pipeline.serving.dataset import PackedDataset
+from data_pipeline.serving.samples import Samples
 from model.noise import masks, stratified, timesteps
 from model.reference import reference_logits
 from model.weights import initial_weights

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_pipeline.blend import load_blend
+from data_pipeline.serving.blend import load_blend
 from pretrain.cli import main
 from pretrain.configuring import load_settings
 from pretrain.planning.layouts import choose

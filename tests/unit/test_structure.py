@@ -54,10 +54,21 @@ def test_imports_go_one_way(path):
         assert "torch" not in names
 
 
+def test_rooms_of_the_data_pipeline_build_on_each_other():
+    """Reading, tokenizing and packing are for preparing; serving needs packing alone. What they share stands above them."""
+    rooms = {path.name for path in (ROOT / "data_pipeline").iterdir() if (path / "__init__.py").is_file()}
+    below = {"preparing": {"reading", "tokenizing", "packing"}, "serving": {"packing"}}
+    for room in rooms:
+        text = "".join(path.read_text() for path in (ROOT / "data_pipeline" / room).glob("*.py"))
+        used = set(re.findall(r"from data_pipeline\.(\w+)\.", text))
+        assert used <= {room} | below.get(room, set()), room
+
+
 @pytest.mark.parametrize(
     "module",
     ["model.architecture", "model.loops", "model.noise", "model.flops", "pretrain.settings", "pretrain.configuring",
-     "pretrain.derive", "pretrain.checks", "pretrain.main", "pretrain.cli", "data_pipeline.manifest", "data_pipeline.order"],
+     "pretrain.derive", "pretrain.checks", "pretrain.main", "pretrain.cli", "data_pipeline.manifest",
+     "data_pipeline.serving.order"],
 )  # fmt: skip
 def test_no_torch_behind(module):
     code = f"import sys, {module}; assert not {{'torch', 'datasets', 'pyarrow'}} & set(sys.modules)"

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipeline.unpacking import open_unpacked
+from data_pipeline.reading.unpacking import open_unpacked
 
 LONG_BYTES = 8 << 20
 PIECE_BYTES = 1 << 20

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from data_pipeline.inputs import Input
-from data_pipeline.spans import Span, is_packed, span_kind
+from data_pipeline.reading.inputs import Input
+from data_pipeline.reading.spans import Span, is_packed, span_kind
 
 # So many tasks that the last ones leave no worker idle for long, and so few that nobody minds the number of files.
 AIMED_TASKS = 256

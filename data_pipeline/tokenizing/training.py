@@ -8,7 +8,7 @@ from typing import Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.staging import write_whole
-from data_pipeline.tokenizers import EOD_TEXT
+from data_pipeline.tokenizing.tokenizers import EOD_TEXT
 
 ModelType = Literal["bpe", "unigram"]
 # The SentencePiece trainer leaves out longer lines than it is told to expect; a character has 4 bytes at most.

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.encode import read_digest
 from data_pipeline.errors import DataError
-from data_pipeline.inputs import Input
-from data_pipeline.join import input_digest
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files, load_manifest
-from data_pipeline.options import Options
-from data_pipeline.tasks import cut_into_tasks
+from data_pipeline.preparing.encode import read_digest
+from data_pipeline.preparing.join import input_digest
+from data_pipeline.preparing.options import Options
+from data_pipeline.preparing.tasks import cut_into_tasks
+from data_pipeline.reading.inputs import Input
 
 
 def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overwrite: bool) -> bool:

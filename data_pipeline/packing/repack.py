@@ -15,7 +15,7 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.pack_plan import plan_files, write_plan
+from data_pipeline.packing.plan import plan_files, write_plan
 from data_pipeline.staging import lock_rows
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.cleaning import Cleaning
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
-from data_pipeline.marks import MARK_NAME, Account, Mark, ShardInfo, read_mark
-from data_pipeline.options import Options
-from data_pipeline.processes import Report
-from data_pipeline.readers import read_span
-from data_pipeline.records import Cause, Document, RecordLog
-from data_pipeline.tasks import Task
-from data_pipeline.tokenizers import Tokenizer, load_tokenizer
-from data_pipeline.work import task_folder, task_name
+from data_pipeline.preparing.marks import MARK_NAME, Account, Mark, ShardInfo, read_mark
+from data_pipeline.preparing.options import Options
+from data_pipeline.preparing.processes import Report
+from data_pipeline.preparing.tasks import Task
+from data_pipeline.preparing.work import task_folder, task_name
+from data_pipeline.reading.cleaning import Cleaning
+from data_pipeline.reading.readers import read_span
+from data_pipeline.reading.records import Cause, Document, RecordLog
+from data_pipeline.tokenizing.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 512

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.encode import task_documents
-from data_pipeline.options import Options
-from data_pipeline.processes import Report
-from data_pipeline.records import Document, RecordLog
+from data_pipeline.preparing.encode import task_documents
+from data_pipeline.preparing.options import Options
+from data_pipeline.preparing.processes import Report
+from data_pipeline.preparing.tasks import Task
+from data_pipeline.preparing.work import task_folder, task_name
+from data_pipeline.reading.records import Document, RecordLog
 from data_pipeline.staging import write_whole
-from data_pipeline.tasks import Task
-from data_pipeline.work import task_folder, task_name
 
 # Two texts of Jaccard similarity s share a band with probability 1 - (1 - s**ROWS)**BANDS: a half at 0.67, 0.95 at 0.8.
 BANDS, ROWS = 16, 8

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from data_pipeline.errors import DataError
-from data_pipeline.long_texts import LONG_BYTES, LongText, pieces_of
-from data_pipeline.spans import Span
+from data_pipeline.reading.long_texts import LONG_BYTES, LongText, pieces_of
+from data_pipeline.reading.spans import Span
 
 MAX_EXAMPLES = 3
 # Enough records without the key, and not one with it, to call the key wrong before reading on.

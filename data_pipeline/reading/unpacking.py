@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from data_pipeline.spans import SKIPPED_BYTES
+from data_pipeline.reading.spans import SKIPPED_BYTES
 
 DAMAGED_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 

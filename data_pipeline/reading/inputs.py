@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.errors import DataError
-from data_pipeline.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
-from data_pipeline.spans import span_kind
+from data_pipeline.reading.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
+from data_pipeline.reading.spans import span_kind
 
 STDLIB = "stdlib:"
 # Tests are half of the text and unlike the rest; distributions ship idlelib or not; the others are not part of it.

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from data_pipeline.build import Build, require_text
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import TRAIN, FileInfo, InputInfo, Manifest, SplitInfo, sha256_of, write_manifest
-from data_pipeline.marks import Mark, Records
-from data_pipeline.options import Options
-from data_pipeline.pack_plan import plan_files, write_plan
+from data_pipeline.packing.plan import plan_files, write_plan
+from data_pipeline.preparing.build import Build, require_text
+from data_pipeline.preparing.marks import Mark, Records
+from data_pipeline.preparing.options import Options
+from data_pipeline.preparing.tasks import Task, cut_into_tasks
+from data_pipeline.preparing.work import JOINED, TOKENS, task_name
 from data_pipeline.staging import replace_folder
-from data_pipeline.tasks import Task, cut_into_tasks
-from data_pipeline.work import JOINED, TOKENS, task_name
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, Records]:

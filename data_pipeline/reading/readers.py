@@ -1,7 +1,7 @@
 """Read documents from a span: a range of one file or dataset that is read by itself.
 
 Memory stays constant: one record or one batch of rows at a time, and of a document that is long only where it lies
-(`data_pipeline.long_texts`). Parquet files and datasets hand over whole values: of those the largest one is in memory.
+(`data_pipeline.reading.long_texts`). Parquet files and datasets hand over whole values: of those the largest one is in memory.
 Every reader hands what it cannot use to a `RecordLog`. Packed files (`.gz .zst .xz .bz2`) are unpacked on the way.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from data_pipeline.errors import DataError
-from data_pipeline.long_texts import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
-from data_pipeline.records import Cause, Document, RecordLog
-from data_pipeline.spans import SKIPPED_BYTES, Span, is_packed
-from data_pipeline.unpacking import DAMAGED_STREAM, open_unpacked
+from data_pipeline.reading.long_texts import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
+from data_pipeline.reading.records import Cause, Document, RecordLog
+from data_pipeline.reading.spans import SKIPPED_BYTES, Span, is_packed
+from data_pipeline.reading.unpacking import DAMAGED_STREAM, open_unpacked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -199,6 +199,6 @@ def _read_dataset(span: Span, log: RecordLog) -> Iterator[Document]:
 @cache
 def _opened_dataset(word: str) -> "Dataset":
     """Each process opens a dataset once; only its name crosses the border between processes."""
-    from data_pipeline.hub import open_dataset
+    from data_pipeline.reading.hub import open_dataset
 
     return open_dataset(word)

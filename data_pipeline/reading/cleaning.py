@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from data_pipeline.records import Cause, Document
+from data_pipeline.reading.records import Cause, Document
 
 Duplicates = Literal["keep", "exact", "near"]
 

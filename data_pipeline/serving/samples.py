@@ -6,11 +6,11 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.blend import Blend
-from data_pipeline.dataset import PackedDataset
 from data_pipeline.manifest import TRAIN
-from data_pipeline.order import SampleOrder
-from data_pipeline.schedule import MixSchedule
+from data_pipeline.serving.blend import Blend
+from data_pipeline.serving.dataset import PackedDataset
+from data_pipeline.serving.order import SampleOrder
+from data_pipeline.serving.schedule import MixSchedule
 
 
 class Rows(Protocol):

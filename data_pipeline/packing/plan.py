@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import Index
 from data_pipeline.manifest import Packing
-from data_pipeline.packing import best_fit
+from data_pipeline.packing.fit import best_fit
 
 ARRAYS = ("row_starts", "starts", "lengths")
 MEND = "pack the folder again: loopmdm prepare --repack {folder}"

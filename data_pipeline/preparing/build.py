@@ -9,24 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.duplicates import SignatureJob, decide
-from data_pipeline.encode import TokenJob
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
-from data_pipeline.inputs import Input
 from data_pipeline.manifest import TokenizerInfo, sha256_of
-from data_pipeline.marks import Records
-from data_pipeline.options import Options
-from data_pipeline.processes import run_tasks
-from data_pipeline.records import Cause, wrong_key
-from data_pipeline.report import Progress, say_method
-from data_pipeline.sampling import HashSample, SampleJob
-from data_pipeline.spans import is_packed
+from data_pipeline.preparing.duplicates import SignatureJob, decide
+from data_pipeline.preparing.encode import TokenJob
+from data_pipeline.preparing.marks import Records
+from data_pipeline.preparing.options import Options
+from data_pipeline.preparing.processes import run_tasks
+from data_pipeline.preparing.report import Progress, say_method
+from data_pipeline.preparing.sampling import HashSample, SampleJob
+from data_pipeline.preparing.tasks import Task, cut_into_tasks
+from data_pipeline.preparing.work import DECISIONS, SAMPLES, SIGNATURES, TOKENS, remove_partial
+from data_pipeline.reading.inputs import Input
+from data_pipeline.reading.records import Cause, wrong_key
+from data_pipeline.reading.spans import is_packed
 from data_pipeline.staging import require_space, write_whole
-from data_pipeline.tasks import Task, cut_into_tasks
-from data_pipeline.tokenizers import BYTES_FILE_CONTENT, TOKENIZER_SUFFIXES, find_tokenizer_file, load_tokenizer
-from data_pipeline.training import train_sentencepiece
-from data_pipeline.work import DECISIONS, SAMPLES, SIGNATURES, TOKENS, remove_partial
+from data_pipeline.tokenizing.tokenizers import (
+    BYTES_FILE_CONTENT,
+    TOKENIZER_SUFFIXES,
+    find_tokenizer_file,
+    load_tokenizer,
+)
+from data_pipeline.tokenizing.training import train_sentencepiece
 
 Stage = Literal["all", "start", "tokens", "join"]
 # Ordinary text has three to five bytes to a token; the estimate of the space needed errs on the safe side.

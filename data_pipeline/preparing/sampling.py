@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.encode import task_documents
-from data_pipeline.marks import Account
-from data_pipeline.options import TRAIN, Options
-from data_pipeline.processes import Report
-from data_pipeline.records import Document, RecordLog
-from data_pipeline.tasks import Task
-from data_pipeline.work import task_folder, task_name
+from data_pipeline.preparing.encode import task_documents
+from data_pipeline.preparing.marks import Account
+from data_pipeline.preparing.options import TRAIN, Options
+from data_pipeline.preparing.processes import Report
+from data_pipeline.preparing.tasks import Task
+from data_pipeline.preparing.work import task_folder, task_name
+from data_pipeline.reading.records import Document, RecordLog
 
 SAMPLE_BYTES = 10_000_000
 # One long document must not fill the sample.

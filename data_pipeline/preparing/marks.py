@@ -8,8 +8,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipeline.manifest import FileInfo
-from data_pipeline.records import MAX_EXAMPLES, Cause, Example, RecordLog
-from data_pipeline.tasks import Task
+from data_pipeline.preparing.tasks import Task
+from data_pipeline.reading.records import MAX_EXAMPLES, Cause, Example, RecordLog
 
 MARK_NAME = "mark.json"
 

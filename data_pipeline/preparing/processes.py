@@ -12,8 +12,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError
+from data_pipeline.preparing.tasks import Task
 from data_pipeline.staging import stop_signals_wait
-from data_pipeline.tasks import Task
 
 Result = TypeVar("Result")
 Report = Callable[[int, int, int], None]

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
-from data_pipeline.pack_plan import Pieces, load_plan
-from data_pipeline.stream import TokenStream
+from data_pipeline.packing.plan import Pieces, load_plan
+from data_pipeline.serving.stream import TokenStream
 
 
 class PackedDataset:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest
-from data_pipeline.marks import Records
-from data_pipeline.tokenizers import load_tokenizer
+from data_pipeline.preparing.marks import Records
+from data_pipeline.tokenizing.tokenizers import load_tokenizer
 
 TERMINAL_SECONDS = 0.2
 # In a log file one line now and then says enough.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.word_table import LETTER, LINE_END, PUNCTUATION, SPACE, WordTable
+from data_pipeline.tokenizing.word_table import LETTER, LINE_END, PUNCTUATION, SPACE, WordTable
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.cleaning import Cleaning
 from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
-from data_pipeline.records import Document
-from data_pipeline.tokenizers import BYTES, find_tokenizer_file
-from data_pipeline.training import ModelType
+from data_pipeline.reading.cleaning import Cleaning
+from data_pipeline.reading.records import Document
+from data_pipeline.tokenizing.tokenizers import BYTES, find_tokenizer_file
+from data_pipeline.tokenizing.training import ModelType
 
 
 @dataclass(frozen=True)

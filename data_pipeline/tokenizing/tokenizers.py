@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.words import WordEncoder, word_encoder
+from data_pipeline.tokenizing.words import WordEncoder, word_encoder
 
 EOD_TEXT = "<|eod|>"
 MASK_TEXT = "[MASK]"
@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A SentencePiece model. Control pieces such as the end-of-document one are never produced from text.
 
-    Words are encoded once and remembered where that gives exactly the library's ids (`data_pipeline.words`).
+    Words are encoded once and remembered where that gives exactly the library's ids (`data_pipeline.tokenizing.words`).
     """
 
     kind: Literal["sentencepiece"] = "sentencepiece"

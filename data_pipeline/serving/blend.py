@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, load_manifest
-from data_pipeline.pack_plan import plan_files
-from data_pipeline.schedule import MixSchedule
+from data_pipeline.packing.plan import plan_files
+from data_pipeline.serving.schedule import MixSchedule
 
 EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epochs: 4}]"
 

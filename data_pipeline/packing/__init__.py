@@ -1,0 +1,1 @@
+"""Documents to rows: a plan beside the tokens, made anew for another row length."""

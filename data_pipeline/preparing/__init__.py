@@ -1,0 +1,1 @@
+"""A run of `loopmdm prepare`: tasks, the processes that do them, what they leave, and the join."""

@@ -1,0 +1,1 @@
+"""A prepared folder to training: rows by memory map, their order, and mixtures of several corpora."""
