@@ -163,7 +163,12 @@ def _rows_at_once(file: "ParquetFile", group: int, column: str) -> int:
     found = file.metadata.row_group(group)
     columns = (found.column(i) for i in range(found.num_columns))
     num_bytes = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
-    return max(1, min(ROWS_PER_BATCH, BATCH_BYTES * found.num_rows // max(1, num_bytes)))
+    return _rows_in_a_batch(found.num_rows, num_bytes)
+
+
+def _rows_in_a_batch(num_rows: int, num_bytes: int) -> int:
+    """Rows that hold about `BATCH_BYTES`, where all have `num_bytes`."""
+    return max(1, min(ROWS_PER_BATCH, BATCH_BYTES * num_rows // max(1, num_bytes)))
 
 
 def _parquet_value(scalar: "Scalar") -> object:
@@ -190,7 +195,7 @@ def _read_dataset(span: Span, log: RecordLog) -> Iterator[Document]:
         return
     row = span.start
     part = dataset.select_columns([log.text_key]).select(range(span.start, stop))
-    for batch in part.iter(batch_size=ROWS_PER_BATCH):
+    for batch in part.iter(batch_size=_rows_in_a_batch(part.data.num_rows, part.data.nbytes)):
         values = batch[log.text_key]
         yield from _column_documents(values, row, log)
         row += len(values)
