@@ -154,30 +154,14 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         DataError: names the first file that differs, with what was found and expected.
     """
     folder = Path(folder)
-    _check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
     left = QUICKLY_HASHED_BYTES
     for split in manifest.splits.values():
         for name, info in split.files.items():
-            _check_size(folder / name, info.bytes)
+            check_size(folder / name, info.bytes)
             if not name.endswith(".bin") and info.bytes <= left:
                 left -= info.bytes
-                _check_hash(folder / name, info.sha256)
-
-
-def verify(folder: Path) -> Manifest:
-    """Full check: every file's size and SHA-256, read from disk. Returns the manifest.
-
-    Raises:
-        DataError: names the first file that differs, with what was found and expected.
-    """
-    folder = Path(folder)
-    manifest = load_manifest(folder)
-    _check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
-    for split in manifest.splits.values():
-        for name, info in split.files.items():
-            _check_size(folder / name, info.bytes)
-            _check_hash(folder / name, info.sha256)
-    return manifest
+                check_hash(folder / name, info.sha256)
 
 
 def sha256_of(path: Path) -> str:
@@ -186,7 +170,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_size(path: Path, expected: int) -> None:
+def check_size(path: Path, expected: int) -> None:
+    """Raise DataError when a file is missing or has another size in bytes."""
     if not path.is_file():
         raise DataError(f"{path} is missing; {REPAIR_HINT}")
     found = path.stat().st_size
@@ -194,7 +179,8 @@ def _check_size(path: Path, expected: int) -> None:
         raise DataError(f"{path} has {found} bytes, the manifest says {expected}; {REPAIR_HINT}")
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def check_hash(path: Path, expected: str) -> None:
+    """Raise DataError when a file is missing or has another SHA-256."""
     if not path.is_file():
         raise DataError(f"{path} is missing; {REPAIR_HINT}")
     found = sha256_of(path)

@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, SentencePiece .model, or the word bytes"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.json, SentencePiece .model, a folder with one, or bytes",
     )
     vocabulary.add_argument(
         "--vocab-size",
@@ -67,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="tokenising processes (default: the CPUs of this job)")
     add("--strict", action="store_true", help="stop at the first broken record instead of counting it")
     add("--overwrite", action="store_true", help="replace a prepared output folder, once the new one is whole")
-    add("--repack", type=Path, metavar="DIR", help="give a prepared folder rows of another --seq-len or --pack")
+    add("--repack", type=Path, metavar="DIR", help="change a prepared folder: rows of another --seq-len or --pack")
     add("--verify", type=Path, metavar="DIR", help="check every byte of a prepared folder and do nothing else")
     _add_cleaning(parser)
     _add_sharing(parser)
@@ -78,14 +81,14 @@ def _add_cleaning(parser: argparse.ArgumentParser) -> None:
     clean.add_argument("--min-chars", type=int, default=0, metavar="N", help="leave out shorter documents")
     clean.add_argument("--max-chars", type=int, default=0, metavar="N", help="leave out longer documents")
     clean.add_argument(
-        "--min-letters", type=float, default=0.0, metavar="F", help="least share of letters, in any script"
+        "--min-letters", type=float, default=0.0, metavar="F", help="least share of letters, 0 to 1, in any script"
     )
     clean.add_argument(
         "--max-repeated-lines",
         type=float,
         default=1.0,
         metavar="F",
-        help="greatest share of lines seen before in the text",
+        help="greatest share of lines seen before in the text, 0 to 1",
     )
     clean.add_argument(
         "--duplicates",
@@ -120,8 +123,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stop_signals_raise():
             if args.verify:
+                _require_alone(args, "verify")
                 _verify(args.verify)
             elif args.repack:
+                _require_alone(args, "repack", "seq_len", "pack")
                 _repack(args)
             else:
                 _prepare(args)
@@ -136,15 +141,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_alone(args: argparse.Namespace, verb: str, *allowed: str) -> None:
+    """Raise DataError when an option was given that `--verify` or `--repack` would not follow."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    for name, default in defaults.items():
+        if getattr(args, name) != default and name not in (verb, *allowed):
+            kept = " and ".join(f"--{each.replace('_', '-')}" for each in allowed) or "no other option"
+            raise DataError(
+                f"--{name.replace('_', '-')} does not go with --{verb}, which works on its folder and takes {kept}"
+            )
+
+
 def _mention_work(output: Path | None) -> None:
     from data_pipeline.preparing.work import work_folder
 
     if output and (work := work_folder(output.resolve())).is_dir():
-        print(f"finished tasks are kept in {work}; the same command goes on from them", file=sys.stderr)
+        print(
+            f"finished tasks are kept in {work}; the same command, or a corrected one, goes on from them",
+            file=sys.stderr,
+        )
 
 
 def _verify(folder: Path) -> None:
-    from data_pipeline.manifest import verify
+    from data_pipeline.verify import verify
 
     manifest = verify(folder)
     files = [info for split in manifest.splits.values() for info in split.files.values()]
@@ -223,12 +244,23 @@ def _check_arguments(args: argparse.Namespace) -> None:
     _check_seq_len(args.seq_len)
     if not 0 <= args.validation_fraction < 1:
         raise DataError(f"--validation-fraction {args.validation_fraction:g}: give a number from 0 up to below 1")
+    _check_cleaning(args)
     if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one process is needed")
     if not 0 <= args.task_index < args.task_count:
         raise DataError(f"--task-index {args.task_index} --task-count {args.task_count}: give an index below the count")
     if args.task_count > 1 and args.stage != "tokens":
         raise DataError(f"--task-count {args.task_count}: only --stage tokens can be shared")
+
+
+def _check_cleaning(args: argparse.Namespace) -> None:
+    for name in ("min_letters", "max_repeated_lines"):
+        if not 0 <= (share := getattr(args, name)) <= 1:
+            raise DataError(f"--{name.replace('_', '-')} {share:g}: is a share, from 0 to 1")
+    if min(args.min_chars, args.max_chars) < 0 or 0 < args.max_chars < args.min_chars:
+        raise DataError(
+            f"--min-chars {args.min_chars} --max-chars {args.max_chars}: no document could be as long as that"
+        )
 
 
 def _check_seq_len(seq_len: int | None) -> None:

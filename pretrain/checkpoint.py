@@ -273,7 +273,11 @@ def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, ble
     if bool(state["settings"].get("optim.ema_decay")) != bool(new["optim.ema_decay"]):
         problems.append(f"optim.ema_decay was {state['settings'].get('optim.ema_decay')}, now {new['optim.ema_decay']}")
     if state["data"] != blend.identity():
-        problems.append(f"the data in {run.plan.settings.data.path} is another corpus than the one trained on")
+        now = blend.identity()
+        changed = [name for name in {**state["data"], **now} if state["data"].get(name) != now.get(name)]
+        problems.append(
+            f"the data in {run.plan.settings.data.path} is another corpus than the one trained on ({', '.join(changed)} changed)"
+        )
     if problems:
         raise UserError(
             f"{checkpoint}: cannot resume: "

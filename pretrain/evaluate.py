@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder to evaluate on [the run's]")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"
+    )
     parser.add_argument("--split", default="validation", help="split of the folder [validation]")
     add_layout_arguments(parser)
 
@@ -42,40 +44,50 @@ def loop_list(text: str) -> list[int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the table, write `eval/step_N_WEIGHTS.json`."""
-    from data_pipeline.serving.dataset import PackedDataset
+    """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
+    from data_pipeline.serving.blend import load_blend
     from pretrain.errors import UserError
-    from pretrain.evaluation import evaluate_loops
+    from pretrain.evaluation import evaluate_loops, evaluation_sets, mixed_figures, short_figures
     from pretrain.trained import open_run
-    from pretrain.writing import replace_text
 
     if arguments.rows < 2:
         raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
     trained = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
-    data = arguments.data or trained.settings.data.path
-    if data.is_file():
-        raise UserError(f"{data} mixes several corpora; name the folder of one with --data")
-    dataset = PackedDataset(data, arguments.split)
-    if dataset.manifest.tokenizer != trained.manifest.tokenizer:
+    blend = load_blend(arguments.data or trained.settings.data.path)
+    if blend.manifest.tokenizer != trained.manifest.tokenizer:
         raise UserError(
-            f"{data}: prepared with another tokenizer than {arguments.folder} was trained with; prepare it with "
+            f"{blend.path}: prepared with another tokenizer than {arguments.folder} was trained with; prepare it with "
             f"--tokenizer {trained.tokenizer_folder / trained.manifest.tokenizer.file}"
         )
-    attention = trained.settings.train.attention
-    figures = evaluate_loops(
-        trained.logits, dataset, attention, arguments.loops, arguments.rows, arguments.batch_size, trained.world
-    )
+    sets = evaluation_sets(blend, arguments.split)
+    attention, sizes = trained.settings.train.attention, (arguments.rows, arguments.batch_size)
+    figures = [
+        evaluate_loops(trained.logits, one.rows, attention, arguments.loops, *sizes, trained.world) for one in sets
+    ]
     if not trained.world.is_main:
         return 0
-    figures |= {"step": trained.step, "weights": trained.weights, "data": str(data)}
-    path = arguments.folder / "eval" / f"step_{trained.step}_{trained.weights}.json"
-    replace_text(path, json.dumps(figures, indent=2) + "\n")
-    print(
-        f"{arguments.folder}, step {trained.step}, {trained.weights} weights, {figures['rows']} rows of {data} ({figures['split']})"
-    )
-    print(format_table(figures))
-    print(f"wrote {path}")
+    about = {"step": trained.step, "weights": trained.weights, "data": str(blend.path)}
+    print(f"{arguments.folder}, step {trained.step}, {trained.weights} weights, {arguments.split} of {blend.path}")
+    for one, found in zip(sets, figures, strict=True):
+        print(f"{one.name + ', ' if one.name else ''}{found['rows']} rows\n{format_table(found)}")
+        _write(arguments, found | about, one.name)
+    if len(sets) > 1:
+        mixture = mixed_figures(figures, [one.weight for one in sets]) | {"corpora": [one.name for one in sets]}
+        print(f"mixture, nats/token: {short_figures(mixture)}")
+        _write(arguments, mixture | about, "mixture")
     return 0
+
+
+def _write(arguments: argparse.Namespace, figures: dict[str, Any], name: str) -> None:
+    """Figures of other data or another split than usual have a file of their own."""
+    from pretrain.writing import replace_text
+
+    split = arguments.split if arguments.split != "validation" else ""
+    parts = (arguments.data.resolve().stem if arguments.data else "", split, name)
+    suffix = "".join(f"_{part}" for part in parts if part)
+    path = arguments.folder / "eval" / f"step_{figures['step']}_{figures['weights']}{suffix}.json"
+    replace_text(path, json.dumps(figures, indent=2) + "\n")
+    print(f"wrote {path}")
 
 
 def format_table(figures: dict[str, Any]) -> str:

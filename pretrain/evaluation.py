@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from data_pipeline.manifest import SplitInfo
+from data_pipeline.serving.blend import Blend
 from data_pipeline.serving.dataset import PackedDataset
 from model.denoiser import Inputs
 from model.noise import Stream, stratified, uniform
 from model.objective import masked_cross_entropy
+from pretrain.errors import UserError
 from pretrain.settings import Scope
 from pretrain.world import World
 
@@ -35,6 +37,34 @@ NOISE_SEED = 0
 
 Forward = Callable[[Sequence[Inputs], int], Sequence[Tensor | None]]
 """(micro-batches, loops) -> logits of each, as `LoopedDenoiser.forward`; None on a pipeline stage before the last."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Rows to evaluate.
+
+    Attributes:
+        name: in figures and files; "" where there is only one set.
+        weight: share of the tokens that training draws from its corpus, not normalised.
+    """
+
+    name: str
+    rows: PackedDataset
+    weight: float
+
+
+def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
+    """The split of every corpus that has it; a single corpus has no name.
+
+    Raises:
+        DataError: the only corpus has no such split. UserError: none of several has.
+    """
+    if len(blend.corpora) == 1:
+        return [EvaluationSet("", PackedDataset(blend.corpora[0].path, split), 1.0)]
+    named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if split in c.manifest.splits]
+    if not named:
+        raise UserError(f"no corpus of {blend.path} has a {split} split; evaluate another, or leave eval.every empty")
+    return [EvaluationSet(name, PackedDataset(c.path, split), c.token_weight) for name, c in named]
 
 
 @dataclass(frozen=True)
@@ -179,6 +209,11 @@ def evaluate_loops(
         "unigram_entropy": {"nats_per_token": entropy, "bits_per_byte": bits_per_byte(entropy, split)},
         "loops": [_figures(e, estimates[0], split) for e in estimates],
     }
+
+
+def short_figures(figures: dict[str, Any]) -> str:
+    """Nats per token at every S, in one line."""
+    return ", ".join(f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in figures["loops"])
 
 
 def mixed_figures(parts: Sequence[dict[str, Any]], weights: Sequence[float]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 
 from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
 from data_pipeline.serving.blend import Blend
-from data_pipeline.serving.dataset import PackedDataset
 from data_pipeline.serving.samples import Samples
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
@@ -24,10 +23,11 @@ from pretrain.derive import Plan
 from pretrain.devices import peak_flops
 from pretrain.engine import EMA_KEY, Engine
 from pretrain.errors import RankError, UserError
+from pretrain.evaluation import evaluation_sets
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.metrics import Metrics, Sink
 from pretrain.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
-from pretrain.hooks.validation import Validation, ValidationSet
+from pretrain.hooks.validation import Validation
 from pretrain.launcher import read_launcher
 from pretrain.logs import logged
 from pretrain.loop import Hook, Progress, TrainingRun, train
@@ -100,18 +100,8 @@ def _hooks(run: TrainingRun, blend: Blend) -> list[Hook]:
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
     hooks: list[Hook] = [Metrics(sinks, peak)]
     if settings.eval.every is not None:
-        hooks.append(Validation(_validation_sets(blend), tensorboard))
+        hooks.append(Validation(evaluation_sets(blend, VALIDATION), tensorboard))
     return [*hooks, Checkpoints(blend)]
-
-
-def _validation_sets(blend: Blend) -> list[ValidationSet]:
-    """A single corpus has no name, and corpora of a mixture that lack the split are left out."""
-    if len(blend.corpora) == 1:
-        return [ValidationSet("", PackedDataset(blend.corpora[0].path, VALIDATION), 1.0)]
-    named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if VALIDATION in c.manifest.splits]
-    if not named:
-        raise UserError(f"eval.every: no corpus of {blend.path} has a validation split; leave the key empty")
-    return [ValidationSet(name, PackedDataset(c.path, VALIDATION), c.token_weight) for name, c in named]
 
 
 def _prepare_folder(plan: Plan, blend: Blend, world: World, resume: bool, held: ExitStack) -> None:

@@ -203,7 +203,8 @@ def require_text(records: Records, options: Options) -> None:
     """Raise DataError when the inputs gave no document."""
     if records.accepted:
         return
-    if records.rejected[Cause.MISSING_KEY]:
+    unread = {Cause.MISSING_KEY, Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.BROKEN_FILE}
+    if records.rejected[Cause.MISSING_KEY] and set(records.rejected) <= unread:  # others had the key
         raise wrong_key(options.text_key, records.other_keys)
     rejected = ", ".join(f"{count} {cause}" for cause, count in records.rejected.items())
     raise DataError(f"the inputs hold no usable text ({rejected or 'no records at all'})")

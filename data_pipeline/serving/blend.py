@@ -21,6 +21,7 @@ from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, 
 from data_pipeline.packing.plan import plan_files
 from data_pipeline.serving.schedule import MixSchedule
 
+BLEND_SUFFIXES = (".yaml", ".yml", ".json")
 EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epochs: 4}]"
 
 
@@ -135,13 +136,18 @@ def load_blend(path: Path) -> Blend:
         DataError: nothing prepared there, a broken blend file, or corpora that cannot be mixed; names the entry and the fix.
     """
     path = Path(path)
+    if not path.exists() and path.suffix in BLEND_SUFFIXES:
+        raise DataError(f"no blend file at {path}; a blend is written as {EXAMPLE}")
     if not path.is_file():
         return Blend(path, (Corpus(path, load_manifest(path)),))
+    entries = _read(path).corpora
+    try:
+        manifests = [load_manifest(path.parent / entry.path) for entry in entries]
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     corpora = tuple(
-        Corpus(
-            path.parent / entry.path, load_manifest(path.parent / entry.path), _exact(entry.weight), entry.max_epochs
-        )
-        for entry in _read(path).corpora
+        Corpus(path.parent / entry.path, manifest, _exact(entry.weight), entry.max_epochs)
+        for entry, manifest in zip(entries, manifests, strict=True)
     )
     for problem in _disagreements(corpora):
         raise DataError(f"{path}: {problem}")
@@ -160,11 +166,8 @@ def _read(path: Path) -> _File:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; mend that line") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{path}: {where + ': ' if where else ''}{first['msg']}; a blend is written as {EXAMPLE}"
-        ) from error
+        problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors())
+        raise DataError(f"{path}: {'; '.join(problems)}; a blend is written as {EXAMPLE}") from error
 
 
 def _exact(weight: float) -> Fraction:

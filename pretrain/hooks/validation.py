@@ -2,29 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.serving.dataset import PackedDataset
-from pretrain.evaluation import evaluate_loops, mixed_figures
+from pretrain.evaluation import EvaluationSet, evaluate_loops, mixed_figures, short_figures
 from pretrain.hooks.sinks import TensorBoard
 from pretrain.loop import TrainingRun
 from pretrain.step import StepReport
 from pretrain.writing import replace_text
-
-
-@dataclass(frozen=True)
-class ValidationSet:
-    """Rows to evaluate.
-
-    Attributes:
-        name: in figures and files; "" where there is only one set.
-        weight: share of the tokens that training draws from its corpus, not normalised.
-    """
-
-    name: str
-    rows: PackedDataset
-    weight: float
 
 
 class Validation:
@@ -36,7 +21,7 @@ class Validation:
         tensorboard: also written to.
     """
 
-    def __init__(self, sets: Sequence[ValidationSet], tensorboard: TensorBoard | None) -> None:
+    def __init__(self, sets: Sequence[EvaluationSet], tensorboard: TensorBoard | None) -> None:
         self._sets, self._tensorboard = sets, tensorboard
 
     def on_start(self, run: TrainingRun) -> None:
@@ -73,9 +58,8 @@ class Validation:
             tag = f"validation_nats_per_token{suffix}"
             nats = {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]}
             self._tensorboard.write_scalars(step, nats)
-        shown = [f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in figures["loops"]]
         what = f"validation of {name}" if name else "validation"
-        print(f"{what} at step {step}, nats/token: {', '.join(shown)}", flush=True)
+        print(f"{what} at step {step}, nats/token: {short_figures(figures)}", flush=True)
 
     def on_end(self, run: TrainingRun) -> None:
         """Nothing to do."""

@@ -34,7 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("documents", "rows", "max_tokens"):
         if getattr(arguments, option) < (option == "max_tokens"):
             raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: is too small")
+    if arguments.html is not None and arguments.html.is_dir():
+        raise UserError(f"--html {arguments.html}: is a folder; give the name of a file")
     if arguments.folder.is_file():
+        if arguments.html or arguments.row or arguments.sample:
+            raise UserError(
+                f"{arguments.folder} is a blend file, of which only the shares are shown; give the folder of a corpus"
+            )
         print("\n".join(shares(load_blend(arguments.folder))))
         return 0
     facts = look(arguments)

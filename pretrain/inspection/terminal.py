@@ -58,8 +58,8 @@ def shares(blend: Blend) -> list[str]:
         for corpus in blend.corpora
     ]
     samples = blend.schedule.num_samples
-    end = "never" if samples is None else f"after {samples:,} samples"
-    sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} ids; the mixture ends {end}"
+    end = "never ends" if samples is None else f"ends after {samples:,} samples"
+    sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} ids; the mixture {end}"
     return [f"{blend.path}: {sizes}", *(line.rstrip() for line in aligned([header, *table]))]
 
 

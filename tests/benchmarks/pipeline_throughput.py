@@ -2,8 +2,9 @@
 
     python tests/benchmarks/pipeline_throughput.py [--rounds 5] [--hidden-size 768] [--json FILE]
 
-The processes of every layout are started once and stand by; then they take one step after the other in turn, at S = 1, 4 and 12,
-while all others wait. So each ratio compares steps a few seconds apart, and the table shows medians over rounds. Two
+The processes of every layout are started once and stand by; then they take two steps in turn, at S = 1, 4 and 12, while all
+others wait, and the second is timed: the system may have taken memory from processes that stood by for minutes, and a
+step after a step is what training does. Each ratio compares steps a minute apart; the table shows medians over rounds. Two
 data-parallel ranks stand beside the pipelines: they have no bubble and no hop, so their ratio is what the machine gives.
 """
 
@@ -80,8 +81,12 @@ class Ranks:
             for rank in range(size)
         ]  # fmt: skip
 
-    def step(self, loops: int) -> float:
-        """Seconds of one step at S = `loops`, on the first rank."""
+    def seconds_of_a_step(self, loops: int) -> float:
+        """The second of two steps at S = `loops`, on the first rank."""
+        self._step(loops)
+        return self._step(loops)
+
+    def _step(self, loops: int) -> float:
         for process in self._processes:
             process.stdin.write(f"{loops}\n")
             process.stdin.flush()
@@ -112,14 +117,14 @@ def prepared_corpus(folder: Path) -> Path:
 
 
 def measure(data: Path, rounds: int, hidden_size: int) -> list[dict[int, dict[str, float]]]:
-    """Per round: S -> layout -> tokens per second. The first round warms up and is left out."""
+    """Per round: S -> layout -> tokens per second."""
     tokens, ranks = 16 * 128, {layout: Ranks(layout, data, hidden_size) for layout in LAYOUTS}
     try:
         measured = []
-        for number in range(rounds + 1):
-            measured.append({s: {name: tokens / ranks[name].step(s) for name in LAYOUTS} for s in LOOPS})
+        for number in range(1, rounds + 1):
+            measured.append({s: {name: tokens / ranks[name].seconds_of_a_step(s) for name in LAYOUTS} for s in LOOPS})
             print(f"round {number} of {rounds}", flush=True)
-        return measured[1:]
+        return measured
     finally:
         for one in ranks.values():
             one.close()

@@ -56,10 +56,11 @@ def prepare(capsys, tokenizer_file):
 
     def call(*words, train=False):
         words = [str(word) for word in words]
-        if not train and not {"--tokenizer", "--verify"} & set(words):
+        if not train and not {"--tokenizer", "--verify", "--repack"} & set(words):
             words += ["--tokenizer", str(tokenizer_file)]
-        words += [] if "--workers" in words else ["--workers", "1"]
-        words += [] if "--seq-len" in words else ["--seq-len", "32"]
+        if not {"--verify", "--repack"} & set(words):
+            words += [] if "--workers" in words else ["--workers", "1"]
+            words += [] if "--seq-len" in words else ["--seq-len", "32"]
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         capsys.readouterr()

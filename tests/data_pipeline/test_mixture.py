@@ -258,13 +258,22 @@ def test_a_run_longer_than_its_caps_is_refused(two):
         ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight: Input should be a finite number"),
         ("corpora: [{path: web, weight: 1, epochs: 2}]", r"corpora\.0\.epochs: Extra inputs"),
         ("corpora: [{path: web, weight: 1}, {path: ./web, weight: 2}]", "stands there twice"),
-        ("corpora: [{path: none, weight: 1}]", "no prepared data folder"),
+        ("corpora: [{path: none, weight: 1}]", r"blend\.yaml: no prepared data folder"),
+        (
+            "corpora: [{path: web, weights: 1}, {path: x, weight: 0}]",
+            r"0\.weight: Field.*0\.weights: Extra.*1\.weight: Input",
+        ),
     ],
 )
 def test_a_broken_blend_file_is_named(two, text, message):
     with pytest.raises(DataError, match=message) as raised:
         blend_of(two, text)
-    assert "blend.yaml" in str(raised.value) or "none" in text
+    assert "blend.yaml" in str(raised.value)
+
+
+def test_a_blend_file_that_is_not_there_is_called_one(tmp_path):
+    with pytest.raises(DataError, match=r"no blend file at .*mix\.yml; a blend is written as corpora: "):
+        load_blend(tmp_path / "mix.yml")
 
 
 def test_corpora_that_differ_are_named(two, prepare, jsonl):

@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 
@@ -291,6 +292,54 @@ def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepare, prepare
     check_files(prepared, load_manifest(prepared))
     result = prepare("--verify", prepared)
     assert result.code == 2 and "train-00000.bin has changed" in result.err and "--overwrite" in result.err
+
+
+@pytest.mark.parametrize("key", ["documents", "tokens", "rows", "dropped_tokens", "padded_tokens"])
+def test_verify_holds_the_counts_of_the_manifest_against_the_files(prepare, prepared, key):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["splits"]["train"][key] += 1
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    result = prepare("--verify", prepared)
+    assert result.code == 2 and f" {key} in train, its files hold " in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--verify", "DATA", "--overwrite"),
+            "--overwrite does not go with --verify, which works on its folder and takes no other",
+        ),
+        (
+            ("--repack", "DATA", "--seq-len", "64", "--strict"),
+            "--strict does not go with --repack, .* takes --seq-len and --pack",
+        ),
+        (("--repack", "DATA", "--output", "elsewhere"), "--output does not go with --repack"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(prepare, prepared, words, message):
+    before = (prepared / "manifest.json").read_bytes()
+    result = prepare(*(str(prepared) if word == "DATA" else word for word in words))
+    assert result.code == 2 and re.search(message, result.err)
+    assert (prepared / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--min-letters", "40"), "--min-letters 40: is a share, from 0 to 1"),
+        (("--max-repeated-lines", "-1"), "--max-repeated-lines -1: is a share"),
+        (("--min-chars", "50", "--max-chars", "20"), "--min-chars 50 --max-chars 20: no document"),
+    ],
+)
+def test_limits_that_nothing_passes_are_refused(refused, jsonl, words, message):
+    assert message in refused("--input", jsonl, *words)
+
+
+def test_a_key_is_not_called_wrong_where_the_limits_dropped_the_text(refused, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "short"}\n{"other": "short"}\n')
+    message = refused("--input", tmp_path / "x.jsonl", "--min-chars", "50")
+    assert "no usable text" in message and "1 too short" in message and "1 key missing" in message
 
 
 @pytest.mark.parametrize(

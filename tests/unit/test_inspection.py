@@ -209,9 +209,13 @@ def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
     shutil.copytree(corpus, tmp_path / "other")
     blend = tmp_path / "blend.yaml"
     blend.write_text(f"corpora: [{{path: {corpus}, weight: 3}}, {{path: other, weight: 1, max_epochs: 2}}]")
+    assert main(["inspect", str(blend), "--sample", "3"]) == 2
+    assert "of which only the shares are shown" in capsys.readouterr().err
+    assert main(["inspect", str(corpus), "--html", ""]) == 2
+    assert "--html .: is a folder" in capsys.readouterr().err
     out = inspect(capsys, blend)
     rows = PackedDataset(corpus, "train").num_rows
-    assert "rows of 32 tokens" in out and "ends never" in out
+    assert "rows of 32 tokens" in out and "never ends" in out
     lines = [line.split()[1:] for line in out.splitlines()[2:]]
     assert lines == [
         ["75.00%", f"{rows:,}", "0.00%", f"{rows * 4 // 3:,}", "any"],
