@@ -6,6 +6,8 @@ The work itself is in `data_pipeline.preparing.build`; this module holds the com
 import argparse
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -14,6 +16,7 @@ from data_pipeline.manifest import Packing
 
 if TYPE_CHECKING:
     from data_pipeline.preparing.options import Options
+    from data_pipeline.reading.inputs import Input
 
 DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
@@ -195,6 +198,7 @@ def _prepare(args: argparse.Namespace) -> None:
     output = args.output.resolve()
     inputs = [resolve_input(word) for word in args.input]
     _refuse_output_inside_input(output, args.input)
+    _mention_repeated_files(inputs)
     if is_up_to_date(output, inputs, options, args.overwrite):
         remove_work(output)
         print(f"{args.output}: already prepared, nothing to do")
@@ -272,6 +276,17 @@ def _refuse_output_inside_input(output: Path, words: list[str]) -> None:
     for folder in (Path(word).resolve() for word in words if Path(word).is_dir()):
         if output == folder or folder in output.parents:
             raise DataError(f"--output {output} lies inside the input {folder}, which would read it; choose another")
+
+
+def _mention_repeated_files(inputs: "Sequence[Input]") -> None:
+    """Say so: a file may be meant to count twice, or a glob and a folder overlap."""
+    times = Counter(path.resolve() for found in inputs for path in found.files)
+    repeated = [path for path, count in times.items() if count > 1]
+    if repeated:
+        print(
+            f"note: {len(repeated):,} files are in more than one --input and read as often, such as {repeated[0]}",
+            flush=True,
+        )
 
 
 def main() -> int:

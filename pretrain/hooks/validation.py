@@ -59,7 +59,7 @@ class Validation:
             nats = {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]}
             self._tensorboard.write_scalars(step, nats)
         what = f"validation of {name}" if name else "validation"
-        print(f"{what} at step {step}, nats/token: {short_figures(figures)}", flush=True)
+        print(f"{what} at step {step} (raw weights), nats/token: {short_figures(figures)}", flush=True)
 
     def on_end(self, run: TrainingRun) -> None:
         """Nothing to do."""

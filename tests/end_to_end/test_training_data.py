@@ -204,7 +204,7 @@ def test_validation_of_a_mixture_weighs_the_corpora_as_training_does(corpus, pad
         errors = share * [a["nats_per_token_se"], b["nats_per_token_se"]]
         assert row["nats_per_token_se"] == pytest.approx((errors**2).sum() ** 0.5, rel=1e-12)
     assert mixture["corpora"] == ["1_plain", "2_data"] and mixture["shares"] == pytest.approx(share)
-    assert "validation of mixture at step 2, nats/token: S=1 " in capsys.readouterr().out
+    assert "validation of mixture at step 2 (raw weights), nats/token: S=1 " in capsys.readouterr().out
     assert loopmdm(["evaluate", str(run), "--rows", "6", "--loops", "1,2", "--weights", "raw"]) == 0
     after = json.loads((run / "eval" / "step_2_raw_mixture.json").read_text())
     for row, before in zip(after["loops"], mixture["loops"], strict=True):
