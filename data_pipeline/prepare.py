@@ -280,6 +280,8 @@ def _refuse_output_inside_input(output: Path, words: list[str]) -> None:
 
 def _mention_repeated_files(inputs: "Sequence[Input]") -> None:
     """Say so: a file may be meant to count twice, or a glob and a folder overlap."""
+    if len(inputs) == 1:
+        return
     times = Counter(path.resolve() for found in inputs for path in found.files)
     repeated = [path for path, count in times.items() if count > 1]
     if repeated:

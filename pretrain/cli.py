@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         return run(arguments)
-    except (
-        BrokenPipeError
-    ):  # `loopmdm ... | head`: the reader has had enough, and the interpreter's last flush must not fail
+    except BrokenPipeError:
+        # `loopmdm ... | head`: the reader has had enough, and the interpreter's last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (UserError, DataError) as error:

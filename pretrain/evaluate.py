@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{one.name + ', ' if one.name else ''}{found['rows']} rows\n{format_table(found)}")
         _write(arguments, found | about, one.name)
     if len(sets) > 1:
-        mixture = mixed_figures(figures, [one.weight for one in sets]) | {"corpora": [one.name for one in sets]}
+        mixture = mixed_figures(sets, figures)
         print(f"mixture, nats/token: {short_figures(mixture)}")
         _write(arguments, mixture | about, "mixture")
     return 0

@@ -216,18 +216,19 @@ def short_figures(figures: dict[str, Any]) -> str:
     return ", ".join(f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in figures["loops"])
 
 
-def mixed_figures(parts: Sequence[dict[str, Any]], weights: Sequence[float]) -> dict[str, Any]:
-    """Figures of a mixture from those of its corpora, as `evaluate_loops` gave them; `weights` in tokens, in ratio.
+def mixed_figures(sets: Sequence[EvaluationSet], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a mixture from those of its corpora, as `evaluate_loops` gave them.
 
     Means over tokens add up by share; so do the squares of their errors, since no row serves two corpora.
     """
-    shares = np.asarray(weights) / np.sum(weights)
+    weights = np.array([one.weight for one in sets])
+    shares = weights / weights.sum()
     rows = []
     for same in zip(*(part["loops"] for part in parts), strict=True):
         nats, errors = (np.array([row[key] for row in same]) for key in ("nats_per_token", "nats_per_token_se"))
         error = float(np.sqrt(((shares * errors) ** 2).sum()))
         rows.append({"loops": same[0]["loops"], "nats_per_token": float(shares @ nats), "nats_per_token_se": error})
-    return {"shares": shares.tolist(), "loops": rows}
+    return {"corpora": [one.name for one in sets], "shares": shares.tolist(), "loops": rows}
 
 
 def _figures(estimate: Estimate, first: Estimate, split: SplitInfo) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Find documents that came before in the corpus, exactly or nearly.
 
 Every task writes its documents' signatures; then one process goes through all of them in the order of the corpus and keeps
-the first of each kind. So the result does not depend on how many workers there were. It holds in memory some 100 bytes
-for a document, with near duplicates some 2,000.
+the first of each kind. So the result does not depend on how many workers there were. It holds in memory some 120 bytes
+for a document, with near duplicates some 1,400 (measured on 3 and 1 million).
 """
 
 import hashlib

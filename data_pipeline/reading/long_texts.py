@@ -51,8 +51,7 @@ class LongText:
 
     def _blocks(self) -> Iterator[bytes]:
         position = self.start
-        with open_unpacked(self.path) as file:
-            file.seek(position)
+        with open_unpacked(self.path, self.start) as file:
             while self.stop is None or position < self.stop:
                 wanted = PIECE_BYTES if self.stop is None else min(PIECE_BYTES, self.stop - position)
                 if not (block := file.read(wanted)):

@@ -16,15 +16,24 @@ DAMAGED_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 @contextmanager
-def open_unpacked(path: Path) -> Iterator[BinaryIO]:
-    """A file's content; of `.gz .zst .xz .bz2`, what is inside.
+def open_unpacked(path: Path, start: int = 0) -> Iterator[BinaryIO]:
+    """A file's content from byte `start` on; of `.gz .zst .xz .bz2`, of what is inside.
 
     Raises (while it is read):
         DAMAGED_STREAM, or an OSError without a number (bz2, Arrow's zstd): the packed stream is damaged.
     """
     openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstandard}
     with openers.get(path.suffix.lower(), io.open)(path, "rb") as file:
+        if file.seekable():
+            file.seek(start)
+        else:
+            _skip(file, start)
         yield cast(BinaryIO, file)
+
+
+def _skip(file: BinaryIO, num_bytes: int) -> None:
+    while num_bytes and (skipped := file.read(min(num_bytes, SKIPPED_BYTES))):
+        num_bytes -= len(skipped)
 
 
 @contextmanager

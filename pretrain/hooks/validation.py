@@ -38,8 +38,7 @@ class Validation:
         for one, found in zip(self._sets, figures, strict=True):
             self._tell(run, one.name, found)
         if len(self._sets) > 1:
-            shares = mixed_figures(figures, [one.weight for one in self._sets])
-            self._tell(run, "mixture", shares | {"corpora": [one.name for one in self._sets]})
+            self._tell(run, "mixture", mixed_figures(self._sets, figures))
 
     def _evaluate(self, run: TrainingRun, rows: PackedDataset) -> dict[str, Any]:
         settings, attention = run.plan.settings.eval, run.plan.settings.train.attention

@@ -1,13 +1,16 @@
 """Documents that are read piece after piece give what they give in one piece."""
 
+import bz2
 import filecmp
 import gzip
 import json
+import lzma
 import random
 import sys
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow
 import pytest
 import tokenizers as tokenizers_library
 from conftest import write_jsonl
@@ -24,6 +27,13 @@ from data_pipeline.tokenizing.tokenizers import load_tokenizer
 from data_pipeline.tokenizing.training import train_sentencepiece
 from tests.launching import ROOT, run
 
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True),
+}
 CHARACTERS = st.characters(exclude_categories=["Cs"]) | st.sampled_from('▁ \\"\n\té😀漢1.')
 TEXTS = st.text(CHARACTERS, max_size=60)
 
@@ -101,6 +111,18 @@ def test_text_files_in_pieces_are_read_as_whole_ones(folder, content, mark, pack
     expected = outcome(path, "text")
     with small_limits():
         assert outcome(path, "text") == expected
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
+def test_long_texts_are_read_from_files_packed_in_any_way(folder, kind, suffix):
+    texts = ["a", "b\u00e9 \n" * 40, "漢 " * 30]
+    content = ("".join(json.dumps({"text": t}) + "\n" for t in texts) if kind == "jsonl" else texts[1]).encode()
+    path = folder / f"packed.{kind}{suffix}"
+    path.write_bytes(PACKERS[suffix](content))
+    with small_limits():
+        documents, log = read(path, "lines" if kind == "jsonl" else "text")
+        assert [d.text for d in documents] == (texts if kind == "jsonl" else texts[1:2]) and not log.rejected
 
 
 @pytest.mark.parametrize(
