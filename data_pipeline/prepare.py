@@ -1,6 +1,6 @@
 """`loopmdm prepare`: turn text into a folder of tokens and packed rows.
 
-The work itself is in `data_pipeline.preparing.build`; this module holds the command line and is cheap to import.
+The work itself is in `data_pipeline.tasks.build`; this module holds the command line and is cheap to import.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Packing
 
 if TYPE_CHECKING:
-    from data_pipeline.preparing.options import Options
-    from data_pipeline.reading.inputs import Input
+    from data_pipeline.readers.inputs import Input
+    from data_pipeline.tasks.options import Options
 
 DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
@@ -121,7 +121,7 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code: 0, 2 for an error, 128 + N when signal N stopped it."""
-    from data_pipeline.staging import Stopped, stop_signals_raise
+    from data_pipeline.atomic_files import Stopped, stop_signals_raise
 
     try:
         with stop_signals_raise():
@@ -158,7 +158,7 @@ def _require_alone(args: argparse.Namespace, verb: str, *allowed: str) -> None:
 
 
 def _mention_work(output: Path | None) -> None:
-    from data_pipeline.preparing.work import work_folder
+    from data_pipeline.tasks.work import work_folder
 
     if output and (work := work_folder(output.resolve())).is_dir():
         print(
@@ -177,8 +177,8 @@ def _verify(folder: Path) -> None:
 
 
 def _repack(args: argparse.Namespace) -> None:
-    from data_pipeline.packing.repack import repack
-    from data_pipeline.preparing.report import split_table
+    from data_pipeline.repack import repack
+    from data_pipeline.tasks.report import split_table
 
     _check_seq_len(args.seq_len)
     manifest = repack(args.repack, args.pack, args.seq_len)
@@ -187,12 +187,12 @@ def _repack(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
-    from data_pipeline.preparing.build import Build, Share, run_stages
-    from data_pipeline.preparing.existing import is_up_to_date
-    from data_pipeline.preparing.join import join
-    from data_pipeline.preparing.report import summary
-    from data_pipeline.preparing.work import open_work, remove_work
-    from data_pipeline.reading.inputs import resolve_input
+    from data_pipeline.readers.inputs import resolve_input
+    from data_pipeline.tasks.build import Build, Share, run_stages
+    from data_pipeline.tasks.existing import is_up_to_date
+    from data_pipeline.tasks.join import join
+    from data_pipeline.tasks.report import summary
+    from data_pipeline.tasks.work import open_work, remove_work
 
     options = _options(args)
     output = args.output.resolve()
@@ -216,8 +216,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> "Options":
-    from data_pipeline.preparing.options import Options
-    from data_pipeline.reading.cleaning import Cleaning
+    from data_pipeline.filters import Cleaning
+    from data_pipeline.tasks.options import Options
 
     return Options(
         text_key=args.text_key,

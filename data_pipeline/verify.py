@@ -5,7 +5,7 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import Index
 from data_pipeline.manifest import REPAIR_HINT, Manifest, SplitInfo, check_hash, check_size, load_manifest
-from data_pipeline.packing.plan import load_plan
+from data_pipeline.packing.pack_plan import load_plan
 
 
 def verify(folder: Path) -> Manifest:

@@ -90,7 +90,7 @@ class LayerStack(nn.Module):
 class LoopedBlock(LayerStack):
     """The mid block: the same layers, as many times as asked for.
 
-    One module call makes all passes, so that ZeRO-3 gathers the shared weights once for them (`pretrain/engine.py`).
+    One module call makes all passes, so that ZeRO-3 gathers the shared weights once for them (`pretrain/parallel/engine.py`).
     """
 
     def __init__(self, config: TransformerConfig, first: int, held: range, recompute: Recompute) -> None:

@@ -79,7 +79,7 @@ class Stage:
         """Visits of a micro-batch at S = `loops`, in order. Every stage has as many."""
         if self.count == 1 or self.split == "contiguous":
             return [Chunk(self.first, self.head[0], self.passes(loops), self.tail[0], self.last)]
-        passes = range(1 + self.replica, trips_round(loops, self.replicas) * self.replicas + 1, self.replicas)
+        passes = range(1 + self.replica, mid_rounds(loops, self.replicas) * self.replicas + 1, self.replicas)
         mid = [Chunk(passes=range(n, n + 1) if n <= loops and self.mid else range(0)) for n in passes]
         chunks = [*(Chunk(head=layers) for layers in self.head), *mid, *(Chunk(tail=layers) for layers in self.tail)]
         chunks[0] = replace(chunks[0], embed=self.first)
@@ -110,7 +110,7 @@ def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
     return layers * (matrices // tensor + norms) + stage.first * ends + stage.last * (ends + architecture.hidden_size)
 
 
-def trips_round(loops: int, replicas: int) -> int:
+def mid_rounds(loops: int, replicas: int) -> int:
     """Trips round the ring for the mid block: ceil(S / copies)."""
     return -(-loops // replicas)
 

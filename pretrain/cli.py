@@ -9,7 +9,7 @@ from importlib import import_module
 
 from data_pipeline.errors import DataError
 from pretrain.errors import UserError
-from pretrain.quiet import quiet_libraries
+from pretrain.machine.library_warnings import filter_library_warnings
 
 VERBS = {
     "prepare": (
@@ -24,9 +24,9 @@ VERBS = {
         "pretrain.inspection.command",
         "documents, rows and masks of a prepared folder, on the terminal or as a page",
     ),
-    "doctor": ("pretrain.doctor", "what this machine has, what is used instead of what it lacks, and why"),
-    "evaluate": ("pretrain.evaluate", "validation NELBO of a run at several numbers of loops"),
-    "sample": ("pretrain.sample", "text from a run, by the ancestral reverse process"),
+    "doctor": ("pretrain.commands.doctor", "what this machine has, what is used instead of what it lacks, and why"),
+    "evaluate": ("pretrain.commands.evaluate", "validation NELBO of a run at several numbers of loops"),
+    "sample": ("pretrain.commands.sample", "text from a run, by the ancestral reverse process"),
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help line)."""
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = module.run
     arguments = parser.parse_args(words)
     assert run is not None
-    quiet_libraries()
+    filter_library_warnings()
     try:
         return run(arguments)
     except BrokenPipeError:

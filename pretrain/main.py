@@ -14,15 +14,15 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 
+from data_pipeline.dataset.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
-from data_pipeline.serving.blend import load_blend  # noqa: E402
-from pretrain.configuring import describe_keys, load_settings  # noqa: E402
-from pretrain.derive import make_plan  # noqa: E402
+from pretrain.config.load import describe_keys, load_settings  # noqa: E402
+from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
-from pretrain.launcher import read_launcher  # noqa: E402
+from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
+from pretrain.parallel.launcher import read_launcher  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
-from pretrain.quiet import quiet_libraries  # noqa: E402
-from pretrain.stopping import end_process  # noqa: E402
+from pretrain.training.stop_request import end_process  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         blend = load_blend(settings.data.path)
         if settings.parallel.auto:
             settings = choose(settings, blend.manifest, world_size)
-        plan = make_plan(settings, blend.manifest, world_size)
-        quiet_libraries()
-        from pretrain.running import run_training
-        from pretrain.world import leave_world
+        plan = make_run_plan(settings, blend.manifest, world_size)
+        filter_library_warnings()
+        from pretrain.parallel.world import leave_world
+        from pretrain.training.start import run_training
 
         status = run_training(plan, blend, resume=arguments.resume)
         leave_world()

@@ -8,9 +8,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pretrain.quiet import quiet_libraries
+from pretrain.machine.library_warnings import filter_library_warnings
 
-quiet_libraries()
+filter_library_warnings()
 
 from model.architecture import Architecture, LoopSplit  # noqa: E402
 
@@ -18,7 +18,7 @@ from model.architecture import Architecture, LoopSplit  # noqa: E402
 @pytest.fixture(scope="session")
 def world():
     """Process groups of one rank, as `loopmdm evaluate` makes them."""
-    from pretrain.world import start_world
+    from pretrain.parallel.world import start_world
 
     return start_world((0, 1, 0))
 

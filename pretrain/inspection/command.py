@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print, or write the page."""
-    from data_pipeline.serving.blend import load_blend
+    from data_pipeline.dataset.blend import load_blend
     from pretrain.errors import UserError
     from pretrain.inspection.facts import look
     from pretrain.inspection.page import page

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.dataset.shuffle import SampleOrder
+from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.manifest import InputInfo, Manifest
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.serving.order import SampleOrder
-from data_pipeline.serving.stream import TokenStream
-from data_pipeline.tokenizing.tokenizers import PreparedTokenizer, load_prepared_tokenizer
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
 from model.noise import Stream, uniform
 from pretrain.errors import UserError
 from pretrain.inspection.pieces import Piece, pieces_of

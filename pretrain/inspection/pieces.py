@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.tokenizing.tokenizers import PreparedTokenizer
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 
 # A character of UTF-8 has four bytes at most, and a tokenizer may spell each as a token.
 MOST_TOKENS = 8

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.serving.blend import is_prepared, load_blend
-from pretrain.configuring import load_settings
-from pretrain.derive import Plan
-from pretrain.layout_names import layout_name, stage_contents
+from data_pipeline.dataset.blend import is_prepared, load_blend
+from pretrain.config.layout_names import layout_name, stage_contents
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import RunPlan
 from pretrain.planning.estimate import H100_BF16_TFLOPS, Estimate
 from pretrain.planning.layouts import GIB, best, legal_layouts, plan_of, ranked
 from pretrain.planning.memory import memory_of
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _assumptions(plan: Plan) -> list[str]:
+def _assumptions(plan: RunPlan) -> list[str]:
     hardware, train = plan.settings.hardware, plan.settings.train
     peak = hardware.peak_tflops or H100_BF16_TFLOPS
     assumed = "" if hardware.peak_tflops else " (an H100's in bf16; give hardware.peak_tflops)"

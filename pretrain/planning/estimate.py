@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.placement import Costs
-from pretrain.derive import Plan
+from pretrain.config.run_plan import RunPlan
 from pretrain.planning.memory import Memory, hidden_bytes, memory_of
 from pretrain.planning.timing import Case, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
@@ -34,7 +34,7 @@ class Estimate:
         seconds_largest: at the largest S.
     """
 
-    plan: Plan
+    plan: RunPlan
     memory: Memory
     traffic: Traffic
     flops: float
@@ -66,9 +66,9 @@ class _Rates:
     host_byte: float
 
 
-def estimate_all(plans: Sequence[Plan]) -> list[Estimate]:
+def estimate_all(plans: Sequence[RunPlan]) -> list[Estimate]:
     """Figures of each layout. Pipelines of equal shape are timed side by side, and those that only differ in ZeRO once."""
-    queues: dict[int, dict[tuple, Plan]] = defaultdict(dict)
+    queues: dict[int, dict[tuple, RunPlan]] = defaultdict(dict)
     for plan in plans:
         queues[plan.settings.parallel.pipeline].setdefault(_pipeline_key(plan), plan)
     timed: dict[tuple, list[tuple[float, Case]]] = {}
@@ -79,7 +79,7 @@ def estimate_all(plans: Sequence[Plan]) -> list[Estimate]:
     return [_estimate(plan, timed[_pipeline_key(plan)]) for plan in plans]
 
 
-def _estimate(plan: Plan, timed: Sequence[tuple[float, Case]]) -> Estimate:
+def _estimate(plan: RunPlan, timed: Sequence[tuple[float, Case]]) -> Estimate:
     rates, probabilities = _rates(plan), plan.loops.probabilities(plan.loops.ramp_steps)
     mean = round(plan.loops.mean(plan.loops.ramp_steps))
     by_loops = dict(zip(_support(plan), timed, strict=True))
@@ -99,19 +99,19 @@ def _estimate(plan: Plan, timed: Sequence[tuple[float, Case]]) -> Estimate:
     )
 
 
-def _support(plan: Plan) -> list[int]:
+def _support(plan: RunPlan) -> list[int]:
     """Values of S that training draws."""
     probabilities = plan.loops.probabilities(plan.loops.ramp_steps)
     return [loops for loops, p in enumerate(probabilities, start=1) if p]
 
 
-def _pipeline_key(plan: Plan) -> tuple:
+def _pipeline_key(plan: RunPlan) -> tuple:
     """What decides the time of the schedule; ZeRO does not."""
     p = plan.settings.parallel
     return p.tensor, p.pipeline, p.sequence, p.recompute, p.pipeline_split, p.mid_replicas, plan.micro_batches
 
 
-def _case(plan: Plan, loops: int) -> Case:
+def _case(plan: RunPlan, loops: int) -> Case:
     """The pipeline of a step in seconds."""
     rates, tensor = _rates(plan), plan.settings.parallel.tensor
     tokens = plan.settings.train.micro_batch_size * plan.seq_len
@@ -125,7 +125,7 @@ def _case(plan: Plan, loops: int) -> Case:
     )
 
 
-def _rates(plan: Plan) -> _Rates:
+def _rates(plan: RunPlan) -> _Rates:
     """Ranks are numbered tensor first, then data, then pipeline: small groups stay inside a node."""
     hardware, parallel = plan.settings.hardware, plan.settings.parallel
 

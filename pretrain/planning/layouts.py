@@ -7,16 +7,16 @@ from typing import get_args
 
 from data_pipeline.manifest import Manifest
 from model.architecture import Recompute
-from pretrain.checks import problems_of
-from pretrain.derive import Plan, layout_problems, settle
+from pretrain.config.rules import problems_of
+from pretrain.config.run_plan import RunPlan, fill_from_manifest, layout_problems
+from pretrain.config.settings import Parallel, Settings
 from pretrain.errors import ConfigError, UserError
 from pretrain.planning.estimate import Estimate, estimate_all
-from pretrain.settings import Parallel, Settings
 
 GIB = 2**30
 
 
-def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
+def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> RunPlan:
     """Settings and ranks joined without a check of the layout.
 
     Args:
@@ -26,7 +26,7 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
         ConfigError: the row length or the vocabulary is unknown, or the data's are others.
     """
     if manifest is not None:
-        return Plan(settle(settings, manifest), ranks)
+        return RunPlan(fill_from_manifest(settings, manifest), ranks)
     unknown = {"model.vocab_size": settings.model.vocab_size, "data.seq_len": settings.data.seq_len}
     problems = [
         f"{key}: is taken from the prepared data, but {settings.data.path} has none; prepare it, or give the key"
@@ -35,10 +35,10 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> Plan:
     ]
     if problems:
         raise ConfigError(problems)
-    return Plan(settings, ranks)
+    return RunPlan(settings, ranks)
 
 
-def legal_layouts(base: Plan) -> list[Plan]:
+def legal_layouts(base: RunPlan) -> list[RunPlan]:
     """All layouts of the plan's ranks that break no rule; batch, precision and offload stay as they are."""
     kept = base.settings.parallel
     found = []
@@ -54,7 +54,7 @@ def legal_layouts(base: Plan) -> list[Plan]:
     return found
 
 
-def ranked(plans: Sequence[Plan]) -> list[Estimate]:
+def ranked(plans: Sequence[RunPlan]) -> list[Estimate]:
     """Those that fit first, the fastest of them first; of equals the one that is split least and recomputes least."""
     return sorted(estimate_all(plans), key=_rank)
 
@@ -70,7 +70,7 @@ def choose(settings: Settings, manifest: Manifest | None, ranks: int) -> Setting
     return replace(settings, parallel=best(base, ranked(legal_layouts(base))).plan.settings.parallel)
 
 
-def best(base: Plan, estimates: Sequence[Estimate]) -> Estimate:
+def best(base: RunPlan, estimates: Sequence[Estimate]) -> Estimate:
     """The first of `ranked`, when it fits. Raises as `choose`."""
     if not estimates:
         plain = replace(

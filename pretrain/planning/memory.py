@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 from model.placement import Chunk, Stage, weights_held
-from pretrain.checks import ds_config_path, read_ds_config
-from pretrain.derive import Plan
+from pretrain.config.deepspeed_file import reduce_bucket
+from pretrain.config.run_plan import RunPlan
 from pretrain.planning.programs import programs_of
 
 FP32 = 4
@@ -62,7 +62,7 @@ class _States:
     step: float
 
 
-def memory_of(plan: Plan, stage: Stage) -> Memory:
+def memory_of(plan: RunPlan, stage: Stage) -> Memory:
     """Memory of a rank of this stage at the largest S of training."""
     held = _Held(plan, stage)
     states = _states(plan, weights_held(stage, plan.settings.model, plan.settings.parallel.tensor))
@@ -81,12 +81,12 @@ def memory_of(plan: Plan, stage: Stage) -> Memory:
     return Memory(weights, gradients, optimizer, activations, logits, there - gradients, host)
 
 
-def weight_bytes(plan: Plan) -> int:
+def weight_bytes(plan: RunPlan) -> int:
     """Bytes of a number in the forward and backward pass."""
     return FP32 if plan.settings.train.precision == "fp32" else 2
 
 
-def hidden_bytes(plan: Plan) -> int:
+def hidden_bytes(plan: RunPlan) -> int:
     """Bytes of the hidden states of a micro-batch on one rank: what a pipeline hop carries."""
     parallel, train = plan.settings.parallel, plan.settings.train
     tokens = train.micro_batch_size * plan.seq_len
@@ -95,26 +95,20 @@ def hidden_bytes(plan: Plan) -> int:
     )
 
 
-def largest_loops(plan: Plan) -> int:
+def largest_loops(plan: RunPlan) -> int:
     """The largest S that training draws."""
     loops = plan.settings.train.loops
     return loops if isinstance(loops, int) else plan.settings.model.loop.max
 
 
-def reduce_bucket(plan: Plan, weights: int) -> int:
-    """Gradients that DeepSpeed reduces at once, in numbers; a bucket larger than the model would only take memory."""
-    zero = read_ds_config(ds_config_path(plan.settings)).get("zero_optimization", {})
-    return min(int(zero.get("reduce_bucket_size", 500_000_000)), weights)
-
-
-def _states(plan: Plan, weights: int) -> _States:
+def _states(plan: RunPlan, weights: int) -> _States:
     """States of `weights` numbers, from DeepSpeed's allocations at data-parallel sizes 1, 2 and 4."""
     stage, shares = (
         plan.settings.parallel.zero_stage,
         plan.data_parallel_size if plan.settings.parallel.zero_stage else 1,
     )
     size, fp32 = weight_bytes(plan), plan.settings.train.precision == "fp32"
-    whole, part, bucket = FP32 * weights, FP32 * weights / shares, size * reduce_bucket(plan, weights)
+    whole, part, bucket = FP32 * weights, FP32 * weights / shares, size * reduce_bucket(plan.settings, weights)
     moments = (2 + (plan.settings.optim.ema_decay > 0)) * part
     optimizer = moments + (part if stage else 0.0)
     own = size * weights
@@ -132,7 +126,7 @@ def _states(plan: Plan, weights: int) -> _States:
 class _Held:
     """What autograd and the schedule keep of micro-batches on one rank of a stage."""
 
-    def __init__(self, plan: Plan, stage: Stage) -> None:
+    def __init__(self, plan: RunPlan, stage: Stage) -> None:
         self._plan, self._stage = plan, stage
         self._parallel, self._model = plan.settings.parallel, plan.settings.model
         self._size, self._fp32 = weight_bytes(plan), plan.settings.train.precision == "fp32"

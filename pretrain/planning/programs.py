@@ -1,7 +1,7 @@
 """The order of work of every pipeline stage, as megatron-core 0.16.1's schedules give it. Imports no torch.
 
 `schedules.py` there mixes the order with the running of it; here the order stands alone, as arrays. A test runs the
-originals beside it. Without overlap (`pretrain/pipeline.py` turns it off) a stage works, then exchanges with its neighbours
+originals beside it. Without overlap (`pretrain/parallel/pipeline.py`) a stage works, then exchanges with its neighbours
 and waits for it, again and again.
 """
 

@@ -7,7 +7,7 @@ twice that.
 from dataclasses import dataclass
 
 from model.placement import Stage, weights_held
-from pretrain.derive import Plan
+from pretrain.config.run_plan import RunPlan
 from pretrain.planning.memory import FP32, hidden_bytes, weight_bytes
 from pretrain.planning.programs import programs_of
 from pretrain.planning.timing import recomputed_part
@@ -37,7 +37,7 @@ class Traffic:
         return self.tensor + self.pipeline + self.data + self.copies
 
 
-def traffic_of(plan: Plan, stage: Stage, loops: int) -> Traffic:
+def traffic_of(plan: RunPlan, stage: Stage, loops: int) -> Traffic:
     """What a rank of this stage sends in a step at S = `loops`."""
     weights = weights_held(stage, plan.settings.model, plan.settings.parallel.tensor)
     chunks = stage.chunks(loops)
@@ -53,7 +53,7 @@ def traffic_of(plan: Plan, stage: Stage, loops: int) -> Traffic:
     )
 
 
-def layer_bytes(plan: Plan) -> tuple[float, float]:
+def layer_bytes(plan: RunPlan) -> tuple[float, float]:
     """Sent inside the tensor-parallel group by one layer's (forward, backward) pass over a micro-batch.
 
     Attention and SwiGLU take one all-reduce each way, or an all-gather and a reduce-scatter; under sequence parallelism
@@ -69,11 +69,11 @@ def _layers(stage: Stage, chunks: list) -> int:
     return sum(len(c.head) + len(c.tail) + len(c.passes) * len(stage.mid) for c in chunks)
 
 
-def _hops(plan: Plan, stage: Stage, chunks: int) -> int:
+def _hops(plan: RunPlan, stage: Stage, chunks: int) -> int:
     return programs_of(stage.count, chunks, plan.micro_batches)[stage.index].sent() if stage.count > 1 else 0
 
 
-def _data(plan: Plan, weights: int) -> float:
+def _data(plan: RunPlan, weights: int) -> float:
     """Of ZeRO: what is reduced once per step (0, 1) or per micro-batch (2, 3), and what is gathered afterwards or before."""
     stage, size, shares = plan.settings.parallel.zero_stage, weight_bytes(plan), plan.data_parallel_size
     ring = weights * (shares - 1) / shares
@@ -86,12 +86,12 @@ def _data(plan: Plan, weights: int) -> float:
     return plan.micro_batches * 3 * ring * size
 
 
-def _copies(plan: Plan, stage: Stage) -> float:
+def _copies(plan: RunPlan, stage: Stage) -> float:
     layers = plan.settings.model.parameters_per_layer() * len(stage.mid) / plan.settings.parallel.tensor
     return 2 * layers * FP32 * (stage.replicas - 1) / stage.replicas
 
 
-def _host(plan: Plan, weights: int) -> float:
+def _host(plan: RunPlan, weights: int) -> float:
     parallel, own = plan.settings.parallel, weights / plan.data_parallel_size
     if parallel.offload == "none":
         return 0.0

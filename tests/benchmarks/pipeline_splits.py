@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from model.placement import Costs, Stage, place  # noqa: E402
-from pretrain.configuring import load_settings  # noqa: E402
+from pretrain.config.load import load_settings  # noqa: E402
 from pretrain.planning.layouts import plan_of  # noqa: E402
 from pretrain.planning.timing import case_of, makespans  # noqa: E402
 

@@ -39,20 +39,20 @@ MODEL = (
 
 def serve_steps(words: list[str]) -> None:
     """A rank: read S from standard input, take a step, print its seconds; until the input ends."""
-    from data_pipeline.serving.blend import load_blend
-    from pretrain.configuring import load_settings
-    from pretrain.derive import make_plan
-    from pretrain.launcher import read_launcher
-    from pretrain.quiet import quiet_libraries
+    from data_pipeline.dataset.blend import load_blend
+    from pretrain.config.load import load_settings
+    from pretrain.config.run_plan import make_run_plan
+    from pretrain.machine.library_warnings import filter_library_warnings
+    from pretrain.parallel.launcher import read_launcher
 
-    quiet_libraries()
-    from pretrain.running import build_run
-    from pretrain.step import train_step
-    from pretrain.world import start_world
+    filter_library_warnings()
+    from pretrain.parallel.world import start_world
+    from pretrain.training.start import build_run
+    from pretrain.training.step import train_step
 
     settings = load_settings("quickstart", words)
     blend = load_blend(settings.data.path)
-    plan = make_plan(settings, blend.manifest, read_launcher()[1])
+    plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
     built = build_run(plan, blend, world)
     for step, line in enumerate(sys.stdin):

@@ -23,12 +23,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from data_pipeline.serving.blend import load_blend  # noqa: E402
-from data_pipeline.serving.samples import Samples  # noqa: E402
+from data_pipeline.dataset.blend import load_blend  # noqa: E402
+from data_pipeline.dataset.samples import Samples  # noqa: E402
 from pretrain.cli import main as loopmdm  # noqa: E402
-from pretrain.configuring import load_settings  # noqa: E402
-from pretrain.derive import Plan, make_plan  # noqa: E402
-from pretrain.quiet import quiet_libraries  # noqa: E402
+from pretrain.config.load import load_settings  # noqa: E402
+from pretrain.config.run_plan import RunPlan, make_run_plan  # noqa: E402
+from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 
 STEPS = 40
 TRAINED_STEPS = 8
@@ -45,10 +45,10 @@ def sources_of(data: Path, folder: Path) -> dict[str, Path]:
     return {"concat": folder / "concat", "best_fit": folder / "best_fit", "mixture": mixture}
 
 
-def plan_of(path: Path) -> Plan:
+def plan_of(path: Path) -> RunPlan:
     """The quickstart's plan on one process."""
     settings = load_settings("quickstart", [f"data.path={path}"])
-    return make_plan(settings, load_blend(path).manifest, 1)
+    return make_run_plan(settings, load_blend(path).manifest, 1)
 
 
 def rate(serve: Callable[[int], object], tokens: int) -> float:
@@ -63,7 +63,7 @@ def served(path: Path) -> dict[str, float]:
     """Speeds of one source."""
     import torch
 
-    from pretrain.batches import Batches
+    from pretrain.training.batches import Batches
 
     begin = time.perf_counter()
     plan = plan_of(path)
@@ -90,8 +90,8 @@ class Training:
     """The quickstart's model on one process; `speed` is in tokens per second of a median step."""
 
     def __init__(self, path: Path) -> None:
-        from pretrain.running import build_run
-        from pretrain.world import start_world
+        from pretrain.parallel.world import start_world
+        from pretrain.training.start import build_run
 
         self._plan = plan_of(path)
         self._world = start_world((0, 1, 0))
@@ -101,7 +101,7 @@ class Training:
 
     def speed(self) -> float:
         """Take some steps; their loops are those that the schedule draws."""
-        from pretrain.step import train_step
+        from pretrain.training.step import train_step
 
         begin = time.perf_counter()
         for _ in range(TRAINED_STEPS):
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="prepared folder [a fresh one, as the quickstart's]")
     parser.add_argument("--json", type=Path, help="also write every round here")
     arguments = parser.parse_args()
-    quiet_libraries()
+    filter_library_warnings()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = ["--vocab-size", "512", "--seq-len", "128", "--validation-fraction", "0.05"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_pipeline.prepare import add_arguments, run
-from data_pipeline.tokenizing.training import train_sentencepiece
+from data_pipeline.tokenizers.training import train_sentencepiece
 
 TEXT = "the of loop mask token stream layer\tnaïve 12 345 == (x) — 漢字 return None # print lattice wood river"
 WORDS = TEXT.split(" ")

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
-from data_pipeline.preparing.sampling import HashSample
-from data_pipeline.reading.records import Document
-from data_pipeline.tokenizing.tokenizers import load_prepared_tokenizer, load_tokenizer
-from data_pipeline.tokenizing.training import train_sentencepiece
+from data_pipeline.tasks.sampling import HashSample
+from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer, load_tokenizer
+from data_pipeline.tokenizers.training import train_sentencepiece
 
 NASTY = [
     "",

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dataset.blend import load_blend
+from data_pipeline.dataset.samples import Samples
+from data_pipeline.dataset.schedule import MAX_CYCLE, MixSchedule, fair_order
+from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.errors import DataError
-from data_pipeline.serving.blend import load_blend
-from data_pipeline.serving.order import SampleOrder
-from data_pipeline.serving.samples import Samples
-from data_pipeline.serving.schedule import MAX_CYCLE, MixSchedule, fair_order
 
 
 def deviations(order, counts):
@@ -137,8 +137,8 @@ FIRST_BATCH = """
 import resource, time
 from fractions import Fraction
 import numpy as np
-from data_pipeline.serving.samples import Samples
-from data_pipeline.serving.schedule import MixSchedule
+from data_pipeline.dataset.samples import Samples
+from data_pipeline.dataset.schedule import MixSchedule
 from test_mixture import Counting
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def batches(rows):
@@ -166,7 +166,7 @@ def test_the_first_batch_of_a_billion_rows_takes_no_time_and_no_memory():
 def sparse_billion(folder, prepared):
     """A prepared folder of 10^9 documents of two tokens each, in best-fit rows of two: 44 GB, nearly all of them holes."""
     from data_pipeline.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION
-    from data_pipeline.packing.plan import ARRAYS, PlanCounts, plan_files
+    from data_pipeline.packing.pack_plan import ARRAYS, PlanCounts, plan_files
 
     rows = 10**9
     shutil.copytree(prepared, folder)
@@ -200,7 +200,7 @@ def sparse_billion(folder, prepared):
 def test_a_billion_rows_on_disk_are_mapped_not_read(prepared, tmp_path):
     sparse_billion(tmp_path / "large", prepared)
     code = (
-        "import resource, time, numpy as np; from data_pipeline.serving.dataset import PackedDataset as D;"
+        "import resource, time, numpy as np; from data_pipeline.dataset.packed_dataset import PackedDataset as D;"
         f"D({str(prepared)!r}, 'train').rows(np.arange(9));"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
         f"before, begin = peak(), time.perf_counter(); large = D({str(tmp_path / 'large')!r}, 'train');"

@@ -16,15 +16,15 @@ from conftest import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.atomic_files import lock_rows
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import load_manifest
-from data_pipeline.packing.fit import assign_rows, best_fit
-from data_pipeline.packing.plan import load_plan, plan_files, write_plan
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.serving.stream import TokenStream
-from data_pipeline.staging import lock_rows
-from data_pipeline.tokenizing.tokenizers import load_tokenizer
+from data_pipeline.packing.best_fit import assign_rows, best_fit
+from data_pipeline.packing.pack_plan import load_plan, plan_files, write_plan
+from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
 PAD = 299
 
@@ -240,9 +240,7 @@ def test_prepare_points_to_repack_when_only_the_rows_differ(prepare, prepared, j
     assert result.code == 2 and f"--repack {prepared} --seq-len 32 --pack best_fit" in result.err
 
 
-@pytest.mark.parametrize(
-    "moment", ["data_pipeline.packing.repack.sha256_of", "data_pipeline.packing.repack.write_manifest"]
-)
+@pytest.mark.parametrize("moment", ["data_pipeline.repack.sha256_of", "data_pipeline.repack.write_manifest"])
 def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepare, prepared, monkeypatch, moment):
     class Killed(BaseException):
         pass

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from conftest import make_texts, write_jsonl
 
+from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.indexed import IndexedReader
 from data_pipeline.manifest import load_manifest
-from data_pipeline.packing.plan import write_plan
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.tokenizing.tokenizers import load_prepared_tokenizer
+from data_pipeline.packing.pack_plan import write_plan
+from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
 
 
 def token_documents(folder, split):
@@ -196,7 +196,7 @@ def test_no_validation_split(prepare, jsonl, tmp_path):
 
 
 def test_the_standard_library(prepare, tmp_path):
-    from data_pipeline.reading.inputs import resolve_input
+    from data_pipeline.readers.inputs import resolve_input
 
     found = resolve_input("stdlib:")
     names = [path.relative_to(found.root).as_posix() for path in found.files]
@@ -255,7 +255,7 @@ def test_an_input_that_changed_during_the_run_is_noticed(prepare, jsonl, tmp_pat
 
     words = ("--input", jsonl, "--output", tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.preparing.join.write_plan", plan_after_a_change)
+        patch.setattr("data_pipeline.tasks.join.write_plan", plan_after_a_change)
         assert prepare(*words).code == 0
     assert "corpus.jsonl has changed" in prepare(*words).err
 
@@ -301,7 +301,7 @@ def test_a_stopped_run_goes_on_from_its_tasks(tmp_path, number, several_tasks, t
 def test_imports_stay_light():
     heavy = {"datasets", "pyarrow", "sentencepiece", "tokenizers", "torch", "megatron", "deepspeed"}
     code = (
-        "import argparse, sys; import data_pipeline.prepare as p, data_pipeline.serving.order, data_pipeline.manifest;"
+        "import argparse, sys; import data_pipeline.prepare as p, data_pipeline.dataset.shuffle, data_pipeline.manifest;"
         f"p.add_arguments(argparse.ArgumentParser()); print(sorted({heavy} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,11 +13,11 @@ import pytest
 from conftest import make_texts, write_jsonl
 from pyarrow import parquet
 
+from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
-from data_pipeline.preparing.work import finished_tasks
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.tokenizing.training import train_sentencepiece
+from data_pipeline.tasks.work import finished_tasks
+from data_pipeline.tokenizers.training import train_sentencepiece
 
 
 @pytest.fixture
@@ -239,8 +239,8 @@ def test_an_unreadable_file(refused, jsonl):
 def test_too_little_space_is_said_before_the_work(refused, jsonl, monkeypatch, train):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr("data_pipeline.preparing.build.run_tasks", None)
-    monkeypatch.setattr("data_pipeline.preparing.build.train_sentencepiece", None)
+    monkeypatch.setattr("data_pipeline.tasks.build.run_tasks", None)
+    monkeypatch.setattr("data_pipeline.tasks.build.train_sentencepiece", None)
     message = refused("--input", jsonl, train=train)
     assert "0.1 MB are needed" in message and "0.0 MB free" in message
 
@@ -267,7 +267,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_real_disk_that_fills_up(prepare, several_tasks, small_disk, monkeypatch, workers):
-    monkeypatch.setattr("data_pipeline.preparing.build.ASSUMED_BYTES_PER_TOKEN", 10**9)
+    monkeypatch.setattr("data_pipeline.tasks.build.ASSUMED_BYTES_PER_TOKEN", 10**9)
     result = prepare("--input", several_tasks, "--output", small_disk / "data", "--workers", workers)
     assert result.code == 2
     assert f"error: the disk of {small_disk} is full" in result.err and "Traceback" not in result.err
@@ -275,8 +275,8 @@ def test_a_real_disk_that_fills_up(prepare, several_tasks, small_disk, monkeypat
 
 
 def test_a_worker_that_dies(refused, several_tasks, monkeypatch):
-    monkeypatch.setattr("data_pipeline.preparing.processes._start_worker", _die)
-    monkeypatch.setattr("data_pipeline.preparing.processes._serve", _die)
+    monkeypatch.setattr("data_pipeline.tasks.processes._start_worker", _die)
+    monkeypatch.setattr("data_pipeline.tasks.processes._serve", _die)
     assert "a tokenising process was killed" in refused("--input", several_tasks, "--workers", 2)
 
 

@@ -149,7 +149,7 @@ def test_a_share_that_does_not_exist(prepare, parts, tmp_path):
 
 
 def test_two_runs_at_once_are_refused(shared, tmp_path):
-    from data_pipeline.preparing.work import open_work
+    from data_pipeline.tasks.work import open_work
 
     with open_work(tmp_path / "data", "0-of-1"):
         assert "another process is preparing" in shared().err

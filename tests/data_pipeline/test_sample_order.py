@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.serving.order import SampleOrder
+from data_pipeline.dataset.shuffle import SampleOrder
 
 
 def epoch_of(seed, num_rows, epoch):

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_prepare import all_texts, token_documents
 
+from data_pipeline.documents import RecordLog
+from data_pipeline.filters import Cleaning
 from data_pipeline.manifest import load_manifest
-from data_pipeline.preparing import tasks
-from data_pipeline.preparing.encode import task_documents
-from data_pipeline.preparing.tasks import cut_into_tasks
-from data_pipeline.reading.cleaning import Cleaning
-from data_pipeline.reading.inputs import resolve_input
-from data_pipeline.reading.records import RecordLog
+from data_pipeline.readers.inputs import resolve_input
+from data_pipeline.tasks import tasks
+from data_pipeline.tasks.encode import task_documents
+from data_pipeline.tasks.tasks import cut_into_tasks
 
 INPUTS = ["lines", "parquet", "dataset", "texts"]
 
@@ -78,7 +78,7 @@ def test_a_growing_corpus_keeps_the_size_of_its_tasks():
 
 def test_several_shards_are_read_as_one_stream(prepare, several_tasks, tmp_path):
     """By the training's reader and, each shard, by megatron-core's."""
-    from data_pipeline.serving.dataset import PackedDataset
+    from data_pipeline.dataset.packed_dataset import PackedDataset
 
     indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     assert prepare("--input", several_tasks, "--output", tmp_path / "data").code == 0

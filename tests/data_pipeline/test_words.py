@@ -11,10 +11,10 @@ from conftest import make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.tokenizing import word_table, words
-from data_pipeline.tokenizing.tokenizers import load_tokenizer
-from data_pipeline.tokenizing.training import train_sentencepiece
-from data_pipeline.tokenizing.words import WordEncoder, word_encoder
+from data_pipeline.tokenizers import word_table, words
+from data_pipeline.tokenizers.tokenizers import load_tokenizer
+from data_pipeline.tokenizers.training import train_sentencepiece
+from data_pipeline.tokenizers.words import WordEncoder, word_encoder
 
 LOSSLESS = {
     "normalization_rule_name": "identity",

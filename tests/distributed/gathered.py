@@ -25,21 +25,21 @@ def count_gathers(seen: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    from data_pipeline.serving.blend import load_blend
-    from pretrain.configuring import load_settings
-    from pretrain.derive import make_plan
-    from pretrain.launcher import read_launcher
-    from pretrain.quiet import quiet_libraries
+    from data_pipeline.dataset.blend import load_blend
+    from pretrain.config.load import load_settings
+    from pretrain.config.run_plan import make_run_plan
+    from pretrain.machine.library_warnings import filter_library_warnings
+    from pretrain.parallel.launcher import read_launcher
 
-    quiet_libraries()
+    filter_library_warnings()
     seen: list[int] = []
     count_gathers(seen)
-    from pretrain.running import build_run
-    from pretrain.world import leave_world, start_world
+    from pretrain.parallel.world import leave_world, start_world
+    from pretrain.training.start import build_run
 
     settings = load_settings(sys.argv[2], sys.argv[3:])
     blend = load_blend(settings.data.path)
-    plan = make_plan(settings, blend.manifest, read_launcher()[1])
+    plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
     run = build_run(plan, blend, world)
     told = {}

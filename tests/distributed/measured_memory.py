@@ -27,7 +27,7 @@ def peak_of_steps(words: list[str]) -> tuple[int, float]:
     """(measured, planned) bytes of this rank for one layout."""
     settings = load_settings(sys.argv[2], words)
     blend = load_blend(settings.data.path)
-    plan = make_plan(settings, blend.manifest, read_launcher()[1])
+    plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
     gc.collect()
     before = resident("VmRSS")
@@ -41,17 +41,17 @@ def peak_of_steps(words: list[str]) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    from data_pipeline.serving.blend import load_blend
-    from pretrain.configuring import load_settings
-    from pretrain.derive import make_plan
-    from pretrain.launcher import read_launcher
+    from data_pipeline.dataset.blend import load_blend
+    from pretrain.config.load import load_settings
+    from pretrain.config.run_plan import make_run_plan
+    from pretrain.machine.library_warnings import filter_library_warnings
+    from pretrain.parallel.launcher import read_launcher
     from pretrain.planning.memory import memory_of
-    from pretrain.quiet import quiet_libraries
 
-    quiet_libraries()
-    from pretrain.running import build_run
-    from pretrain.step import train_step
-    from pretrain.world import leave_world, start_world
+    filter_library_warnings()
+    from pretrain.parallel.world import leave_world, start_world
+    from pretrain.training.start import build_run
+    from pretrain.training.step import train_step
 
     layouts = json.loads(Path(sys.argv[3]).read_text())
     for words in layouts[:: len(layouts) // 3]:

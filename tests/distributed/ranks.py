@@ -7,19 +7,19 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipeline.serving.blend import load_blend
-from pretrain.configuring import load_settings
-from pretrain.derive import make_plan
-from pretrain.launcher import read_launcher
-from pretrain.quiet import quiet_libraries
+from data_pipeline.dataset.blend import load_blend
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
+from pretrain.machine.library_warnings import filter_library_warnings
+from pretrain.parallel.launcher import read_launcher
 
 if __name__ == "__main__":
-    quiet_libraries()
-    from pretrain.running import run_training
-    from pretrain.world import leave_world
+    filter_library_warnings()
+    from pretrain.parallel.world import leave_world
+    from pretrain.training.start import run_training
 
     for words in json.loads(Path(sys.argv[2]).read_text()):
         settings = load_settings(sys.argv[1], words)
         blend = load_blend(settings.data.path)
-        run_training(make_plan(settings, blend.manifest, read_launcher()[1]), blend, resume=True)
+        run_training(make_run_plan(settings, blend.manifest, read_launcher()[1]), blend, resume=True)
     leave_world()

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.dataset.blend import load_blend
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import load_manifest
-from data_pipeline.serving.blend import load_blend
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.serving.samples import Samples
 from model.reference import reference_loss, unrolled_weights
 from model.weights import initial_weights
-from pretrain.batches import Batches
-from pretrain.configuring import load_settings
-from pretrain.derive import make_plan
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
+from pretrain.training.batches import Batches
 from tests.distributed.parity import (
     BF16_LIMITS,
     FP32_LIMITS,
@@ -100,7 +100,7 @@ def copies_gradient(corpora):
 
 def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     settings = load_settings(str(RECIPE), [f"data.path={corpus}", *layout.model, *ONE_STEP])
-    plan = make_plan(settings, load_manifest(corpus), 1)
+    plan = make_run_plan(settings, load_manifest(corpus), 1)
     architecture, train = plan.settings.model, plan.settings.train
     drawn = initial_weights(architecture, settings.run.seed)
     final = {name: drawn(name, shape) for name, shape in full_shapes(architecture).items()}
@@ -120,7 +120,7 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
 
 def full_shapes(architecture):
     from model.denoiser import LoopedDenoiser
-    from pretrain.world import start_world
+    from pretrain.parallel.world import start_world
 
     start_world((0, 1, 0))
     return {name: weight.shape for name, weight in LoopedDenoiser(architecture).named_parameters()}
@@ -145,7 +145,7 @@ def tied_name(name: str, mid: int) -> str:
 def test_gradient_equals_that_of_tied_copies(one_step_runs, copies_gradient, corpora, layout):
     """Every weight's gradient, the shared block's first: read from one update, against S copies in plain PyTorch."""
     settings = load_settings(str(RECIPE), [f"data.path={corpora[layout.data]}", *layout.model])
-    architecture = make_plan(settings, load_manifest(corpora[layout.data]), 1).settings.model
+    architecture = make_run_plan(settings, load_manifest(corpora[layout.data]), 1).settings.model
     drawn = initial_weights(architecture, settings.run.seed)
     expected = copies_gradient(layout)
     after = weights(one_step_runs / layout.folder)

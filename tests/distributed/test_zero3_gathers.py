@@ -5,8 +5,8 @@ import json
 import pytest
 
 from data_pipeline.manifest import load_manifest
-from pretrain.configuring import load_settings
-from pretrain.derive import make_plan
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
 from tests.launching import BIN, ROOT, free_port, run
 
 pytestmark = pytest.mark.distributed
@@ -51,6 +51,6 @@ def test_gathered_bytes_do_not_grow_with_s(tmp_path, corpus, recompute, memory, 
         [*torchrun, ROOT / "tests/distributed/gathered.py", out, RECIPE, *words], timeout=120, PYTHONPATH=str(ROOT)
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    plan = make_plan(load_settings(str(RECIPE), words), load_manifest(corpus), 2)
+    plan = make_run_plan(load_settings(str(RECIPE), words), load_manifest(corpus), 2)
     expected = times * plan.micro_batches * sharded_bytes(plan.settings.model)
     assert json.loads(out.read_text()) == {"1": expected, "6": expected}

@@ -1,4 +1,4 @@
-"""One rank of a toy run under the watchdog, for test_peer_watch.py: `python watched.py FOLDER PLAN`, no launcher.
+"""One rank of a toy run under the watchdog, for test_watchdog.py: `python watched.py FOLDER PLAN`, no launcher.
 
 PLAN is JSON: `steps`, `collective_timeout`, `heartbeat_timeout` (seconds), and optionally `runs` (trainings one after the
 other), `late` (seconds that rank 3 ends after the others), and what `rank` does in `step`: `act` is hang, raise or silent
@@ -17,18 +17,18 @@ import torch
 import torch.distributed as dist
 
 from pretrain.errors import RankError, UserError
-from pretrain.peer_watch import Watchdog, watch
-from pretrain.stopping import StopRequest
+from pretrain.parallel.watchdog import Watchdog, watch
+from pretrain.training.stop_request import StopRequest
 
 
 def train(watchdog: Watchdog, rank: int, plan: dict, folder: Path) -> None:
     for step in range(plan["steps"]):
-        watchdog.doing("forward and backward", step)
+        watchdog.enter_phase("forward and backward", step)
         (folder / f"step_{rank}").write_text(str(step))
         if step == plan.get("step"):
             act(plan, rank)
         time.sleep(plan.get("sleep", 0.05))
-        watchdog.doing("gradient reduction and update", step)
+        watchdog.enter_phase("gradient reduction and update", step)
         dist.all_reduce(torch.ones(1000))
 
 

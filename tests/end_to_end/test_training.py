@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_pipeline.dataset.blend import load_blend
+from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import load_manifest
-from data_pipeline.serving.blend import load_blend
-from data_pipeline.serving.dataset import PackedDataset
 from model.reference import reference_logits
 from pretrain.cli import main as loopmdm
-from pretrain.configuring import load_settings
-from pretrain.derive import make_plan
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
-from pretrain.evaluation import freeze_noise
-from pretrain.running import run_training
+from pretrain.evaluation.nelbo import freeze_noise
+from pretrain.training.start import run_training
 from pretrain.writing import owned_folder
 from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
 
@@ -39,7 +39,7 @@ def train_here(world, corpus, tmp_path):
             str(RECIPE), [f"data.path={corpus}", f"run.dir={tmp_path}", f"run.name={name}", *words]
         )
         blend = load_blend(settings.data.path)
-        status = run_training(make_plan(settings, blend.manifest, 1), blend, resume)
+        status = run_training(make_run_plan(settings, blend.manifest, 1), blend, resume)
         return tmp_path / name, status
 
     return start
@@ -59,7 +59,7 @@ def trained(world, corpus, tmp_path_factory):
     ]
     settings = load_settings(str(RECIPE), [*words, "log.tensorboard=true"])
     blend = load_blend(settings.data.path)
-    assert run_training(make_plan(settings, blend.manifest, 1), blend, resume=True) == 0
+    assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == 0
     return folder / "run"
 
 
@@ -195,7 +195,7 @@ def test_out_of_memory_says_where_and_what_to_try(train_here, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr("pretrain.loop.train_step", fail)
+    monkeypatch.setattr("pretrain.training.loop.train_step", fail)
     with pytest.raises(
         UserError, match=r"rank 0 ran out of memory in step 1 at \d loops: tried .* train.micro_batch_size \(now 2"
     ):
@@ -271,7 +271,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pretrain.checkpoint.save_file", fail)
+    monkeypatch.setattr("pretrain.training.checkpoint.save_file", fail)
     with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are whole"):
         train_here("run", "run.stop_after=2")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

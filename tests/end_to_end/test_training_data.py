@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.serving.blend import load_blend
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.serving.samples import Samples
+from data_pipeline.dataset.blend import load_blend
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.dataset.samples import Samples
 from model.noise import masks, stratified, timesteps
 from model.reference import reference_logits
 from model.weights import initial_weights
-from pretrain.batches import Batches
 from pretrain.cli import main as loopmdm
-from pretrain.configuring import load_settings
-from pretrain.derive import make_plan
-from pretrain.evaluation import freeze_noise
-from pretrain.running import run_training
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
+from pretrain.evaluation.nelbo import freeze_noise
+from pretrain.training.batches import Batches
+from pretrain.training.start import run_training
 from tests.launching import ROOT, metrics, train
 
 pytestmark = pytest.mark.end_to_end
@@ -59,7 +59,7 @@ def settings_of(data: Path, *words: str):
 
 def run_here(data: Path, folder: Path, name: str, *words: str) -> Path:
     settings, blend = settings_of(data, f"run.dir={folder}", f"run.name={name}", *words), load_blend(data)
-    assert run_training(make_plan(settings, blend.manifest, 1), blend, resume=True) == 0
+    assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == 0
     return folder / name
 
 
@@ -76,7 +76,7 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
     path = request.getfixturevalue(data)
     blend = load_blend(path)
     for ranks, micro in ((1, 2), (2, 4), (4, 1)):
-        plan = make_plan(settings_of(path, f"train.micro_batch_size={micro}"), blend.manifest, ranks)
+        plan = make_run_plan(settings_of(path, f"train.micro_batch_size={micro}"), blend.manifest, ranks)
         source = Samples.of(blend, 0)
         for step in (0, 7):
             samples = np.arange(8 * step, 8 * step + 8)
@@ -102,7 +102,7 @@ def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, t
     assert loopmdm(["prepare", "--repack", str(folder), "--seq-len", "32", "--pack", packing]) == 0
     blend = load_blend(folder)
     words = (f"train.attention={attention}", f"train.noise={noise}")
-    plan = make_plan(settings_of(folder, *words), blend.manifest, 2)
+    plan = make_run_plan(settings_of(folder, *words), blend.manifest, 2)
     source, minimum = Samples.of(blend, 0), plan.settings.train.min_timestep
     samples = np.arange(24, 32)
     owners = source.documents(samples)
@@ -131,7 +131,7 @@ def test_loss_is_the_mean_over_real_tokens(request, world, data, tmp_path):
     words = ("train.loops=2", "optim.ema_decay=0", "run.stop_after=6")
     run = run_here(path, tmp_path, "run", *words)
     settings, blend = settings_of(path), load_blend(path)
-    plan = make_plan(settings, blend.manifest, 1)
+    plan = make_run_plan(settings, blend.manifest, 1)
     architecture, minimum = plan.settings.model, settings.train.min_timestep
     shapes = {name: w.shape for name, w in load_file(run / "checkpoints/step_6/weights.safetensors").items()}
     drawn = initial_weights(architecture, settings.run.seed)
@@ -166,7 +166,7 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
     assert ("attention within each\n" in capsys.readouterr().out) == (attention == "document")
     dataset = PackedDataset(padded, "validation")
     weights, architecture = load_file(run / "checkpoints/step_20/weights.safetensors"), None
-    architecture = make_plan(settings_of(padded), dataset.manifest, 1).settings.model
+    architecture = make_run_plan(settings_of(padded), dataset.manifest, 1).settings.model
     noise = freeze_noise(dataset, 12)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 12)))
     owners = dataset.documents(noise.rows)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pretrain.evaluation import bits_per_byte, collapsed_strata_error, freeze_noise, unigram_entropy
+from pretrain.evaluation.nelbo import bits_per_byte, collapsed_strata_error, freeze_noise, unigram_entropy
 
 
 def test_standard_error_is_the_spread_of_repeated_measurements():

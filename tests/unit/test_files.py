@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_into, prune, read_state
 from pretrain.errors import UserError
-from pretrain.hooks.sinks import Console, MetricsFile, format_duration
-from pretrain.launcher import read_launcher
-from pretrain.stopping import StopRequest
+from pretrain.parallel.launcher import read_launcher
+from pretrain.training.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_into, prune, read_state
+from pretrain.training.hooks.sinks import Console, MetricsFile, format_duration
+from pretrain.training.stop_request import StopRequest
 
 
 def checkpoint(run, step, complete=True, suffix=""):

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.serving.blend import load_blend
-from data_pipeline.serving.dataset import PackedDataset
-from data_pipeline.serving.samples import Samples
-from data_pipeline.tokenizing.tokenizers import load_prepared_tokenizer
+from data_pipeline.dataset.blend import load_blend
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.dataset.samples import Samples
+from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
 from model.noise import masks
 from pretrain.cli import main
 from pretrain.inspection.pieces import pieces_of

@@ -8,7 +8,7 @@ import torch
 
 from model.noise import timesteps
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
-from pretrain.evaluation import _nats_of_rows
+from pretrain.evaluation.nelbo import _nats_of_rows
 
 VOCAB, LENGTH, MASK = 3, 3, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from pretrain.optimizer import average_weights, build_optimizer, learning_rate
-from pretrain.settings import Optim
+from pretrain.config.settings import Optim
+from pretrain.optimizer.adamw import average_weights, build_optimizer, learning_rate
 
 
 def rates(total=100, **settings):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from data_pipeline.serving.blend import load_blend
+from data_pipeline.dataset.blend import load_blend
 from pretrain.cli import main
-from pretrain.configuring import load_settings
+from pretrain.config.load import load_settings
 from pretrain.planning.layouts import choose
 from tests.launching import ROOT
 

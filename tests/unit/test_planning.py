@@ -10,8 +10,8 @@ from model.denoiser import LoopedDenoiser
 from model.objective import masked_cross_entropy
 from model.placement import Costs, place, weights_held
 from pretrain.cli import main
-from pretrain.configuring import load_settings
-from pretrain.derive import layout_problems
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import layout_problems
 from pretrain.errors import ConfigError, UserError
 from pretrain.planning.estimate import estimate_all
 from pretrain.planning.layouts import choose, legal_layouts, plan_of, ranked

@@ -1,0 +1,100 @@
+"""Rows of a prepared split, by memory map."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.token_stream import TokenStream
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import check_files, load_manifest
+from data_pipeline.packing.pack_plan import Pieces, load_plan
+
+
+class PackedDataset:
+    """One split of a prepared folder as rows of token ids.
+
+    The real tokens of a row come first; padding, where the packing has any, follows them.
+
+    Attributes:
+        manifest: the folder's `Manifest`.
+        seq_len: tokens per row.
+        num_rows: rows in the split.
+        has_padding: whether any row has.
+
+    Args:
+        folder: what `loopmdm prepare --output` wrote.
+        split: a name from the manifest, "train" or "validation".
+
+    Raises:
+        DataError: the folder fails `check_files`, lacks the split, or the split has no row.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        folder = Path(folder)
+        self.manifest = load_manifest(folder)
+        self.split, self.seq_len = split, self.manifest.seq_len
+        if split not in self.manifest.splits:
+            known = ", ".join(sorted(self.manifest.splits))
+            raise DataError(f"{folder} has no split {split!r}; it has: {known}")
+        check_files(folder, self.manifest)
+        info = self.manifest.splits[split]
+        self._plan = load_plan(folder, split, self.manifest.packing, self.seq_len)
+        self._stream = TokenStream(folder, info.shards)
+        self.num_rows = self._plan.counts.rows
+        self.has_padding = self._plan.counts.padded_tokens > 0
+        if self.num_rows == 0:
+            raise DataError(
+                f"split {split!r} of {folder} has no row of {self.seq_len} tokens; "
+                "prepare it again with more text or a smaller --seq-len"
+            )
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def rows(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Token ids of the rows `indices` [n] (any order, repeats allowed), int64 [n, seq_len]; padding has the pad id.
+
+        Raises:
+            IndexError: an index is outside 0 .. num_rows - 1.
+        """
+        out = np.full((len(indices), self.seq_len), self.manifest.tokenizer.pad_id, np.int64)
+        pieces = self.pieces(indices)
+        for row, column, start, length in zip(
+            pieces.rows.tolist(), pieces.columns.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True
+        ):
+            self._stream.read(start, out[row, column : column + length])
+        return out
+
+    def lengths(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Real tokens of the rows `indices` [n], int64 [n]; reads the plan alone. Raises as `rows`."""
+        pieces = self.pieces(indices)
+        # Sums of floats are exact up to 2**53.
+        return np.bincount(pieces.rows, pieces.lengths, minlength=len(indices)).astype(np.int64)
+
+    def documents(self, indices: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Document of each token of the rows `indices` [n], int32 [n, seq_len]. Raises as `rows`.
+
+        Documents are counted from 0 within the row; padding has -1. The first may have begun, and the last may go on, in
+        another row.
+        """
+        out = np.full((len(indices), self.seq_len), -1, np.int32)
+        pieces = self.pieces(indices)
+        if self._plan.one_document_a_piece:
+            first = np.searchsorted(pieces.rows, pieces.rows)  # of the piece's row
+            numbers = np.arange(pieces.rows.size) - first
+            ends = np.arange(self.seq_len) < self.lengths(indices)[:, None]
+            out[ends] = np.repeat(numbers, pieces.lengths)
+            return out
+        for row, start, length in zip(
+            pieces.rows.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True
+        ):
+            out[row, :length] = self._stream.documents(start, length)
+        return out
+
+    def pieces(self, indices: NDArray[np.integer]) -> Pieces:
+        """The stretches of the token stream that form the rows `indices` [n]. Raises as `rows`."""
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.num_rows:
+            raise IndexError(f"row indices must be 0 to {self.num_rows - 1}, got {indices.min()} to {indices.max()}")
+        return self._plan.pieces(indices)

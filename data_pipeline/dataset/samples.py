@@ -1,0 +1,78 @@
+"""Training samples by their global index: the mixture's corpus, the corpus's order, the row's tokens."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.blend import Blend
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.dataset.schedule import MixSchedule
+from data_pipeline.dataset.shuffle import SampleOrder
+from data_pipeline.manifest import TRAIN
+
+
+class Rows(Protocol):
+    """What is needed of a corpus; `PackedDataset` says what each member is."""
+
+    num_rows: int
+    seq_len: int
+    has_padding: bool
+
+    def rows(self, indices: NDArray[np.integer]) -> NDArray[np.int64]: ...
+    def lengths(self, indices: NDArray[np.integer]) -> NDArray[np.int64]: ...
+    def documents(self, indices: NDArray[np.integer]) -> NDArray[np.int32]: ...
+
+
+class Samples:
+    """Any sample of a run at the same cost, whichever came before: a resume replays nothing.
+
+    The n-th sample that the schedule takes from a corpus is the n-th row of that corpus's own shuffled epochs.
+
+    Attributes:
+        has_padding: whether any corpus has.
+
+    Args:
+        corpora: rows of each corpus.
+        schedule: which corpus each sample comes from.
+        seed: the run's.
+    """
+
+    def __init__(self, corpora: Sequence[Rows], schedule: MixSchedule, seed: int) -> None:
+        self._corpora, self._schedule = corpora, schedule
+        self._orders = [SampleOrder(seed, corpus.num_rows) for corpus in corpora]
+        self._seq_len = corpora[0].seq_len
+        self.has_padding = any(corpus.has_padding for corpus in corpora)
+
+    @classmethod
+    def of(cls, blend: Blend, seed: int) -> Self:
+        """Map the training split of every corpus of a blend."""
+        return cls([PackedDataset(corpus.path, TRAIN) for corpus in blend.corpora], blend.schedule, seed)
+
+    def locate(self, samples: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corpus and row in it of the samples [n], int64 [n] both."""
+        corpus, rows = self._schedule.locate(samples)
+        for k in np.unique(corpus):
+            rows[corpus == k] = self._orders[k].rows(rows[corpus == k])
+        return corpus, rows
+
+    def rows(self, samples: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Token ids of the samples [n], int64 [n, seq_len]."""
+        out = np.empty((len(samples), self._seq_len), np.int64)
+        return self._gather(samples, out, lambda corpus, rows: corpus.rows(rows))
+
+    def lengths(self, samples: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Real tokens of the samples [n], int64 [n]; the rest of a row is padding."""
+        return self._gather(samples, np.empty(len(samples), np.int64), lambda corpus, rows: corpus.lengths(rows))
+
+    def documents(self, samples: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Document of each token within its row, -1 for padding, int32 [n, seq_len]."""
+        out = np.empty((len(samples), self._seq_len), np.int32)
+        return self._gather(samples, out, lambda corpus, rows: corpus.documents(rows))
+
+    def _gather(self, samples: NDArray[np.integer], out: NDArray, read: Callable[[Rows, NDArray], NDArray]) -> NDArray:
+        corpus, rows = self.locate(samples)
+        for k in np.unique(corpus):
+            out[corpus == k] = read(self._corpora[k], rows[corpus == k])
+        return out

@@ -1,0 +1,173 @@
+"""Tokenise one task into shards of its own."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.documents import Cause, Document, RecordLog
+from data_pipeline.filters import Cleaning
+from data_pipeline.indexed import IndexedWriter
+from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
+from data_pipeline.readers.readers import read_span
+from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.processes import Report
+from data_pipeline.tasks.task_records import MARK_NAME, RecordCounts, ShardInfo, TaskRecord, read_mark
+from data_pipeline.tasks.tasks import Task
+from data_pipeline.tasks.work import task_folder, task_name
+from data_pipeline.tokenizers.tokenizers import Tokenizer, load_tokenizer
+
+BATCH_BYTES = 1 << 18
+BATCH_DOCUMENTS = 512
+DUPLICATE_CAUSES = {1: Cause.DUPLICATE, 2: Cause.NEAR_DUPLICATE}
+SHARD_SUFFIXES = (".bin", ".idx")
+
+
+@dataclass(frozen=True)
+class TokenJob:
+    """What every task of a run shares. Settings that decide the content are in `settings`, and so in the address."""
+
+    folder: Path
+    tokenizer_file: Path
+    tokenizer: TokenizerInfo
+    vocab_size: int
+    options: Options
+    decisions: Path | None = None
+
+    def address(self, task: Task) -> str:
+        """Content address of a task's output."""
+        decisions = hashlib.blake2b(self._decisions(task), digest_size=16).hexdigest()
+        return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions])
+
+    def __call__(self, task: Task, report: Report) -> TaskRecord:
+        """Write the task's folder of shards, whole or not at all; returns its mark."""
+        with task_folder(self.folder, task.number) as folder:
+            mark = self._write(task, folder, report)
+            (folder / MARK_NAME).write_text(mark.model_dump_json(), encoding="utf-8")
+        return mark
+
+    def _decisions(self, task: Task) -> bytes:
+        """Which of the task's documents are duplicates, a byte for each; empty when all are kept."""
+        return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
+
+    def mark(self, task: Task) -> TaskRecord | None:
+        """The mark of a task that is finished, else None."""
+        return read_mark(self.folder / task_name(task.number), self.address(task))
+
+    def _write(self, task: Task, folder: Path, report: Report) -> TaskRecord:
+        log = RecordLog(self.options.text_key, self.options.strict, is_first=task.number == 0)
+        digest, decisions = _new_digest(), self._decisions(task)
+        tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
+        shards: dict[str, _Shard] = {}
+        with ExitStack() as stack:
+            for i, document in enumerate(task_documents(task, log, self.options.cleaning)):
+                digest.update(document.digest)
+                if decisions and decisions[i]:
+                    log.drop(DUPLICATE_CAUSES[decisions[i]], f"digest {document.digest.hex()}")
+                    continue
+                split = self.options.split_of(document)
+                if split not in shards:
+                    writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
+                    shards[split] = _Shard(writer, tokenizer, self.tokenizer.eod_id, report)
+                shards[split].add(document)
+            for shard in shards.values():
+                shard.flush()
+        infos = {split: shard.describe(folder / split) for split, shard in sorted(shards.items())}
+        return TaskRecord(
+            address=self.address(task), digest=digest.hexdigest(), account=RecordCounts.of(log), shards=infos
+        )
+
+
+@dataclass
+class _Shard:
+    """One split's documents on their way to a file, tokenised in batches."""
+
+    writer: IndexedWriter
+    tokenizer: Tokenizer
+    eod_id: int
+    report: Report
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    _texts: list[str] = field(default_factory=list)
+    _pending: int = 0
+
+    def add(self, document: Document) -> None:
+        if document.is_long:
+            self.flush()
+            self._add_long(document)
+            return
+        self._texts.append(document.text)
+        self._pending += document.num_bytes
+        if self._pending >= BATCH_BYTES or len(self._texts) >= BATCH_DOCUMENTS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._texts:
+            return
+        eod = np.array([self.eod_id], dtype=np.int32)
+        encoded = self.tokenizer.encode_batch(self._texts)
+        lengths = np.array([ids.size + 1 for ids in encoded], dtype=np.int32)
+        tokens = np.concatenate([part for ids in encoded for part in (ids, eod)])
+        self.writer.append(tokens, lengths)
+        self.report(lengths.size, self._pending, tokens.size)
+        self.documents += lengths.size
+        self.tokens += tokens.size
+        self.bytes += self._pending
+        self._texts, self._pending = [], 0
+
+    def _add_long(self, document: Document) -> None:
+        """A document that is read, encoded and written piece after piece."""
+        eod = np.array([self.eod_id], dtype=np.int32)
+        encoded = self.tokenizer.encode_long(self._reported(document.pieces))
+        tokens = self.writer.append_document(chain(encoded, [eod]))
+        self.report(1, 0, tokens)
+        self.documents += 1
+        self.tokens += tokens
+        self.bytes += document.num_bytes
+
+    def _reported(self, pieces: Iterable[str]) -> Iterator[str]:
+        for piece in pieces:
+            self.report(0, len(piece.encode("utf-8")), 0)
+            yield piece
+
+    def describe(self, prefix: Path) -> ShardInfo:
+        files = {suffix: _describe_file(prefix.with_suffix(suffix)) for suffix in SHARD_SUFFIXES}
+        return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files)
+
+
+def task_documents(task: Task, log: RecordLog, cleaning: Cleaning) -> Iterator[Document]:
+    """Every usable document of a task that the rules for single texts let through, in order."""
+    for span in task.spans:
+        for document in read_span(span, log):
+            if objection := cleaning.objection(document):
+                log.drop(*objection)
+            else:
+                yield document
+
+
+def read_digest(task: Task, options: Options) -> str:
+    """Digest of the documents that a task reads now, as its mark has it."""
+    digest = _new_digest()
+    for document in task_documents(task, RecordLog(options.text_key, strict=False), options.cleaning):
+        digest.update(document.digest)
+    return digest.hexdigest()
+
+
+def _new_digest() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
+
+
+def _describe_file(path: Path) -> FileInfo:
+    return FileInfo(bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+@cache
+def _loaded_tokenizer(path: Path, sha256: str) -> Tokenizer:
+    """Each process loads a tokenizer once, and another one when the file has become another."""
+    return load_tokenizer(path)

@@ -1,0 +1,146 @@
+"""Put the shards of all tasks together: the manifest and the pack plans."""
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from data_pipeline.atomic_files import replace_folder
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import TRAIN, FileInfo, InputInfo, Manifest, SplitInfo, sha256_of, write_manifest
+from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.tasks.build import Build, require_text
+from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
+from data_pipeline.tasks.tasks import Task, cut_into_tasks
+from data_pipeline.tasks.work import JOINED, TOKENS, task_name
+
+
+def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
+    """Write `output` from the finished tasks of a work folder, whole or not at all.
+
+    Raises:
+        DataError: tasks are missing, an input has changed since its task was done, or a split has no row.
+    """
+    # What changes an input from here on is newer than the manifest.
+    looked = time.time_ns()
+    tasks = cut_into_tasks(build.inputs)
+    marks = _require_marks(build, tasks)
+    records = CorpusCounts(tasks, (mark.account for mark in marks))
+    require_text(records, build.options)
+    _require_none_rejected(records, build.options)
+    folder = build.work / JOINED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    job = build.token_job(tasks)
+    _link(job.tokenizer_file, folder / job.tokenizer.file)
+    manifest = Manifest(
+        tokenizer=job.tokenizer,
+        vocab_size=job.vocab_size,
+        seq_len=build.options.seq_len,
+        packing=build.options.packing,
+        splits={split: _join_split(build, folder, split, tasks, marks) for split in build.options.splits},
+        inputs=_describe_inputs(build, tasks, marks),
+        options=build.options.record(),
+        records={str(cause): count for cause, count in sorted(records.rejected.items())},
+    )
+    write_manifest(folder, manifest, looked)
+    replace_folder(folder, output)
+    return manifest, records
+
+
+def _require_marks(build: Build, tasks: Sequence[Task]) -> list[TaskRecord]:
+    job = build.token_job(tasks)
+    marks = [job.mark(task) for task in tasks]
+    missing = [task.number for task, mark in zip(tasks, marks, strict=True) if mark is None]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(tasks):,} tasks are not done, or their input has changed since (the first is task "
+            f"{missing[0]}: {tasks[missing[0]].spans[0].shown}); run the command again, or its --stage tokens"
+        )
+    return [mark for mark in marks if mark]
+
+
+def _require_none_rejected(records: CorpusCounts, options: Options) -> None:
+    """Under `strict`: tasks may have been done by a run without it."""
+    if options.strict and records.rejected:
+        cause = next(iter(records.rejected))
+        raise DataError(
+            f"{records.examples[cause][0]} ({cause}; without --strict such records are counted and left out)"
+        )
+
+
+def _join_split(
+    build: Build, folder: Path, split: str, tasks: Sequence[Task], marks: Sequence[TaskRecord]
+) -> SplitInfo:
+    """Link a split's shards into the folder, plan its rows, and describe its files."""
+    shards, files = [], {}
+    for task, mark in zip(tasks, marks, strict=True):
+        if split not in mark.shards:
+            continue
+        shards.append(f"{split}-{task_name(task.number)}")
+        for suffix, info in mark.shards[split].files.items():
+            files[shards[-1] + suffix] = info
+            _link(build.work / TOKENS / task_name(task.number) / (split + suffix), folder / (shards[-1] + suffix))
+    infos = [mark.shards[split] for mark in marks if split in mark.shards]
+    documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
+    options = build.options
+    plan = write_plan(folder, split, shards, options.packing, options.seq_len)
+    if plan.rows == 0:
+        raise DataError(_explain_no_rows(split, documents, tokens, options))
+    for name in plan_files(split, options.packing, options.seq_len):
+        files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+    return SplitInfo(
+        documents=documents,
+        tokens=tokens,
+        bytes=sum(info.bytes for info in infos),
+        shards=shards,
+        rows=plan.rows,
+        dropped_tokens=plan.dropped_tokens,
+        padded_tokens=plan.padded_tokens,
+        files=files,
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, so that a run killed here loses nothing; a copy where that cannot be."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) -> str:
+    problem = (
+        f"the {split} split has {tokens:,} tokens in {documents:,} documents, fewer than one row of {options.seq_len:,}"
+    )
+    if split == TRAIN:
+        return f"{problem}; give more text or a smaller --seq-len"
+    return (
+        f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
+        "a smaller --seq-len, or --validation-fraction 0 to go without"
+    )
+
+
+def _describe_inputs(build: Build, tasks: Sequence[Task], marks: Sequence[TaskRecord]) -> list[InputInfo]:
+    described = []
+    for i, found in enumerate(build.inputs):
+        of_input = [mark for task, mark in zip(tasks, marks, strict=True) if task.input == i]
+        described.append(
+            InputInfo(
+                input=found.word,
+                kind=found.kind,
+                files=len(found.files),
+                bytes=found.num_bytes,
+                documents=sum(mark.account.accepted for mark in of_input),
+                tokens=sum(shard.tokens for mark in of_input for shard in mark.shards.values()),
+                digest=input_digest(mark.digest for mark in of_input),
+            )
+        )
+    return described
+
+
+def input_digest(digests: Iterable[str]) -> str:
+    """Digest of an input's documents from those of its tasks, in order."""
+    return blake2b("".join(digests).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,81 @@
+"""What decides the content of a prepared folder, besides its inputs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.documents import Document
+from data_pipeline.filters import Cleaning
+from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
+from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
+from data_pipeline.tokenizers.training import ModelType
+
+
+@dataclass(frozen=True)
+class Options:
+    """See the module.
+
+    Attributes:
+        text_key: key or column of the text in structured records.
+        tokenizer: a tokenizer file (or a folder with one), or "bytes"; None to train one.
+        vocab_size: ids of a tokenizer to train, before [MASK] is added.
+        model_type: kind of SentencePiece model to train.
+        seq_len: tokens per row.
+        packing: how documents become rows.
+        validation_fraction: share of documents, chosen by hash, for the validation split; 0 for no such split.
+        cleaning: which documents are left out.
+        strict: stop at the first rejected record. Decides whether there is a result, not what it is.
+    """
+
+    text_key: str
+    tokenizer: Path | None
+    vocab_size: int
+    model_type: ModelType
+    seq_len: int
+    packing: Packing
+    validation_fraction: float
+    strict: bool
+    cleaning: Cleaning
+
+    def record(self) -> dict[str, str | int | float | None]:
+        """The options as the manifest keeps them; a tokenizer is known by its content, not by its place."""
+        given = self.tokenizer is not None
+        return {
+            **self.of_documents(),
+            "tokenizer_sha256": self._tokenizer_identity(),
+            "vocab_size": None if given else self.vocab_size,
+            "model_type": None if given else self.model_type,
+            "seq_len": self.seq_len,
+            "packing": self.packing,
+        }
+
+    def of_documents(self) -> dict[str, str | int | float | None]:
+        """Those that decide which documents each split has: they are part of every task's address."""
+        return {
+            "text_key": self.text_key,
+            "validation_fraction": self.validation_fraction,
+            **self.cleaning.record(),
+        }
+
+    def of_training(self) -> dict[str, str | int | float | None]:
+        """Those that decide which tokenizer is trained."""
+        return {**self.of_documents(), "vocab_size": self.vocab_size, "model_type": self.model_type}
+
+    def _tokenizer_identity(self) -> str | None:
+        if self.tokenizer is None or self.uses_bytes:
+            return str(self.tokenizer) if self.tokenizer else None
+        return sha256_of(find_tokenizer_file(self.tokenizer))
+
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether the tokens are bytes."""
+        return str(self.tokenizer) == BYTES
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits to write."""
+        return (TRAIN, VALIDATION) if self.validation_fraction else (TRAIN,)
+
+    def split_of(self, document: Document) -> str:
+        """The split of a document: a function of its text alone, so equal texts stay together."""
+        position = int.from_bytes(document.digest[:8], "big") / 2**64
+        return VALIDATION if position < self.validation_fraction else TRAIN

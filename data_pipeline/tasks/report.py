@@ -1,0 +1,133 @@
+"""What `loopmdm prepare` tells its user: progress on standard error, a summary at the end."""
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_pipeline.manifest import Manifest
+from data_pipeline.tasks.task_records import CorpusCounts
+from data_pipeline.tokenizers.tokenizers import load_tokenizer
+
+TERMINAL_SECONDS = 0.2
+# In a log file one line now and then says enough.
+PLAIN_SECONDS = 15.0
+
+
+class Progress:
+    """One line that rewrites itself on a terminal; elsewhere a plain line every fifteen seconds.
+
+    Args:
+        verb: what is going on.
+        total_bytes: text to expect, for the ETA; None when unknown, then the tasks tell.
+        tasks: to do now.
+        all_tasks: of the run; those beyond `tasks` were done before.
+    """
+
+    def __init__(self, verb: str, total_bytes: int | None, tasks: int, all_tasks: int) -> None:
+        self._verb = verb
+        self._total_bytes = total_bytes
+        self._tasks, self._all_tasks, self._done = tasks, all_tasks, 0
+        self._stream = sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._started = self._shown = time.monotonic()
+        self._documents = self._bytes = self._tokens = 0
+
+    def update(self, documents: int, num_bytes: int, tokens: int) -> None:
+        """Add to the counts, and show them when it is time."""
+        self._documents += documents
+        self._bytes += num_bytes
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._shown >= (TERMINAL_SECONDS if self._is_terminal else PLAIN_SECONDS):
+            self._shown = now
+            self._write(self._line(now - self._started) + self._time_left(now - self._started), last=False)
+
+    def task_done(self) -> None:
+        """Count a task as done."""
+        self._done += 1
+
+    def close(self) -> None:
+        """Show the final counts."""
+        self._write(self._line(time.monotonic() - self._started), last=True)
+
+    def _write(self, line: str, last: bool) -> None:
+        if self._is_terminal:
+            self._stream.write(f"\r\x1b[2K{line}" + ("\n" if last else ""))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _line(self, seconds: float) -> str:
+        seconds = max(seconds, 1e-9)
+        parts = [
+            f"{self._verb}: {self._documents:,} documents, {self._bytes / 1e6:,.1f} MB",
+            f"{self._documents / seconds:,.0f} documents/s, {self._bytes / 1e6 / seconds:.2f} MB/s",
+            f"{self._all_tasks - self._tasks + self._done:,} of {self._all_tasks:,} tasks",
+        ]
+        if self._tokens:
+            parts.insert(1, f"{self._tokens:,} tokens")
+        if self._tasks < self._all_tasks:
+            parts.append(f"{self._all_tasks - self._tasks:,} of them done before")
+        return ", ".join(parts)
+
+    def _time_left(self, seconds: float) -> str:
+        if self._total_bytes and self._bytes:
+            left = self._total_bytes / self._bytes - 1
+        elif self._done:
+            left = self._tasks / self._done - 1
+        else:
+            return ""
+        return f", about {_duration(max(left, 0) * seconds)} left"
+
+
+def say_method(tokenizer_file: Path) -> None:
+    """One line about how texts will be encoded."""
+    print(f"{tokenizer_file.name} encodes {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def summary(manifest: Manifest, records: CorpusCounts, output: Path) -> str:
+    """The closing table: what each split holds, what was left out and why, and where the result lies."""
+    *table, wrote = split_table(manifest, output)
+    return "\n".join([*table, *_rejections(records), wrote])
+
+
+def split_table(manifest: Manifest, folder: Path) -> list[str]:
+    """Lines: what each split holds and how full its rows are, and where that lies."""
+    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "filled", "padding", "dropped tokens")
+    table = [
+        (
+            name,
+            f"{split.documents:,}",
+            f"{split.bytes:,}",
+            f"{split.tokens:,}",
+            f"{split.bytes / split.tokens:.3f}",
+            f"{split.rows:,}",
+            f"{1 - split.padded_tokens / (split.rows * manifest.seq_len):.3%}",
+            f"{split.padded_tokens:,}",
+            f"{split.dropped_tokens:,}",
+        )
+        for name, split in manifest.splits.items()
+    ]
+    sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
+    return [*aligned([header, *table]), f"wrote {folder} ({sizes})"]
+
+
+def aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """Rows of cells as lines, the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells)
+
+
+def _rejections(records: CorpusCounts) -> Iterable[str]:
+    for cause, count in records.rejected.most_common():
+        yield f"left out, {cause}: {count:,}"
+        yield from (f"    {example}" for example in records.examples[cause])

@@ -1,0 +1,262 @@
+"""Tokenizers behind one small protocol: SentencePiece models, Hugging Face `tokenizer.json` files, and bytes."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest
+from data_pipeline.tokenizers.words import WordEncoder, word_encoder
+
+EOD_TEXT = "<|eod|>"
+MASK_TEXT = "[MASK]"
+PAD_TEXT = "[PAD]"
+# Names under which published tokenizers carry their end-of-text and padding tokens, the most specific first.
+EOD_NAMES = (EOD_TEXT, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
+TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
+# The word for --tokenizer, and what its file in a prepared folder says to a reader.
+BYTES = "bytes"
+BYTES_FILE_CONTENT = b"ids 0 to 255 are the bytes of the text in UTF-8\n"
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Nothing is added around a text: no beginning, end or special tokens.
+
+    Attributes:
+        method: how texts are encoded, in words for the user.
+    """
+
+    kind: Literal["sentencepiece", "huggingface", "bytes"]
+    vocab_size: int
+    eod_id: int | None
+    pad_id: int | None
+    method: str
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Ids of each text, int32 [tokens]."""
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Ids of one text that comes in pieces, part after part; the same as of the whole text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids below `vocab_size`."""
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model. Control pieces such as the end-of-document one are never produced from text.
+
+    Words are encoded once and remembered where that gives exactly the library's ids (`data_pipeline.tokenizers.words`).
+    """
+
+    kind: Literal["sentencepiece"] = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        content = path.read_bytes()
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError as error:
+            raise DataError(f"{path} is not a SentencePiece model: {error}") from error
+        self.vocab_size: int = self._model.vocab_size()
+        self.eod_id = _id_or_none(self._model.eos_id())
+        self.pad_id = _id_or_none(self._model.pad_id())
+        encoder = word_encoder(self._model, content)
+        self._words = encoder if isinstance(encoder, WordEncoder) else None
+        self.method = "word by word, each word once" if self._words else f"document by document ({encoder})"
+        self._meta_symbol_ids = self._find_meta_symbol_ids()
+
+    def _find_meta_symbol_ids(self) -> NDArray[np.int32] | None:
+        """Byte pieces that spell U+2581, None where the model has none or changes text anyway."""
+        ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in "▁".encode()]
+        is_lossless = all(self._model.is_byte(i) for i in ids) and self._model.normalize("  a ") == "▁▁a▁"
+        return np.array(ids, np.int32) if is_lossless else None
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """See `Tokenizer.encode_batch`. One thread: the caller decides how many processes run."""
+        if self._meta_symbol_ids is None or not any("▁" in text for text in texts):
+            return self._encode_all(texts)
+        # SentencePiece writes spaces as U+2581 inside; a real U+2581 would come back as a space. As bytes it survives.
+        pieces = [text.split("▁") for text in texts]
+        encoded = iter(self._encode_all([part for parts in pieces for part in parts]))
+        return [self._with_meta_symbols(list(islice(encoded, len(parts)))) for parts in pieces]
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`. In memory as a whole where the library encodes whole documents."""
+        if not (self._words and self._words.takes_pieces):
+            yield from self.encode_batch(["".join(pieces)])
+            return
+        stream = self._words.stream()
+        for piece in pieces:
+            first, *others = [piece] if self._meta_symbol_ids is None else piece.split("▁")
+            yield stream.feed(first)
+            for part in others:
+                yield from (stream.finish(), self._meta_symbol_ids, stream.feed(part))
+        yield stream.finish()
+
+    def _encode_all(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        if self._words:
+            return self._words.encode_batch(texts)
+        encoded = self._model.encode(texts, out_type=int, num_threads=1)
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+    def _with_meta_symbols(self, parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+        between = ((self._meta_symbol_ids, part) for part in parts[1:])
+        return np.concatenate([parts[0], *(ids for pair in between for ids in pair)])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`. Control pieces (end of document) have no text."""
+        return self._model.decode([int(i) for i in ids])
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`. Its template, truncation and padding are switched off; text never yields special tokens.
+
+    `tokenizer.json` does not say which token ends a text: a `tokenizer_config.json` beside it does, otherwise the
+    usual names are tried.
+    """
+
+    kind: Literal["huggingface"] = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self._model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+        self.method = "in batches, by the library"
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True
+        vocabulary = self._model.get_vocab(with_added_tokens=True)
+        # Ids may have gaps; rows of the embedding may not.
+        self.vocab_size = max(vocabulary.values()) + 1
+        config = _read_tokenizer_config(path.with_name("tokenizer_config.json"))
+        self.eod_id = _first_known(vocabulary, (config.get("eos_token"), *EOD_NAMES))
+        self.pad_id = _first_known(vocabulary, (config.get("pad_token"), *PAD_NAMES))
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """See `Tokenizer.encode_batch`."""
+        encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`. In memory as a whole: the library takes nothing less."""
+        yield from self.encode_batch(["".join(pieces)])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+class ByteTokenizer:
+    """Ids are the bytes of the text in UTF-8: no vocabulary, nothing to train."""
+
+    kind: Literal["bytes"] = "bytes"
+    vocab_size = 256
+    eod_id = None
+    pad_id = None
+    method = "as bytes"
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """See `Tokenizer.encode_batch`."""
+        return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts]
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`."""
+        return (self.encode_batch([piece])[0] for piece in pieces)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`. Bytes that are no UTF-8, as a sampler may yield, show as U+FFFD."""
+        return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
+
+
+class PreparedTokenizer:
+    """A prepared folder's tokenizer with the ids that the pipeline added, for samplers.
+
+    Attributes:
+        vocab_size: all ids. eod_id, mask_id, pad_id: as in the manifest.
+    """
+
+    def __init__(self, base: Tokenizer, manifest: Manifest) -> None:
+        self.kind = base.kind
+        self._base = base
+        self.vocab_size = manifest.vocab_size
+        self.eod_id = manifest.tokenizer.eod_id
+        self.mask_id = manifest.tokenizer.mask_id
+        self.pad_id = manifest.tokenizer.pad_id
+        self._shown = {self.pad_id: PAD_TEXT, self.eod_id: EOD_TEXT, self.mask_id: MASK_TEXT}
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """See `Tokenizer.encode_batch`. Yields none of the added ids."""
+        return self._base.encode_batch(texts)
+
+    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`."""
+        return self._base.encode_long(pieces)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; the special ones show as "<|eod|>", "[MASK]" and "[PAD]"."""
+        parts = []
+        for special, run in groupby((int(i) for i in ids), key=self._shown.get):
+            run_ids = list(run)
+            parts.append(self._base.decode(run_ids) if special is None else special * len(run_ids))
+        return "".join(parts)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a SentencePiece `.model`, a Hugging Face `tokenizer.json`, `tokenizer.bytes`, or a folder that holds one.
+
+    Raises:
+        DataError: nothing there, or not a tokenizer of these kinds.
+    """
+    path = find_tokenizer_file(Path(path))
+    if path.suffix == ".bytes":
+        return ByteTokenizer()
+    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
+
+
+def find_tokenizer_file(path: Path) -> Path:
+    """The tokenizer file meant by `path`: itself, or the one inside a folder."""
+    if path.is_dir():
+        names = [f"tokenizer{suffix}" for suffix in TOKENIZER_SUFFIXES]
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise DataError(f"the folder {path} holds no {', '.join(names[:-1])} or {names[-1]}")
+        return found[0]
+    if not path.is_file():
+        raise DataError(f"no tokenizer at {path}")
+    if path.suffix not in TOKENIZER_SUFFIXES:
+        raise DataError(f"{path}: expected a SentencePiece .model or a Hugging Face tokenizer .json")
+    return path
+
+
+def load_prepared_tokenizer(folder: Path, manifest: Manifest) -> PreparedTokenizer:
+    """The tokenizer of a prepared folder, special ids included."""
+    return PreparedTokenizer(load_tokenizer(Path(folder) / manifest.tokenizer.file), manifest)
+
+
+def _id_or_none(piece_id: int) -> int | None:
+    return piece_id if piece_id >= 0 else None
+
+
+def _first_known(vocabulary: dict[str, int], names: Iterable[str | dict | None]) -> int | None:
+    # A tokenizer_config.json gives a token as a string or as an object with its "content".
+    texts = (name.get("content") if isinstance(name, dict) else name for name in names)
+    return next((vocabulary[text] for text in texts if text in vocabulary), None)
+
+
+def _read_tokenizer_config(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,1 @@
+"""`loopmdm evaluate`, `sample` and `doctor`, and the loading of a finished run."""

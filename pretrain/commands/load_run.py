@@ -1,0 +1,94 @@
+"""A trained run, opened for evaluation and sampling on one process or on a layout of several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_pipeline.manifest import Manifest, load_manifest
+from model.denoiser import Inputs, LoopedDenoiser
+from model.layers import Sharding
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import RunPlan
+from pretrain.config.settings import Settings
+from pretrain.errors import UserError
+from pretrain.parallel.gather import all_gather_logits
+from pretrain.parallel.launcher import read_launcher
+from pretrain.parallel.pipeline import Pipeline
+from pretrain.parallel.world import World, start_world
+from pretrain.training.checkpoint import latest_checkpoint, load_into
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's newest checkpoint, ready to compute.
+
+    Attributes:
+        model: in evaluation mode, fp32, on the world's device.
+        manifest: of the data it was trained on, from the run folder; its tokenizer lies in `tokenizer_folder`.
+        weights: "ema" or "raw".
+    """
+
+    folder: Path
+    checkpoint: Path
+    settings: Settings
+    manifest: Manifest
+    model: LoopedDenoiser
+    world: World
+    weights: str
+
+    def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
+        """Logits of each micro-batch's selected positions: this rank's vocabulary on the last stage, None before."""
+        return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
+
+    def whole_logits(self, tokens: Tensor, selected: Tensor, loops: int) -> Tensor:
+        """Logits [number selected, padded vocabulary], the same on every rank."""
+        (logits,) = self.logits([Inputs(tokens, selected)], loops)
+        return all_gather_logits(self.world, logits, int(selected.sum()), self.settings.model.padded_vocab_size)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The run's own copy of the tokenizer."""
+        return self.folder / "tokenizer"
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps behind the weights."""
+        return int(self.checkpoint.name.removeprefix("step_"))
+
+
+def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1) -> LoadedRun:
+    """Load the newest complete checkpoint of a run folder.
+
+    Args:
+        folder: such as `runs/quickstart`.
+        weights: "ema", "raw", or None for the average where the run keeps one.
+        tensor, pipeline: layout to open it on, whatever it was trained on; ranks come from the launcher.
+
+    Raises:
+        UserError: no run, no complete checkpoint, weights that do not fit its settings, or ranks that do not fit the layout.
+    """
+    if not (folder / "config.yaml").is_file():
+        why = "not a run folder (no config.yaml)" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+    checkpoint = latest_checkpoint(folder)
+    settings = load_settings(
+        str(folder / "config.yaml"),
+        [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", "parallel.zero_stage=1", "parallel.offload=none",
+         "parallel.sequence=false", "parallel.mid_replicas=null", "parallel.pipeline_split=looped"],
+    )  # fmt: skip
+    chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
+    manifest = load_manifest(folder / "tokenizer")
+    ranks = read_launcher()
+    plan = RunPlan(settings, ranks[1])
+    if plan.world_size % (tensor * pipeline):
+        raise UserError(
+            f"--tensor {tensor} x --pipeline {pipeline} needs a multiple of {tensor * pipeline} ranks, not {ranks[1]}"
+        )
+    world = start_world(ranks, plan.shape)
+    model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=Sharding(tensor))
+    load_into(model, checkpoint, world, averaged=chosen == "ema")
+    model = model.to(world.device).eval().requires_grad_(False)
+    return LoadedRun(folder, checkpoint, settings, manifest, model, world, chosen)

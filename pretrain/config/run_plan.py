@@ -1,0 +1,199 @@
+"""Numbers that follow from the settings, each derived in one place. Imports no torch."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from data_pipeline.manifest import Manifest
+from model.flops import FlopsModel
+from model.loops import LoopSchedule
+from model.placement import Costs, Stage, place
+from pretrain.config.rules import problems_of
+from pretrain.config.settings import Settings
+from pretrain.errors import ConfigError
+
+_placed = lru_cache(maxsize=256)(place)  # the planner's layouts share their pipelines
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the ranks of a run are divided. Data-parallel size = ranks / (tensor * pipeline).
+
+    Attributes:
+        mid_replicas: copies of the mid block in one pipeline.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    mid_replicas: int = 1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run's arithmetic: settings joined with the prepared data and the number of ranks.
+
+    Attributes:
+        settings: with model.vocab_size and data.seq_len settled.
+        world_size: ranks.
+    """
+
+    settings: Settings
+    world_size: int
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a row."""
+        assert self.settings.data.seq_len is not None
+        return self.settings.data.seq_len
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that see different rows."""
+        return self.world_size // (self.settings.parallel.tensor * self.settings.parallel.pipeline)
+
+    @cached_property
+    def placement(self) -> tuple[Stage, ...]:
+        """What each pipeline stage holds."""
+        parallel, probabilities = self.settings.parallel, self.loops.probabilities(self.loops.ramp_steps)
+        return _placed(
+            self.settings.model.loop,
+            parallel.pipeline,
+            self.costs,
+            tuple(float(p) for p in probabilities),
+            parallel.pipeline_split,
+            parallel.mid_replicas,
+        )
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the groups of ranks."""
+        parallel = self.settings.parallel
+        return Shape(parallel.tensor, parallel.pipeline, self.placement[0].replicas)
+
+    @property
+    def costs(self) -> Costs:
+        """Forward FLOPs per token of what stages are made of."""
+        return Costs(self.flops.layer(), self.flops.embedding(), self.flops.lm_head())
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Rows of one step on one data-parallel rank."""
+        return self.settings.train.global_batch_size // self.data_parallel_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of one step on one rank."""
+        return self.rows_per_rank // self.settings.train.micro_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a global batch, padding counted: it costs what the rest costs."""
+        return self.settings.train.global_batch_size * self.seq_len
+
+    @cached_property
+    def flops(self) -> FlopsModel:
+        """FLOPs per token; the masked share is the mean of t."""
+        minimum = self.settings.train.min_timestep
+        return FlopsModel(self.settings.model, self.seq_len, masked_fraction=(1 + minimum) / 2)
+
+    @cached_property
+    def loops(self) -> LoopSchedule:
+        """S of every step."""
+        train = self.settings.train
+        return LoopSchedule(
+            seed=self.settings.run.seed,
+            maximum=self.settings.model.loop.max,
+            distribution=train.loops,
+            ramp_steps=math.ceil(train.loop_ramp * (train.steps or 0)),
+            flops=self.flops.training,
+        )
+
+    def step_flops(self, step: int) -> float:
+        """Training FLOPs of step `step` (from 0) over all ranks."""
+        return self.tokens_per_step * self.flops.training(self.loops(step))
+
+    @property
+    def expected_flops_per_token(self) -> float:
+        """Training FLOPs of a token at the expected number of loops, after the ramp. FLOPs are linear in S."""
+        one, two = self.flops.training(1), self.flops.training(2)
+        return one + (self.loops.mean(self.loops.ramp_steps) - 1) * (two - one)
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Steps until train.steps or train.max_flops ends the run; the step that reaches the budget is the last."""
+        train = self.settings.train
+        if train.max_flops is None:
+            assert train.steps is not None
+            return train.steps
+        # FLOPs are linear in S, so those of all steps come from their loops at once, a stretch at a time.
+        first, spent, stretch = 0, 0.0, 16_384
+        per_pass = self.tokens_per_step * (self.flops.training(2) - self.flops.training(1))
+        rest = self.tokens_per_step * self.flops.training(1) - per_pass
+        while train.steps is None or first < train.steps:
+            totals = spent + np.cumsum(rest + per_pass * self.loops.between(first, first + stretch))
+            if totals[-1] >= train.max_flops:
+                first += int(np.searchsorted(totals, train.max_flops)) + 1
+                break
+            first, spent = first + stretch, totals[-1]
+        return first if train.steps is None else min(first, train.steps)
+
+
+def fill_from_manifest(settings: Settings, manifest: Manifest) -> Settings:
+    """Fill in what the prepared data decides. Raises ConfigError where the settings say otherwise."""
+    problems = []
+    if settings.data.seq_len not in (None, manifest.seq_len):
+        problems.append(
+            f"data.seq_len={settings.data.seq_len}: {settings.data.path} holds rows of {manifest.seq_len} tokens; leave "
+            f"the key empty, or prepare the data again with --seq-len {settings.data.seq_len}"
+        )
+    if settings.model.vocab_size not in (None, manifest.vocab_size):
+        problems.append(
+            f"model.vocab_size={settings.model.vocab_size}: {settings.data.path} has {manifest.vocab_size} token ids with "
+            "[MASK]; leave the key empty"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return replace(
+        settings,
+        data=replace(settings.data, seq_len=manifest.seq_len),
+        model=replace(settings.model, vocab_size=manifest.vocab_size),
+    )
+
+
+def make_run_plan(settings: Settings, manifest: Manifest, world_size: int) -> RunPlan:
+    """Join settings, data and ranks. Raises ConfigError where they do not fit together."""
+    settled = fill_from_manifest(settings, manifest)
+    plan = RunPlan(settled, world_size)
+    problems = layout_problems(plan) or problems_of(settled)
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+def layout_problems(plan: RunPlan) -> list[str]:
+    """What is wrong between the batch, the layout and the number of ranks."""
+    train, parallel, ranks = plan.settings.train, plan.settings.parallel, plan.world_size
+    model_ranks = parallel.tensor * parallel.pipeline
+    if ranks % model_ranks:
+        return [
+            f"parallel.tensor={parallel.tensor}: times parallel.pipeline={parallel.pipeline} makes groups of {model_ranks} ranks, "
+            f"which do not divide {ranks} ranks; start a multiple of {model_ranks} ranks, or change the layout"
+        ]
+    per_pass = plan.data_parallel_size * train.micro_batch_size
+    if train.global_batch_size % per_pass:
+        lower = train.global_batch_size // per_pass * per_pass
+        choices = " or ".join(str(size) for size in (lower, lower + per_pass) if size)
+        what = "ranks" if model_ranks == 1 else "data-parallel shares"
+        return [
+            f"train.global_batch_size={train.global_batch_size}: {plan.data_parallel_size} {what} of train.micro_batch_size="
+            f"{train.micro_batch_size} need a multiple of {per_pass}; set it to {choices}, or change the micro-batch"
+        ]
+    if plan.micro_batches < parallel.pipeline:
+        return [
+            f"parallel.pipeline={parallel.pipeline}: needs at least as many micro-batches; a step has {plan.micro_batches} "
+            f"(batch {train.global_batch_size} / {plan.data_parallel_size} data-parallel / train.micro_batch_size="
+            f"{train.micro_batch_size}); lower the micro-batch or the stages, or raise the batch"
+        ]
+    return []

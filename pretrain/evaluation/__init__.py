@@ -1,0 +1,1 @@
+"""Validation NELBO on frozen noise, its statistics, tables and files."""

@@ -1,1 +1,0 @@
-"""What happens beside training: figures, evaluation, checkpoints. Each is a `pretrain.loop.Hook`."""

@@ -1,0 +1,1 @@
+"""What this machine has: optional kernels, devices, package versions, warnings of libraries."""

@@ -1,0 +1,1 @@
+"""AdamW, its learning-rate schedule and the moving average of the weights."""

@@ -1,0 +1,1 @@
+"""One model on many ranks: process groups, the ordered composition, DeepSpeed, the pipeline, the watchdog."""

@@ -1,0 +1,242 @@
+"""The DeepSpeed adapter: the only file that imports deepspeed. Written against DeepSpeed 0.19.8.
+
+DeepSpeed reduces, shards, clips and steps; it does not own the accumulation: with `managed_gradient_accumulation: false`
+`backward` only adds to the gradients and `step` is the boundary, so that a pipeline schedule can take the place of the
+plain loop without a second training step.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser
+from model.placement import weights_held
+from model.weights import shards_of
+from pretrain.config.deepspeed_file import ds_config_path, read_ds_config, reduce_bucket
+from pretrain.config.run_plan import RunPlan
+from pretrain.parallel.gather import gather_weight
+from pretrain.parallel.pipeline import LossFunction, Pipeline
+from pretrain.parallel.world import DeepSpeedMpu, World
+
+EMA_KEY = "ema"
+"""Name of the averaged weights inside the optimiser's state, beside AdamW's `exp_avg`."""
+
+
+class Engine:
+    """A model under DeepSpeed, and under a pipeline schedule where it has stages.
+
+    Attributes:
+        model: the wrapped module.
+        optimizer: the client optimiser, whose groups DeepSpeed fills with this rank's shards.
+    """
+
+    def __init__(self, model: LoopedDenoiser, optimizer: Optimizer, plan: RunPlan, world: World) -> None:
+        deepspeed = _import_deepspeed(world)
+        self.model, self.optimizer, self._plan, self._world = model, optimizer, plan, world
+        self.zero_stage = plan.settings.parallel.zero_stage
+        _mark_copies(model)
+        if self.zero_stage == 3:
+            # Without this DeepSpeed would gather and release the shared layers in every pass.
+            deepspeed.utils.set_z3_leaf_modules(model, [LoopedBlock])
+        weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(plan, weights), mpu=DeepSpeedMpu()
+        )
+        dtype = next(model.parameters()).dtype
+        self._pipeline = Pipeline(model, plan.seq_len, dtype) if model.stage.count > 1 else None
+        self._names = _names_by_stage(model, world)
+        self._norm: Tensor | None = None
+        if self.zero_stage == 0:
+            self._clip_without_zero(plan.settings.optim.clip_norm)
+
+    def forward_backward(self, inputs: Sequence[Inputs | None], loops: int, loss_of: LossFunction) -> None:
+        """Add the gradients of all micro-batches of a step.
+
+        Args:
+            inputs: of each micro-batch; None where a pipeline stage needs none.
+            loss_of: called on the ranks that hold the LM head; returns the share of the global mean that it carries.
+        """
+        # DeepSpeed averages over the data-parallel ranks, and a loss is a share of a mean already: undo the division.
+        scale = self._plan.data_parallel_size
+        if self._pipeline is None:
+            for number, one in enumerate(inputs):
+                loss = loss_of(number, self._engine(one.tokens, one.selected, loops, one.documents))
+                self._engine.backward(loss * scale, scale_wrt_gas=False)
+            return
+        rows = self._plan.settings.train.micro_batch_size
+        self._pipeline.run(inputs, rows, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
+        if self._world.replica_group is not None:
+            self._sum_over_copies(loops)
+
+    @torch.no_grad()
+    def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
+        """Logits of each micro-batch's selected positions; None on stages before the last."""
+        if self._pipeline is None:
+            return [self._engine(one.tokens, one.selected, loops, one.documents) for one in inputs]
+        return self._pipeline.logits(inputs, loops)
+
+    def step(self, lr: float) -> float:
+        """Reduce, clip and update; returns the global gradient norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if self._norm is None else self._norm)
+
+    def _sum_over_copies(self, loops: int) -> None:
+        """Add the gradients of the mid block's copies in this pipeline, so that they stay one block."""
+        weights = list(self.model.mid.parameters())
+        if weights and not self.model.stage.passes(loops):
+            # This copy made no pass: let it have zeros, which DeepSpeed counts as gradients like the others'.
+            torch.stack([weight.sum() * 0.0 for weight in weights]).sum().backward()
+        for weight in weights:
+            # bf16 with ZeRO-1 moves gradients into fp32 sums as they come (DeepSpeed's BF16_Optimizer).
+            gradient = weight.grad if getattr(weight, "_hp_grad", None) is None else weight._hp_grad
+            dist.all_reduce(gradient, group=self._world.replica_group)
+
+    def _clip_without_zero(self, clip_norm: float) -> None:
+        """Clip between DeepSpeed's reduction and the update: without ZeRO it clips fp32 gradients but tells no norm."""
+        counted = [weight for weight in self.model.parameters() if _counts_here(weight, self._world)]
+        every = list(self.model.parameters())
+
+        def clip(*_: Any) -> None:
+            squares = torch.stack([weight.grad.float().square().sum() for weight in counted]).sum()
+            self._norm = self._world.sum_over_model(squares).sqrt()
+            torch.nn.utils.clip_grads_with_norm_(every, clip_norm or float("inf"), self._norm)
+
+        self.optimizer.register_step_pre_hook(clip)
+
+    def set_training(self, training: bool) -> None:
+        """Switch between training and evaluation mode."""
+        self._engine.train(training)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write weights, optimiser state and averaged weights of all ranks under `folder/tag`. Collective."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what `save` wrote on the same layout. Collective."""
+        self._engine.load_checkpoint(str(folder), tag=tag)
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
+        """(name, fp32 tensor on the CPU) of every weight of the model, gathered one by one. Collective.
+
+        The tensors are there on the main rank only, and None on the others.
+        """
+        parameters = dict(self.model.named_parameters())
+        for stage, names in enumerate(self._names):
+            for name in names:
+                self._world.enter_phase("gathering weights")
+                own = self._world.stage == stage
+                part = self._whole_shard(parameters[name]) if own else None
+                yield name, gather_weight(self._world, name, stage, part)
+
+    def _whole_shard(self, parameter: nn.Parameter) -> Tensor:
+        """A weight as this tensor-parallel rank would hold it without ZeRO, in fp32."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        full = parameter if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+        return full.detach().float()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, `full_weights` yields the moving average.
+
+        The master weights of this rank hold the average for the while and get their own bits back. DeepSpeed offers
+        `safe_get_full_optimizer_state` for this, but in 0.19.8 ZeRO-1/2 link the states of the first parameter group only.
+        """
+        kept = {master: master.detach().clone() for master, state in self.optimizer.state.items() if EMA_KEY in state}
+        with torch.no_grad():
+            for master in kept:
+                master.copy_(self.optimizer.state[master][EMA_KEY])
+            try:
+                yield
+            finally:
+                for master, own in kept.items():
+                    master.copy_(own)
+
+
+def _mark_copies(model: LoopedDenoiser) -> None:
+    """Tell DeepSpeed which weights other ranks of the model hold too, so that its gradient norm counts them once.
+
+    It counts a weight that is neither sharded nor marked on the first tensor-parallel rank of every stage.
+    """
+    for name, weight in model.named_parameters():
+        weight.tensor_model_parallel = shards_of(name) is not None
+        weight.ds_pipe_replicated = name.startswith("mid.") and model.stage.replica > 0
+
+
+def _names_by_stage(model: LoopedDenoiser, world: World) -> list[list[str]]:
+    """Weights that each stage gives to a checkpoint: its own, without later copies of the mid block. Collective."""
+    own = [name for name, weight in model.named_parameters() if not weight.ds_pipe_replicated]
+    everyone: list[tuple[int, list[str]]] = [(0, [])] * world.size
+    dist.all_gather_object(everyone, (world.stage, own))
+    return [names for _, names in sorted(dict(everyone).items())]
+
+
+def _counts_here(weight: nn.Parameter, world: World) -> bool:
+    """Whether this rank adds a weight's gradient to the norm: the marks above, read as DeepSpeed's ZeRO reads them."""
+    return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
+
+
+def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: the file's own keys, and everything that follows from the recipe.
+
+    Args:
+        weights: of this rank's stage, in numbers.
+    """
+    settings = plan.settings
+    config = read_ds_config(ds_config_path(settings))
+    config |= {
+        "train_batch_size": settings.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": settings.train.micro_batch_size,
+        "gradient_accumulation_steps": plan.micro_batches,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": settings.optim.clip_norm if settings.parallel.zero_stage else 0.0,
+        "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
+        "steps_per_print": 2**62,
+    }
+    config.setdefault("zero_optimization", {})["reduce_bucket_size"] = reduce_bucket(settings, weights)
+    offload = settings.parallel.offload
+    if offload != "none":
+        zero = config["zero_optimization"]
+        zero["offload_optimizer"] = {"device": "cpu"} | zero.get("offload_optimizer", {})
+        if offload == "parameters":
+            zero["offload_param"] = {"device": "cpu"} | zero.get("offload_param", {})
+        # DeepSpeed's own CPU Adam is compiled at start-up, and a machine without a compiler must still run.
+        config["zero_force_ds_cpu_optimizer"] = False
+    if settings.train.precision == "bf16":
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def deepspeed_fused_adam() -> tuple[type[Optimizer] | None, str]:
+    """DeepSpeed's FusedAdam where its kernel can be built, and the reason."""
+    from deepspeed.ops.op_builder import FusedAdamBuilder
+
+    if not FusedAdamBuilder().is_compatible(verbose=False):
+        return None, "DeepSpeed's FusedAdam cannot be built here (CUDA toolkit or compiler missing)"
+    from deepspeed.ops.adam import FusedAdam
+
+    return FusedAdam, "DeepSpeed builds FusedAdam"
+
+
+def _import_deepspeed(world: World) -> Any:
+    """Import and initialise DeepSpeed's communication on the process group that is already there."""
+    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists; srun and plain python set none
+    import deepspeed
+
+    if world.device.type == "cpu":
+        # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference at start-up. Training does not use
+        # it, and a machine without a compiler must still run.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)
+    return deepspeed

@@ -1,0 +1,66 @@
+"""Tensors of all the ranks that share one copy of the model, brought together."""
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from torch import Tensor
+
+from model.weights import shards_of
+from pretrain.parallel.world import World
+
+
+def gather_weight(world: World, name: str, stage: int, shard: Tensor | None) -> Tensor | None:
+    """A weight of one stage -> the full weight on the CPU of the main rank, None elsewhere. Collective.
+
+    Args:
+        stage: whose weight it is.
+        shard: this rank's part of it, fp32; None on other stages.
+    """
+    full = None
+    if shard is not None and world.data_parallel_rank == 0:
+        full = _join(name, shard)
+    holder = parallel_state.get_tensor_model_parallel_rank() == 0 and world.data_parallel_rank == 0
+    if stage > 0 and holder:
+        full = _move_to_first(world, stage, full)
+    return full.cpu().clone() if world.is_main and full is not None else None
+
+
+def all_gather_logits(world: World, logits: Tensor | None, rows: int, vocabulary: int) -> Tensor:
+    """Logits of the last stage's shares of the vocabulary -> all logits [rows, vocabulary] on every rank. Collective."""
+    if logits is None:
+        whole = torch.empty(rows, vocabulary, device=world.device)
+    else:
+        whole = gather_from_tensor_model_parallel_region(logits).float().contiguous()
+    if world.shape.pipeline > 1:
+        group = parallel_state.get_pipeline_model_parallel_group()
+        dist.broadcast(whole, dist.get_process_group_ranks(group)[-1], group=group)
+    return whole
+
+
+def _join(name: str, shard: Tensor) -> Tensor | None:
+    """Join the shards of a tensor-parallel group, on all its ranks."""
+    shards = shards_of(name)
+    group = parallel_state.get_tensor_model_parallel_group()
+    if shards is None or group.size() == 1:
+        return shard
+    parts = [torch.empty_like(shard) for _ in range(group.size())]
+    dist.all_gather(parts, shard.contiguous(), group=group)
+    return shards.join(parts)
+
+
+def _move_to_first(world: World, stage: int, full: Tensor | None) -> Tensor | None:
+    """Send a weight from its stage to the first one, over the ranks that hold it whole there."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    ranks = dist.get_process_group_ranks(group)
+    if world.stage == stage:
+        assert full is not None
+        dist.send_object_list([tuple(full.shape)], ranks[0], group=group)
+        dist.send(full.contiguous(), ranks[0], group=group)
+    elif world.stage == 0:
+        shape: list[tuple[int, ...]] = [()]
+        dist.recv_object_list(shape, ranks[stage], group=group)
+        received = torch.empty(shape[0], device=world.device)
+        dist.recv(received, ranks[stage], group=group)
+        return received
+    return None

@@ -1,0 +1,130 @@
+"""Rows of the prepared data + noise -> micro-batches, as a function of the step."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.dataset.samples import Samples
+from model.denoiser import Inputs
+from model.noise import masks, stratified, timesteps
+from model.objective import token_weights
+from pretrain.config.run_plan import RunPlan
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass on one rank.
+
+    Attributes:
+        clean: x_0, int64 [b, s].
+        masked: which tokens are [MASK] in x_t, bool [b, s].
+        timesteps: t of each token, fp64 [b, s].
+        documents: document of each token within its row, -1 for padding, int32 [b, s]; None for attention to the whole row.
+        batch_tokens: tokens of the global batch, padding not counted: what the loss is divided by.
+        mask_id: id of [MASK].
+        min_timestep: lower end of the timesteps' interval.
+    """
+
+    clean: Tensor
+    masked: Tensor
+    timesteps: Tensor
+    documents: Tensor | None
+    batch_tokens: int
+    mask_id: int
+    min_timestep: float
+
+    @cached_property
+    def corrupted(self) -> Tensor:
+        """x_t, int64 [b, s]."""
+        return self.clean.masked_fill(self.masked, self.mask_id)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model is called with: x_t, and the masked tokens' logits are wanted."""
+        return Inputs(self.corrupted, self.masked, self.documents)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Clean ids of the masked tokens, int64 [m], row-major."""
+        return self.clean[self.masked]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Loss weight of each masked token, fp32 [m], row-major."""
+        return token_weights(self.timesteps, self.masked, self.min_timestep)
+
+    @cached_property
+    def target_timesteps(self) -> Tensor:
+        """t of each masked token, fp64 [m], row-major."""
+        return self.timesteps[self.masked]
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same rows on a device."""
+        tensors = (self.clean, self.masked, self.timesteps, self.documents)
+        moved = (None if x is None else x.to(device, non_blocking=True) for x in tensors)
+        return MicroBatch(*moved, self.batch_tokens, self.mask_id, self.min_timestep)
+
+
+class Batches:
+    """This rank's micro-batches of any step.
+
+    Sample i of step k has the global index k * global_batch_size + i. Row, timestep and mask follow from the seed and
+    that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step. Ranks
+    that share a data-parallel rank (tensor, pipeline) compute the same noise; nobody sends it.
+    """
+
+    def __init__(self, plan: RunPlan, source: Samples | None, data_parallel_rank: int, device: torch.device) -> None:
+        """`source` is None on a pipeline stage that neither embeds nor ends the model, where attention is to whole rows."""
+        self._plan, self._source, self._device = plan, source, device
+        self._first = data_parallel_rank * plan.rows_per_rank
+
+    def __getitem__(self, step: int) -> list[MicroBatch | None]:
+        """Micro-batches of optimiser step `step`, which counts from 0, on the CPU."""
+        plan, settings = self._plan, self._plan.settings
+        if self._source is None:
+            return [None] * plan.micro_batches
+        arrays, batch_tokens = self._rows(step, self._source)
+        size = settings.train.micro_batch_size
+        return [
+            MicroBatch(
+                *(None if x is None else torch.from_numpy(x[i : i + size]) for x in arrays),
+                batch_tokens,
+                settings.model.mask_id,
+                settings.train.min_timestep,
+            )
+            for i in range(0, plan.rows_per_rank, size)
+        ]
+
+    def _rows(self, step: int, source: Samples) -> tuple[tuple[np.ndarray | None, ...], int]:
+        """(clean, masked, timesteps, documents) of this rank's rows, and the real tokens of the global batch."""
+        plan, train, seed = self._plan, self._plan.settings.train, self._plan.settings.run.seed
+        batch = step * train.global_batch_size + np.arange(train.global_batch_size)
+        local = slice(self._first, self._first + plan.rows_per_rank)
+        samples = batch[local]
+        tokens = source.rows(samples)
+        documents = source.documents(samples) if "document" in (train.attention, train.noise) else None
+        owners = documents if train.noise == "document" else np.zeros_like(tokens)
+        t = timesteps(stratified(seed, step, train.global_batch_size)[local], owners, train.min_timestep)
+        masked = masks(seed, samples, t)
+        batch_tokens = plan.tokens_per_step
+        if source.has_padding:
+            lengths = source.lengths(batch)
+            batch_tokens = int(lengths.sum())
+            masked &= np.arange(plan.seq_len) < lengths[local, None]
+        return (tokens, masked, t, documents if train.attention == "document" else None), batch_tokens
+
+    def from_step(self, first: int) -> Iterator[list[MicroBatch | None]]:
+        """Micro-batches of step `first` and all later ones, each made while the step before it computes."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+            waiting: Future[list[MicroBatch | None]] = pool.submit(self.__getitem__, first)
+            step = first
+            while True:
+                ready = waiting.result()
+                step += 1
+                waiting = pool.submit(self.__getitem__, step)
+                yield [batch and batch.to(self._device) for batch in ready]

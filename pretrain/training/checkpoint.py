@@ -1,0 +1,286 @@
+"""Checkpoints: a folder that counts only when its completion mark is there.
+
+checkpoints/step_N/
+    COMPLETE              the mark, written last
+    state.json            progress, layout, versions and the settings that made it
+    weights.safetensors   full fp32 weights, for evaluation, sampling and export on one process
+    ema.safetensors       their moving average, where the run keeps one
+    deepspeed/            this layout's shards of weights, optimiser and average, for a bitwise resume
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data_pipeline.dataset.blend import Blend
+from model.denoiser import LoopedDenoiser
+from model.weights import fill_weights
+from pretrain.config.load import flatten
+from pretrain.config.settings import Settings
+from pretrain.errors import RankError, UserError
+from pretrain.parallel.world import World
+from pretrain.training.loop import Progress, TrainingRun
+
+MARK = "COMPLETE"
+SHARDS = "deepspeed"
+IDENTITY = (
+    "run.seed",
+    "data.seq_len",
+    "train.global_batch_size",
+    "train.min_timestep",
+    "train.attention",
+    "train.noise",
+)
+"""Settings beside model.* that decide what a step computes on: a resume keeps them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint's shards are cut; a resume needs the same."""
+
+    world_size: int
+    tensor: int
+    pipeline: int
+    pipeline_split: str
+    mid_replicas: int
+    zero_stage: int
+    precision: str
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [p for p in (run_folder / "checkpoints").glob("step_*") if p.suffix != ".partial" and (p / MARK).is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def latest_checkpoint(run_folder: Path) -> Path:
+    """The newest complete checkpoint. Raises UserError when there is none."""
+    found = list_checkpoints(run_folder)
+    if not found:
+        raise UserError(
+            f"{run_folder}: no complete checkpoint in {run_folder / 'checkpoints'}; give the folder of a run that has saved one"
+        )
+    return found[-1]
+
+
+def save_checkpoint(run: TrainingRun, blend: Blend) -> Path:
+    """Write a checkpoint of the present step, or leave nothing behind. Collective.
+
+    Raises:
+        UserError: a rank could not write (disk full, no permission); older checkpoints are untouched.
+    """
+    final = run.folder / "checkpoints" / f"step_{run.progress.step}"
+    if (final / MARK).is_file():
+        return final
+    partial = final.with_name(final.name + ".partial")
+    run.world.raise_on_all_ranks(_prepare_folder(run, partial))
+    try:
+        _write(run, blend, partial)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # The other ranks may be inside a collective: this one leaves, its launcher ends them, and the folder has no mark.
+        if run.world.size == 1:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise RankError(
+            f"rank {run.world.rank} could not write {partial}: {error}. Older checkpoints are whole"
+        ) from error
+    run.world.barrier()
+    if run.world.is_main:
+        _complete(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(final.parent)
+    run.world.barrier()
+    return final
+
+
+def restore(run: TrainingRun, blend: Blend) -> Path | None:
+    """Load the newest complete checkpoint of the run's folder, or return None when there is none. Collective.
+
+    Raises:
+        UserError: it was made by another layout, model, seed or data.
+    """
+    found = list_checkpoints(run.folder)
+    if not found:
+        return None
+    state = read_state(found[-1])
+    _require_same(found[-1], state, run, blend)
+    run.engine.load(found[-1], SHARDS)
+    run.progress = Progress(**state["progress"])
+    return found[-1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint. Raises UserError when it cannot be read.
+
+    Settings that are younger than the checkpoint have their defaults, which do what was done before there was a choice.
+    """
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return state | {"settings": flatten(Settings()) | state["settings"]}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint / 'state.json'}: cannot be read ({error}); remove the folder to use the one before"
+        ) from None
+
+
+def load_into(model: LoopedDenoiser, checkpoint: Path, world: World, averaged: bool) -> None:
+    """Fill a model, or this rank's part of it, from the full fp32 weights of a checkpoint; reads nothing else of them.
+
+    Raises:
+        UserError: the file is missing or broken, or does not fit the model.
+    """
+    path = checkpoint / ("ema.safetensors" if averaged else "weights.safetensors")
+    if not path.is_file():
+        raise UserError(
+            f"{path}: does not exist; the run keeps no such weights, use --weights {'raw' if averaged else 'ema'}"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+
+            def source(name: str, shape: torch.Size) -> Tensor:
+                full = file.get_tensor(name)
+                if full.shape != shape:
+                    raise UserError(
+                        f"{path}: {name} has the shape {list(full.shape)}, the run's config.yaml describes {list(shape)}"
+                    )
+                return full
+
+            fill_weights(model, source, world.tensor_rank, world.shape.tensor)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove {checkpoint} to use the checkpoint before it"
+        ) from None
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints, and what interrupted saves left."""
+    for old in list_checkpoints(run_folder)[:-keep]:
+        (old / MARK).unlink()  # first the mark, so that a half-removed folder never counts
+        shutil.rmtree(old)
+    for partial in (run_folder / "checkpoints").glob("step_*.partial"):
+        shutil.rmtree(partial)
+
+
+def changed_settings(checkpoint: Path, run: TrainingRun) -> list[str]:
+    """`key: old -> new` of every setting that differs from those the checkpoint was made with."""
+    old, new = read_state(checkpoint)["settings"], flatten(run.plan.settings)
+    return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
+
+
+def _write(run: TrainingRun, blend: Blend, folder: Path) -> None:
+    run.engine.save(folder, SHARDS)
+    _save_gathered(run, folder / "weights.safetensors")
+    if run.plan.settings.optim.ema_decay:
+        with run.engine.averaged():
+            _save_gathered(run, folder / "ema.safetensors")
+    if run.world.is_main:
+        state = {
+            "progress": asdict(run.progress),
+            "layout": asdict(_layout(run)),
+            "data": blend.identity(),
+            "torch": torch.__version__,
+            "settings": flatten(run.plan.settings),
+        }
+        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_gathered(run: TrainingRun, path: Path) -> None:
+    gathered = run.engine.full_weights()
+    if run.world.is_main:
+        save_file(dict(gathered), path)
+        path.chmod(0o644)  # safetensors makes it private to the user; colleagues evaluate too
+    else:
+        for _ in gathered:  # gathering is collective; only the main rank keeps what it gathers
+            pass
+
+
+def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | UserError | None:
+    """Make an empty folder and check that a checkpoint fits.
+
+    fp32 copies of the weights: DeepSpeed's, its master weights, two moments and ours; with an average, two of that.
+    """
+    if not run.world.is_main:
+        return None
+    copies = 7 if run.plan.settings.optim.ema_decay else 5
+    needed = copies * 4 * sum(run.plan.settings.model.parameter_count().values())
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if free < needed:
+            partial.rmdir()
+            mib = 2**20
+            return UserError(
+                f"{partial.parent}: {free / mib:,.1f} MiB free, a checkpoint needs about {needed / mib:,.1f} MiB; make room "
+                "and start again. Older checkpoints are whole"
+            )
+    except OSError as error:
+        return error
+    return None
+
+
+def _complete(partial: Path) -> None:
+    """Force every file to the disk, then set the mark."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    (partial / MARK).write_text("This checkpoint is whole.\n", encoding="utf-8")
+    _sync(partial / MARK)
+    _sync(partial)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _layout(run: TrainingRun) -> Layout:
+    settings, shape = run.plan.settings, run.plan.shape
+    parallel = settings.parallel
+    return Layout(
+        run.world.size,
+        shape.tensor,
+        shape.pipeline,
+        parallel.pipeline_split,
+        shape.mid_replicas,
+        parallel.zero_stage,
+        settings.train.precision,
+    )
+
+
+def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, blend: Blend) -> None:
+    problems = [
+        f"{key} was {state['layout'][key]}, now {value}"
+        for key, value in asdict(_layout(run)).items()
+        if state["layout"].get(key) != value
+    ]
+    new = flatten(run.plan.settings)
+    kept = [key for key in new if key.startswith("model.") or key in IDENTITY]
+    problems += [
+        f"{key} was {state['settings'].get(key)}, now {new[key]}"
+        for key in kept
+        if state["settings"].get(key) != new[key]
+    ]
+    if bool(state["settings"].get("optim.ema_decay")) != bool(new["optim.ema_decay"]):
+        problems.append(f"optim.ema_decay was {state['settings'].get('optim.ema_decay')}, now {new['optim.ema_decay']}")
+    if state["data"] != blend.identity():
+        now = blend.identity()
+        changed = [name for name in {**state["data"], **now} if state["data"].get(name) != now.get(name)]
+        problems.append(
+            f"the data in {run.plan.settings.data.path} is another corpus than the one trained on ({', '.join(changed)} changed)"
+        )
+    if problems:
+        raise UserError(
+            f"{checkpoint}: cannot resume: "
+            + "; ".join(problems)
+            + ". Restore these, or start anew with another run.name or --no-resume"
+        )

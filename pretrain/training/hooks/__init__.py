@@ -1,0 +1,1 @@
+"""What happens beside training: figures, evaluation, checkpoints. Each is a `pretrain.training.loop.Hook`."""
