@@ -31,14 +31,14 @@ class Inputs(NamedTuple):
 
     Attributes:
         tokens: x_t, int64 [b, s].
-        selected: positions whose logits are wanted, bool [b, s].
-        documents: document of each token within its row, int [b, s], for attention within documents; None for attention
+        logit_positions: positions whose logits are wanted, bool [b, s].
+        document_ids: document of each token within its row, int [b, s], for attention within documents; None for attention
             to the whole row.
     """
 
     tokens: Tensor
-    selected: Tensor
-    documents: Tensor | None = None
+    logit_positions: Tensor
+    document_ids: Tensor | None = None
 
 
 Observer = Callable[[int, Tensor], None]
@@ -148,18 +148,18 @@ class LoopedDenoiser(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        selected: Tensor,
+        logit_positions: Tensor,
         loops: int,
-        documents: Tensor | None = None,
+        document_ids: Tensor | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Logits where `selected` is true, in row-major order of (b, s). For a model that is one stage.
+        """Logits where `logit_positions` is true, in row-major order of (b, s). For a model that is one stage.
 
         Args:
             tokens: x_t, int64 [b, s].
-            selected: bool [b, s]; the LM head is computed on these positions only.
+            logit_positions: bool [b, s]; the LM head is computed on these positions only.
             loops: S, passes of the mid block; may exceed the S_max of training.
-            documents: see `Inputs`.
+            document_ids: see `Inputs`.
             observe: sees the hidden states after every pass.
 
         Returns:
@@ -168,15 +168,15 @@ class LoopedDenoiser(nn.Module):
             its share of the vocabulary.
         """
         (chunk,) = self.stage.chunks(loops)
-        return self.logits(self.visit(chunk, tokens, None, tokens.shape[1], documents, observe), selected)
+        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids, observe), logit_positions)
 
-    def visit(
+    def run_chunk(
         self,
         chunk: Chunk,
         tokens: Tensor | None,
         hidden_states: Tensor | None,
         seq_len: int,
-        documents: Tensor | None = None,
+        document_ids: Tensor | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
         """Run a chunk up to its last layer: hidden states [s, b, h] -> [s, b, h].
@@ -185,7 +185,7 @@ class LoopedDenoiser(nn.Module):
             tokens: x_t, int64 [b, s], for a chunk that embeds.
             hidden_states: of the stage before, for every other chunk.
             seq_len: tokens of a row.
-            documents: see `Inputs`; on every stage, whichever chunk it runs.
+            document_ids: see `Inputs`; on every stage, whichever chunk it runs.
         """
         if chunk.embed:
             assert tokens is not None
@@ -193,19 +193,19 @@ class LoopedDenoiser(nn.Module):
         assert hidden_states is not None
         architecture = self.architecture
         angles = rotary_angles(seq_len, architecture.head_dim, architecture.rope_base, hidden_states.device)
-        mask = None if documents is None else document_mask(documents, hidden_states.dtype)
+        mask = None if document_ids is None else document_mask(document_ids, hidden_states.dtype)
         if chunk.head:
             hidden_states = self.head(hidden_states, angles, mask, chunk.head)
         if chunk.passes:
             hidden_states = self.mid(hidden_states, angles, mask, chunk.passes, observe)
         return self.tail(hidden_states, angles, mask, chunk.tail) if chunk.tail else hidden_states
 
-    def logits(self, hidden_states: Tensor, selected: Tensor) -> Tensor:
+    def logits(self, hidden_states: Tensor, logit_positions: Tensor) -> Tensor:
         """Hidden states [s, b, h] of the last layer -> logits of the selected positions, as `forward` returns them."""
         if self.sharding.sequence:
             # Every rank needs every row from here on; the LM head sums its input's gradients over the group itself.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        rows = self.final_norm(hidden_states.transpose(0, 1)[selected])
+        rows = self.final_norm(hidden_states.transpose(0, 1)[logit_positions])
         logits, _ = self.lm_head(rows.unsqueeze(1))
         logits = logits.squeeze(1)
         rank, _ = _tensor_parallel_place()

@@ -133,16 +133,16 @@ def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device
     return torch.cat([angles, angles], dim=-1)[:, None, None, :]
 
 
-def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+def document_mask(document_ids: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the attention scores: 0 inside a document, -inf across documents, [b, 1, s, s].
 
     SDPA would turn a mask of booleans into such a one in every layer, and keep each for the backward pass; this one serves
     all layers and passes. RoPE is relative, so positions need not start again with every document.
 
     Args:
-        documents: document of each token within its row, int [b, s]; padding, -1, attends to padding.
+        document_ids: document of each token within its row, int [b, s]; padding, -1, attends to padding.
         dtype: of the hidden states.
     """
-    same = documents.unsqueeze(2) == documents.unsqueeze(1)
-    mask = torch.zeros(same.shape, dtype=dtype, device=documents.device)
+    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
+    mask = torch.zeros(same.shape, dtype=dtype, device=document_ids.device)
     return mask.masked_fill_(~same, float("-inf")).unsqueeze(1)

@@ -44,7 +44,7 @@ def stratified(seed: int, step: int, size: int) -> np.ndarray:
     return (order + offset) / size
 
 
-def timesteps(row_values: np.ndarray, documents: np.ndarray, min_timestep: float) -> np.ndarray:
+def timesteps(row_values: np.ndarray, document_ids: np.ndarray, min_timestep: float) -> np.ndarray:
     """t of every token in [min_timestep, 1), the same throughout a document, float64 [n, s].
 
     Document j of a row with the value u gets frac(u + j * golden ratio conjugate). Every document's t is uniform, because a
@@ -54,10 +54,10 @@ def timesteps(row_values: np.ndarray, documents: np.ndarray, min_timestep: float
 
     Args:
         row_values: u of each row in [0, 1), as from `stratified`, float [n].
-        documents: document of each token, counted from 0 within its row; all 0 where the row has one t, int [n, s].
+        document_ids: document of each token, counted from 0 within its row; all 0 where the row has one t, int [n, s].
             Padding, -1, gets some t, which nothing uses.
     """
-    values = (row_values[:, None] + documents * GOLDEN_RATIO_CONJUGATE) % 1.0
+    values = (row_values[:, None] + document_ids * GOLDEN_RATIO_CONJUGATE) % 1.0
     return min_timestep + (1.0 - min_timestep) * values
 
 

@@ -15,16 +15,16 @@ Weights = Mapping[str, Tensor]
 
 
 def reference_logits(
-    weights: Weights, architecture: Architecture, tokens: Tensor, loops: int, documents: Tensor | None = None
+    weights: Weights, architecture: Architecture, tokens: Tensor, loops: int, document_ids: Tensor | None = None
 ) -> Tensor:
     """Logits at every position: x_t [b, s] -> [b, s, vocabulary without [MASK]].
 
-    `documents` [b, s] keeps attention inside each document of a row.
+    `document_ids` [b, s] keeps attention inside each document of a row.
     """
     phases = _phases(architecture, loops)
     hidden = weights["embedding.weight"][tokens]
     for name in phases:
-        hidden = _layer(weights, name, architecture, hidden, documents)
+        hidden = _layer(weights, name, architecture, hidden, document_ids)
     hidden = _rms_norm(hidden, weights["final_norm.weight"], architecture.norm_eps)
     return (hidden @ weights["lm_head.weight"].T)[..., : architecture.mask_id]
 
@@ -36,16 +36,16 @@ def reference_loss(
     masked: Tensor,
     timesteps: Tensor,
     loops: int,
-    documents: Tensor | None = None,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """The NELBO estimate of one batch in nats per token: sum over masked tokens of -log p / t, over all tokens.
 
     Args:
         timesteps: t of each token [b, s].
-        documents: keeps attention inside each document of a row [b, s].
+        document_ids: keeps attention inside each document of a row [b, s].
     """
     corrupted = torch.where(masked, architecture.mask_id, clean)
-    log_p = reference_logits(weights, architecture, corrupted, loops, documents).log_softmax(dim=-1)
+    log_p = reference_logits(weights, architecture, corrupted, loops, document_ids).log_softmax(dim=-1)
     nll = -log_p.gather(-1, clean.unsqueeze(-1)).squeeze(-1)
     return (nll * masked / timesteps).sum() / clean.numel()
 
@@ -70,17 +70,19 @@ def _phases(architecture: Architecture, loops: int) -> list[str]:
     return head + mid * loops + tail
 
 
-def _layer(weights: Weights, name: str, architecture: Architecture, hidden: Tensor, documents: Tensor | None) -> Tensor:
+def _layer(
+    weights: Weights, name: str, architecture: Architecture, hidden: Tensor, document_ids: Tensor | None
+) -> Tensor:
     eps = architecture.norm_eps
     normed = _rms_norm(hidden, weights[f"{name}.input_layernorm.weight"], eps)
-    hidden = hidden + _attention(weights, name, architecture, normed, documents)
+    hidden = hidden + _attention(weights, name, architecture, normed, document_ids)
     normed = _rms_norm(hidden, weights[f"{name}.pre_mlp_layernorm.weight"], eps)
     gate, up = (normed @ weights[f"{name}.mlp.linear_fc1.weight"].T).chunk(2, dim=-1)
     return hidden + (gate * torch.sigmoid(gate) * up) @ weights[f"{name}.mlp.linear_fc2.weight"].T
 
 
 def _attention(
-    weights: Weights, name: str, architecture: Architecture, hidden: Tensor, documents: Tensor | None
+    weights: Weights, name: str, architecture: Architecture, hidden: Tensor, document_ids: Tensor | None
 ) -> Tensor:
     batch, length, _ = hidden.shape
     groups, width = architecture.kv_heads, architecture.head_dim
@@ -92,8 +94,8 @@ def _attention(
     query = _rotate(mixed[..., :per_group, :], angles)
     key, value = _rotate(mixed[..., per_group : per_group + 1, :], angles), mixed[..., per_group + 1 :, :]
     scores = torch.einsum("bqgpd,bkgod->bgpqk", query, key) / width**0.5
-    if documents is not None:
-        foreign = documents[:, None, None, :, None] != documents[:, None, None, None, :]
+    if document_ids is not None:
+        foreign = document_ids[:, None, None, :, None] != document_ids[:, None, None, None, :]
         scores = scores.masked_fill(foreign, -torch.inf)
     context = torch.einsum("bgpqk,bkgod->bqgpd", scores.softmax(dim=-1), value)
     return context.reshape(batch, length, -1) @ weights[f"{name}.self_attention.linear_proj.weight"].T

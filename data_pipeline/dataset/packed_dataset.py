@@ -72,7 +72,7 @@ class PackedDataset:
         # Sums of floats are exact up to 2**53.
         return np.bincount(pieces.rows, pieces.lengths, minlength=len(indices)).astype(np.int64)
 
-    def documents(self, indices: NDArray[np.integer]) -> NDArray[np.int32]:
+    def document_ids(self, indices: NDArray[np.integer]) -> NDArray[np.int32]:
         """Document of each token of the rows `indices` [n], int32 [n, seq_len]. Raises as `rows`.
 
         Documents are counted from 0 within the row; padding has -1. The first may have begun, and the last may go on, in
@@ -89,7 +89,7 @@ class PackedDataset:
         for row, start, length in zip(
             pieces.rows.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True
         ):
-            out[row, :length] = self._stream.documents(start, length)
+            out[row, :length] = self._stream.document_ids(start, length)
         return out
 
     def pieces(self, indices: NDArray[np.integer]) -> Pieces:

@@ -22,7 +22,7 @@ class Rows(Protocol):
 
     def rows(self, indices: NDArray[np.integer]) -> NDArray[np.int64]: ...
     def lengths(self, indices: NDArray[np.integer]) -> NDArray[np.int64]: ...
-    def documents(self, indices: NDArray[np.integer]) -> NDArray[np.int32]: ...
+    def document_ids(self, indices: NDArray[np.integer]) -> NDArray[np.int32]: ...
 
 
 class Samples:
@@ -66,10 +66,10 @@ class Samples:
         """Real tokens of the samples [n], int64 [n]; the rest of a row is padding."""
         return self._gather(samples, np.empty(len(samples), np.int64), lambda corpus, rows: corpus.lengths(rows))
 
-    def documents(self, samples: NDArray[np.integer]) -> NDArray[np.int32]:
+    def document_ids(self, samples: NDArray[np.integer]) -> NDArray[np.int32]:
         """Document of each token within its row, -1 for padding, int32 [n, seq_len]."""
         out = np.empty((len(samples), self._seq_len), np.int32)
-        return self._gather(samples, out, lambda corpus, rows: corpus.documents(rows))
+        return self._gather(samples, out, lambda corpus, rows: corpus.document_ids(rows))
 
     def _gather(self, samples: NDArray[np.integer], out: NDArray, read: Callable[[Rows, NDArray], NDArray]) -> NDArray:
         corpus, rows = self.locate(samples)

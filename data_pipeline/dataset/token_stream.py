@@ -58,7 +58,7 @@ class TokenStream:
         """Tokens of every `step`-th document of each shard, [documents]."""
         return np.concatenate([shard.lengths[::step] for shard in self._shards])
 
-    def documents(self, start: int, length: int) -> NDArray[np.int32]:
+    def document_ids(self, start: int, length: int) -> NDArray[np.int32]:
         """Number of the document of each token from `start` on, counted from 0 within the stretch, int32 [length]."""
         begins = np.zeros(length, np.int32)
         for i in range(self._shard_of(start), len(self._shards)):

@@ -43,10 +43,10 @@ class LoadedRun:
         """Logits of each micro-batch's selected positions: this rank's vocabulary on the last stage, None before."""
         return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
 
-    def whole_logits(self, tokens: Tensor, selected: Tensor, loops: int) -> Tensor:
+    def whole_logits(self, tokens: Tensor, logit_positions: Tensor, loops: int) -> Tensor:
         """Logits [number selected, padded vocabulary], the same on every rank."""
-        (logits,) = self.logits([Inputs(tokens, selected)], loops)
-        return all_gather_logits(self.world, logits, int(selected.sum()), self.settings.model.padded_vocab_size)
+        (logits,) = self.logits([Inputs(tokens, logit_positions)], loops)
+        return all_gather_logits(self.world, logits, int(logit_positions.sum()), self.settings.model.padded_vocab_size)
 
     @property
     def tokenizer_folder(self) -> Path:

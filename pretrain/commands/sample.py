@@ -69,8 +69,8 @@ def draw(trained: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: in
     device = trained.world.device
     generator = torch.Generator(device=device).manual_seed(seed)
 
-    def denoise(noisy: "Tensor", selected: "Tensor") -> "Tensor":
-        return trained.whole_logits(noisy, selected, loops)
+    def denoise(noisy: "Tensor", logit_positions: "Tensor") -> "Tensor":
+        return trained.whole_logits(noisy, logit_positions, loops)
 
     filled = ancestral_sample(denoise, tokens.to(device), trained.settings.model.mask_id, denoising_steps, generator)
     return filled.tolist()

@@ -76,14 +76,14 @@ class FrozenNoise:
         lengths: L of each row, its real tokens, int64 [n]; what follows them is padding.
         masked_counts: k of each row, int64 [n].
         seq_len: places of a row.
-        documents: document of each token within its row, int32 [n, seq_len]; None for attention to the whole row.
+        document_ids: document of each token within its row, int32 [n, seq_len]; None for attention to the whole row.
     """
 
     rows: np.ndarray
     lengths: np.ndarray
     masked_counts: np.ndarray
     seq_len: int
-    documents: np.ndarray | None = None
+    document_ids: np.ndarray | None = None
 
     @property
     def weights(self) -> np.ndarray:
@@ -118,8 +118,8 @@ def freeze_noise(dataset: PackedDataset, wanted_rows: int, attention: Scope = "r
     rows = np.arange(count) * dataset.num_rows // count
     lengths = dataset.lengths(rows)
     masked_counts = 1 + (stratified(NOISE_SEED, 0, count) * lengths).astype(np.int64)
-    documents = dataset.documents(rows) if attention == "document" else None
-    return FrozenNoise(rows, lengths, np.minimum(masked_counts, lengths), dataset.seq_len, documents)
+    document_ids = dataset.document_ids(rows) if attention == "document" else None
+    return FrozenNoise(rows, lengths, np.minimum(masked_counts, lengths), dataset.seq_len, document_ids)
 
 
 @torch.no_grad()
@@ -257,7 +257,7 @@ def _nats_of_rows(
     """Estimates of the rows of each part in nats per token, fp64 [rows in part]: mean -log p over the masked tokens."""
     clean = [torch.from_numpy(dataset.rows(noise.rows[part])).to(device) for part in parts]
     masked = [torch.from_numpy(noise.masks(part)).to(device) for part in parts]
-    owners = [None if noise.documents is None else torch.from_numpy(noise.documents[p]).to(device) for p in parts]
+    owners = [None if noise.document_ids is None else torch.from_numpy(noise.document_ids[p]).to(device) for p in parts]
     inputs = [Inputs(c.masked_fill(m, mask_id), m, d) for c, m, d in zip(clean, masked, owners, strict=True)]
     logits = forward(inputs, loops)
     return [

@@ -162,7 +162,7 @@ def _row(
     arguments: argparse.Namespace,
 ) -> RowView:
     index = np.array([number])
-    ids, owners = dataset.rows(index)[0], dataset.documents(index)[0]
+    ids, owners = dataset.rows(index)[0], dataset.document_ids(index)[0]
     tokens = int((owners >= 0).sum())
     shown = min(tokens, arguments.max_tokens)
     # The draws that training compares with t; a row that was asked for by its number is shown as the sample of that index.

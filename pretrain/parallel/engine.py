@@ -67,7 +67,7 @@ class Engine:
         scale = self._plan.data_parallel_size
         if self._pipeline is None:
             for number, one in enumerate(inputs):
-                loss = loss_of(number, self._engine(one.tokens, one.selected, loops, one.documents))
+                loss = loss_of(number, self._engine(one.tokens, one.logit_positions, loops, one.document_ids))
                 self._engine.backward(loss * scale, scale_wrt_gas=False)
             return
         rows = self._plan.settings.train.micro_batch_size
@@ -79,7 +79,7 @@ class Engine:
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits of each micro-batch's selected positions; None on stages before the last."""
         if self._pipeline is None:
-            return [self._engine(one.tokens, one.selected, loops, one.documents) for one in inputs]
+            return [self._engine(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:

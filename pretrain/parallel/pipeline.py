@@ -30,7 +30,7 @@ class ModelChunk(nn.Module):
         super().__init__()
         self.config, self.model_type = config, ModelType.encoder_or_decoder
         self._chunk, self._seq_len = chunk, seq_len
-        self._visit, self._logits = model.visit, model.logits
+        self._run_chunk, self._logits = model.run_chunk, model.logits
         self._received: Tensor | None = None
 
     def set_input_tensor(self, received: Tensor | list[Tensor]) -> None:
@@ -39,9 +39,9 @@ class ModelChunk(nn.Module):
 
     def forward(self, inputs: Inputs | None) -> Tensor:
         """Hidden states, or logits of the selected positions where the chunk ends the model."""
-        tokens, selected, documents = inputs or (None, None, None)
-        hidden_states = self._visit(self._chunk, tokens, self._received, self._seq_len, documents)
-        return self._logits(hidden_states, selected) if self._chunk.logits else hidden_states
+        tokens, logit_positions, document_ids = inputs or (None, None, None)
+        hidden_states = self._run_chunk(self._chunk, tokens, self._received, self._seq_len, document_ids)
+        return self._logits(hidden_states, logit_positions) if self._chunk.logits else hidden_states
 
 
 class Pipeline:
@@ -98,10 +98,10 @@ class Pipeline:
         select nothing; a row so added is one document. They cost no time that the pipeline would not stand still for.
         """
         if self._stage.count == 1:
-            return [self._model(one.tokens, one.selected, loops, one.documents) for one in inputs]
+            return [self._model(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
         rows = max(len(one.tokens) for one in inputs)
         filled = [Inputs(*(None if x is None else F.pad(x, (0, 0, 0, rows - len(x))) for x in one)) for one in inputs]
-        idle = filled[0]._replace(selected=torch.zeros_like(filled[0].selected))
+        idle = filled[0]._replace(logit_positions=torch.zeros_like(filled[0].logit_positions))
         filled += [idle] * (self._stage.count - len(inputs))
         kept = self.run(filled, rows, loops, lambda _, logits: logits, backward=False)
         return list(kept[: len(inputs)]) if self._stage.last else [None] * len(inputs)

@@ -24,7 +24,7 @@ class MicroBatch:
         clean: x_0, int64 [b, s].
         masked: which tokens are [MASK] in x_t, bool [b, s].
         timesteps: t of each token, fp64 [b, s].
-        documents: document of each token within its row, -1 for padding, int32 [b, s]; None for attention to the whole row.
+        document_ids: document of each token within its row, -1 for padding, int32 [b, s]; None for attention to the whole row.
         batch_tokens: tokens of the global batch, padding not counted: what the loss is divided by.
         mask_id: id of [MASK].
         min_timestep: lower end of the timesteps' interval.
@@ -33,7 +33,7 @@ class MicroBatch:
     clean: Tensor
     masked: Tensor
     timesteps: Tensor
-    documents: Tensor | None
+    document_ids: Tensor | None
     batch_tokens: int
     mask_id: int
     min_timestep: float
@@ -46,7 +46,7 @@ class MicroBatch:
     @property
     def inputs(self) -> Inputs:
         """What the model is called with: x_t, and the masked tokens' logits are wanted."""
-        return Inputs(self.corrupted, self.masked, self.documents)
+        return Inputs(self.corrupted, self.masked, self.document_ids)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -65,7 +65,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same rows on a device."""
-        tensors = (self.clean, self.masked, self.timesteps, self.documents)
+        tensors = (self.clean, self.masked, self.timesteps, self.document_ids)
         moved = (None if x is None else x.to(device, non_blocking=True) for x in tensors)
         return MicroBatch(*moved, self.batch_tokens, self.mask_id, self.min_timestep)
 
@@ -107,8 +107,8 @@ class Batches:
         local = slice(self._first, self._first + plan.rows_per_rank)
         samples = batch[local]
         tokens = source.rows(samples)
-        documents = source.documents(samples) if "document" in (train.attention, train.noise) else None
-        owners = documents if train.noise == "document" else np.zeros_like(tokens)
+        document_ids = source.document_ids(samples) if "document" in (train.attention, train.noise) else None
+        owners = document_ids if train.noise == "document" else np.zeros_like(tokens)
         t = timesteps(stratified(seed, step, train.global_batch_size)[local], owners, train.min_timestep)
         masked = masks(seed, samples, t)
         batch_tokens = plan.tokens_per_step
@@ -116,7 +116,7 @@ class Batches:
             lengths = source.lengths(batch)
             batch_tokens = int(lengths.sum())
             masked &= np.arange(plan.seq_len) < lengths[local, None]
-        return (tokens, masked, t, documents if train.attention == "document" else None), batch_tokens
+        return (tokens, masked, t, document_ids if train.attention == "document" else None), batch_tokens
 
     def from_step(self, first: int) -> Iterator[list[MicroBatch | None]]:
         """Micro-batches of step `first` and all later ones, each made while the step before it computes."""

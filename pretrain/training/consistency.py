@@ -88,7 +88,7 @@ def batch_facts(batches: list[MicroBatch | None], world: World) -> dict[str, str
     parts = {
         "rows": [batch.clean for batch in there],
         "masks": [batch.masked for batch in there],
-        "documents": [batch.documents for batch in there if batch.documents is not None],
+        "documents": [batch.document_ids for batch in there if batch.document_ids is not None],
     }
     share = f"data-parallel share {world.data_parallel_rank}"
     return {

@@ -79,7 +79,7 @@ def served(path: Path) -> dict[str, float]:
     one = (time.perf_counter() - begin) / len(anywhere)
     return {
         "rows": rate(lambda step: source.rows(batch + step * len(batch)), plan.tokens_per_step),
-        "documents": rate(lambda step: source.documents(batch + step * len(batch)), plan.tokens_per_step),
+        "documents": rate(lambda step: source.document_ids(batch + step * len(batch)), plan.tokens_per_step),
         "batches": rate(batches.__getitem__, plan.tokens_per_step),
         "first": first,
         "one": one,

@@ -204,7 +204,7 @@ def test_a_billion_rows_on_disk_are_mapped_not_read(prepared, tmp_path):
         f"D({str(prepared)!r}, 'train').rows(np.arange(9));"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
         f"before, begin = peak(), time.perf_counter(); large = D({str(tmp_path / 'large')!r}, 'train');"
-        "print(large.rows(np.array([10**9 - 1])).tolist(), large.documents(np.array([10**9 - 1])).tolist());"
+        "print(large.rows(np.array([10**9 - 1])).tolist(), large.document_ids(np.array([10**9 - 1])).tolist());"
         "large.lengths(np.full(512, 10**9 - 1)); print(time.perf_counter() - begin, peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

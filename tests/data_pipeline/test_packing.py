@@ -53,7 +53,7 @@ def dataset_of(folder, stems, packing, seq_len):
 def pieces_of(dataset):
     """(tokens, starts its document) of every stretch of one document, in the order of rows and columns."""
     indices = np.arange(dataset.num_rows)
-    rows, documents, lengths = dataset.rows(indices), dataset.documents(indices), dataset.lengths(indices)
+    rows, documents, lengths = dataset.rows(indices), dataset.document_ids(indices), dataset.lengths(indices)
     for row, document, length in zip(rows, documents, lengths, strict=True):
         assert np.all(document[length:] == -1) and np.all(row[length:] == PAD)
         real = document[:length]
@@ -92,7 +92,7 @@ def test_concat_rows_are_the_stream_and_its_documents(shards, seq_len):
     with tempfile.TemporaryDirectory() as name:
         dataset, counts = dataset_of(Path(name), write_shards(Path(name), shards), "concat", seq_len)
         indices = np.arange(dataset.num_rows)
-        rows, documents = dataset.rows(indices), dataset.documents(indices)
+        rows, documents = dataset.rows(indices), dataset.document_ids(indices)
         backwards = dataset.rows(indices[::-1])
     assert (counts.rows, counts.dropped_tokens) == divmod(sum(lengths), seq_len) and counts.padded_tokens == 0
     kept = counts.rows * seq_len
@@ -139,7 +139,7 @@ def test_documents_without_tokens_and_without_text_make_no_row(tmp_path):
     for packing, expected in (("concat", [[0, 0, 0, 1, 1]]), ("best_fit", [[0, 0, 0, 1, 1]])):
         dataset, _ = dataset_of(tmp_path, stems, packing, 5)
         assert dataset.rows(np.array([0])).tolist() == [[0, 1, 2, 3, 4]]
-        assert dataset.documents(np.array([0])).tolist() == expected
+        assert dataset.document_ids(np.array([0])).tolist() == expected
     for packing in ("concat", "best_fit"):
         assert write_plan(tmp_path, "none", write_shards(tmp_path, [[]]), packing, 5).rows == 0
 
@@ -303,7 +303,7 @@ def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path
             for split in shards:
                 dataset = PackedDataset(output, split)
                 indices = np.arange(dataset.num_rows)
-                found.append((dataset.rows(indices), dataset.documents(indices), dataset.lengths(indices)))
+                found.append((dataset.rows(indices), dataset.document_ids(indices), dataset.lengths(indices)))
         for sharded, one in ((found[0], found[2]), (found[1], found[3])):
             assert all(np.array_equal(a, b) for a, b in zip(sharded, one, strict=True))
 

@@ -45,7 +45,7 @@ def by_ranks(layouts: list[Layout]) -> list[list[Layout]]:
 def corpora(corpus, short_documents) -> dict[str, Path]:
     """Prepared folders by the name of their fixture."""
     short = PackedDataset(short_documents, "train")
-    assert (short.documents(np.arange(short.num_rows)).max(axis=1) >= 1).mean() > 0.95, "one document a row"
+    assert (short.document_ids(np.arange(short.num_rows)).max(axis=1) >= 1).mean() > 0.95, "one document a row"
     return {"corpus": corpus, "short_documents": short_documents}
 
 

@@ -63,10 +63,10 @@ def run_here(data: Path, folder: Path, name: str, *words: str) -> Path:
     return folder / name
 
 
-def nats_of(weights, architecture, clean, masked, loops, documents=None):
+def nats_of(weights, architecture, clean, masked, loops, document_ids=None):
     """-log p of every masked token, 0 elsewhere, [b, s]."""
     noisy = torch.where(masked, architecture.mask_id, clean)
-    logits = reference_logits(weights, architecture, noisy, loops, documents)
+    logits = reference_logits(weights, architecture, noisy, loops, document_ids)
     # A pad id has no logit of its own to look at where it is not a target.
     return -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1) * masked
 
@@ -80,9 +80,9 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
         source = Samples.of(blend, 0)
         for step in (0, 7):
             samples = np.arange(8 * step, 8 * step + 8)
-            real = source.documents(samples) >= 0
+            real = source.document_ids(samples) >= 0
             t = timesteps(
-                stratified(0, step, 8), np.zeros_like(source.documents(samples)), plan.settings.train.min_timestep
+                stratified(0, step, 8), np.zeros_like(source.document_ids(samples)), plan.settings.train.min_timestep
             )
             expected = masks(0, samples, t) & real
             made = [b for rank in range(ranks) for b in Batches(plan, source, rank, torch.device("cpu"))[step]]
@@ -105,7 +105,7 @@ def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, t
     plan = make_run_plan(settings_of(folder, *words), blend.manifest, 2)
     source, minimum = Samples.of(blend, 0), plan.settings.train.min_timestep
     samples = np.arange(24, 32)
-    owners = source.documents(samples)
+    owners = source.document_ids(samples)
     assert owners.max(axis=1).min() >= 1 and owners.max() >= 2, "too few documents a row"
     assert np.any(owners < 0) == (packing == "best_fit")
     made = [b for rank in range(2) for b in Batches(plan, source, rank, torch.device("cpu"))[3]]
@@ -119,9 +119,9 @@ def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, t
     assert torch.cat([b.weights for b in made]).numpy() == pytest.approx(expected, rel=1e-6)
     assert torch.cat([b.target_timesteps for b in made]).numpy() == pytest.approx(t[masked], abs=0)
     if attention == "row":
-        assert all(b.inputs.documents is None for b in made)
+        assert all(b.inputs.document_ids is None for b in made)
     else:
-        assert np.array_equal(torch.cat([b.inputs.documents for b in made]).numpy(), owners)
+        assert np.array_equal(torch.cat([b.inputs.document_ids for b in made]).numpy(), owners)
 
 
 @pytest.mark.parametrize("data", ["padded", "mixture"])
@@ -137,7 +137,7 @@ def test_loss_is_the_mean_over_real_tokens(request, world, data, tmp_path):
     drawn = initial_weights(architecture, settings.run.seed)
     weights = {name: drawn(name, shape) for name, shape in shapes.items()}
     source, samples = Samples.of(blend, settings.run.seed), np.arange(8)
-    clean, real = torch.from_numpy(source.rows(samples)), torch.from_numpy(source.documents(samples) >= 0)
+    clean, real = torch.from_numpy(source.rows(samples)), torch.from_numpy(source.document_ids(samples) >= 0)
     t = timesteps(stratified(settings.run.seed, 0, 8), np.zeros(clean.shape), minimum)
     masked = torch.from_numpy(masks(settings.run.seed, samples, t)) & real
     assert not real.all()
@@ -169,20 +169,20 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
     architecture = make_run_plan(settings_of(padded), dataset.manifest, 1).settings.model
     noise = freeze_noise(dataset, 12)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 12)))
-    owners = dataset.documents(noise.rows)
+    owners = dataset.document_ids(noise.rows)
     real, apart = owners >= 0, torch.from_numpy(owners)
-    documents = apart if attention == "document" else None
+    document_ids = apart if attention == "document" else None
     assert not np.any(masked.numpy() & ~real) and np.array_equal(masked.sum(1).numpy(), noise.masked_counts)
     assert np.array_equal(real.sum(axis=1), noise.lengths) and not real.all()
     figures = json.loads((run / "eval" / "train_step_20.json").read_text())
     assert figures["tokens"] == real.sum()
     for row in figures["loops"]:
-        nats = nats_of(weights, architecture, clean, masked, row["loops"], documents)
+        nats = nats_of(weights, architecture, clean, masked, row["loops"], document_ids)
         # The estimate of a row's sum is L times the mean over its masked tokens; the figure is all sums over all tokens.
         sums = noise.lengths * (nats.sum(1) / masked.sum(1)).numpy()
         assert row["nats_per_token"] == pytest.approx(sums.sum() / real.sum(), rel=1e-5)
         assert row["nats_per_token_se"] > 0
-        other = nats_of(weights, architecture, clean, masked, row["loops"], None if documents is not None else apart)
+        other = nats_of(weights, architecture, clean, masked, row["loops"], None if document_ids is not None else apart)
         others = noise.lengths * (other.sum(1) / masked.sum(1)).numpy()
         assert abs(others.sum() / sums.sum() - 1) > 1e-4
 

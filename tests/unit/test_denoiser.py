@@ -48,8 +48,8 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 2, [0] * 7 + [1] * 5 + [-1] 
 """Of the rows of `batch`: three documents, two and padding, one."""
 
 
-def loss_of(model, clean, masked, timesteps, loops, documents=None):
-    logits = model(clean.masked_fill(masked, model.architecture.mask_id), masked, loops, documents)
+def loss_of(model, clean, masked, timesteps, loops, document_ids=None):
+    logits = model(clean.masked_fill(masked, model.architecture.mask_id), masked, loops, document_ids)
     weights = token_weights(timesteps, masked, 0.0)
     return diffusion_loss(masked_cross_entropy(logits, clean[masked]), weights, clean.numel())
 
@@ -149,14 +149,14 @@ def test_a_batch_without_masked_tokens_has_zero_loss_and_gradients(world, tiny):
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["row", "document"])
+@pytest.mark.parametrize("document_ids", [None, DOCUMENTS], ids=["row", "document"])
 @pytest.mark.parametrize("recompute", ["full", "loop"])
-def test_recompute_changes_no_number(world, tiny, recompute, documents):
+def test_recompute_changes_no_number(world, tiny, recompute, document_ids):
     inputs = batch(tiny)
     losses, gradients = [], []
     for mode in ("none", recompute):
         model = build(tiny, mode)
-        loss = loss_of(model, *inputs, 3, documents)
+        loss = loss_of(model, *inputs, 3, document_ids)
         loss.backward()
         losses.append(loss.item())
         gradients.append([p.grad for p in model.parameters()])

@@ -102,7 +102,7 @@ def test_pieces_are_the_whole_text_and_none_is_half_a_character(corpus, text):
 def test_terminal_shows_documents_rows_boundaries_and_counts(folder, capsys):
     out = inspect(capsys, folder, "--row", 3, "--documents", 1, "--max-tokens", 64)
     dataset = PackedDataset(folder, "train")
-    documents = int(dataset.documents(np.array([3])).max()) + 1
+    documents = int(dataset.document_ids(np.array([3])).max()) + 1
     assert out.count("┌ document ") == 2 * documents  # clean and masked
     real = int(dataset.lengths(np.array([3]))[0])
     assert f"row 3 of {dataset.num_rows} in train: {real} tokens, {64 - real} padding" in out

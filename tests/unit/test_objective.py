@@ -22,14 +22,14 @@ def probabilities() -> torch.Tensor:
     return weights / weights.sum()
 
 
-def true_logits(probabilities, noisy, selected):
+def true_logits(probabilities, noisy, logit_positions):
     """log p(x_i | the unmasked tokens) at the selected positions, [m, VOCAB]."""
     agrees = ((noisy[:, None, :] == MASK) | (noisy[:, None, :] == SEQUENCES[None])).all(dim=-1)
     posterior = agrees * probabilities
     posterior = posterior / posterior.sum(dim=1, keepdim=True)
     one_hot = torch.nn.functional.one_hot(SEQUENCES, VOCAB).double()
     conditionals = torch.einsum("bn,nlv->blv", posterior, one_hot)
-    return conditionals.clamp_min(1e-300).log()[selected].float()
+    return conditionals.clamp_min(1e-300).log()[logit_positions].float()
 
 
 def test_expected_loss_is_the_entropy(world, probabilities):
@@ -92,7 +92,7 @@ def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
     for mask in MASKS[1:]:
         sets = [m for m in MASKS if m.sum() == mask.sum()]
         (rows,) = _nats_of_rows(
-            lambda inputs, loops: [true_logits(probabilities, one.tokens, one.selected) for one in inputs],
+            lambda inputs, loops: [true_logits(probabilities, one.tokens, one.logit_positions) for one in inputs],
             _Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], 1, MASK, torch.device("cpu"),
         )  # fmt: skip
         expectation += (probabilities * rows).sum().item() / LENGTH / len(sets)
@@ -105,7 +105,7 @@ class _Rows:
 
 
 class _Noise:
-    documents = None
+    document_ids = None
 
     def __init__(self, mask):
         self.rows, self._mask = np.arange(len(SEQUENCES)), mask
