@@ -19,20 +19,21 @@ STOPPED = 3
 if __name__ == "__main__":
     filter_library_warnings()
     from data_pipeline.dataset import samples
-    from pretrain import running
+    from pretrain.parallel import parallelize
+    from pretrain.training import start
 
     recipe, different, difference, *words = sys.argv[1:]
     ranks = read_launcher()
     if ranks[0] == int(different):
         if difference == "weights":
-            build = running.LoopedDenoiser
+            build = parallelize.LoopedDenoiser
 
-            def spoilt(*arguments):
+            def altered(*arguments):
                 model = build(*arguments)
                 model.mid.layers["0"].mlp.linear_fc1.weight.data[0, 0] += 1e-6
                 return model
 
-            running.LoopedDenoiser = spoilt
+            parallelize.LoopedDenoiser = altered
         elif difference == "rows":
             order = samples.SampleOrder
             samples.SampleOrder = lambda seed, rows: order(seed + 1, rows)
@@ -41,7 +42,7 @@ if __name__ == "__main__":
     settings = load_settings(recipe, words)
     blend = load_blend(settings.data.path)
     try:
-        running.run_training(make_run_plan(settings, blend.manifest, ranks[1]), blend, resume=True)
+        start.run_training(make_run_plan(settings, blend.manifest, ranks[1]), blend, resume=True)
     except UserError as error:
         print(f"rank {ranks[0]} stopped: {error}", flush=True)
         end_process(STOPPED)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pretrain.training.consistency import disagreements
+from pretrain.parallel.consistency import disagreements
 from tests.distributed.inconsistent import STOPPED
 from tests.launching import BIN, ROOT, free_port, run
 

@@ -12,14 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.dataset.blend import Blend
 from model.weights import shards_of
-from pretrain.config.load import flatten
-from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
-from pretrain.machine.kernels import package_version
 from pretrain.parallel.world import World
-from pretrain.training.batches import MicroBatch
 
 SHOWN = 5
 """Disagreements that a message lists."""
@@ -61,14 +56,6 @@ def disagreements(everyone: list[Mapping[str, Any]]) -> list[str]:
     return told
 
 
-def run_facts(plan: RunPlan, blend: Blend) -> dict[str, Any]:
-    """Settings, prepared data and library versions; the data's path may differ from node to node."""
-    settings = {key: value for key, value in flatten(plan.settings).items() if key != "data.path"}
-    data = {f"the sha256 of the data's {name}": value for name, value in blend.identity().items()}
-    versions = {f"the version of {name}": package_version(name) for name in ("torch", "deepspeed", "megatron-core")}
-    return settings | data | versions
-
-
 def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
     """Checksum of every weight that this rank holds; shards of one weight are facts of their own."""
     facts = {}
@@ -80,22 +67,6 @@ def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
         )
         facts[f"the checksum of {name}{shard}"] = checksum(weight)
     return facts
-
-
-def batch_facts(batches: list[MicroBatch | None], world: World) -> dict[str, str]:
-    """Checksum of the rows, masks and documents of a step; ranks of one data-parallel share must see the same."""
-    there = [batch for batch in batches if batch is not None]
-    parts = {
-        "rows": [batch.clean for batch in there],
-        "masks": [batch.masked for batch in there],
-        "documents": [batch.document_ids for batch in there if batch.document_ids is not None],
-    }
-    share = f"data-parallel share {world.data_parallel_rank}"
-    return {
-        f"the checksum of the {name} of {share}": "".join(map(checksum, tensors))
-        for name, tensors in parts.items()
-        if tensors
-    }
 
 
 def checksum(tensor: Tensor) -> str:
