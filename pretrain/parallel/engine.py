@@ -217,17 +217,6 @@ def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
     return config
 
 
-def deepspeed_fused_adam() -> tuple[type[Optimizer] | None, str]:
-    """DeepSpeed's FusedAdam where its kernel can be built, and the reason."""
-    from deepspeed.ops.op_builder import FusedAdamBuilder
-
-    if not FusedAdamBuilder().is_compatible(verbose=False):
-        return None, "DeepSpeed's FusedAdam cannot be built here (CUDA toolkit or compiler missing)"
-    from deepspeed.ops.adam import FusedAdam
-
-    return FusedAdam, "DeepSpeed builds FusedAdam"
-
-
 def _import_deepspeed(world: World) -> Any:
     """Import and initialise DeepSpeed's communication on the process group that is already there."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)

@@ -17,7 +17,7 @@ from model.weights import shards_of
 from pretrain.config.load import flatten
 from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
-from pretrain.machine.kernels import package_version
+from pretrain.machine.versions import package_version
 from pretrain.parallel.world import World
 from pretrain.training.batches import MicroBatch
 

@@ -19,7 +19,7 @@ from pretrain.config.settings import Settings
 from pretrain.errors import RankError, UserError
 from pretrain.evaluation.nelbo import evaluation_sets
 from pretrain.machine.devices import peak_flops
-from pretrain.machine.kernels import find_accelerations
+from pretrain.machine.kernels import choose_kernels
 from pretrain.optimizer.adamw import build_optimizer
 from pretrain.parallel.engine import EMA_KEY, Engine
 from pretrain.parallel.launcher import read_launcher
@@ -145,7 +145,7 @@ def _describe(run: TrainingRun, blend: Blend, restored: Path | None) -> None:
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    print_banner(run, blend, find_accelerations(run.world.device), notes)
+    print_banner(run, blend, choose_kernels(run.world.device), notes)
     replace_text(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
