@@ -149,16 +149,14 @@ class PeerStatus:
     def silent(self, limit: float) -> str:
         """The ranks that have been silent for `limit` seconds, the longest first; empty if there are none."""
         if self._store_silence >= limit:
-            host = self._heartbeats[0]
-            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            name = f"torchrun on the node of {host}" if agent else str(host)
-            return f"{name} has not responded for {self._store_silence:.0f} s; rank 0 was last seen in {host.where}"
+            host, seconds = self._heartbeats[0], self._store_silence
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                return _describe_silence(host, seconds)
+            agent = f"torchrun on the node of {host}"
+            return f"{agent} has not responded for {seconds:.0f} s; rank 0 was last seen in {host.where}"
         silent = [peer for peer in self.peers if peer.state == "running" and self._silence[peer.rank] >= limit]
         silent.sort(key=lambda peer: -self._silence[peer.rank])
-        return _join(
-            f"{peer} has not responded for {self._silence[peer.rank]:.0f} s and was last seen in {peer.where}"
-            for peer in silent
-        )
+        return _join(_describe_silence(peer, self._silence[peer.rank]) for peer in silent)
 
     def behind(self, own: Heartbeat) -> str:
         """The ranks that the others are waiting for, if all are alive: those that have entered fewer calls."""
@@ -166,6 +164,10 @@ class PeerStatus:
         late = [one for one in running if one.position[:2] < running[-1].position[:2]]
         listed = _join(f"{one}, in {one.where} for {one.seconds:.0f} s" for one in late or running)
         return f"the other ranks are waiting for {listed}" if late else f"no rank is behind the others: {listed}"
+
+
+def _describe_silence(peer: Heartbeat, seconds: float) -> str:
+    return f"{peer} has not responded for {seconds:.0f} s and was last seen in {peer.where}"
 
 
 def _join(texts: Iterable[str], most: int = 8) -> str:
