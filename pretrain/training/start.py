@@ -83,7 +83,7 @@ def build_run(plan: RunPlan, blend: Blend, world: World) -> TrainingRun:
         settings.run.seed,
         parallel.recompute,
         plan.placement[world.stage],
-        Sharding(parallel.tensor, parallel.sequence),
+        Sharding(tensor=parallel.tensor, rank=world.tensor_rank, sequence=parallel.sequence, group=world.tensor_group),
     ).to(world.device)
     require_identical_on_all_ranks(weight_facts(model, world))
     optimizer = build_optimizer(model, settings.optim, world.device, EMA_KEY)
