@@ -118,14 +118,14 @@ class Evaluator:
             # A rank without a batch in the last round repeats the first one and drops the result: under ZeRO-3 a forward
             # pass is a collective that every rank must join.
             parts = [batches[i] if i < len(batches) else batches[0] for i in indices]
-            nats = self._nats_of_rows(dataset, noise, parts, loops)
+            nats = self.nats_of_rows(dataset, noise, parts, loops)
             for index, part, values in zip(indices, parts, nats, strict=True):
                 if index < len(batches) and values is not None and world.holds_loss:
                     per_row[part] = values
         nats_per_row = world.sum(per_row).numpy()
         return estimate_from_rows(loops, nats_per_row, noise.weights, noise.masked_counts / noise.lengths)
 
-    def _nats_of_rows(
+    def nats_of_rows(
         self, dataset: PackedDataset, noise: FrozenNoise, parts: Sequence[slice], loops: int
     ) -> list[Tensor | None]:
         """Mean -log p over the masked tokens of each row of each part, in nats per token, fp64 [rows in part]."""

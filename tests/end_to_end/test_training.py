@@ -252,7 +252,7 @@ def test_other_data_is_refused(train_here, corpus, tmp_path):
         "32",
     ]
     assert loopmdm(["prepare", *arguments, "--validation-fraction", "0", "--workers", "1"]) == 0
-    with pytest.raises(UserError, match="is another corpus than the one trained on"):
+    with pytest.raises(UserError, match="differs from the data of the run"):
         train_here("run", f"data.path={tmp_path / 'other'}")
 
 
@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(train_here, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(
-        UserError, match=r"0.0 MiB free, a checkpoint needs about \d\.\d MiB; make room and start again"
+        UserError, match=r"0.0 MiB free, a checkpoint needs about \d\.\d MiB; free some space and run the same command again"
     ):
         train_here("run", "run.stop_after=2")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
@@ -272,7 +272,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pretrain.training.checkpoint.save_file", fail)
-    with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are whole"):
+    with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are complete"):
         train_here("run", "run.stop_after=2")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
@@ -377,11 +377,11 @@ def test_sample_writes_text_without_masks(trained, capsys):
 
 MISUSES = {
     ("evaluate", "nowhere"): "nowhere: no such folder; give the folder of a run, such as runs/quickstart",
-    ("sample", "tests"): "tests: not a run folder (no config.yaml)",
+    ("sample", "tests"): "tests: not a run folder (it has no config.yaml)",
     ("evaluate", "RUN", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
     ("evaluate", "RUN", "--split", "test"): "has no split 'test'",
     ("sample", "RUN", "--loops", "0"): "--loops 0: must be at least 1",
-    ("sample", "RUN", "--prompt", "long " * 40): "leave no room in 32; shorten it or raise --length",
+    ("sample", "RUN", "--prompt", "long " * 40): "leave no room in a sample of 32; shorten it or raise --length",
 }
 
 

@@ -48,7 +48,7 @@ def test_a_run_without_checkpoint_says_so(tmp_path):
 def test_unreadable_state_names_the_file_and_the_fix(tmp_path):
     folder = checkpoint(tmp_path, 5)
     (folder / "state.json").write_text('{"progress": ')
-    with pytest.raises(UserError, match=r"state.json: cannot be read .* remove the folder to use the one before"):
+    with pytest.raises(UserError, match=r"state.json: cannot be read .* remove the folder to use the previous checkpoint"):
         read_state(folder)
 
 
@@ -65,7 +65,7 @@ def test_missing_and_broken_weights(tmp_path, world):
     save_file({"weight": torch.zeros(10, 10)}, folder / "weights.safetensors")
     load_into(model, folder, world, averaged=False)
     assert not model.weight.any()
-    with pytest.raises(UserError, match=r"ema.safetensors: does not exist; .* use --weights raw"):
+    with pytest.raises(UserError, match=r"ema.safetensors: does not exist .* use --weights raw"):
         load_into(model, folder, world, averaged=True)
     with pytest.raises(UserError, match=r"weight has the shape \[10, 10\], the run's config.yaml describes \[5, 10\]"):
         load_into(torch.nn.Linear(10, 5, bias=False), folder, world, averaged=False)
@@ -82,7 +82,7 @@ def test_metrics_file_drops_steps_that_will_be_repeated(tmp_path):
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
     sink = MetricsFile()
     sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=5)))
-    sink.write({"step": 6, "loss": 1.0})
+    sink.write_training({"step": 6, "loss": 1.0})
     sink.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
@@ -94,8 +94,8 @@ def test_console_line(capsys):
         "step": 20, "loss": 3.41234, "loops": 6.1, "grad_norm": 0.8249, "lr": 2.9e-4, "tokens_per_second": 41234.5,
         "flops_per_second": 4.02e14, "mfu": 0.406, "memory_gib": 61.3, "data_wait": 0.004, "eta": 33120,
     }  # fmt: skip
-    sink.write(record)
-    sink.write(record | {"mfu": None})
+    sink.write_training(record)
+    sink.write_training(record | {"mfu": None})
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
         "step   20/1000 | loss 3.4123 nats/token | loops 6.1 | grad_norm 0.825 | lr 2.90e-04 | 41,234 tokens/s | "

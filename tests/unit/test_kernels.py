@@ -17,7 +17,7 @@ def apex(tmp_path, monkeypatch):
     (tmp_path / "apex").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "apex", raising=False)
-    yield lambda text: (tmp_path / "apex" / "__init__.py").write_text(text)
+    yield (tmp_path / "apex" / "__init__.py").write_text
     sys.modules.pop("apex", None)
 
 

@@ -1,6 +1,7 @@
 """The NELBO, proved by enumeration: under the true conditionals its expectation is the entropy of the data."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from model.noise import timesteps
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
-from pretrain.evaluation.nelbo import _nats_of_rows
+from pretrain.evaluation.nelbo import Evaluator
 
 VOCAB, LENGTH, MASK = 3, 3, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
@@ -89,17 +90,20 @@ def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
     """The any-order form used by evaluation: k uniform on 1..L, then a uniform set of k masked tokens."""
     entropy = -(probabilities * probabilities.log()).sum().item()
     expectation = 0.0
+    evaluator = Evaluator(
+        lambda inputs, loops: [true_logits(probabilities, one.tokens, one.logit_positions) for one in inputs],
+        world, "row", max_rows=len(SEQUENCES), batch_size=len(SEQUENCES),
+    )  # fmt: skip
     for mask in MASKS[1:]:
         sets = [m for m in MASKS if m.sum() == mask.sum()]
-        (rows,) = _nats_of_rows(
-            lambda inputs, loops: [true_logits(probabilities, one.tokens, one.logit_positions) for one in inputs],
-            _Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], 1, MASK, torch.device("cpu"),
-        )  # fmt: skip
+        (rows,) = evaluator.nats_of_rows(_Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], loops=1)
         expectation += (probabilities * rows).sum().item() / LENGTH / len(sets)
     assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)
 
 
 class _Rows:
+    manifest = SimpleNamespace(tokenizer=SimpleNamespace(mask_id=MASK))
+
     def rows(self, indices):
         return SEQUENCES.numpy()[indices]
 

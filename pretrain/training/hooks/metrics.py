@@ -50,6 +50,7 @@ class Metrics(Hook):
             "mfu": flops_per_second / peak if peak else None,
             "memory_gib": peak_memory_gib(run.world.device),
             "data_wait": sum(r.data_wait for r in reports) / seconds,
+            "elapsed": run.progress.elapsed,
             "eta": _eta(run),
             "loss_by_timestep": _by_timestep(reports),
             "loss_by_loops": _by_loops(reports),
@@ -57,13 +58,12 @@ class Metrics(Hook):
 
 
 def position(run: TrainingRun) -> Record:
-    """Where in the run a record was made; the cumulative fields of every record."""
+    """Where in the run a record was made: the first fields of every record."""
     return {
         "step": run.progress.step,
         "samples": run.samples,
         "tokens": run.tokens,
         "flops": run.progress.flops,
-        "elapsed": run.progress.elapsed,
     }
 
 
