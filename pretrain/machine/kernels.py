@@ -47,7 +47,10 @@ def choose_adamw(device: torch.device) -> AdamWChoice:
         return AdamWChoice("AdamW step", "torch.optim.AdamW", f"no CUDA device; {apex_state}", AdamW)
     if fused_adam is None:
         return AdamWChoice(
-            "AdamW step", "torch.optim.AdamW(fused=True)", apex_state, lambda groups, **kw: AdamW(groups, fused=True, **kw)
+            "AdamW step",
+            "torch.optim.AdamW(fused=True)",
+            apex_state,
+            lambda groups, **kw: AdamW(groups, fused=True, **kw),
         )
     return AdamWChoice(
         "AdamW step",
