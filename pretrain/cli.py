@@ -1,4 +1,4 @@
-"""`loopmdm VERB`: every command beside training. A verb's libraries are imported when it runs, not before."""
+"""`loopmdm VERB`: all commands. The modules of a verb are imported only when it runs."""
 
 import argparse
 import os
@@ -10,34 +10,28 @@ from importlib import import_module
 from data_pipeline.errors import DataError
 from pretrain.errors import UserError
 from pretrain.machine.library_warnings import filter_library_warnings
+from pretrain.training.stop_request import end_process
 
 VERBS = {
     "prepare": (
         "data_pipeline.prepare",
         "text -> tokenizer, token documents and packed rows; --verify checks a folder",
     ),
-    "plan": (
-        "pretrain.planning.command",
-        "every layout of a recipe on N ranks: memory, traffic, bubble, time, the best one",
-    ),
-    "inspect": (
-        "pretrain.inspection.command",
-        "documents, rows and masks of a prepared folder, on the terminal or as a page",
-    ),
-    "doctor": ("pretrain.commands.doctor", "what this machine has, what is used instead of what it lacks, and why"),
+    "inspect": ("pretrain.inspection.command", "show documents, rows and masks of a prepared folder, as text or HTML"),
+    "plan": ("pretrain.planning.command", "compare all layouts of a recipe on N ranks: memory, traffic, bubble, time"),
+    "train": ("pretrain.main", "train a recipe; the same as python pretrain/main.py"),
     "evaluate": ("pretrain.commands.evaluate", "validation NELBO of a run at several numbers of loops"),
-    "sample": ("pretrain.commands.sample", "text from a run, by the ancestral reverse process"),
+    "sample": ("pretrain.commands.sample", "generate text with a run, by ancestral sampling of the reverse process"),
+    "doctor": ("pretrain.commands.doctor", "report versions, devices and which optional kernels are used"),
 }
-"""Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help line)."""
+"""Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status, 2 for the user's errors."""
+    """Run one verb; returns its exit status, 2 for errors that the user can fix."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="loopmdm",
-        description="Pre-training of looped masked diffusion language models.",
-        epilog="Training: python pretrain/main.py --config RECIPE [key=value ...]; see its --help for launchers and keys.",
+        prog="loopmdm", description="Pre-training of looped masked diffusion language models."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     chosen = words[0] if words else ""
@@ -50,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = module.run
     arguments = parser.parse_args(words)
     assert run is not None
+    if chosen == "train":  # it reports its own errors and ends as pretrain/main.py does
+        end_process(run(arguments))
     filter_library_warnings()
     try:
         return run(arguments)
     except BrokenPipeError:
-        # `loopmdm ... | head`: the reader has had enough, and the interpreter's last flush must not fail.
+        # `loopmdm ... | head` has closed the pipe: let the interpreter's last flush succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (UserError, DataError) as error:

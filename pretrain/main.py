@@ -1,6 +1,6 @@
-"""Training: `deepspeed pretrain/main.py --config RECIPE [key=value ...]`, or torchrun, srun, plain python.
+"""Training: `deepspeed pretrain/main.py --config RECIPE [key=value ...]`, or started by torchrun, srun or python.
 
-parse -> check -> build -> train. Configuration errors are answered before torch is imported.
+`loopmdm train` is the same command. Configuration errors are reported before torch is imported.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Started by path, `pretrain/` stands first in the module path instead of the repository: make both ways the same.
+# Started by path, Python puts `pretrain/` first in the module path: put the repository there instead.
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
@@ -26,10 +26,48 @@ from pretrain.training.stop_request import end_process  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit status (0 done, 2 the user's error, 128 + n stopped by signal n after saving)."""
-    arguments = build_parser().parse_args(argv)
-    rank, world_size, _ = read_launcher()
+    """Parse the command line and train; returns the exit status of `run`."""
+    parser = argparse.ArgumentParser(prog="pretrain/main.py")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line; `--help` lists every key with its type, default and meaning."""
+    keys = "\n".join(
+        f"  {key}=<{kind}>{f' [{default}]' if default else ''}\n      {text}"
+        for key, kind, default, text in describe_keys()
+    )
+    parser.description = (
+        "Train a looped masked diffusion language model.\n"
+        "One process: loopmdm train, or python pretrain/main.py.\n"
+        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM."
+    )
+    parser.epilog = f"keys, with their type and [default]:\n{keys}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file"
+    )
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="resume from the newest checkpoint in the run folder, if there is one (the default); --no-resume renames the old "
+        "run folder and starts from step 0",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, such as optim.lr=3e-4"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train.
+
+    Returns:
+        The exit status: 0 done, 2 an error that the user can fix, 128 + n stopped by signal n after saving.
+    """
+    rank = 0
     try:
+        rank, world_size, _ = read_launcher()
         settings = load_settings(arguments.config, arguments.overrides)
         blend = load_blend(settings.data.path)
         if settings.parallel.auto:
@@ -45,37 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: rank {rank}: {error}; make room and start again", file=sys.stderr, flush=True)
+        print(
+            f"error: rank {rank}: {error}; free some space and run the same command again", file=sys.stderr, flush=True
+        )
         return 2
     except (UserError, DataError) as error:
         if rank == 0 or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line; `--help` lists every key with its type, default and meaning."""
-    keys = "\n".join(
-        f"  {key}=<{kind}>{f' [{default}]' if default else ''}\n      {text}"
-        for key, kind, default, text in describe_keys()
-    )
-    parser = argparse.ArgumentParser(
-        prog="pretrain/main.py",
-        description="Train a looped masked diffusion language model. Started by python (one process), deepspeed, "
-        "torchrun, or srun (launchers/pretrain.sh).",
-        epilog=f"keys:\n{keys}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file"
-    )
-    parser.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on from the run folder's newest checkpoint when it has one; --no-resume moves the old run folder aside",
-    )  # fmt: skip
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the recipe, such as optim.lr=3e-4")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Layouts and stages in words, the same in the banner and in the plan. Imports no torch."""
+"""Names of layouts and stages, for the banner and `loopmdm plan`. Imports no torch."""
 
 from model.placement import Stage
 from pretrain.config.run_plan import RunPlan
 
 
 def layout_name(plan: RunPlan) -> str:
-    """`DP4 x TP2 + SP x PP2, ZeRO-1, recompute loop`."""
+    """Such as `DP4 x TP2 + SP x PP2, ZeRO-1, recompute loop`."""
     p, data = plan.settings.parallel, plan.data_parallel_size
     groups = [
         f"DP{data}" if data > 1 else "",
@@ -17,7 +17,7 @@ def layout_name(plan: RunPlan) -> str:
 
 
 def stage_contents(stage: Stage) -> str:
-    """`embedding; head 0; mid 1, copy 2 of 2; tail 3,7`."""
+    """Such as `embedding; head 0; mid 1, copy 2 of 2; tail 3,7`."""
     copy = f", copy {stage.replica + 1} of {stage.replicas}" if stage.replicas > 1 else ""
     parts = [
         "embedding" if stage.first else "",
@@ -26,7 +26,7 @@ def stage_contents(stage: Stage) -> str:
         _numbers("tail", [i for visit in stage.tail for i in visit]),
         "norm, LM head" if stage.last else "",
     ]
-    return "; ".join(part for part in parts if part) or "passes through"
+    return "; ".join(part for part in parts if part) or "no layers"
 
 
 def _numbers(phase: str, layers: list[int]) -> str:

@@ -1,1 +1,1 @@
-"""`loopmdm inspect`: look into a prepared folder, on a terminal or as a page. Imports no torch."""
+"""`loopmdm inspect`: show what a prepared folder contains, on a terminal or as an HTML page. Imports no torch."""

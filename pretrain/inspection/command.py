@@ -1,4 +1,4 @@
-"""`loopmdm inspect FOLDER`: documents, rows and masks of a prepared folder as a person reads them."""
+"""`loopmdm inspect FOLDER`: documents, rows and masks of a prepared folder as readable text."""
 
 import argparse
 import sys
@@ -6,44 +6,64 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """The verb's command line."""
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="what `loopmdm prepare` wrote, or a blend file: its shares alone")
+    add(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="folder written by `loopmdm prepare`, or a blend file (shows only its shares)",
+    )
     add("--split", default="train", help="split whose documents and rows are shown [train]")
-    add("--documents", type=int, default=2, metavar="N", help="documents to show, evenly spread over the split [2]")
-    add("--rows", type=int, default=2, metavar="N", help="rows to show, evenly spread over the split [2]")
-    add("--row", type=int, action="append", metavar="I", help="show this row instead; several may be given")
-    add("--sample", type=int, action="append", metavar="I", help="show the row that training meets as sample I")
-    add("--t", type=float, default=0.5, help="timestep: the share of tokens that is masked [0.5]")
-    add("--seed", type=int, default=0, help="run.seed of the masks and of the order of --sample [0]")
-    add("--max-tokens", type=int, default=400, metavar="N", help="tokens shown of a document or row [400]")
-    add("--html", type=Path, metavar="FILE", help="write a page, which needs no other file, instead of printing")
+    add(
+        "--documents",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of documents to show, evenly spaced over the split [2]",
+    )
+    add("--rows", type=int, default=2, metavar="N", help="number of rows to show, evenly spaced over the split [2]")
+    add("--row", type=int, action="append", metavar="I", help="show row I instead; can be repeated")
+    add(
+        "--sample",
+        type=int,
+        action="append",
+        metavar="I",
+        help="show the row that training uses as sample I; can be repeated",
+    )
+    add("--t", type=float, default=0.5, help="timestep: the fraction of tokens that is masked [0.5]")
+    add("--seed", type=int, default=0, help="run.seed, which determines the masks and the row of each --sample [0]")
+    add("--max-tokens", type=int, default=400, metavar="N", help="tokens to show of a document or row [400]")
+    add("--html", type=Path, metavar="FILE", help="write a self-contained HTML page instead of printing")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print, or write the page."""
+    """Print the report or write the page; returns the exit status."""
     from data_pipeline.dataset.blend import load_blend
     from pretrain.errors import UserError
-    from pretrain.inspection.facts import look
+    from pretrain.inspection.facts import collect
     from pretrain.inspection.page import page
     from pretrain.inspection.terminal import render, shares
     from pretrain.writing import replace_text
 
     if not 0 <= arguments.t <= 1:
-        raise UserError(f"--t {arguments.t:g}: is the share of tokens that is masked, from 0 to 1")
+        raise UserError(
+            f"--t {arguments.t:g}: the timestep is the fraction of tokens that is masked; give a number from 0 to 1"
+        )
     for option in ("documents", "rows", "max_tokens"):
-        if getattr(arguments, option) < (option == "max_tokens"):
-            raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: is too small")
+        least = 1 if option == "max_tokens" else 0
+        if getattr(arguments, option) < least:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: must be at least {least}")
     if arguments.html is not None and arguments.html.is_dir():
-        raise UserError(f"--html {arguments.html}: is a folder; give the name of a file")
+        raise UserError(f"--html {arguments.html}: is a folder; give a file name")
     if arguments.folder.is_file():
         if arguments.html or arguments.row or arguments.sample:
             raise UserError(
-                f"{arguments.folder} is a blend file, of which only the shares are shown; give the folder of a corpus"
+                f"{arguments.folder} is a blend file, which has no rows of its own; give the folder of one of its corpora"
             )
         print("\n".join(shares(load_blend(arguments.folder))))
         return 0
-    facts = look(arguments)
+    facts = collect(arguments)
     if arguments.html is None:
         print(render(facts, arguments.t, colours=sys.stdout.isatty()))
         return 0

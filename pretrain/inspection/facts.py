@@ -1,4 +1,4 @@
-"""What `loopmdm inspect` shows, gathered once for every way of showing it."""
+"""What `loopmdm inspect` shows, collected once for the terminal and the HTML page."""
 
 import argparse
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from model.noise import Stream, uniform
 from pretrain.errors import UserError
 from pretrain.inspection.pieces import Piece, pieces_of
 
-# Of more documents every so-many-th is looked at, so that the largest folder is inspected in seconds.
+# With more documents only every n-th is counted, so that the largest folder is inspected in seconds.
 MOST_LENGTHS = 1 << 23
 
 
@@ -24,22 +24,22 @@ class Histogram:
     """Tokens per document, in bins of powers of two.
 
     Attributes:
-        bins: (least length, greatest length, documents, tokens in them), shortest first, none left out between.
+        bins: (least length, greatest length, documents, tokens in them), shortest first, without gaps.
         quantiles: (name, tokens).
-        looked_at: documents counted.
+        counted: number of documents counted.
     """
 
     bins: list[tuple[int, int, int, int]]
     quantiles: list[tuple[str, int]]
-    looked_at: int
+    counted: int
 
 
 @dataclass(frozen=True)
 class DocumentView:
-    """The beginning of one document.
+    """The beginning of one document, as text.
 
     Attributes:
-        hidden: tokens beyond what `pieces` shows.
+        hidden: number of tokens after those in `pieces`.
     """
 
     number: int
@@ -53,9 +53,9 @@ class PartView:
     """A document's part of a row.
 
     Attributes:
-        tokens: of the part; `pieces` may show fewer.
+        tokens: number of tokens in the part; `pieces` may hold fewer.
         pieces: its beginning.
-        note: whether the document begins or ends in another row, in words; empty for a whole one.
+        note: says if the document begins or ends in another row; empty for a whole document.
     """
 
     tokens: int
@@ -65,15 +65,15 @@ class PartView:
 
 @dataclass(frozen=True)
 class RowView:
-    """One row, cut where its documents are.
+    """One row, split into its documents.
 
     Attributes:
-        sample: global index of the training sample that it is shown as, or None.
-        parts: the documents that are shown; padding is no document.
-        documents: documents in the row.
-        tokens: real tokens.
-        padding: places after them.
-        hidden: tokens beyond what is shown.
+        sample: global index of the training sample whose masks are shown, or None.
+        parts: the documents that are shown, without the padding.
+        documents: number of documents in the row.
+        tokens: number of tokens without padding.
+        padding: number of padding tokens.
+        hidden: number of tokens that are not shown.
     """
 
     number: int
@@ -87,7 +87,7 @@ class RowView:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything to show."""
+    """Everything that is shown."""
 
     folder: Path
     split: str
@@ -99,23 +99,23 @@ class Facts:
 
     @property
     def sources(self) -> list[tuple[InputInfo, float]]:
-        """Each input with its share, of what `share_of` says."""
+        """Each input with its share of the documents or tokens (`share_of`)."""
         counts = [each.documents if self.share_of == "documents" else each.tokens or 0 for each in self.manifest.inputs]
         return [(each, count / max(sum(counts), 1)) for each, count in zip(self.manifest.inputs, counts, strict=True)]
 
     @property
     def share_of(self) -> str:
-        """What shares of sources count: tokens, or documents where the folder does not say the tokens."""
+        """What the shares of the sources refer to: tokens, or documents if the manifest has no token counts."""
         return "documents" if any(each.tokens is None for each in self.manifest.inputs) else "tokens"
 
     def filled(self, split: str) -> float:
-        """Share of a split's places that hold tokens."""
+        """Fraction of a split's positions that are not padding."""
         info = self.manifest.splits[split]
         return 1 - info.padded_tokens / (info.rows * self.manifest.seq_len)
 
 
-def look(arguments: argparse.Namespace) -> Facts:
-    """Gather. Raises DataError for a folder that is not whole, UserError for a row or document that is not there."""
+def collect(arguments: argparse.Namespace) -> Facts:
+    """Collect. Raises DataError for a damaged folder, UserError for a row or sample that does not exist."""
     dataset = PackedDataset(arguments.folder, arguments.split)
     manifest = dataset.manifest
     stream = TokenStream(arguments.folder, manifest.splits[arguments.split].shards)
@@ -131,20 +131,21 @@ def look(arguments: argparse.Namespace) -> Facts:
 
 
 def _wanted(arguments: argparse.Namespace, num_rows: int) -> list[tuple[int, int | None]]:
-    """(row, sample that it is shown as or None)."""
+    """(row, sample whose masks are shown, or None) of each row to show."""
     if negative := [i for i in arguments.sample or [] if i < 0]:
-        raise UserError(f"--sample {negative[0]}: samples are counted from 0")
+        raise UserError(f"--sample {negative[0]}: samples are numbered from 0")
     if outside := [i for i in arguments.row or [] if not 0 <= i < num_rows]:
-        raise UserError(f"--row {outside[0]}: the {arguments.split} split has the rows 0 to {num_rows - 1}")
+        raise UserError(f"--row {outside[0]}: the {arguments.split} split has rows 0 to {num_rows - 1}")
     samples = np.array(arguments.sample or [], np.int64)
     met = SampleOrder(arguments.seed, num_rows).rows(samples).tolist()
     asked = [(row, None) for row in arguments.row or []] + list(zip(met, samples.tolist(), strict=True))
     return asked or [(row, None) for row in _spread(arguments.rows, num_rows)]
 
 
-def _spread(wanted: int, there: int) -> list[int]:
-    count = min(wanted, there)
-    return [i * there // count for i in range(count)]
+def _spread(wanted: int, existing: int) -> list[int]:
+    """At most `wanted` indices, evenly spaced over `existing`."""
+    count = min(wanted, existing)
+    return [i * existing // count for i in range(count)]
 
 
 def _document(stream: TokenStream, tokenizer: PreparedTokenizer, number: int, most: int) -> DocumentView:
@@ -165,9 +166,9 @@ def _row(
     ids, owners = dataset.rows(index)[0], dataset.document_ids(index)[0]
     tokens = int((owners >= 0).sum())
     shown = min(tokens, arguments.max_tokens)
-    # The draws that training compares with t; a row that was asked for by its number is shown as the sample of that index.
+    # The uniform draws that training compares with t. A row given by --row is shown with the draws of the sample of that index.
     draws = uniform(arguments.seed, Stream.MASK, number if sample is None else sample, dataset.seq_len)
-    # Only the first document of a stretch of the stream may have begun before it.
+    # Only the first document of a contiguous part of the stream can begin before it.
     pieces = dataset.pieces(index)
     begun = {
         int(owners[column])
@@ -177,8 +178,8 @@ def _row(
     parts = []
     for owner in range(owners[:shown].max() + 1):
         places = np.flatnonzero(owners == owner)
-        notes = ["begun in another row"] if owner in begun else []
-        notes += ["goes on in another row"] if ids[places[-1]] != tokenizer.eod_id else []
+        notes = ["begins in another row"] if owner in begun else []
+        notes += ["continues in another row"] if ids[places[-1]] != tokenizer.eod_id else []
         seen = places[places < shown]
         parts.append(PartView(places.size, pieces_of(tokenizer, ids[seen].tolist(), draws[seen]), ", ".join(notes)))
     return RowView(

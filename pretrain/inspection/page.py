@@ -1,4 +1,4 @@
-"""Facts about a prepared folder as one HTML page that needs no other file."""
+"""Facts about a prepared folder as one self-contained HTML page."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -13,16 +13,14 @@ CHART_WIDTH, CHART_HEIGHT, CHART_FOOT = 960, 230, 34
 
 
 def page(facts: Facts, timestep: float) -> str:
-    """The page; the slider starts at `timestep`, and without scripts the rows are shown clean."""
+    """The page. The slider starts at `timestep`; without JavaScript the rows are shown unmasked."""
     parts = [
         _head(facts),
         _section("Splits", _splits(facts)),
         _section("Sources", _sources(facts)),
         _section("Tokens per document", _chart(facts.histogram), _quantiles(facts)),
         _section("Documents", *(_document(view, facts) for view in facts.documents)) if facts.documents else "",
-        _section("Rows, as training sees them", _controls(facts, timestep), *(_row(view, facts) for view in facts.rows))
-        if facts.rows
-        else "",
+        _section("Rows", _controls(facts, timestep), *(_row(view, facts) for view in facts.rows)) if facts.rows else "",
     ]
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
@@ -45,9 +43,9 @@ def _head(facts: Facts) -> str:
         (_short(sum(s.documents for s in splits)), "documents"),
         (_short(sum(s.tokens for s in splits)), "tokens"),
         (f"{sum(s.bytes for s in splits) / sum(s.tokens for s in splits):.2f}", "bytes per token"),
-        (f"{manifest.seq_len:,}", f"tokens a row, {manifest.packing.replace('_', ' ')}"),
+        (f"{manifest.seq_len:,}", f"tokens per row, {manifest.packing.replace('_', ' ')}"),
         (f"{facts.filled(facts.split):.2%}", f"of {facts.split} rows filled"),
-        (f"{manifest.vocab_size:,}", f"ids, {manifest.tokenizer.kind}"),
+        (f"{manifest.vocab_size:,}", f"token ids, {manifest.tokenizer.kind}"),
     ]
     cards = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in figures
@@ -98,7 +96,7 @@ def _sources(facts: Facts) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], grow: bool = False) -> str:
-    """A table of cells that are HTML already; the last column takes the room that is left where `grow` is set."""
+    """A table whose cells are HTML. With `grow`, the last column takes the remaining width."""
     last = len(header) - 1
     lines = ["".join(f"<th>{cell}</th>" for cell in header)]
     for row in rows:
@@ -108,9 +106,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], grow: bool = Fa
 
 
 def _chart(histogram: Histogram) -> str:
-    """Two bars a bin: its share of the documents and of the tokens."""
+    """Two bars per bin: its share of the documents and of the tokens."""
     total = sum(tokens for *_, tokens in histogram.bins)
-    shares = [(d / histogram.looked_at, t / total) for *_, d, t in histogram.bins]
+    shares = [(d / histogram.counted, t / total) for *_, d, t in histogram.bins]
     top = max(max(pair) for pair in shares)
     step, floor = CHART_WIDTH / len(shares), CHART_HEIGHT - CHART_FOOT
     parts = [f'<line class="axis" x1="0" x2="{CHART_WIDTH}" y1="{floor}" y2="{floor}"/>']
@@ -140,21 +138,21 @@ def _label(x: float, y: float, text: str) -> str:
 
 def _quantiles(facts: Facts) -> str:
     named = ", ".join(f"{name} {value:,}" for name, value in facts.histogram.quantiles)
-    return f"<p>{named}. {facts.histogram.looked_at:,} documents of {escape(facts.split)}; a bin begins at the length below it.</p>"
+    return f"<p>{named}. {facts.histogram.counted:,} documents of {escape(facts.split)}. The label under a bin is its smallest length.</p>"
 
 
 def _document(view: DocumentView, facts: Facts) -> str:
-    there = facts.manifest.splits[facts.split].documents
+    documents = facts.manifest.splits[facts.split].documents
     return (
-        f"<h3>Document {view.number:,} of {there:,} <span class=soft>in {escape(facts.split)}, {view.tokens:,} tokens</span></h3>\n"
+        f"<h3>Document {view.number:,} of {documents:,} <span class=soft>in {escape(facts.split)}, {view.tokens:,} tokens</span></h3>\n"
         f'<div class="text">{_pieces(view.pieces)}{_hidden(view.hidden)}</div>'
     )
 
 
 def _controls(facts: Facts, timestep: float) -> str:
     return (
-        "<p>Every document of a row has its colour; neighbouring tokens differ in ground. A token is [MASK] where its draw lies "
-        f"below t: the draws are those of a run with seed {facts.seed}. Rest on a masked token to read it.</p>\n"
+        "<p>Each document of a row has its own colour, and neighbouring tokens have different backgrounds. A token is masked if its "
+        f"random number is below t; these are the numbers of a run with seed {facts.seed}. Hover over a masked token to read it.</p>\n"
         '<div class="controls"><label for="t">timestep t</label>'
         f'<input id="t" type="range" min="0" max="1" step="0.01" value="{timestep:g}"><output id="shown"></output></div>'
     )
@@ -162,7 +160,7 @@ def _controls(facts: Facts, timestep: float) -> str:
 
 def _row(view: RowView, facts: Facts) -> str:
     rows = facts.manifest.splits[facts.split].rows
-    met = f", met as sample {view.sample:,}" if view.sample is not None else ""
+    met = f", used as sample {view.sample:,}" if view.sample is not None else ""
     facts_of_row = f"{view.documents:,} document{'s' * (view.documents != 1)}{met}"
     parts = []
     for number, part in enumerate(view.parts):
@@ -173,7 +171,7 @@ def _row(view: RowView, facts: Facts) -> str:
         )
     parts.append(_hidden(view.hidden))
     if view.padding:
-        parts.append(f'<div class="padding">{view.padding:,} places of padding: never masked, in no loss</div>')
+        parts.append(f'<div class="padding">{view.padding:,} padding tokens: never masked, not in the loss</div>')
     return (
         f'<div class="row"><h3>Row {view.number:,} of {rows:,} <span class=soft>{facts_of_row}; '
         '<span class="count"></span></span></h3>\n'
@@ -193,7 +191,7 @@ def _pieces(pieces: Iterable[Piece], draws: bool = False) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escaped, with line ends and tabs that can be seen."""
+    """Escaped, with visible line ends and tabs."""
     return escape(text).replace("\n", "<u>↵</u>\n").replace("\t", "<u>→</u>\t").replace("\r", "<u>␍</u>")
 
 

@@ -1,4 +1,4 @@
-"""Token ids as the smallest stretches that have a text of their own."""
+"""Token ids grouped into the smallest pieces that decode to whole characters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ import numpy as np
 
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 
-# A character of UTF-8 has four bytes at most, and a tokenizer may spell each as a token.
+# A character has at most four bytes in UTF-8, and a tokenizer may use one token for each byte.
 MOST_TOKENS = 8
 BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One token, or the few tokens that together spell one character.
+    """One token, or several tokens that together make one character.
 
     Attributes:
-        text: what it says; for a special token its name.
-        tokens: how many ids.
-        special: whether it is an end of document or padding.
-        draw: least uniform draw of its tokens: the piece is masked at every t above it.
+        text: its text; the name of a special token.
+        tokens: number of token ids.
+        special: whether it is end of document, [MASK] or padding.
+        draw: smallest uniform draw of its tokens; the piece is masked at every t above it.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Piece:
 
 
 def pieces_of(tokenizer: PreparedTokenizer, ids: Sequence[int], draws: np.ndarray) -> list[Piece]:
-    """Cut `ids` [n] into pieces; `draws` are the uniform draws of their masks, [n]."""
+    """Split `ids` [n] into pieces; `draws` [n] are the uniform draws that are compared with t."""
     special = {tokenizer.eod_id, tokenizer.mask_id, tokenizer.pad_id}
     pieces: list[Piece] = []
     before: Sequence[int] = []
@@ -48,9 +48,9 @@ def pieces_of(tokenizer: PreparedTokenizer, ids: Sequence[int], draws: np.ndarra
 
 
 def _shortest_text(tokenizer: PreparedTokenizer, before: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-    """Text and number of the first tokens of `ids` that make whole characters.
+    """Text and number of the fewest first tokens of `ids` that make whole characters.
 
-    `before` are the tokens of the piece before: some tokenizers drop a space from the beginning of what they decode.
+    `before` are the tokens of the previous piece: some tokenizers drop a leading space when they decode.
     """
     prefix = tokenizer.decode(before)
     for count in range(1, len(ids) + 1):

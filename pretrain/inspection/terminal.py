@@ -1,4 +1,4 @@
-"""Facts about a prepared folder as lines for a terminal or a file."""
+"""Facts about a prepared folder as plain text for a terminal or a file."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,25 +11,25 @@ from pretrain.inspection.pieces import Piece
 
 RESET = "\x1b[0m"
 BOLD, DIM, SPECIAL, MASKED = "\x1b[1m", "\x1b[2m", "\x1b[30;43m", "\x1b[34m"
-TINTS = ("", "\x1b[36m")  # neighbouring tokens
+TINTS = ("", "\x1b[36m")  # colours of neighbouring tokens, in turn
 VISIBLE = {"\n": "↵", "\t": "→", "\r": "␍", "\x1b": "␛"}
 BAR = 30
 
 
 @dataclass(frozen=True)
 class Style:
-    """Whether colours may be used, and the width of a line."""
+    """Whether to use colours, and the width of a line in characters."""
 
     colours: bool
     width: int
 
     def paint(self, text: str, code: str) -> str:
-        """The text in a colour, where there are colours."""
+        """The text in a colour, if colours are used."""
         return f"{code}{text}{RESET}" if self.colours and code else text
 
 
 def render(facts: Facts, timestep: float, colours: bool) -> str:
-    """Everything, as one text."""
+    """The whole report as one text."""
     style = Style(colours, shutil.get_terminal_size((100, 24)).columns)
     blocks = [
         _head(facts, style),
@@ -43,9 +43,9 @@ def render(facts: Facts, timestep: float, colours: bool) -> str:
 
 
 def shares(blend: Blend) -> list[str]:
-    """The corpora of a mixture, as lines: what each gives and how long it lasts."""
+    """The corpora of a mixture, one per line: their share and how long they last."""
     total = sum(corpus.weight for corpus in blend.corpora)
-    header = ("corpus", "share", "rows", "padding", "samples an epoch lasts", "most epochs")
+    header = ("corpus", "share", "rows", "padding", "samples per epoch", "max epochs")
     table = [
         (
             str(corpus.path),
@@ -53,13 +53,13 @@ def shares(blend: Blend) -> list[str]:
             f"{corpus.rows:,}",
             f"{corpus.padding:.2%}",
             f"{int(corpus.rows * total / corpus.weight):,}",
-            "any" if corpus.max_epochs is None else f"{corpus.max_epochs:g}",
+            "no limit" if corpus.max_epochs is None else f"{corpus.max_epochs:g}",
         )
         for corpus in blend.corpora
     ]
     samples = blend.schedule.num_samples
     end = "never ends" if samples is None else f"ends after {samples:,} samples"
-    sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} ids; the mixture {end}"
+    sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} token ids; the mixture {end}"
     return [f"{blend.path}: {sizes}", *(line.rstrip() for line in aligned([header, *table]))]
 
 
@@ -68,7 +68,7 @@ def _head(facts: Facts, style: Style) -> list[str]:
     return [
         style.paint(str(facts.folder), BOLD),
         f"{manifest.packing} rows of {manifest.seq_len:,} tokens; {tokenizer.kind} tokenizer {tokenizer.file}",
-        f"{manifest.vocab_size:,} ids: end of document {tokenizer.eod_id}, padding {tokenizer.pad_id}, [MASK] "
+        f"{manifest.vocab_size:,} token ids: end of document {tokenizer.eod_id}, padding {tokenizer.pad_id}, [MASK] "
         f"{tokenizer.mask_id}",
         *(f"left out, {cause}: {count:,} records" for cause, count in manifest.records.items()),
     ]
@@ -96,19 +96,19 @@ def _histogram(facts: Facts, style: Style) -> list[str]:
     histogram = facts.histogram
     largest = max(documents for *_, documents, _ in histogram.bins)
     total = sum(tokens for *_, tokens in histogram.bins)
-    header = ("tokens a document", "documents", "share", "of all tokens", "")
+    header = ("tokens per document", "documents", "share", "of all tokens", "")
     table = [
         (
             f"{low:,} to {high:,}" if high > low else f"{low:,}",
             f"{documents:,}",
-            f"{documents / histogram.looked_at:.1%}",
+            f"{documents / histogram.counted:.1%}",
             f"{tokens / total:.1%}",
             _bar(documents / largest),
         )
         for low, high, documents, tokens in histogram.bins
     ]
     quantiles = ", ".join(f"{name} {value:,}" for name, value in histogram.quantiles)
-    return [*aligned([header, *table]), f"{quantiles} ({histogram.looked_at:,} documents of {facts.split})"]
+    return [*aligned([header, *table]), f"{quantiles} ({histogram.counted:,} documents of {facts.split})"]
 
 
 def _bar(share: float) -> str:
@@ -117,19 +117,19 @@ def _bar(share: float) -> str:
 
 
 def _document(view: DocumentView, facts: Facts, style: Style) -> list[str]:
-    there = facts.manifest.splits[facts.split].documents
-    title = f"document {view.number:,} of {there:,} in {facts.split}: {view.tokens:,} tokens"
+    documents = facts.manifest.splits[facts.split].documents
+    title = f"document {view.number:,} of {documents:,} in {facts.split}: {view.tokens:,} tokens"
     return [style.paint(title, BOLD), *_flow(view.pieces, style), *_hidden(view.hidden, style)]
 
 
 def _row(view: RowView, facts: Facts, style: Style, timestep: float) -> list[str]:
-    shown_as = f", met as sample {view.sample:,} under seed {facts.seed}" if view.sample is not None else ""
+    shown_as = f", used as sample {view.sample:,} with seed {facts.seed}" if view.sample is not None else ""
     rows = facts.manifest.splits[facts.split].rows
     title = (
         f"row {view.number:,} of {rows:,} in {facts.split}{shown_as}: {view.tokens:,} tokens, {view.padding:,} padding"
     )
     lines = [style.paint(title, BOLD)]
-    for masked, heading in ((None, "clean"), (timestep, f"masked at t = {timestep:g}")):
+    for masked, heading in ((None, "unmasked"), (timestep, f"masked at t = {timestep:g}")):
         lines.append(style.paint(heading, DIM))
         for number, part in enumerate(view.parts):
             note = f"; {part.note}" if part.note else ""
@@ -137,7 +137,7 @@ def _row(view: RowView, facts: Facts, style: Style, timestep: float) -> list[str
             lines += _flow(part.pieces, style, masked)
         lines += _hidden(view.hidden, style)
         if view.padding and not view.hidden:
-            lines.append(style.paint(f"┌ padding, {view.padding:,} places: never masked, in no loss", DIM))
+            lines.append(style.paint(f"┌ padding, {view.padding:,} tokens: never masked, not in the loss", DIM))
     return lines
 
 
@@ -146,7 +146,7 @@ def _hidden(tokens: int, style: Style) -> list[str]:
 
 
 def _flow(pieces: Iterable[Piece], style: Style, timestep: float | None = None) -> Iterator[str]:
-    """Pieces as lines of the style's width, neighbouring tokens in different tints, line ends both shown and carried out."""
+    """Pieces as lines of the style's width, neighbouring tokens in different colours; line ends are shown and also break the line."""
     line, used = "", 0
     for number, piece in enumerate(pieces):
         masked = timestep is not None and piece.draw < timestep

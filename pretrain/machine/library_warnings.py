@@ -1,15 +1,13 @@
 """Library warnings that do not concern the user. Imports no torch."""
 
-import logging
-import os
 import warnings
 
 
 def filter_library_warnings() -> None:
-    """Drop warnings about optional kernels and deprecations inside libraries.
+    """Drop warnings about optional kernels and about deprecations inside libraries.
 
     The banner and `loopmdm doctor` report which kernels are used. Call this before torch, megatron-core or DeepSpeed is
-    imported: DeepSpeed reads DS_LOG_LEVEL at import.
+    imported.
     """
     messages = (
         ".*Transformer Engine and Apex.*",
@@ -19,5 +17,3 @@ def filter_library_warnings() -> None:
     )
     for message in messages:
         warnings.filterwarnings("ignore", message=message)
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

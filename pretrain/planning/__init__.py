@@ -1,1 +1,1 @@
-"""What a layout costs before anybody starts it: memory, FLOPs, communication, time. Imports no torch."""
+"""Estimates of what a layout costs, without starting it: memory, FLOPs, communication, time. Imports no torch."""

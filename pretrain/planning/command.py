@@ -1,4 +1,4 @@
-"""`loopmdm plan`: every legal layout of a recipe on so many ranks, what each costs, and the best one."""
+"""`loopmdm plan`: every legal layout of a recipe on N ranks, what each costs, and the best one."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from pretrain.planning.memory import memory_of
 from pretrain.writing import replace_text
 
 SHOWN = 12
-"""Layouts in the table unless --all is given."""
+"""Number of layouts in the table without --all."""
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "total")
 
@@ -25,11 +25,15 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a shipped recipe or a YAML file")
-    parser.add_argument("--ranks", required=True, type=int, metavar="N", help="ranks (GPUs) to divide the work over")
-    parser.add_argument("--all", action="store_true", help="show every legal layout, also those that do not fit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure of every legal layout")
+    parser.add_argument("--ranks", required=True, type=int, metavar="N", help="number of ranks (GPUs)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override the recipe, such as hardware.memory_gib=36"
+        "--all", action="store_true", help="show every legal layout, including those that do not fit into memory"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures of every legal layout to FILE"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, such as hardware.memory_gib=36"
     )
 
 
@@ -40,11 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     base = plan_of(settings, manifest, arguments.ranks)
     estimates = ranked(legal_layouts(base))
     if estimates:
-        print("\n".join(_assumptions(base)), end="\n\n")
-        print(
-            _table(estimates if arguments.all else [e for e in estimates if e.fits][:SHOWN] or estimates[:3], estimates)
-        )
-        print("\n" + _summary(estimates))
+        shown = estimates if arguments.all else [e for e in estimates if e.fits][:SHOWN] or estimates[:3]
+        print("\n".join(_assumptions(base)))
+        print(f"\n{_table(shown, fastest=estimates[0])}\n\n{_summary(estimates)}")
     if arguments.json:
         replace_text(arguments.json, json.dumps([_record(e) for e in estimates], indent=2) + "\n")
     print("\n" + "\n".join(_describe(best(base, estimates))))
@@ -52,23 +54,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _assumptions(plan: RunPlan) -> list[str]:
-    hardware, train = plan.settings.hardware, plan.settings.train
+    """What the estimates are based on, and the units of the table."""
+    hardware, train, split = plan.settings.hardware, plan.settings.train, plan.settings.model.loop
     peak = hardware.peak_tflops or H100_BF16_TFLOPS
-    assumed = "" if hardware.peak_tflops else " (an H100's in bf16; give hardware.peak_tflops)"
-    split, mean = plan.settings.model.loop, plan.loops.mean(plan.loops.ramp_steps)
+    source = "" if hardware.peak_tflops else " (an H100 in bf16; set hardware.peak_tflops for another device)"
+    step_flops = plan.tokens_per_step * plan.expected_flops_per_token
     return [
-        f"{split.head} + {split.mid} x S + {split.tail} layers of {plan.settings.model.hidden_size}, E[S] {mean:.2f}, "
-        f"{train.precision}; {train.global_batch_size} rows of {plan.seq_len} tokens a step, {train.micro_batch_size} at a time; "
-        f"{plan.tokens_per_step * plan.expected_flops_per_token:.3g} FLOPs a step",
-        f"{plan.world_size} ranks, {hardware.ranks_per_node} to a node: {hardware.efficiency:.0%} of {peak:g} TFLOP/s{assumed}, "
-        f"{hardware.memory_gib:g} GiB, {hardware.node_gb_per_second:g} GB/s in a node, {hardware.network_gb_per_second:g} outside",
-        "memory in GiB on the fullest rank at the largest S; sent in GiB per step by the busiest rank at E[S]; no overlap assumed",
+        f"model:    {split.head} + {split.mid} x S + {split.tail} layers of width {plan.settings.model.hidden_size}, "
+        f"E[S] = {plan.loops.mean(plan.loops.ramp_steps):.2f}, {train.precision}",
+        f"step:     {train.global_batch_size} rows of {plan.seq_len} tokens, {train.micro_batch_size} per micro-batch; "
+        f"{step_flops:.3g} FLOPs",
+        f"hardware: {plan.world_size} ranks, {hardware.ranks_per_node} per node; {hardware.efficiency:.0%} of {peak:g} TFLOP/s{source}"
+        f"; {hardware.memory_gib:g} GiB",
+        f"network:  {hardware.node_gb_per_second:g} GB/s inside a node, {hardware.network_gb_per_second:g} GB/s between nodes, "
+        f"{hardware.latency_microseconds:g} microseconds per message; communication does not overlap with compute",
+        "memory:   GiB on the rank that needs most, at the largest S",
+        "sent:     GiB per step by the rank that sends most, at E[S]",
     ]
 
 
-def _table(shown: Sequence[Estimate], every: Sequence[Estimate]) -> str:
+def _table(shown: Sequence[Estimate], fastest: Estimate) -> str:
     heads = ["layout", *PARTS, "sent", "bubble E[S]", "S_max", "s/step", "tokens/s", "verdict"]
-    rows = [heads, *([layout_name(e.plan), *_figures(e), _verdict(e, every[0])] for e in shown)]
+    rows = [heads, *([layout_name(e.plan), *_figures(e), _verdict(e, fastest)] for e in shown)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     last = len(heads) - 1
     aligned = [
@@ -88,26 +95,25 @@ def _figures(e: Estimate) -> list[str]:
 
 
 def _verdict(estimate: Estimate, fastest: Estimate) -> str:
-    room = estimate.plan.settings.hardware.memory_gib
+    capacity = estimate.plan.settings.hardware.memory_gib
     if not estimate.fits:
-        return f"needs {estimate.memory.total / GIB:.1f} of {room:g} GiB"
-    ratio = estimate.seconds / fastest.seconds
-    return "best" if estimate is fastest else f"{ratio:.2f} times its time"
+        return f"does not fit: {estimate.memory.total / GIB:.1f} of {capacity:g} GiB"
+    return "best" if estimate is fastest else f"{estimate.seconds / fastest.seconds:.2f} x the best time"
 
 
 def _summary(estimates: Sequence[Estimate]) -> str:
     fitting = sum(e.fits for e in estimates)
-    return f"{len(estimates)} legal layouts, {fitting} fit into the memory; --all shows them, --json FILE keeps every figure"
+    return f"{len(estimates)} legal layouts, {fitting} fit into memory; --all shows all of them, --json FILE writes all figures"
 
 
 def _describe(chosen: Estimate) -> list[str]:
-    """The words that make a run take this layout, and what its stages hold."""
+    """The overrides that select this layout, and what its stages hold."""
     plan = chosen.plan
     p = plan.settings.parallel
-    words = f"parallel.tensor={p.tensor} parallel.pipeline={p.pipeline} parallel.sequence={str(p.sequence).lower()}"
+    layout = f"parallel.tensor={p.tensor} parallel.pipeline={p.pipeline} parallel.sequence={str(p.sequence).lower()}"
     lines = [
-        f"best: {layout_name(plan)}; `parallel=auto` takes it, as do",
-        f"  {words} parallel.zero_stage={p.zero_stage} parallel.recompute={p.recompute}",
+        f"best: {layout_name(plan)}",
+        f"to use it: parallel=auto, or {layout} parallel.zero_stage={p.zero_stage} parallel.recompute={p.recompute}",
     ]
     if p.pipeline > 1:
         lines += [

@@ -1,7 +1,8 @@
 """What a layout costs: memory, FLOPs, traffic, bubble and the time of a step. Imports no torch.
 
-Nothing overlaps in this model: compute waits for tensor-parallel messages, hops wait for the slower neighbour, and the
-data-parallel reduction follows the last backward pass. DeepSpeed overlaps a part of it, so the times are on the safe side.
+The estimate assumes no overlap: compute waits for tensor-parallel messages, a pipeline hop waits for the slower neighbour, and
+the data-parallel reduction follows the last backward pass. DeepSpeed overlaps a part of it, so the estimated times are upper
+limits in this respect.
 """
 
 from collections import defaultdict
@@ -15,23 +16,23 @@ from pretrain.planning.timing import Case, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
 
 H100_BF16_TFLOPS = 989.4
-"""The planner's peak where none is given: NVIDIA's data sheet, dense bf16."""
+"""Peak that the planner assumes where none is given: an H100 SXM, dense bf16 (NVIDIA's data sheet)."""
 
 BACKWARD = 2
-"""FLOPs of a backward pass over those of the forward pass (model/flops.py)."""
+"""FLOPs of a backward pass divided by those of the forward pass (model/flops.py)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of one layout.
+    """The figures of one layout.
 
     Attributes:
-        memory: of the rank that needs most.
+        memory: of the rank that needs most, at the largest S.
         traffic: of the rank that sends most, at E[S].
-        flops: model FLOPs of a step over all ranks, at the expected S.
-        bubble, bubble_largest: share of the time in which pipeline stages wait, at E[S] and at the largest S.
-        seconds: expected time of a step, over the distribution of S.
-        seconds_largest: at the largest S.
+        flops: model FLOPs of a step over all ranks, at E[S].
+        bubble, bubble_largest: fraction of the time in which pipeline stages wait, at E[S] and at the largest S.
+        seconds: expected time of a step over the distribution of S.
+        seconds_largest: time of a step at the largest S.
     """
 
     plan: RunPlan
@@ -45,18 +46,18 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all ranks."""
+        """Tokens per second over all ranks."""
         return self.plan.tokens_per_step / self.seconds
 
     @property
     def fits(self) -> bool:
-        """Whether the fullest rank has room."""
+        """Whether the rank that needs most memory has enough."""
         return self.memory.total <= self.plan.settings.hardware.memory_gib * 2**30
 
 
 @dataclass(frozen=True)
 class _Rates:
-    """Seconds of things on the given hardware."""
+    """Seconds per FLOP, per pipeline hop and per byte of each kind of communication."""
 
     flop: float
     tensor_byte: float
@@ -67,7 +68,7 @@ class _Rates:
 
 
 def estimate_all(plans: Sequence[RunPlan]) -> list[Estimate]:
-    """Figures of each layout. Pipelines of equal shape are timed side by side, and those that only differ in ZeRO once."""
+    """The figures of each layout. Pipelines with equally many stages are timed together; layouts that differ only in ZeRO, once."""
     queues: dict[int, dict[tuple, RunPlan]] = defaultdict(dict)
     for plan in plans:
         queues[plan.settings.parallel.pipeline].setdefault(_pipeline_key(plan), plan)
@@ -100,19 +101,19 @@ def _estimate(plan: RunPlan, timed: Sequence[tuple[float, Case]]) -> Estimate:
 
 
 def _support(plan: RunPlan) -> list[int]:
-    """Values of S that training draws."""
+    """Values of S with a probability above 0."""
     probabilities = plan.loops.probabilities(plan.loops.ramp_steps)
     return [loops for loops, p in enumerate(probabilities, start=1) if p]
 
 
 def _pipeline_key(plan: RunPlan) -> tuple:
-    """What decides the time of the schedule; ZeRO does not."""
+    """Everything that the time of the schedule depends on; ZeRO is not a part of it."""
     p = plan.settings.parallel
     return p.tensor, p.pipeline, p.sequence, p.recompute, p.pipeline_split, p.mid_replicas, plan.micro_batches
 
 
 def _case(plan: RunPlan, loops: int) -> Case:
-    """The pipeline of a step in seconds."""
+    """The pipeline of a step at S = `loops`, in seconds."""
     rates, tensor = _rates(plan), plan.settings.parallel.tensor
     tokens = plan.settings.train.micro_batch_size * plan.seq_len
     compute = rates.flop * tokens / tensor
@@ -126,7 +127,7 @@ def _case(plan: RunPlan, loops: int) -> Case:
 
 
 def _rates(plan: RunPlan) -> _Rates:
-    """Ranks are numbered tensor first, then data, then pipeline: small groups stay inside a node."""
+    """Ranks are numbered tensor first, then data, then pipeline, so tensor-parallel groups stay inside a node."""
     hardware, parallel = plan.settings.hardware, plan.settings.parallel
 
     def byte(ranks: int) -> float:

@@ -1,4 +1,4 @@
-"""Every layout that a start would accept, and the one that `parallel: auto` takes. Imports no torch."""
+"""Every layout that training would accept, and the one that `parallel: auto` selects. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,26 +10,30 @@ from model.architecture import Recompute
 from pretrain.config.rules import problems_of
 from pretrain.config.run_plan import RunPlan, fill_from_manifest, layout_problems
 from pretrain.config.settings import Parallel, Settings
-from pretrain.errors import ConfigError, UserError
+from pretrain.errors import ConfigError, Problem, UserError
 from pretrain.planning.estimate import Estimate, estimate_all
 
 GIB = 2**30
 
 
 def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> RunPlan:
-    """Settings and ranks joined without a check of the layout.
+    """Join settings and ranks without checking the layout.
 
     Args:
-        manifest: of the prepared data (of a mixture: any); None when there is none yet and the settings say what it would.
+        manifest: of the prepared data; None when there is none yet and the settings give row length and vocabulary.
 
     Raises:
-        ConfigError: the row length or the vocabulary is unknown, or the data's are others.
+        ConfigError: the row length or the vocabulary is unknown, or differs from that of the data.
     """
     if manifest is not None:
         return RunPlan(fill_from_manifest(settings, manifest), ranks)
     unknown = {"model.vocab_size": settings.model.vocab_size, "data.seq_len": settings.data.seq_len}
     problems = [
-        f"{key}: is taken from the prepared data, but {settings.data.path} has none; prepare it, or give the key"
+        Problem(
+            key,
+            None,
+            f"is taken from the prepared data, but {settings.data.path} has none; prepare the data or set the key",
+        )
         for key, value in unknown.items()
         if value is None
     ]
@@ -39,7 +43,7 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> RunPla
 
 
 def legal_layouts(base: RunPlan) -> list[RunPlan]:
-    """All layouts of the plan's ranks that break no rule; batch, precision and offload stay as they are."""
+    """All layouts of the plan's ranks that violate no rule. Batch, precision, offload and timeout stay as they are."""
     kept = base.settings.parallel
     found = []
     for tensor, pipeline in product(_divisors(base.world_size), repeat=2):
@@ -55,23 +59,23 @@ def legal_layouts(base: RunPlan) -> list[RunPlan]:
 
 
 def ranked(plans: Sequence[RunPlan]) -> list[Estimate]:
-    """Those that fit first, the fastest of them first; of equals the one that is split least and recomputes least."""
+    """Layouts that fit come first, the fastest first; ties go to fewer model-parallel ranks, a lower ZeRO stage, less memory."""
     return sorted(estimate_all(plans), key=_rank)
 
 
 def choose(settings: Settings, manifest: Manifest | None, ranks: int) -> Settings:
-    """Settings with the best layout in the place of `parallel: auto`.
+    """Replace `parallel: auto` by the best layout.
 
     Raises:
         ConfigError: no layout is legal, or something else is wrong with the settings.
-        UserError: none fits into the memory.
+        UserError: no layout fits into memory.
     """
     base = plan_of(settings, manifest, ranks)
     return replace(settings, parallel=best(base, ranked(legal_layouts(base))).plan.settings.parallel)
 
 
 def best(base: RunPlan, estimates: Sequence[Estimate]) -> Estimate:
-    """The first of `ranked`, when it fits. Raises as `choose`."""
+    """The first of `ranked`, if it fits. Raises what `choose` raises."""
     if not estimates:
         plain = replace(
             base, settings=replace(base.settings, parallel=Parallel(offload=base.settings.parallel.offload))
@@ -80,9 +84,9 @@ def best(base: RunPlan, estimates: Sequence[Estimate]) -> Estimate:
     first = estimates[0]
     if not first.fits:
         raise UserError(
-            f"none of the {len(estimates)} legal layouts of {base.world_size} ranks fits into hardware.memory_gib="
+            f"none of the {len(estimates)} legal layouts on {base.world_size} ranks fits into hardware.memory_gib="
             f"{base.settings.hardware.memory_gib:g}: the smallest needs {first.memory.total / GIB:.1f} GiB. Lower "
-            f"train.micro_batch_size (now {base.settings.train.micro_batch_size}), set parallel.offload, or start more ranks"
+            f"train.micro_batch_size (now {base.settings.train.micro_batch_size}), set parallel.offload, or use more ranks"
         )
     return first
 

@@ -1,8 +1,8 @@
 """Memory of one rank by part, in bytes. Imports no torch.
 
-Activations are what autograd saves in the layers of `model/layers.py`, tensor by tensor. States and buffers are those of
-DeepSpeed 0.19.8 as read off its runs: a test compares the sum with what processes on a CPU hold. Kernels that fuse norms
-or AdamW's update, on a GPU, need less.
+Activations are the tensors that autograd saves in the layers of `model/layers.py`. Optimizer states and buffers are those that
+DeepSpeed 0.19.8 was observed to allocate; a test compares the sum with the resident memory of processes on a CPU. Fused norm
+and AdamW kernels on a GPU need less.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.planning.programs import programs_of
 
 FP32 = 4
-"""Bytes of a number in fp32."""
+"""Bytes of an fp32 number."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device when it holds most; the parts add up to that.
+    """Bytes on one rank's device at the peak; the parts (without `host`) add up to `total`.
 
     Attributes:
-        gradients: those that are there at that moment; a single micro-batch gets them as its activations go.
+        gradients: those held at the peak. With one micro-batch, gradients appear while activations are freed.
         optimizer: fp32 master weights, AdamW's two moments, and the moving average.
-        activations: kept from forward to backward passes at the largest S.
-        logits: of the masked positions, with their softmax.
-        buffers: what the busiest moment needs on top: reduction buckets, gathered weights, a layer's backward pass.
-        host: in the CPU's memory, under offload; no part of the sum.
+        activations: kept from the forward to the backward pass, at the largest S.
+        logits: logits and softmax of the masked positions.
+        buffers: everything else at the peak: reduction buckets, gathered weights, the backward pass of a layer.
+        host: bytes in CPU memory under `parallel.offload`.
     """
 
     weights: float
@@ -46,12 +46,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class _States:
-    """Weights, gradients and optimiser of one rank under ZeRO, and what comes on top in some moments.
+    """Weights, gradients and optimizer states of one rank under ZeRO, and the buffers of the phases of a step.
 
     Attributes:
-        backward: during the whole backward pass: ZeRO-2's and 3's bucket of gradients, the weights that ZeRO-3 gathered.
-        reduction: when gradients are reduced, at the end of the backward pass, where few activations are left.
-        step: in the update, which has no activations; includes the gradients.
+        backward: during the backward pass: the gradient bucket of ZeRO-2 and ZeRO-3, the weights gathered by ZeRO-3.
+        reduction: while gradients are reduced at the end of the backward pass, when few activations are left.
+        step: during the update, when there are no activations; includes the gradients.
     """
 
     weights: float
@@ -72,13 +72,13 @@ def memory_of(plan: RunPlan, stage: Stage) -> Memory:
     weights = states.weights * (offload != "parameters")
     activations, logits = held.activations(), held.logits()
     first = activations + logits + held.recomputed()
-    if plan.micro_batches == 1:  # gradients come as activations go
+    if plan.micro_batches == 1:  # gradients appear while activations are freed
         first = max(activations + logits - states.gradients, held.recomputed())
     backward = states.gradients + states.backward + max(first + held.working(), states.reduction)
     peak = weights + optimizer + max(backward, states.step)
-    there = peak - weights - optimizer - activations - logits
-    gradients = min(states.gradients, there)
-    return Memory(weights, gradients, optimizer, activations, logits, there - gradients, host)
+    rest = peak - weights - optimizer - activations - logits
+    gradients = min(states.gradients, rest)
+    return Memory(weights, gradients, optimizer, activations, logits, rest - gradients, host)
 
 
 def weight_bytes(plan: RunPlan) -> int:
@@ -87,7 +87,7 @@ def weight_bytes(plan: RunPlan) -> int:
 
 
 def hidden_bytes(plan: RunPlan) -> int:
-    """Bytes of the hidden states of a micro-batch on one rank: what a pipeline hop carries."""
+    """Bytes of the hidden states of a micro-batch on one rank: the content of a pipeline hop."""
     parallel, train = plan.settings.parallel, plan.settings.train
     tokens = train.micro_batch_size * plan.seq_len
     return (
@@ -102,7 +102,7 @@ def largest_loops(plan: RunPlan) -> int:
 
 
 def _states(plan: RunPlan, weights: int) -> _States:
-    """States of `weights` numbers, from DeepSpeed's allocations at data-parallel sizes 1, 2 and 4."""
+    """States of `weights` weights, as DeepSpeed allocated them at data-parallel sizes 1, 2 and 4."""
     stage, shares = (
         plan.settings.parallel.zero_stage,
         plan.data_parallel_size if plan.settings.parallel.zero_stage else 1,
@@ -116,7 +116,7 @@ def _states(plan: RunPlan, weights: int) -> _States:
         return _States(own, whole, optimizer, 0.0, 0.0, whole + bucket)
     if stage == 1 and fp32:
         return _States(own, whole, optimizer, 0.0, 0.0, max(whole + bucket, 4 * part))
-    if stage == 1:  # fp32 sums of all gradients, beside a bucket of them and the gathered weights
+    if stage == 1:  # fp32 sums of all gradients, plus a bucket of them and the gathered weights
         return _States(own, whole, optimizer, 0.0, 0.0, whole + max(1.5 * whole, 2 * part))
     if stage == 2:
         return _States(own, part, optimizer, bucket, bucket, (4 if fp32 else 3) * part)
@@ -124,7 +124,7 @@ def _states(plan: RunPlan, weights: int) -> _States:
 
 
 class _Held:
-    """What autograd and the schedule keep of micro-batches on one rank of a stage."""
+    """What autograd and the pipeline schedule hold for the micro-batches on one rank of a stage."""
 
     def __init__(self, plan: RunPlan, stage: Stage) -> None:
         self._plan, self._stage = plan, stage
@@ -136,22 +136,22 @@ class _Held:
         self._chunks = stage.chunks(largest_loops(plan))
 
     def activations(self) -> float:
-        """Of all micro-batches between their forward and backward pass, at the peak."""
+        """Activations of all micro-batches between their forward and backward pass, at the peak."""
         return self._peak([self._chunk(chunk) for chunk in self._chunks])
 
     def logits(self) -> float:
-        """Softmax of all micro-batches that wait for their backward pass, and the second copy of the one at work."""
+        """Softmax of all micro-batches that wait for their backward pass, and a second copy for the current one."""
         one = FP32 * self._masked() * self._model.padded_vocab_size / self._parallel.tensor
         return (self._peak([one * chunk.logits for chunk in self._chunks]) + one) * self._stage.last
 
     def recomputed(self) -> float:
-        """What the backward pass computes a second time at once."""
+        """Activations that the backward pass recomputes at one time."""
         if self._parallel.recompute == "none":
             return 0.0
         return self._layer() * (len(self._stage.mid) if self._parallel.recompute == "loop" else 1)
 
     def working(self) -> float:
-        """Gradients inside the backward pass of one layer, the SwiGLU's at its widest."""
+        """Gradients inside the backward pass of one layer; the SwiGLU needs most."""
         width = 2 * self._model.ffn_size / self._parallel.tensor + 2 * self._model.hidden_size
         return self._tokens * width * self._size
 
@@ -161,7 +161,7 @@ class _Held:
         return programs_of(self._stage.count, len(held), self._plan.micro_batches)[self._stage.index].peak(held)
 
     def _chunk(self, chunk: Chunk) -> float:
-        """Kept of one visit of one micro-batch."""
+        """Activations of one chunk for one micro-batch."""
         once, passes = len(chunk.head) + len(chunk.tail), len(chunk.passes) if self._stage.mid else 0
         of_mid = passes * len(self._stage.mid)
         match self._parallel.recompute:
@@ -171,18 +171,18 @@ class _Held:
                 kept = once * self._layer() + passes * self._hidden
             case "full":
                 kept = (once + of_mid) * self._hidden
-        if self._stage.count > 1:  # what came and what went; in fp32 the first norm keeps what came anyway
+        if self._stage.count > 1:  # input and output; in fp32 the first norm keeps the input anyway
             kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
         if once + of_mid:
             kept += self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
 
     def _mask(self) -> float:
-        """Scores added by attention within documents: one tensor for all layers and passes of a visit, on every rank."""
+        """The attention mask of `train.attention=document`: one tensor for all layers and passes of a chunk, on every rank."""
         return self._tokens * self._plan.seq_len * self._size * (self._plan.settings.train.attention == "document")
 
     def _layer(self) -> float:
-        """Saved by autograd in one layer: two norms, attention (q, k, v, rotated q and k, context), SwiGLU."""
+        """Saved by autograd in one layer: two norms, attention (q, k, v, rotated q and k, output), SwiGLU."""
         model, tensor = self._model, self._parallel.tensor
         query, key = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
         sharded = self._size * (3 * query + 3 * key + 5 * model.ffn_size) + FP32 * model.num_heads
@@ -195,6 +195,6 @@ class _Held:
         return self._model.hidden_size * (2 * FP32 + self._size) + FP32
 
     def _masked(self) -> float:
-        """Masked tokens of a micro-batch with many: three standard deviations above the mean, for t uniform and independent."""
+        """Masked tokens of a micro-batch, three standard deviations above the mean of uniform, independent t."""
         share = (1 + self._plan.settings.train.min_timestep) / 2 + 3 * sqrt(1 / 12 / self._rows)
         return self._tokens * min(1.0, share)

@@ -1,8 +1,8 @@
-"""The order of work of every pipeline stage, as megatron-core 0.16.1's schedules give it. Imports no torch.
+"""The order of work on every pipeline stage under megatron-core 0.16.1's schedules. Imports no torch.
 
-`schedules.py` there mixes the order with the running of it; here the order stands alone, as arrays. A test runs the
-originals beside it. Without overlap (`pretrain/parallel/pipeline.py`) a stage works, then exchanges with its neighbours
-and waits for it, again and again.
+`megatron/core/pipeline_parallel/schedules.py` computes the order while it runs the chunks; here the order alone is computed, as
+arrays. tests/unit/test_pipeline_timing.py compares it with the original schedules. Without overlap
+(`pretrain/parallel/pipeline.py`) a stage alternates between the work of one chunk and a blocking exchange with its neighbours.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from model.placement import group_size
 
 @dataclass(frozen=True)
 class Program:
-    """Work and exchanges of one stage, in order. An entry is work (forward, then backward) followed by one exchange.
+    """Work and exchanges of one stage, in order. Each entry is work (forward, then backward) followed by one exchange.
 
     Attributes:
-        forward, backward: the chunk that is worked on, int [entries]; -1 for none.
+        forward, backward: the chunk that is run, int [entries]; -1 for none.
         send_next, recv_prev, send_prev, recv_next: what the exchange moves, bool [entries]. Neighbours form a ring.
     """
 
@@ -31,7 +31,7 @@ class Program:
     recv_next: np.ndarray
 
     def peak(self, held: Sequence[float]) -> float:
-        """Largest sum of what is kept between the forward and the backward of each chunk, `held` per chunk."""
+        """Largest amount held at one time, if each chunk holds `held[chunk]` from its forward to its backward pass."""
         sizes = np.append(np.asarray(held, dtype=float), 0.0)  # index -1: no chunk
         taken, given = sizes[self.forward], sizes[self.backward]
         return float((np.cumsum(taken - given) + given).max())
@@ -43,7 +43,7 @@ class Program:
 
 @lru_cache(maxsize=4096)
 def programs_of(stages: int, chunks: int, micro_batches: int) -> tuple[Program, ...]:
-    """Programs of all stages of a pipeline whose stages have `chunks` visits per micro-batch."""
+    """Programs of all stages of a pipeline in which each stage runs `chunks` chunks per micro-batch."""
     if chunks == 1:
         return tuple(_plain(stage, stages, micro_batches) for stage in range(stages))
     return tuple(_interleaved(stage, stages, chunks, micro_batches) for stage in range(stages))
@@ -58,14 +58,14 @@ def _interleaved(stage: int, stages: int, chunks: int, micro_batches: int) -> Pr
     total = len(forward)
     warmup = min(2 * (stages - stage - 1) + (chunks - 1) * group, total)
     steady = total - warmup
-    # After the n-th forward (backward) a stage receives the input of the next one. The first stage gets it from the last,
-    # which is stages - 1 behind and sends nothing on from its last chunk; for the backward pass it is the other way round.
+    # After the n-th forward (backward) a stage receives the input of the next one. The first stage receives it from the last
+    # one, which is stages - 1 entries behind and sends nothing after its last chunk; in the backward pass vice versa.
     gets_forward = _receives(forward, chunks - 1, stages) if first else np.ones(total, bool)
     gets_backward = _receives(backward, 0, stages) if last else np.ones(total, bool)
     gets_forward[-1] = gets_backward[-1] = False
     gives_forward = ~(last & (forward == chunks - 1))
     gives_backward = ~(first & (backward == 0))
-    # The receipt of the first gradient joins the last exchange of the warm-up, or stands alone where all is warm-up.
+    # The first gradient is received in the last exchange of the warm-up, or in an entry of its own where all is warm-up.
     turn = np.zeros(warmup, bool)
     turn[-1] = not last and steady > 0
     alone = np.array([not last] if steady == 0 else [], bool)
@@ -83,16 +83,16 @@ def _interleaved(stage: int, stages: int, chunks: int, micro_batches: int) -> Pr
 
 
 def _schedule_table(micro_batches: int, chunks: int, group: int) -> np.ndarray:
-    """Chunk of every forward, in order: a group of micro-batches goes through all chunks before the next group.
+    """Chunk of every forward pass, in order: a group of micro-batches goes through all chunks before the next group starts.
 
-    The last group is what is left (`get_schedule_table`).
+    The last group holds the remaining micro-batches (megatron-core's `get_schedule_table`).
     """
     starts = range(0, micro_batches, group)
     return np.concatenate([np.repeat(np.arange(chunks), min(group, micro_batches - start)) for start in starts])
 
 
 def _receives(chunks: np.ndarray, end: int, stages: int) -> np.ndarray:
-    """Whether the leading stage gets something after its n-th work: what the ending stage did stages - 1 earlier."""
+    """Whether the first stage receives something after its n-th chunk: the last stage sent it stages - 1 chunks earlier."""
     earlier = np.concatenate([np.full(stages - 1, end), chunks])[: len(chunks)]
     return earlier != end
 

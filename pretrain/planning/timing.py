@@ -1,7 +1,7 @@
-"""How long a step's pipeline takes: its stages, stepped through their programs side by side. Imports no torch.
+"""The duration of a step's pipeline: all stages are simulated through their programs together. Imports no torch.
 
-An exchange is blocking, and a send and its receive wait for each other, as megatron-core's point-to-point calls do without
-overlap: it begins when the stage and the neighbours concerned have come to it, and ends one hop later.
+Exchanges block, and a send and its receive wait for each other, like megatron-core's point-to-point calls without overlap: an
+exchange begins when the stage and the neighbours involved have reached it, and ends one hop later.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from model.placement import Chunk, Costs, Stage, chunk_cost, group_size
 from pretrain.planning.programs import Program, programs_of
 
 FULL = 4
-"""Groups of micro-batches after which the time grows by the same for each further one."""
+"""Number of groups of micro-batches after which each further group adds the same time."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pipeline to time, in one unit of time.
+    """One pipeline to time; all times in the same unit.
 
     Attributes:
-        programs: of every stage.
-        forward, backward: time of every chunk, float [stages, chunks].
-        hop: of one exchange.
+        programs: one for each stage.
+        forward, backward: time of each chunk, float [stages, chunks].
+        hop: time of one exchange.
     """
 
     programs: tuple[Program, ...]
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def work(self) -> float:
-        """Time that all stages are busy, summed."""
+        """Busy time, summed over all stages."""
         return float((self.forward + self.backward).sum() * self.micro_batches)
 
     def shortened(self, micro_batches: int) -> "Case":
@@ -44,7 +44,7 @@ class Case:
         return replace(self, programs=programs, micro_batches=micro_batches)
 
     def bubble(self, makespan: float) -> float:
-        """Share of the stages' time in which they wait; not below 0, where rounding would put a pipeline of one stage."""
+        """Fraction of the stages' time in which they wait; at least 0 in spite of rounding."""
         return max(0.0, 1.0 - self.work / (len(self.programs) * makespan))
 
 
@@ -60,21 +60,21 @@ def case_of(
     """The pipeline of a step at S = `loops`.
 
     Args:
-        forward, backward: time of one micro-batch in what stages are made of.
-        hop: of one exchange.
+        forward, backward: time of one micro-batch in a layer, the embedding and the LM head.
+        hop: time of one exchange.
     """
-    visits = [stage.chunks(loops) for stage in placement]
-    ahead = [[chunk_cost(s, c, forward) for c in chunks] for s, chunks in zip(placement, visits, strict=True)]
+    chunks_of = [stage.chunks(loops) for stage in placement]
+    ahead = [[chunk_cost(s, c, forward) for c in chunks] for s, chunks in zip(placement, chunks_of, strict=True)]
     back = [
         [chunk_cost(s, c, backward) + chunk_cost(s, recomputed_part(c, recompute), forward) for c in chunks]
-        for s, chunks in zip(placement, visits, strict=True)
+        for s, chunks in zip(placement, chunks_of, strict=True)
     ]
-    programs = programs_of(len(placement), len(visits[0]), micro_batches)
+    programs = programs_of(len(placement), len(chunks_of[0]), micro_batches)
     return Case(programs, np.array(ahead), np.array(back), hop, micro_batches)
 
 
 def recomputed_part(chunk: Chunk, recompute: Recompute) -> Chunk:
-    """What the backward pass of a chunk computes a second time."""
+    """The part of a chunk that its backward pass recomputes."""
     if recompute == "none":
         return Chunk()
     if recompute == "loop":
@@ -83,9 +83,9 @@ def recomputed_part(chunk: Chunk, recompute: Recompute) -> Chunk:
 
 
 def step_times(cases: Sequence[Case]) -> list[float]:
-    """`makespans`, of long steps by way of short ones.
+    """The same as `makespans`, faster for steps with many micro-batches.
 
-    Once the pipeline is full, each group of micro-batches takes as long as the one before.
+    Once the pipeline is full, each group of micro-batches adds the same time, so two short steps give that of a long one.
     """
     short = [_shortened(case) for case in cases]
     times = iter(makespans([part for parts in short for part in parts]))
@@ -101,7 +101,7 @@ def step_times(cases: Sequence[Case]) -> list[float]:
 
 
 def _shortened(case: Case) -> tuple[Case, ...]:
-    """The case with FULL and with FULL + 1 groups of micro-batches; the case itself where it has no more or a last smaller one."""
+    """The case with FULL and with FULL + 1 groups; the case itself if it has no more groups or the last one is smaller."""
     group = group_size(case.micro_batches, len(case.programs))
     if case.micro_batches % group or case.micro_batches <= (FULL + 1) * group:
         return (case,)
@@ -109,7 +109,7 @@ def _shortened(case: Case) -> tuple[Case, ...]:
 
 
 def makespans(cases: Sequence[Case]) -> list[float]:
-    """Time from the first work to the last exchange of each case. All have as many stages; they are timed side by side."""
+    """Time of each case from the first chunk to the last exchange. All cases must have the same number of stages."""
     if len(cases[0].programs) == 1:
         return [case.work for case in cases]
     race = _Race(cases)
@@ -119,9 +119,9 @@ def makespans(cases: Sequence[Case]) -> list[float]:
 
 
 class _Race:
-    """All stages of all cases, each at its own entry of its program.
+    """All stages of all cases, each at one entry of its program.
 
-    Arrays [cases, stages, entries] are read flat; entry 0 is a start that needs nobody, at time 0.
+    Arrays [cases, stages, entries] are indexed flat. Entry 0 is the start, at time 0, which waits for no other stage.
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
@@ -140,18 +140,18 @@ class _Race:
                 self._after[index, stage, entries] = after[stage]
                 self._before[index, stage, entries] = before[stage]
         self._work = work
-        self._arrived = np.zeros((*shape, longest))  # when each stage came to the exchange of each entry
+        self._arrived = np.zeros((*shape, longest))  # when each stage reached the exchange of each entry
         self._offsets = np.arange(shape[0] * shape[1]).reshape(shape) * longest
         self._at = np.zeros(shape, np.int64)
         self.now = np.zeros(shape)  # when the last exchange ended
 
     def advance(self) -> bool:
-        """Let every stage that can finish its exchange go on to the next; False when all are at their end."""
+        """Advance every stage whose exchange can finish by one entry; False when all stages have finished."""
         here = self._offsets + self._at
         after, before = self._after.take(here), self._before.take(here)
         ready = (np.roll(self._at, -1, 1) >= after) & (np.roll(self._at, 1, 1) >= before) & (self._at <= self._lengths)
         if not ready.any():
-            assert (self._at > self._lengths).all(), "the stages wait for each other: programs do not fit together"
+            assert (self._at > self._lengths).all(), "deadlock: the programs of the stages do not match"
             return False
         arrived = self._arrived
         met = np.maximum(
@@ -171,9 +171,9 @@ def _durations(program: Program, forward: np.ndarray, backward: np.ndarray) -> n
 
 
 def _links(programs: Sequence[Program]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The exchange of the next (previous) stage that each exchange waits for, counted from 1; 0 for none.
+    """For each exchange, the exchange of the next (previous) stage that it waits for, counted from 1; 0 for none.
 
-    The n-th send to a neighbour meets its n-th receive. Where an exchange sends and receives, the later one counts.
+    The n-th send to a neighbour matches its n-th receive. Where an exchange sends and receives, the later match counts.
     """
     after, before = [], []
     for stage, own in enumerate(programs):
@@ -184,7 +184,7 @@ def _links(programs: Sequence[Program]) -> tuple[list[np.ndarray], list[np.ndarr
 
 
 def _meet(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Number (from 1) of the entry where the other side's n-th flag stands, at the own n-th flag; 0 elsewhere."""
+    """At the n-th True of `own`, the position (from 1) of the n-th True of `other`; 0 elsewhere."""
     met = np.zeros(len(own), np.int32)
     met[own] = np.flatnonzero(other) + 1
     return met

@@ -1,7 +1,7 @@
 """Bytes that one rank sends in a step, by kind. Imports no torch.
 
-Collectives are counted as rings: an all-gather or reduce-scatter of b bytes over n ranks sends b (n - 1) / n, an all-reduce
-twice that.
+Collectives are assumed to be rings: an all-gather or reduce-scatter of b bytes over n ranks sends b (n - 1) / n bytes per rank,
+an all-reduce twice as many.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Traffic:
     Attributes:
         tensor: hidden states inside the tensor-parallel group.
         pipeline: hidden states and their gradients to neighbouring stages.
-        data: gradients and weights inside the data-parallel group, as ZeRO's stage has them.
+        data: gradients and weights inside the data-parallel group, depending on the ZeRO stage.
         copies: gradients of the mid block between its copies in one pipeline.
-        host: gradients and weights to and from the CPU's memory under offload; no part of the sum.
+        host: gradients and weights to and from CPU memory under `parallel.offload`; not part of `total`.
     """
 
     tensor: float
@@ -33,12 +33,12 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """Between ranks."""
+        """Bytes sent to other ranks."""
         return self.tensor + self.pipeline + self.data + self.copies
 
 
 def traffic_of(plan: RunPlan, stage: Stage, loops: int) -> Traffic:
-    """What a rank of this stage sends in a step at S = `loops`."""
+    """Traffic of a rank of this stage in a step at S = `loops`."""
     weights = weights_held(stage, plan.settings.model, plan.settings.parallel.tensor)
     chunks = stage.chunks(loops)
     again = [recomputed_part(chunk, plan.settings.parallel.recompute) for chunk in chunks]
@@ -54,10 +54,10 @@ def traffic_of(plan: RunPlan, stage: Stage, loops: int) -> Traffic:
 
 
 def layer_bytes(plan: RunPlan) -> tuple[float, float]:
-    """Sent inside the tensor-parallel group by one layer's (forward, backward) pass over a micro-batch.
+    """Bytes sent inside the tensor-parallel group by the (forward, backward) pass of one layer over a micro-batch.
 
-    Attention and SwiGLU take one all-reduce each way, or an all-gather and a reduce-scatter; under sequence parallelism
-    the backward pass gathers both inputs again.
+    Attention and SwiGLU each need one all-reduce per pass, or an all-gather and a reduce-scatter under sequence parallelism,
+    where the backward pass also gathers both inputs again.
     """
     parallel, train = plan.settings.parallel, plan.settings.train
     whole = train.micro_batch_size * plan.seq_len * plan.settings.model.hidden_size * weight_bytes(plan)
@@ -74,7 +74,11 @@ def _hops(plan: RunPlan, stage: Stage, chunks: int) -> int:
 
 
 def _data(plan: RunPlan, weights: int) -> float:
-    """Of ZeRO: what is reduced once per step (0, 1) or per micro-batch (2, 3), and what is gathered afterwards or before."""
+    """Bytes of ZeRO inside the data-parallel group.
+
+    Gradients are reduced once per step (stages 0 and 1) or per micro-batch (2 and 3); weights are gathered after the update
+    (1 and 2) or before each use (3).
+    """
     stage, size, shares = plan.settings.parallel.zero_stage, weight_bytes(plan), plan.data_parallel_size
     ring = weights * (shares - 1) / shares
     if stage == 0:

@@ -88,7 +88,7 @@ def test_pieces_are_the_whole_text_and_none_is_half_a_character(corpus, text):
     manifest = load_blend(corpus).manifest
     tokenizer = load_prepared_tokenizer(corpus, manifest)
     if text.encode("utf-8", "replace").decode() != text:
-        return  # half of a surrogate pair is no text
+        return  # half of a surrogate pair is not valid text
     ids = [*tokenizer.encode_batch([text])[0].tolist(), manifest.tokenizer.eod_id]
     draws = np.random.default_rng(0).random(len(ids))
     pieces = pieces_of(tokenizer, ids, draws)
@@ -163,14 +163,14 @@ def test_the_page_is_whole_and_needs_nothing_else(folder, tmp_path, capsys):
     page = Page(text)
     assert page.links == [] and "url(" not in text and "@import" not in text
     assert len(page.rows) == 3 and '<b>bold</b> & "quoted"' in page.text and "<b>bold" not in text
-    assert "Tokens per document" in page.text and "places of padding" in page.text
+    assert "Tokens per document" in page.text and "padding tokens: never masked" in page.text
 
 
-def test_a_document_cut_at_the_row_is_said(corpus, capsys):
+def test_a_document_that_spans_rows_is_marked(corpus, capsys):
     out = inspect(capsys, corpus, "--row", 1, "--documents", 0)
-    assert "begun in another row" in out
+    assert "begins in another row" in out
     whole = inspect(capsys, corpus, "--row", 0, "--documents", 0)
-    assert "┌ document 0, 32 tokens; goes on in another row" in whole
+    assert "┌ document 0, 32 tokens; continues in another row" in whole
 
 
 def test_nothing_to_show_but_figures(corpus, tmp_path, capsys):
@@ -183,15 +183,15 @@ def test_nothing_to_show_but_figures(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--row", "99999"], "--row 99999: the train split has the rows 0 to"),
+        (["--row", "99999"], "--row 99999: the train split has rows 0 to"),
         (["--row", "-1"], "--row -1: the train split"),
-        (["--sample", "-1"], "--sample -1: samples are counted from 0"),
-        (["--t", "1.5"], "--t 1.5: is the share"),
-        (["--max-tokens", "0"], "--max-tokens 0: is too small"),
+        (["--sample", "-1"], "--sample -1: samples are numbered from 0"),
+        (["--t", "1.5"], "--t 1.5: the timestep is the fraction"),
+        (["--max-tokens", "0"], "--max-tokens 0: must be at least 1"),
         (["--split", "test"], "no split 'test'; it has: train, validation"),
     ],
 )
-def test_what_is_not_there_is_named(corpus, capsys, words, message):
+def test_a_wrong_argument_is_named(corpus, capsys, words, message):
     assert main(["inspect", str(corpus), *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
     blend = tmp_path / "blend.yaml"
     blend.write_text(f"corpora: [{{path: {corpus}, weight: 3}}, {{path: other, weight: 1, max_epochs: 2}}]")
     assert main(["inspect", str(blend), "--sample", "3"]) == 2
-    assert "of which only the shares are shown" in capsys.readouterr().err
+    assert "which has no rows of its own" in capsys.readouterr().err
     assert main(["inspect", str(corpus), "--html", ""]) == 2
     assert "--html .: is a folder" in capsys.readouterr().err
     out = inspect(capsys, blend)
@@ -218,7 +218,7 @@ def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
     assert "rows of 32 tokens" in out and "never ends" in out
     lines = [line.split()[1:] for line in out.splitlines()[2:]]
     assert lines == [
-        ["75.00%", f"{rows:,}", "0.00%", f"{rows * 4 // 3:,}", "any"],
+        ["75.00%", f"{rows:,}", "0.00%", f"{rows * 4 // 3:,}", "no", "limit"],
         ["25.00%", f"{rows:,}", "0.00%", f"{rows * 4:,}", "2"],
     ]
 

@@ -14,90 +14,112 @@ from tests.launching import ROOT
 TINY = str(ROOT / "tests" / "tiny.yaml")
 
 
-def problems(*words: str, recipe: str = TINY) -> list[str]:
+def problems(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load_settings(recipe, words)
-    return caught.value.problems
+        load_settings(TINY, overrides)
+    return [str(problem) for problem in caught.value.problems]
 
 
 ONE_MISTAKE = {
     "optm.lr=1": "optm.lr: unknown key; did you mean optim.lr?",
     "train.step=5": "train.step: unknown key; did you mean train.steps?",
-    "zzz=1": "zzz: unknown key; `--help` lists the keys",
-    "nonsense": "'nonsense': not of the form key=value, such as optim.lr=3e-4",
-    "optim=3": "optim: is a section, not a value; give one of its keys, such as optim.lr",
+    "zzz=1": "zzz: unknown key; `--help` lists all keys",
+    "nonsense": "'nonsense': is not of the form key=value, such as optim.lr=3e-4",
+    "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.lr",
     "optim.lr=[": "optim.lr=[: the value is not valid YAML; quote it",
     "optim.lr=fast": "optim.lr=fast: should be a valid number, unable to parse string as a number",
     "optim.lr=-1": "optim.lr=-1: should be greater than 0",
     "train.steps=1.5": "train.steps=1.5: should be a valid integer, got a number with a fractional part",
     "train.loops=0": "train.loops=0: should be greater than or equal to 1",
+    "optim.schedule=true": "optim.schedule=true: should be 'constant', 'cosine' or 'wsd'",
     "train.precision=fp8": "train.precision=fp8: should be 'fp32' or 'bf16'",
     "run.name=a/b": "run.name=a/b:",
     "eval.loops=1,x": "eval.loops=x: should be a valid integer",
     "model.num_layers=5": "model.num_layers=5: model.loop has 1 + 2 + 1 = 4 layers (head + mid + tail); make them equal",
-    "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; pick a divisor",
-    "model.num_heads=32": "model.num_heads=32: heads of width 1 have no pairs for RoPE to rotate",
-    "model.num_kv_heads=3": "model.num_kv_heads=3: does not divide model.num_heads=4; pick a divisor",
-    "train.steps=null": "train.steps: neither it nor train.max_flops is given, so the run would not end; give one",
-    "train.loops=9": "train.loops=9: is above model.loop.max=4; raise model.loop.max",
-    "train.micro_batch_size=3": "train.global_batch_size=8: is no multiple of train.micro_batch_size=3; change one of them",
-    "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; lower the warm-up or train longer",
-    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; pick a divisor",
-    "parallel.sequence=true": "parallel.sequence=True: shares the sequence inside tensor-parallel groups; raise parallel.tensor",
+    "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; choose a divisor",
+    "model.num_heads=32": "model.num_heads=32: RoPE rotates pairs of components, and a head has 1; make",
+    "model.num_kv_heads=3": "model.num_kv_heads=3: does not divide model.num_heads=4; choose a divisor",
+    "train.steps=null": "train.steps: is empty, and so is train.max_flops, so the run would never end; set one of them",
+    "train.loops=9": "train.loops=9: is larger than model.loop.max=4; raise model.loop.max",
+    "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; change one of them",
+    "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; shorten the warm-up or train longer",
+    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; choose a divisor",
+    "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1; raise",
     "parallel.ds_config=none.json": "parallel.ds_config=none.json: cannot be read (No such file or directory)",
 }
 
 
 @pytest.mark.parametrize("word", ONE_MISTAKE)
 def test_one_mistake_one_message(word):
-    told = problems(word)
-    assert len(told) == 1
-    assert told[0].startswith(ONE_MISTAKE[word])
+    (message,) = problems(word)
+    assert message.startswith(ONE_MISTAKE[word])
+
+
+def test_a_rule_that_involves_a_reported_key_is_left_out():
+    """Keys are compared, not texts: `train.step` is another key than `train.steps`, and a section covers its keys."""
+    messages = problems("train.step=5", "optim.warmup_steps=20")
+    assert [message.partition(":")[0] for message in messages] == ["train.step", "optim.warmup_steps=20"]
+    assert len(problems("train.steps=abc", "optim.warmup_steps=20")) == 1
+    assert len(problems("model.hidden_size=abc", "model.num_heads=7", "model.num_kv_heads=7")) == 1
+    assert len(problems("model=3")) == 1
+
+
+def test_a_problem_names_its_key_and_its_value():
+    with pytest.raises(ConfigError) as caught:
+        load_settings(TINY, ["train.micro_batch_size=3"])
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.value) == ("train.global_batch_size", 8)
+    assert problem.involves("train.micro_batch_size") and problem.involves("train")
+    assert not problem.involves("train.micro_batch") and not problem.involves("model")
+    assert str(caught.value) == f"1 problem in the configuration:\n  - {problem}"
 
 
 def test_all_mistakes_at_once():
-    told = problems("optm.lr=1", "train.steps=abc", "model.num_heads=6", "foo")
-    assert len(told) == 4
-    assert all(any(key in line for line in told) for key in ("optm.lr", "train.steps", "model.num_heads", "foo"))
+    messages = problems("optm.lr=1", "train.steps=abc", "model.num_heads=6", "foo")
+    assert len(messages) == 4
+    assert all(
+        any(key in message for message in messages) for key in ("optm.lr", "train.steps", "model.num_heads", "foo")
+    )
 
 
 def test_bf16_without_zero_is_refused_with_the_reason():
-    told = problems("train.precision=bf16", "parallel.zero_stage=0")
-    assert told == [
-        "parallel.zero_stage=0: DeepSpeed sums bf16 gradients in bf16 without ZeRO, and this project does not train on such "
-        "sums; set parallel.zero_stage=1 (fp32 sums) or train.precision=fp32"
+    assert problems("train.precision=bf16", "parallel.zero_stage=0") == [
+        "parallel.zero_stage=0: without ZeRO, DeepSpeed sums bf16 gradients in bf16, which this project does not support; set "
+        "parallel.zero_stage=1 (sums in fp32) or train.precision=fp32"
     ]
 
 
 REFUSED = {
-    "parallel.pipeline=2 parallel.zero_stage=2": "parallel.zero_stage=2: reduces gradients inside DeepSpeed's own backward pass",
-    "parallel.pipeline=2 parallel.zero_stage=3": "parallel.zero_stage=3: reduces gradients inside DeepSpeed's own backward pass",
-    "parallel.pipeline=2 parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads in its own backward pass",
-    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: is part of ZeRO",
-    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 shards weights, not ZeRO-2",
+    "parallel.pipeline=2 parallel.zero_stage=2": "parallel.zero_stage=2: ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass",
+    "parallel.pipeline=2 parallel.zero_stage=3": "parallel.zero_stage=3: ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass",
+    "parallel.pipeline=2 parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads inside its own backward pass",
+    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: offloading needs ZeRO; set parallel.zero_stage=1, 2 or 3",
+    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 can offload weights, and parallel.zero_stage=2",
     "parallel.pipeline=4 parallel.mid_replicas=3": "parallel.mid_replicas=3: does not divide parallel.pipeline=4",
-    "parallel.pipeline=2 parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: the contiguous",
-    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=True: data.seq_len=33 is no multiple",
+    "parallel.pipeline=2 parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: parallel.pipeline_split=contiguous holds",
+    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=true: data.seq_len=33 is not a multiple",
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_layouts_that_the_libraries_cannot_run_are_refused_with_the_reason(words):
-    told = problems(*words.split())
-    assert len(told) == 1
-    assert told[0].startswith(REFUSED[words])
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_layouts_that_the_libraries_cannot_run_are_refused_with_the_reason(overrides):
+    (message,) = problems(*overrides.split())
+    assert message.startswith(REFUSED[overrides])
 
 
 def test_ramp_without_steps():
-    told = problems("train.steps=null", "train.max_flops=1e12", "train.loop_ramp=0.5")
-    assert told == ["train.loop_ramp: is a share of train.steps, which is empty; give train.steps"]
+    assert problems("train.steps=null", "train.max_flops=1e12", "train.loop_ramp=0.5") == [
+        "train.loop_ramp=0.5: is a fraction of train.steps, which is empty; set train.steps"
+    ]
 
 
 @pytest.mark.parametrize("key", ["train_batch_size", "gradient_clipping", "bf16", "optimizer"])
 def test_derived_deepspeed_keys_are_refused(tmp_path, key):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({key: 1}))
-    assert problems(f"parallel.ds_config={path}")[0].startswith(f"parallel.ds_config={path}: key {key!r} follows from ")
+    assert problems(f"parallel.ds_config={path}")[0].startswith(
+        f"parallel.ds_config={path}: the key {key!r} follows from "
+    )
 
 
 def test_contradicting_deepspeed_stage_is_refused(tmp_path):
@@ -106,10 +128,18 @@ def test_contradicting_deepspeed_stage_is_refused(tmp_path):
     assert "has ZeRO stage 2, but parallel.zero_stage=1" in problems(f"parallel.ds_config={path}")[0]
 
 
-def test_broken_deepspeed_file(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "the top level must be an object"),
+        ('{"zero_optimization": 1}', "must be an object"),
+    ],
+)
+def test_broken_deepspeed_file(tmp_path, text, message):
     path = tmp_path / "ds.json"
-    path.write_text("{")
-    assert "not valid JSON" in problems(f"parallel.ds_config={path}")[0]
+    path.write_text(text)
+    assert message in problems(f"parallel.ds_config={path}")[0]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +159,17 @@ def test_shipped_recipes_are_valid_and_named_after_their_file(recipe):
     assert load_settings(recipe.stem).run.name == recipe.stem
 
 
-def test_words_win_over_the_recipe_from_left_to_right():
+def test_auto_may_be_given_in_the_recipe_or_as_an_override_and_keeps_the_keys_after_it(tmp_path):
+    recipe = tmp_path / "auto.yaml"
+    recipe.write_text((ROOT / "tests" / "tiny.yaml").read_text() + "parallel: auto\n")
+    for parallel in (
+        load_settings(str(recipe), ["parallel.timeout_minutes=5"]).parallel,
+        load_settings(TINY, ["parallel=auto", "parallel.timeout_minutes=5"]).parallel,
+    ):
+        assert parallel.auto and parallel.timeout_minutes == 5
+
+
+def test_overrides_win_over_the_recipe_from_left_to_right():
     settings = load_settings(TINY, ["optim.lr=1e-4", "optim.lr=3e-4", "eval.loops=1,2", "train.loops=3"])
     assert (settings.optim.lr, settings.eval.loops, settings.train.loops) == (3e-4, (1, 2), 3)
 
