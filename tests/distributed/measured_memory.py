@@ -33,7 +33,8 @@ def peak_of_steps(overrides: list[str]) -> tuple[int, float]:
     before = resident("VmRSS")
     run = build_run(plan, blend, world)
     for step in range(2):
-        train_step(run.engine, world, plan, step, run.batches[step])
+        run.progress.step = step
+        train_step(run, run.batches[step])
         gc.collect()
         if step == 0:
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pretrain.training.consistency import find_differences
+from pretrain.parallel.consistency import find_differences
 from tests.distributed.inconsistent import STOPPED
 from tests.launching import BIN, ROOT, free_port, run
 

@@ -155,7 +155,7 @@ def test_sigterm_saves_first(corpus, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, output
     step = metrics(tmp_path / "run")[-1]["step"]
     assert (tmp_path / "run" / "checkpoints" / f"step_{step}" / "COMPLETE").is_file()
-    assert f"stopped at step {step} of 100000 by SIGTERM; the same command goes on from there" in output
+    assert f"stopped at step {step} of 100000 by SIGTERM; run the same command again to resume" in output
 
 
 def test_ctrl_c_under_the_deepspeed_launcher_saves_first(corpus, tmp_path):

@@ -13,14 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.dataset.blend import Blend
 from model.weights import shards_of
-from pretrain.config.load import flatten
-from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
-from pretrain.machine.kernels import package_version
 from pretrain.parallel.world import World
-from pretrain.training.batches import MicroBatch
 
 MAX_SHOWN = 5
 """How many differences an error message lists."""
@@ -62,14 +57,6 @@ def find_differences(facts_by_rank: list[Mapping[str, Any]]) -> list[str]:
     return differences
 
 
-def run_facts(plan: RunPlan, blend: Blend) -> dict[str, Any]:
-    """Settings, hashes of the prepared data and library versions; `data.path` may differ between nodes."""
-    settings = {key: value for key, value in flatten(plan.settings).items() if key != "data.path"}
-    data = {f"the sha256 of the data's {name}": value for name, value in blend.identity().items()}
-    versions = {f"the version of {name}": package_version(name) for name in ("torch", "deepspeed", "megatron-core")}
-    return settings | data | versions
-
-
 def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
     """Checksums of the weights on this rank; each tensor-parallel shard of a weight has a name of its own."""
     facts = {}
@@ -80,26 +67,6 @@ def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
         shard = f", shard {world.tensor_rank} of {world.shape.tensor}" if sharded else ""
         facts[f"the checksum of {name}{shard}"] = checksum(weight)
     return facts
-
-
-def batch_facts(batches: list[MicroBatch | None], world: World) -> dict[str, str]:
-    """Checksums of the rows, masks and document ids of one step, which all ranks of a data-parallel share must have alike.
-
-    Args:
-        batches: the step's micro-batches; None where this rank does not read them.
-    """
-    held = [batch for batch in batches if batch is not None]
-    tensors = {
-        "rows": [batch.clean for batch in held],
-        "masks": [batch.masked for batch in held],
-        "document ids": [batch.document_ids for batch in held if batch.document_ids is not None],
-    }
-    share = f"data-parallel share {world.data_parallel_rank}"
-    return {
-        f"the checksum of the {name} of {share}": "".join(map(checksum, values))
-        for name, values in tensors.items()
-        if values
-    }
 
 
 def checksum(tensor: Tensor) -> str:
