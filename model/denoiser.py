@@ -6,11 +6,12 @@ LoopMDM, arXiv 2605.26106, section 3. Only the hidden state is fed back.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     VocabParallelEmbedding,
@@ -44,6 +45,9 @@ class Inputs(NamedTuple):
 Observer = Callable[[int, Tensor], None]
 """Called after pass k of the mid block (from 1) with its hidden states [s, b, h]."""
 
+LayerBuilder = Callable[[int], nn.Module]
+"""Layer number in the whole model, counted from 1 -> the layer."""
+
 
 def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Run `function` now and again in the backward pass instead of keeping its activations.
@@ -57,9 +61,9 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 class LayerStack(nn.Module):
     """Consecutive transformer layers: those of one phase that this pipeline stage holds, under their global numbers."""
 
-    def __init__(self, config: TransformerConfig, first: int, held: Iterable[int], recompute_layers: bool) -> None:
+    def __init__(self, build: LayerBuilder, first: int, held: Iterable[int], recompute_layers: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({str(i): build_layer(config, first + i + 1) for i in held})
+        self.layers = nn.ModuleDict({str(i): build(first + i + 1) for i in held})
         self.recompute_layers = recompute_layers
 
     def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, numbers: range) -> Tensor:
@@ -93,8 +97,8 @@ class LoopedBlock(LayerStack):
     One module call makes all passes, so that ZeRO-3 gathers the shared weights once for them (`pretrain/parallel/engine.py`).
     """
 
-    def __init__(self, config: TransformerConfig, first: int, held: range, recompute: Recompute) -> None:
-        super().__init__(config, first, held, recompute == "full")
+    def __init__(self, build: LayerBuilder, first: int, held: range, recompute: Recompute) -> None:
+        super().__init__(build, first, held, recompute == "full")
         self.held, self.recompute_pass = held, recompute == "loop"
 
     def forward(
@@ -135,15 +139,16 @@ class LoopedDenoiser(nn.Module):
         self.architecture, self.stage = architecture, stage or whole(split)
         self.sharding = sharding or Sharding()
         config = transformer_config(architecture, self.sharding)
+        build = partial(build_layer, config, self.sharding)
         full = recompute == "full"
         if self.stage.first:
             self._build_embedding(config)
-        self.head = LayerStack(config, 0, chain(*self.stage.head), full)
-        self.mid = LoopedBlock(config, split.head, self.stage.mid, recompute)
-        self.tail = LayerStack(config, split.head + split.mid, chain(*self.stage.tail), full)
+        self.head = LayerStack(build, 0, chain(*self.stage.head), full)
+        self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute)
+        self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()
-        fill_weights(self, initial_weights(architecture, seed), *_tensor_parallel_place())
+        fill_weights(self, initial_weights(architecture, seed), self.sharding.rank, self.sharding.tensor)
 
     def forward(
         self,
@@ -208,8 +213,7 @@ class LoopedDenoiser(nn.Module):
         rows = self.final_norm(hidden_states.transpose(0, 1)[logit_positions])
         logits, _ = self.lm_head(rows.unsqueeze(1))
         logits = logits.squeeze(1)
-        rank, _ = _tensor_parallel_place()
-        ids = torch.arange(logits.shape[-1], device=logits.device) + rank * logits.shape[-1]
+        ids = torch.arange(logits.shape[-1], device=logits.device) + self.sharding.rank * logits.shape[-1]
         return logits.masked_fill(ids >= self.architecture.mask_id, float("-inf"))
 
     def _build_embedding(self, config: TransformerConfig) -> None:
@@ -224,7 +228,7 @@ class LoopedDenoiser(nn.Module):
     def _build_output(self) -> None:
         """Norm and LM head work on selected positions, which no sequence-parallel share fits: they see whole rows."""
         architecture = self.architecture
-        config = transformer_config(architecture, Sharding(self.sharding.tensor))
+        config = transformer_config(architecture, replace(self.sharding, sequence=False))
         hidden, vocab = architecture.hidden_size, architecture.padded_vocab_size
         self.final_norm = RMSNorm(config, hidden, architecture.norm_eps)
         self.lm_head = ColumnParallelLinear(
@@ -235,11 +239,3 @@ class LoopedDenoiser(nn.Module):
         """Tokens [b, s] -> hidden states [s, b, h]; the sequence-parallel look-up transposes by itself."""
         embedded = self.embedding(tokens)
         return embedded if self.sharding.sequence else embedded.transpose(0, 1).contiguous()
-
-
-def _tensor_parallel_place() -> tuple[int, int]:
-    """(rank, size) in the tensor-parallel group."""
-    return (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )

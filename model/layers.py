@@ -5,12 +5,12 @@ return hidden states as [s, b, h]; under sequence parallelism s is this rank's s
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
@@ -24,26 +24,34 @@ from model.architecture import Architecture
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019) with the constructor that megatron-core's specs call.
 
-    megatron-core's own torch norm (`WrappedTorchNorm`) refuses sequence parallelism. Under it every rank of the
-    tensor-parallel group sees other tokens, so the gradients of this replicated weight are summed over the group. The
-    hook on the leaf does so once per backward pass, before DeepSpeed takes the gradient: ZeRO-2/3 reduce during it.
+    megatron-core's own wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism. There every
+    tensor-parallel rank normalizes different tokens with the same weight, so the weight's gradients must be summed over
+    the group. A hook on the weight does this once per backward pass, before DeepSpeed takes the gradient: ZeRO-2 and
+    ZeRO-3 reduce gradients during the backward pass.
+
+    Args:
+        hidden_size: h.
+        eps: added to the mean square.
+        gradient_group: the process group to sum the weight's gradient over; None for no sum.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, gradient_group: dist.ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        if config.sequence_parallel:
-            self.weight.register_hook(_sum_over_tensor_parallel_ranks)
+        if gradient_group is not None:
+            self.weight.register_hook(partial(_sum_over_ranks, group=gradient_group))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.eps)
 
 
-def _sum_over_tensor_parallel_ranks(gradient: Tensor) -> Tensor:
+def _sum_over_ranks(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = gradient.clone()
-    dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
+    dist.all_reduce(total, group=group)
     return total
 
 
@@ -67,17 +75,34 @@ class BidirectionalAttention(nn.Module):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """How the ranks of one pipeline stage share its layers.
+    """How the tensor-parallel ranks of one pipeline stage share its layers. The defaults describe a single rank.
 
     Attributes:
         tensor: tensor-parallel size.
-        sequence: also share the sequence between the tensor-parallel matrix products.
+        rank: this process's rank in the tensor-parallel group.
+        sequence: also split the sequence between the tensor-parallel matrix products (sequence parallelism,
+            Korthikanti et al. 2022, section 4.2.2).
+        group: the tensor-parallel process group. Needed with `sequence` only; megatron-core's own layers find it by
+            themselves.
     """
 
     tensor: int = 1
+    rank: int = 0
     sequence: bool = False
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.tensor:
+            raise ValueError(f"tensor-parallel rank {self.rank} does not exist in a group of {self.tensor}")
+        if self.sequence and self.group is None:
+            raise ValueError("sequence parallelism needs the tensor-parallel process group: set Sharding.group")
+
+    @property
+    def norm_gradient_group(self) -> dist.ProcessGroup | None:
+        """The group that sums the gradients of the norms' weights; None where every rank sees all tokens."""
+        return self.group if self.sequence else None
 
 
 def transformer_config(architecture: Architecture, sharding: Sharding) -> TransformerConfig:
@@ -113,11 +138,17 @@ def transformer_config(architecture: Architecture, sharding: Sharding) -> Transf
     )
 
 
-def build_layer(config: TransformerConfig, layer_number: int) -> TransformerLayer:
-    """One layer; `layer_number` counts from 1, as megatron-core does. Needs initialised process groups."""
+def build_layer(config: TransformerConfig, sharding: Sharding, layer_number: int) -> TransformerLayer:
+    """One transformer layer. megatron-core's process groups must be initialized.
+
+    Args:
+        config: as from `transformer_config`.
+        layer_number: counts from 1, as in megatron-core.
+    """
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    norm = ModuleSpec(module=RMSNorm, params={"gradient_group": sharding.norm_gradient_group})
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.params["attn_mask_type"] = AttnMaskType.no_mask
     parts.self_attention.submodules.core_attention = ModuleSpec(module=BidirectionalAttention)
     return build_module(spec, config=config, layer_number=layer_number)

@@ -1,22 +1,50 @@
-"""Errors that are the user's to mend: printed without a traceback, with exit status 2."""
+"""Errors that the user can fix: printed without a traceback, with exit status 2."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message names it and the fix."""
+    """The input, the settings or the machine is wrong; the message names what is wrong and what to do."""
 
 
 class RankError(UserError):
-    """An error that one rank alone has seen, so that this rank has to print it. Others are told by rank 0 alone."""
+    """An error that only one rank has seen, so that rank prints it. All other errors are printed by rank 0 alone."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a configuration. `str()` gives `key=value: what is wrong; what to do`.
+
+    Attributes:
+        key: the setting to change, such as `optim.lr`.
+        value: what it is set to; None where there is no value to show.
+        text: what is wrong; what to do.
+        related: other keys that the text depends on.
+    """
+
+    key: str
+    value: object
+    text: str
+    related: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"{self.key}: {self.text}" if value is None else f"{self.key}={value}: {self.text}"
+
+    def involves(self, key: str) -> bool:
+        """Whether the problem depends on `key`, or on a key inside the section `key`."""
+        return any(own == key or own.startswith(f"{key}.") for own in (self.key, *self.related))
 
 
 class ConfigError(UserError):
     """All problems of one configuration together.
 
     Attributes:
-        problems: one line each, `key: what is wrong; what to do`.
+        problems: in the order in which they were found.
     """
 
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))

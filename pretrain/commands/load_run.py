@@ -88,7 +88,8 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
             f"--tensor {tensor} x --pipeline {pipeline} needs a multiple of {tensor * pipeline} ranks, not {ranks[1]}"
         )
     world = start_world(ranks, plan.shape)
-    model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=Sharding(tensor))
+    sharding = Sharding(tensor=tensor, rank=world.tensor_rank)
+    model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=sharding)
     load_into(model, checkpoint, world, averaged=chosen == "ema")
     model = model.to(world.device).eval().requires_grad_(False)
     return LoadedRun(folder, checkpoint, settings, manifest, model, world, chosen)

@@ -1,10 +1,15 @@
-"""The JSON file of DeepSpeed-owned keys that belongs to a run, and what our settings decide instead. Imports no torch."""
+"""The JSON file with DeepSpeed's own keys: which one a run reads, and which keys it may not hold. Imports no torch.
+
+Keys that follow from the recipe are added in `pretrain/parallel/engine.py`.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pretrain.config.settings import Settings
+from pretrain.errors import Problem
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
@@ -22,14 +27,14 @@ DERIVED_DEEPSPEED_KEYS = {
     "zero_allow_untested_optimizer": "optim.*",
     "steps_per_print": "log.every",
 }
-"""Keys of DeepSpeed's configuration that follow from ours, and the key to set instead."""
+"""Keys of DeepSpeed's configuration that follow from the recipe -> the key to set instead."""
 
 DEFAULT_REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's default number of gradients that are reduced at once."""
+"""DeepSpeed's default for `reduce_bucket_size`: how many gradients it reduces at once."""
 
 
 def ds_config_path(settings: Settings) -> Path:
-    """The DeepSpeed file of a run: the one given, or the shipped one for its ZeRO stage."""
+    """The DeepSpeed file of a run: `parallel.ds_config`, or the shipped file for its ZeRO stage."""
     return settings.parallel.ds_config or DS_CONFIGS / f"zero{settings.parallel.zero_stage}.json"
 
 
@@ -41,11 +46,35 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def deepspeed_file_problems(settings: Settings) -> Iterator[Problem]:
+    """A rule (see `rules`): the file can be read, holds no derived key, and agrees on the ZeRO stage."""
+    path, stage = ds_config_path(settings), settings.parallel.zero_stage
+
+    def problem(text: str) -> Problem:
+        return Problem("parallel.ds_config", path, text, related=("parallel.zero_stage",))
+
+    try:
+        content = read_ds_config(path)
+    except OSError as error:
+        yield problem(f"cannot be read ({error.strerror}); give an existing file")
+        return
+    except ValueError as error:
+        yield problem(f"is not valid JSON ({error}); correct the file")
+        return
+    for key in sorted(content.keys() & DERIVED_DEEPSPEED_KEYS.keys()):
+        yield problem(f"the key {key!r} follows from {DERIVED_DEEPSPEED_KEYS[key]}; remove it from the file")
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        yield problem("the key 'zero_optimization' must be an object; correct the file")
+    elif zero.get("stage", stage) != stage:
+        yield problem(f"has ZeRO stage {zero['stage']}, but parallel.zero_stage={stage}; make them equal")
+
+
 def reduce_bucket(settings: Settings, weights: int) -> int:
     """Number of gradients that DeepSpeed reduces at once.
 
-    A bucket larger than the model would only take memory, so it is capped at `weights`, the number of weights that this
-    rank's pipeline stage holds.
+    Args:
+        weights: number of weights of this rank's pipeline stage. A larger bucket would only take memory.
     """
     zero = read_ds_config(ds_config_path(settings)).get("zero_optimization", {})
     return min(int(zero.get("reduce_bucket_size", DEFAULT_REDUCE_BUCKET)), weights)

@@ -1,11 +1,11 @@
-"""Recipe + `key=value` words -> checked `Settings`, or every problem at once. Imports no torch.
+"""Recipe + `key=value` overrides -> checked `Settings`, or every problem at once. Imports no torch.
 
-Order of precedence: defaults of `settings`, then the recipe (one YAML file), then the words, from left to right.
+Precedence, lowest first: the defaults in `settings`, the recipe (one YAML file), the overrides from left to right.
 """
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,17 +16,17 @@ from pydantic_core import to_jsonable_python
 
 from pretrain.config.rules import problems_of
 from pretrain.config.settings import Settings
-from pretrain.errors import ConfigError, UserError
+from pretrain.errors import ConfigError, Problem, UserError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def load_settings(recipe: str, words: Sequence[str] = ()) -> Settings:
+def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
     """Read, merge and check a configuration.
 
     Args:
         recipe: name of a shipped recipe (`smoke`) or path of a YAML file.
-        words: overrides such as `optim.lr=3e-4`.
+        overrides: such as `optim.lr=3e-4`.
 
     Raises:
         ConfigError: with all problems found, each naming its key and the fix.
@@ -34,41 +34,42 @@ def load_settings(recipe: str, words: Sequence[str] = ()) -> Settings:
     """
     path = find_recipe(recipe)
     tree = _read_yaml(path)
-    problems = _apply_words(tree, words)
-    if tree.get("parallel") == "auto":
-        tree["parallel"] = {"auto": True}
+    problems = _apply_overrides(tree, overrides)
     if isinstance(tree.setdefault("run", {}), dict):
         tree["run"].setdefault("name", path.stem)
     problems += _remove_unknown_keys(tree)
     settings, invalid = _validate(tree)
-    problems += [f"{key}{shown}" for key, shown in invalid.items()]
-    # Rules are checked on what is valid; one that speaks of a key told above would only repeat the complaint.
-    told = {p.partition(":")[0] for p in problems} | invalid.keys()
-    problems += [p for p in problems_of(settings) if not any(key in p for key in told)]
+    problems += invalid
+    # The rules see defaults in the place of what was invalid, so those that involve such a key say nothing of use.
+    reported = [problem.key for problem in problems]
+    problems += [p for p in problems_of(settings) if not any(p.involves(key) for key in reported)]
     if problems:
         raise ConfigError(problems)
     return settings
 
 
-def _validate(tree: dict[str, Any]) -> tuple[Settings, dict[str, str]]:
-    """Settings from the valid part of the tree, and what is wrong with each other key."""
+def _validate(tree: dict[str, Any]) -> tuple[Settings, list[Problem]]:
+    """Settings from the valid part of the tree, and one problem for each other key."""
     adapter = TypeAdapter(Settings)
     try:
-        return adapter.validate_python(tree), {}
+        return adapter.validate_python(tree), []
     except ValidationError as error:
         known = {key for key, *_ in describe_keys()}
-        invalid: dict[str, str] = {}
+        invalid: dict[str, Problem] = {}
         for one in error.errors():
-            key = _key_of(one["loc"], known)
-            told = one["msg"].removeprefix("Input should be ")
-            invalid[key] = f"{invalid[key]} or {told}" if key in invalid else f"{_shown(one)}: should be {told}"
+            key, expected = _key_of(one["loc"], known), one["msg"].removeprefix("Input should be ")
+            if key in invalid:  # one error for each member of a union
+                invalid[key] = replace(invalid[key], text=f"{invalid[key].text} or {expected}")
+            else:
+                value = one["input"] if isinstance(one["input"], str | int | float) else None
+                invalid[key] = Problem(key, value, f"should be {expected}")
     for key in invalid:
         _delete(tree, key.split("."))
-    return adapter.validate_python(tree), invalid
+    return adapter.validate_python(tree), list(invalid.values())
 
 
 def _key_of(location: tuple[int | str, ...], known: set[str]) -> str:
-    """The setting that an error of pydantic's is about: its path also names list items and members of unions."""
+    """The setting that an error of pydantic's belongs to: its path also names list items and members of unions."""
     for length in range(len(location), 0, -1):
         key = ".".join(str(part) for part in location[:length])
         if key in known:
@@ -76,13 +77,8 @@ def _key_of(location: tuple[int | str, ...], known: set[str]) -> str:
     return str(location[0])
 
 
-def _shown(error: Any) -> str:
-    value = error["input"]
-    return f"={value}" if isinstance(value, str | int | float | bool) else ""
-
-
 def find_recipe(recipe: str) -> Path:
-    """Path of a recipe given by name or by path. Raises UserError that lists the names there are."""
+    """Path of a recipe given by name or by path. Raises UserError that lists the shipped recipes."""
     for candidate in (Path(recipe), RECIPES / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
@@ -93,12 +89,12 @@ def find_recipe(recipe: str) -> Path:
 
 
 def dump_settings(settings: Settings) -> str:
-    """YAML of every key, as `config.yaml` holds it; reading it again gives the same settings."""
+    """Every key as YAML, the content of `config.yaml`; loading it gives the same settings."""
     return yaml.safe_dump(to_jsonable_python(settings), sort_keys=False)
 
 
 def describe_keys() -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help text) of every key, in order."""
+    """(dotted key, type, default, help text) of every key, in the order of `settings`."""
     yield from _walk(Settings, "")
 
 
@@ -137,26 +133,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}; mend that line") from None
-    if tree is None:
-        return {}
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}; correct that line") from None
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold sections such as `train:`, not a {type(tree).__name__}")
+    _expand_auto(tree)
     return tree
 
 
-def _apply_words(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
-    """Write `a.b=value` into the tree; return the problems."""
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
+    """Write each `a.b=value` into the tree; return the problems."""
     problems = []
-    for word in words:
-        key, equals, text = word.partition("=")
+    for override in overrides:
+        key, equals, text = override.partition("=")
         if not equals or not key:
-            problems.append(f"{word!r}: not of the form key=value, such as optim.lr=3e-4")
+            problems.append(Problem(repr(override), None, "is not of the form key=value, such as optim.lr=3e-4"))
             continue
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            problems.append(f"{key}={text}: the value is not valid YAML; quote it")
+            problems.append(Problem(key, text, "the value is not valid YAML; quote it"))
             continue
         *sections, leaf = key.split(".")
         node = tree
@@ -166,7 +162,14 @@ def _apply_words(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
                 child = node[section] = {}
             node = child
         node[leaf] = value
+        _expand_auto(tree)
     return problems
+
+
+def _expand_auto(tree: dict[str, Any]) -> None:
+    """`parallel: auto` stands for `parallel: {auto: true}`."""
+    if tree.get("parallel") == "auto":
+        tree["parallel"] = {"auto": True}
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,26 +180,26 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _remove_unknown_keys(tree: dict[str, Any]) -> list[str]:
-    """Take keys that no setting has out of the tree, so that the rest can be checked too; return the problems."""
+def _remove_unknown_keys(tree: dict[str, Any]) -> list[Problem]:
+    """Delete the keys that no setting has, so that the others can be checked too; return the problems."""
     known = [key for key, *_ in describe_keys()]
     problems = []
     for key, value in list(_leaves(tree)):
-        if key in known or (value is None and any(k.startswith(f"{key}.") for k in known)):
+        inside = [k for k in known if k.startswith(f"{key}.")]
+        if key in known or (value is None and inside):
             continue
         _delete(tree, key.split("."))
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        inside = [k for k in known if k.startswith(f"{key}.")]
         if inside:
-            problems.append(f"{key}: is a section, not a value; give one of its keys, such as {inside[0]}")
+            text = f"is a section and has no value; set one of its keys, such as {inside[0]}"
         else:
-            hint = f"did you mean {close[0]}?" if close else "`--help` lists the keys"
-            problems.append(f"{key}: unknown key; {hint}")
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            text = f"unknown key; {f'did you mean {close[0]}?' if close else '`--help` lists all keys'}"
+        problems.append(Problem(key, None, text))
     return problems
 
 
 def _delete(tree: dict[str, Any], path: list[str]) -> None:
-    """Remove a key, and the sections that it leaves empty."""
+    """Remove a key, and every section that this leaves empty."""
     if len(path) > 1 and isinstance(tree.get(path[0]), dict):
         _delete(tree[path[0]], path[1:])
         if tree[path[0]]:

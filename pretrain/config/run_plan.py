@@ -1,4 +1,4 @@
-"""Numbers that follow from the settings, each derived in one place. Imports no torch."""
+"""RunPlan: the numbers that follow from the settings, the data and the number of ranks. Imports no torch."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from model.loops import LoopSchedule
 from model.placement import Costs, Stage, place
 from pretrain.config.rules import problems_of
 from pretrain.config.settings import Settings
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, Problem
 
-_placed = lru_cache(maxsize=256)(place)  # the planner's layouts share their pipelines
+_placed = lru_cache(maxsize=256)(place)  # many of the planner's layouts have the same pipeline
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the ranks of a run are divided. Data-parallel size = ranks / (tensor * pipeline).
+    """How the ranks of a run are divided into groups. Data-parallel size = ranks / (tensor * pipeline).
 
     Attributes:
         mid_replicas: copies of the mid block in one pipeline.
@@ -32,11 +32,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run's arithmetic: settings joined with the prepared data and the number of ranks.
+    """The arithmetic of a run: settings joined with the prepared data and the number of ranks.
 
     Attributes:
-        settings: with model.vocab_size and data.seq_len settled.
-        world_size: ranks.
+        settings: with model.vocab_size and data.seq_len filled in.
+        world_size: number of ranks.
     """
 
     settings: Settings
@@ -44,7 +44,7 @@ class RunPlan:
 
     @property
     def seq_len(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         assert self.settings.data.seq_len is not None
         return self.settings.data.seq_len
 
@@ -68,13 +68,13 @@ class RunPlan:
 
     @property
     def shape(self) -> Shape:
-        """Sizes of the groups of ranks."""
+        """Sizes of the process groups."""
         parallel = self.settings.parallel
         return Shape(parallel.tensor, parallel.pipeline, self.placement[0].replicas)
 
     @property
     def costs(self) -> Costs:
-        """Forward FLOPs per token of what stages are made of."""
+        """Forward FLOPs per token of a layer, the embedding and the LM head."""
         return Costs(self.flops.layer(), self.flops.embedding(), self.flops.lm_head())
 
     @property
@@ -89,12 +89,12 @@ class RunPlan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a global batch, padding counted: it costs what the rest costs."""
+        """Tokens of a global batch, padding included: it costs as much as real tokens."""
         return self.settings.train.global_batch_size * self.seq_len
 
     @cached_property
     def flops(self) -> FlopsModel:
-        """FLOPs per token; the masked share is the mean of t."""
+        """FLOPs per token; the masked fraction is the mean of t."""
         minimum = self.settings.train.min_timestep
         return FlopsModel(self.settings.model, self.seq_len, masked_fraction=(1 + minimum) / 2)
 
@@ -122,36 +122,43 @@ class RunPlan:
 
     @cached_property
     def total_steps(self) -> int:
-        """Steps until train.steps or train.max_flops ends the run; the step that reaches the budget is the last."""
+        """Steps until train.steps or train.max_flops ends the run; the step that reaches the budget is the last one."""
         train = self.settings.train
         if train.max_flops is None:
             assert train.steps is not None
             return train.steps
-        # FLOPs are linear in S, so those of all steps come from their loops at once, a stretch at a time.
-        first, spent, stretch = 0, 0.0, 16_384
+        # FLOPs are linear in S, so S of many steps gives their cumulative FLOPs at once.
+        first, spent, block = 0, 0.0, 16_384
         per_pass = self.tokens_per_step * (self.flops.training(2) - self.flops.training(1))
         rest = self.tokens_per_step * self.flops.training(1) - per_pass
         while train.steps is None or first < train.steps:
-            totals = spent + np.cumsum(rest + per_pass * self.loops.between(first, first + stretch))
+            totals = spent + np.cumsum(rest + per_pass * self.loops.between(first, first + block))
             if totals[-1] >= train.max_flops:
                 first += int(np.searchsorted(totals, train.max_flops)) + 1
                 break
-            first, spent = first + stretch, totals[-1]
+            first, spent = first + block, totals[-1]
         return first if train.steps is None else min(first, train.steps)
 
 
 def fill_from_manifest(settings: Settings, manifest: Manifest) -> Settings:
-    """Fill in what the prepared data decides. Raises ConfigError where the settings say otherwise."""
-    problems = []
+    """Fill in what the prepared data decides. Raises ConfigError where the settings contradict it."""
+    problems, folder = [], settings.data.path
     if settings.data.seq_len not in (None, manifest.seq_len):
         problems.append(
-            f"data.seq_len={settings.data.seq_len}: {settings.data.path} holds rows of {manifest.seq_len} tokens; leave "
-            f"the key empty, or prepare the data again with --seq-len {settings.data.seq_len}"
+            Problem(
+                "data.seq_len",
+                settings.data.seq_len,
+                f"{folder} holds rows of {manifest.seq_len} tokens; leave the key empty, or repack the data (`loopmdm repack "
+                f"FOLDER --seq-len {settings.data.seq_len}`)",
+            )
         )
     if settings.model.vocab_size not in (None, manifest.vocab_size):
         problems.append(
-            f"model.vocab_size={settings.model.vocab_size}: {settings.data.path} has {manifest.vocab_size} token ids with "
-            "[MASK]; leave the key empty"
+            Problem(
+                "model.vocab_size",
+                settings.model.vocab_size,
+                f"{folder} has {manifest.vocab_size} token ids including [MASK]; leave the key empty",
+            )
         )
     if problems:
         raise ConfigError(problems)
@@ -164,36 +171,38 @@ def fill_from_manifest(settings: Settings, manifest: Manifest) -> Settings:
 
 def make_run_plan(settings: Settings, manifest: Manifest, world_size: int) -> RunPlan:
     """Join settings, data and ranks. Raises ConfigError where they do not fit together."""
-    settled = fill_from_manifest(settings, manifest)
-    plan = RunPlan(settled, world_size)
-    problems = layout_problems(plan) or problems_of(settled)
+    filled = fill_from_manifest(settings, manifest)
+    plan = RunPlan(filled, world_size)
+    problems = layout_problems(plan) or problems_of(filled)
     if problems:
         raise ConfigError(problems)
     return plan
 
 
-def layout_problems(plan: RunPlan) -> list[str]:
-    """What is wrong between the batch, the layout and the number of ranks."""
+def layout_problems(plan: RunPlan) -> list[Problem]:
+    """What does not fit between the batch, the layout and the number of ranks: the first problem, or none."""
     train, parallel, ranks = plan.settings.train, plan.settings.parallel, plan.world_size
     model_ranks = parallel.tensor * parallel.pipeline
     if ranks % model_ranks:
-        return [
-            f"parallel.tensor={parallel.tensor}: times parallel.pipeline={parallel.pipeline} makes groups of {model_ranks} ranks, "
-            f"which do not divide {ranks} ranks; start a multiple of {model_ranks} ranks, or change the layout"
-        ]
+        text = (
+            f"with parallel.pipeline={parallel.pipeline}, one copy of the model takes {model_ranks} ranks, and {ranks} is not a "
+            f"multiple of {model_ranks}; start a multiple of {model_ranks} ranks, or change the layout"
+        )
+        return [Problem("parallel.tensor", parallel.tensor, text)]
     per_pass = plan.data_parallel_size * train.micro_batch_size
     if train.global_batch_size % per_pass:
         lower = train.global_batch_size // per_pass * per_pass
         choices = " or ".join(str(size) for size in (lower, lower + per_pass) if size)
-        what = "ranks" if model_ranks == 1 else "data-parallel shares"
-        return [
-            f"train.global_batch_size={train.global_batch_size}: {plan.data_parallel_size} {what} of train.micro_batch_size="
+        text = (
+            f"{plan.data_parallel_size} {'ranks' if model_ranks == 1 else 'data-parallel groups'} with train.micro_batch_size="
             f"{train.micro_batch_size} need a multiple of {per_pass}; set it to {choices}, or change the micro-batch"
-        ]
+        )
+        return [Problem("train.global_batch_size", train.global_batch_size, text)]
     if plan.micro_batches < parallel.pipeline:
-        return [
-            f"parallel.pipeline={parallel.pipeline}: needs at least as many micro-batches; a step has {plan.micro_batches} "
-            f"(batch {train.global_batch_size} / {plan.data_parallel_size} data-parallel / train.micro_batch_size="
-            f"{train.micro_batch_size}); lower the micro-batch or the stages, or raise the batch"
-        ]
+        text = (
+            f"needs at least as many micro-batches as stages; a step has {plan.micro_batches} (batch {train.global_batch_size} / "
+            f"{plan.data_parallel_size} data-parallel / train.micro_batch_size={train.micro_batch_size}); lower the micro-batch "
+            "size or the number of stages, or raise the batch size"
+        )
+        return [Problem("parallel.pipeline", parallel.pipeline, text)]
     return []

@@ -1,4 +1,4 @@
-"""The configuration of a run as typed dataclasses; the string under a field is its help text. Imports no torch."""
+"""The configuration of a run as typed dataclasses. The string under a field is its help text. Imports no torch."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,132 +12,132 @@ from model.placement import PipelineSplit
 
 
 def _split_commas(value: object) -> object:
-    """Let `eval.loops=1,2,4` and `eval.loops=4` stand for lists."""
+    """Accept `eval.loops=1,2,4` and `eval.loops=4` as lists."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int) else value
 
 
 Scope = Literal["row", "document"]
-"""What is treated as one text: the whole row, or each document in it."""
+"""What counts as one text: the whole row, or each document in it."""
 
 LoopList = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Run:
-    """Where a run lives and what makes it this run."""
+    """Run folder, seed and early stop."""
 
     dir: Path = Path("runs")
-    """Folder that holds run folders."""
+    """Folder that contains the run folders."""
     name: str = Field("", pattern=r"^[\w.\-]*$")
-    """Folder of this run inside run.dir; empty: the recipe's name."""
+    """Name of this run's folder inside run.dir; empty: the recipe's name."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of weights, sample order, timesteps, masks and loops."""
+    """Seed of initial weights, sample order, timesteps, masks and numbers of loops."""
     stop_after: int | None = Field(None, ge=1)
-    """Stop, with a checkpoint, after so many steps of this start; the schedules do not change."""
+    """Save a checkpoint and stop after this many steps of this start; the schedules do not change. Empty: do not stop early."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Data:
-    """What is read."""
+    """Training and validation data."""
 
     path: Path = Path("data")
-    """Folder that `loopmdm prepare` wrote, or a YAML file that mixes several (data_pipeline/dataset/blend.py)."""
+    """Folder written by `loopmdm prepare`, or a YAML file that mixes several (format: data_pipeline/dataset/blend.py)."""
     seq_len: int | None = Field(None, ge=1)
-    """Tokens per row; empty: as prepared. A number must match the prepared rows."""
+    """Tokens per row; empty: as prepared. A given number must equal that of the prepared rows."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Train:
-    """How long, how large a step, and which loops."""
+    """Length of the run, batch size, number of loops, objective and precision."""
 
     steps: int | None = Field(None, ge=1)
-    """Optimiser steps. Give this or max_flops, or both (the earlier end wins)."""
+    """Optimizer steps. Set this, max_flops or both; with both, the run ends at whichever is reached first."""
     max_flops: float | None = Field(None, gt=0)
-    """Budget of training FLOPs of the loops actually run (convention: model/flops.py)."""
+    """Budget of training FLOPs, counted for the loops actually run (convention: model/flops.py)."""
     global_batch_size: int = Field(512, ge=1)
-    """Rows per optimiser step over all ranks; the gradient is the same however it is split."""
+    """Rows per optimizer step over all ranks. The gradient does not depend on how they are split."""
     micro_batch_size: int = Field(8, ge=1)
-    """Rows per forward pass of one rank. Lower it when memory runs out."""
+    """Rows per forward pass of one rank. Lower it if memory runs out; the result stays the same."""
     loops: LoopDistribution = "uniform"
-    """S of each step: uniform on 1..model.loop.max, inverse_flops (p(S) ~ 1/F(S)), or a fixed number."""
+    """Number of loops S of each step: uniform on 1..model.loop.max, inverse_flops (p(S) ~ 1/FLOPs(S)), or a fixed number."""
     loop_ramp: float = Field(0.0, ge=0, le=1)
-    """Share of the steps over which S_max grows from 1 to model.loop.max."""
+    """Fraction of train.steps over which the largest S grows linearly from 1 to model.loop.max."""
     min_timestep: float = Field(1e-3, gt=0, lt=1)
-    """Timesteps are drawn from [min_timestep, 1): the weight 1/t has no bounded variance at 0. Evaluation uses all of (0, 1]."""
+    """Timesteps t are drawn from [min_timestep, 1), as the loss weight 1/t has unbounded variance at 0. Evaluation uses (0, 1]."""
     attention: Scope = "row"
-    """row: a token attends to its whole row, padding included. document: to the tokens of its own document in the row."""
+    """row: a token attends to its whole row, padding included. document: only to the tokens of its own document in the row."""
     noise: Scope = "row"
-    """row: one timestep for all tokens of a row. document: each document of a row has its own, uniform over the same interval."""
+    """row: one timestep for all tokens of a row. document: one for each document in the row, uniform over the same interval."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Weights and activations of the forward and backward pass. bf16 keeps fp32 master weights and gradient sums."""
+    """Precision of the forward and backward pass. With bf16, master weights and gradient sums stay in fp32."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Optim:
-    """AdamW, its learning-rate schedule, clipping and the average of the weights."""
+    """AdamW, its learning-rate schedule, gradient clipping and the moving average of the weights."""
 
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """After warm-up: constant, cosine to min_lr, or constant and then a linear decay to min_lr (wsd)."""
+    """After the warm-up: constant; cosine: decay to lr * min_lr_ratio; wsd: constant, then a linear decay to lr * min_lr_ratio."""
     warmup_steps: int = Field(2500, ge=0)
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up from 0 to lr."""
     decay_fraction: float = Field(0.1, gt=0, le=1)
-    """Last share of the steps in which wsd decays."""
+    """wsd: fraction of the steps, at the end, over which the learning rate decays."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """min_lr / lr, where cosine and wsd end."""
+    """cosine and wsd: final learning rate divided by lr."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's beta_1."""
+    """AdamW's beta_1, the decay of the first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
-    """AdamW's beta_2."""
+    """AdamW's beta_2, the decay of the second moment."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of the matrices; norms have none."""
+    """Decoupled weight decay of the matrices; the weights of norms are not decayed."""
     clip_norm: float = Field(1.0, ge=0)
-    """Largest global gradient norm; 0 for no clipping."""
+    """Clip the global gradient norm to this value; 0: no clipping."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights; 0 for none."""
+    """Decay of the exponential moving average of the weights; 0: no average."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Parallel:
-    """How the work is spread over ranks. Data-parallel size = ranks / (tensor * pipeline)."""
+    """How the work is divided over the ranks. Data-parallel size = ranks / (tensor * pipeline)."""
 
     auto: bool = False
-    """Let the planner pick everything below but the time-out; `parallel: auto` in a recipe says the same."""
+    """Let the planner choose the layout: everything below except offload and timeout_minutes. Short: parallel=auto."""
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size (megatron-core)."""
     pipeline: int = Field(1, ge=1)
-    """Pipeline stages."""
+    """Number of pipeline stages."""
     pipeline_split: PipelineSplit = "looped"
-    """looped: every stage holds a share of head, mid and tail. contiguous: consecutive layers, for comparison."""
+    """looped: every stage holds a part of head, mid and tail. contiguous: consecutive layers per stage, as a baseline."""
     mid_replicas: int | None = Field(None, ge=1)
-    """Copies of the looped block in one pipeline, a divisor of pipeline; empty: what levels the stages' load."""
+    """Copies of the looped block in one pipeline, a divisor of parallel.pipeline; empty: the number that is fastest."""
     sequence: bool = False
-    """Share the sequence between tensor-parallel matrix products too (megatron-core's sequence parallelism)."""
+    """Split the sequence over the tensor-parallel ranks outside the matrix products (megatron-core's sequence parallelism)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO: 1 shards optimiser states, 2 gradients too, 3 weights too."""
+    """DeepSpeed ZeRO stage: 1 shards the optimizer states, 2 also the gradients, 3 also the weights."""
     recompute: Recompute = "none"
-    """Activations computed again in the backward pass: none, of every layer, or inside each pass of the looped block."""
+    """Activations recomputed in the backward pass: none; full: of every layer; loop: inside each pass of the looped block."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """Keep optimiser states (ZeRO-1/2/3), or the weights too (ZeRO-3), in the CPU's memory."""
+    """Keep the optimizer states (ZeRO-1/2/3), or also the weights (ZeRO-3), in CPU memory."""
     timeout_minutes: float = Field(20.0, gt=0, le=25)
-    """Minutes that a rank may wait in one call; then the run ends and names the ranks that did not come."""
+    """Minutes that a rank may spend in one call; after that the run ends and names the ranks that did not arrive."""
     ds_config: Path | None = None
-    """JSON with DeepSpeed-owned keys; empty: ds_configs/zero{zero_stage}.json."""
+    """JSON file with DeepSpeed's own keys; empty: ds_configs/zero{zero_stage}.json."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Checkpoint:
-    """When the state is saved and how much of it is kept."""
+    """When checkpoints are saved and how many are kept."""
 
     every: int | None = Field(1000, ge=1)
-    """Steps between checkpoints; empty: only at the end. The last step, Ctrl-C and SIGTERM always save."""
+    """Steps between checkpoints; empty: only at the end. The last step, Ctrl-C and SIGTERM always save one."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints to keep."""
+    """Number of checkpoints to keep, the newest ones."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -145,50 +145,50 @@ class Evaluation:
     """Validation during training."""
 
     every: int | None = Field(None, ge=1)
-    """Steps between evaluations; empty: none."""
+    """Steps between validations; empty: no validation."""
     loops: LoopList = (1, 2, 4, 8)
-    """Numbers of passes to evaluate at."""
+    """Numbers of loops S to evaluate at."""
     rows: int = Field(256, ge=2)
-    """Validation rows to use; all of them when there are fewer."""
+    """Validation rows to use; all rows if there are fewer."""
     batch_size: int = Field(16, ge=1)
     """Rows per forward pass."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Log:
-    """What is written down while training."""
+    """What is logged during training."""
 
     every: int = Field(10, ge=1)
-    """Steps between lines on the console and in metrics.jsonl; figures are means over these steps."""
+    """Steps between lines on the console and in metrics.jsonl; the figures are means over these steps."""
     tensorboard: bool = True
-    """Also write tensorboard/."""
+    """Also write TensorBoard files into tensorboard/ of the run folder."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Hardware:
-    """What one rank runs on: the planner takes all of it, MFU the peak. The defaults are a node of 8 H100s."""
+    """What one rank runs on. The planner uses all keys, MFU the peak. The defaults describe nodes of 8 H100s."""
 
     peak_tflops: float | None = Field(None, gt=0)
-    """Peak TFLOP/s of one rank's device at train.precision; empty: MFU takes a table of known devices, the planner 989.4."""
+    """Peak TFLOP/s of one rank's device at train.precision; empty: MFU uses a table of known devices, the planner 989.4."""
     efficiency: float = Field(0.4, gt=0, le=1)
-    """Share of the peak that the kernels reach, for the planner: an assumption until you measured yours."""
+    """Fraction of the peak that the kernels reach, for the planner. The default is an assumption: measure your own."""
     memory_gib: float = Field(72.0, gt=0)
-    """Memory of one rank's device for tensors: less than it has, for CUDA's context, NCCL's buffers and fragmentation."""
+    """Memory for tensors on one rank's device: its capacity less CUDA's context, NCCL's buffers and fragmentation."""
     ranks_per_node: int = Field(8, ge=1)
-    """Ranks that share the fast links of a node."""
+    """Ranks connected by the fast links of one node."""
     node_gb_per_second: float = Field(450.0, gt=0)
-    """What one rank sends inside its node, in 10^9 bytes per second."""
+    """Bandwidth of one rank inside its node, in 10^9 bytes per second."""
     network_gb_per_second: float = Field(50.0, gt=0)
-    """What one rank sends to another node."""
+    """Bandwidth of one rank to other nodes, in 10^9 bytes per second."""
     host_gb_per_second: float = Field(50.0, gt=0)
-    """What one rank moves to and from the CPU's memory under parallel.offload."""
+    """Bandwidth of one rank to and from CPU memory under parallel.offload, in 10^9 bytes per second."""
     latency_microseconds: float = Field(10.0, ge=0)
-    """Time of a message that carries nothing."""
+    """Time of an empty message."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Settings:
-    """A whole run."""
+    """All settings of a run."""
 
     run: Run = Field(default_factory=Run)
     model: Architecture = Field(default_factory=Architecture)

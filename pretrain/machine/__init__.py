@@ -1,1 +1,1 @@
-"""What this machine has: optional kernels, devices, package versions, warnings of libraries."""
+"""The machine a run is on: optional kernels, devices, package versions, library warnings."""

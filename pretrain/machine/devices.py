@@ -1,8 +1,8 @@
-"""Peak arithmetic rates of known devices, for MFU. An unknown device has no peak, and then MFU is null."""
+"""Names and peak FLOP/s of devices. MFU is null for a device whose peak is unknown."""
 
 import torch
 
-# Dense bf16 TFLOP/s from NVIDIA's data sheets, by the name that the driver reports.
+# Dense bf16 TFLOP/s from NVIDIA's data sheets, keyed by the name that the driver reports.
 BF16_TFLOPS = {
     "NVIDIA A100-SXM4-40GB": 312.0,
     "NVIDIA A100-SXM4-80GB": 312.0,
@@ -15,7 +15,7 @@ BF16_TFLOPS = {
 
 
 def peak_flops(device: torch.device, precision: str, given_tflops: float | None) -> float | None:
-    """FLOP/s of one rank's device at `precision`, or None when nobody knows it."""
+    """Peak FLOP/s of one rank's device at `precision`: as given, else from the table; None if unknown."""
     if given_tflops is not None:
         return given_tflops * 1e12
     if device.type != "cuda" or precision != "bf16":
@@ -25,7 +25,7 @@ def peak_flops(device: torch.device, precision: str, given_tflops: float | None)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Name of a device as its driver reports it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, threads per rank: {torch.get_num_threads()}"

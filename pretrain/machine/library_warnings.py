@@ -1,4 +1,4 @@
-"""What libraries print that tells a user nothing. Imports no torch."""
+"""Library warnings that do not concern the user. Imports no torch."""
 
 import logging
 import os
@@ -6,9 +6,10 @@ import warnings
 
 
 def filter_library_warnings() -> None:
-    """Drop warnings about optional accelerations: the banner and `loopmdm doctor` say what was found and what is used.
+    """Drop warnings about optional kernels and deprecations inside libraries.
 
-    Call it before torch, megatron-core or DeepSpeed is imported. DeepSpeed's logger is read by name at its import.
+    The banner and `loopmdm doctor` report which kernels are used. Call this before torch, megatron-core or DeepSpeed is
+    imported: DeepSpeed reads DS_LOG_LEVEL at import.
     """
     messages = (
         ".*Transformer Engine and Apex.*",

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain.config.settings import Optim
-from pretrain.machine.kernels import find_fused_adam
+from pretrain.machine.kernels import choose_adamw
 from pretrain.optimizer.ema import average_weights
 
 
@@ -17,7 +17,7 @@ def build_optimizer(model: nn.Module, settings: Optim, device: torch.device) -> 
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     arguments: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
-    optimizer = find_fused_adam(device).build(groups, **arguments)
+    optimizer = choose_adamw(device).build(groups, **arguments)
     if settings.ema_decay:
         average_weights(optimizer, settings.ema_decay)
     return optimizer

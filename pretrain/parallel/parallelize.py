@@ -25,7 +25,7 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 1. Tensor and sequence parallelism: megatron-core's layers allocate this rank's shard and no more, so the sharding
     #    must be known when they are constructed.
-    sharding = Sharding(parallel.tensor, parallel.sequence)
+    sharding = Sharding(parallel.tensor, world.tensor_rank, parallel.sequence, world.tensor_group)
 
     # 2. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.

@@ -65,6 +65,11 @@ class World:
         return parallel_state.get_tensor_model_parallel_rank()
 
     @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """The ranks that share every matrix with this one."""
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
     def stage(self) -> int:
         """Which pipeline stage this rank is."""
         return parallel_state.get_pipeline_model_parallel_rank()

@@ -8,11 +8,12 @@ from data_pipeline.dataset.blend import Blend, Corpus
 from pretrain.config.layout_names import stage_contents
 from pretrain.config.run_plan import RunPlan
 from pretrain.machine.devices import device_name, peak_flops
-from pretrain.machine.kernels import Found, package_version
+from pretrain.machine.kernels import KernelChoice
+from pretrain.machine.versions import package_version
 from pretrain.training.state import TrainingRun
 
 
-def print_banner(run: TrainingRun, found: Sequence[Found], notes: Sequence[str]) -> None:
+def print_banner(run: TrainingRun, kernels: Sequence[KernelChoice], notes: Sequence[str]) -> None:
     """Print what this start will do. For the main rank."""
     rows = [
         ("run", str(run.folder)),
@@ -20,7 +21,7 @@ def print_banner(run: TrainingRun, found: Sequence[Found], notes: Sequence[str])
         ("device", f"{device_name(run.world.device)}; peak {_peak(run)}"),
         ("layout", _layout(run)),
         *_rank_rows(run.plan),
-        *((f.capability, f"{f.used} ({f.reason})") for f in found),
+        *((k.operation, f"{k.implementation} ({k.reason})") for k in kernels),
         *_model_rows(run.plan),
         *_data_rows(run.plan, run.blend),
         *_document_rows(run.plan),

@@ -6,7 +6,7 @@ from typing import Any
 from data_pipeline.dataset.blend import Blend
 from pretrain.config.load import flatten
 from pretrain.config.run_plan import RunPlan
-from pretrain.machine.kernels import package_version
+from pretrain.machine.versions import package_version
 from pretrain.parallel.consistency import checksum
 from pretrain.parallel.world import World
 from pretrain.training.batches import MicroBatch

@@ -17,7 +17,7 @@ from pretrain.config.settings import Settings
 from pretrain.errors import RankError, UserError
 from pretrain.evaluation.sets import evaluation_sets
 from pretrain.machine.devices import peak_flops
-from pretrain.machine.kernels import find_accelerations
+from pretrain.machine.kernels import choose_kernels
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.parallelize import parallelize
@@ -135,7 +135,7 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    print_banner(run, find_accelerations(run.world.device), notes)
+    print_banner(run, choose_kernels(run.world.device), notes)
     replace_text(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)

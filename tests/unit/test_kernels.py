@@ -1,4 +1,4 @@
-"""Optional accelerations are found by what they offer."""
+"""Optional kernels are recognised by what they offer, not by their name."""
 
 import sys
 import types
@@ -6,40 +6,62 @@ import types
 import pytest
 import torch
 
-from pretrain.machine.kernels import find_accelerations, find_fused_adam
+from pretrain.machine.kernels import choose_adamw, choose_kernels
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def wrong_apex(tmp_path, monkeypatch):
-    """A package named apex that is another project, as on PyPI: importing its optimizers fails loudly."""
+def apex(tmp_path, monkeypatch):
+    """Make a package named apex importable; returns a function that writes its __init__.py."""
     (tmp_path / "apex").mkdir()
-    (tmp_path / "apex" / "__init__.py").write_text("raise RuntimeError('this is a web framework')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "apex", raising=False)
+    yield lambda text: (tmp_path / "apex" / "__init__.py").write_text(text)
+    sys.modules.pop("apex", None)
 
 
-def test_no_apex():
-    choice = find_fused_adam(CPU)
-    assert choice.found.used == "torch.optim.AdamW"
-    assert "apex not installed" in choice.found.reason
-    assert isinstance(choice.build([torch.nn.Parameter(torch.zeros(1))], lr=1.0), torch.optim.AdamW)
+def test_a_cpu_takes_torchs_adamw():
+    choice = choose_adamw(CPU)
+    assert choice.implementation == "torch.optim.AdamW"
+    assert "apex is not installed" in choice.reason
+    optimizer = choice.build([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert isinstance(optimizer, torch.optim.AdamW) and not optimizer.defaults["fused"]
 
 
-def test_the_wrong_apex_is_named_and_not_used(wrong_apex):
-    found = find_fused_adam(CPU).found
-    assert found.used == "torch.optim.AdamW"
-    assert "the PyPI package of that name is another project" in found.reason
+def test_a_gpu_without_apex_takes_torchs_fused_adamw():
+    choice = choose_adamw(CUDA)
+    assert choice.implementation == "torch.optim.AdamW(fused=True)"
+    optimizer = choice.build([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]
 
 
-def test_apex_without_its_kernels(monkeypatch, tmp_path):
-    (tmp_path / "apex").mkdir()
-    (tmp_path / "apex" / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_another_package_named_apex_is_reported_and_not_used(apex, device):
+    """As on PyPI: importing its optimizers fails with an error of its own."""
+    apex("raise RuntimeError('this is a web framework')")
+    choice = choose_adamw(device)
+    assert choice.implementation.startswith("torch.optim.AdamW")
+    assert "the installed apex is not NVIDIA's" in choice.reason
+
+
+def test_apex_without_its_extensions_is_not_used(apex, monkeypatch):
+    apex("")
     monkeypatch.setitem(sys.modules, "apex.optimizers", types.SimpleNamespace(FusedAdam=object))
-    assert "without its CUDA extensions" in find_fused_adam(CPU).found.reason
+    choice = choose_adamw(CUDA)
+    assert choice.implementation == "torch.optim.AdamW(fused=True)"
+    assert "without its CUDA extensions" in choice.reason
 
 
-def test_every_capability_says_what_is_used_and_why():
-    assert all(found.used and found.reason for found in find_accelerations(CPU))
+def test_apex_with_its_extensions_is_used_on_a_gpu_alone(apex, monkeypatch):
+    apex("")
+    monkeypatch.setitem(sys.modules, "apex.optimizers", types.SimpleNamespace(FusedAdam=lambda groups, **kw: kw))
+    monkeypatch.setitem(sys.modules, "amp_C", types.SimpleNamespace(multi_tensor_adam=print))
+    choice = choose_adamw(CUDA)
+    assert choice.implementation == "apex.optimizers.FusedAdam"
+    assert choice.build([], lr=1.0) == {"adam_w_mode": True, "lr": 1.0}
+    assert choose_adamw(CPU).implementation == "torch.optim.AdamW"
+
+
+def test_every_choice_has_a_reason():
+    assert all(choice.implementation and choice.reason for choice in choose_kernels(CPU))
