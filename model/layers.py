@@ -1,7 +1,8 @@
 """The transformer layer: megatron-core's `TransformerLayer` with bidirectional attention that also runs on a CPU.
 
-Shape suffixes in this package: s sequence, b batch, h hidden, n heads, d head width. megatron-core's layers take and
-return hidden states as [s, b, h]; under sequence parallelism s is this rank's share of the row.
+Shapes in this package: b rows (batch), s tokens per row (sequence), h hidden size, n attention heads, d head width, v
+vocabulary, m selected positions. megatron-core's layers take and return hidden states as [s, b, h]; with sequence
+parallelism, s is this rank's share of the row.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def _sum_over_ranks(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class BidirectionalAttention(nn.Module):
-    """`core_attention` of the local spec: every token attends to every token of its row or document, by torch's SDPA."""
+    """`core_attention` of the local spec, using torch's SDPA: each token attends to all tokens of its row or document."""
 
     def __init__(self, config: TransformerConfig, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class BidirectionalAttention(nn.Module):
         """Queries [s, b, n, d], keys and values [s, b, kv heads, d] -> context [s, b, n * d].
 
         Args:
-            attention_mask: as from `document_mask`; None for attention to the whole row.
+            attention_mask: as from `document_mask`; None for attention over the whole row.
         """
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         context = F.scaled_dot_product_attention(
@@ -95,7 +96,7 @@ class Sharding:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.tensor:
-            raise ValueError(f"tensor-parallel rank {self.rank} does not exist in a group of {self.tensor}")
+            raise ValueError(f"tensor-parallel rank {self.rank} is not in a group of {self.tensor} ranks")
         if self.sequence and self.group is None:
             raise ValueError("sequence parallelism needs the tensor-parallel process group: set Sharding.group")
 
@@ -106,9 +107,9 @@ class Sharding:
 
 
 def transformer_config(architecture: Architecture, sharding: Sharding) -> TransformerConfig:
-    """megatron-core's description of our layer: no bias, no dropout, SwiGLU, RMSNorm, nothing that needs CUDA.
+    """megatron-core's configuration of our layer: no bias, no dropout, SwiGLU, RMSNorm, nothing that needs CUDA.
 
-    Weights are built on the CPU and left uninitialised: `model.weights` fills them.
+    Weights are allocated on the CPU and not initialized: `model.weights` fills them.
     """
     return TransformerConfig(
         tensor_model_parallel_size=sharding.tensor,
@@ -128,7 +129,7 @@ def transformer_config(architecture: Architecture, sharding: Sharding) -> Transf
         attention_dropout=0.0,
         use_cpu_initialization=True,
         perform_initialization=False,
-        # Fused kernels come from apex or Transformer Engine; the unfused paths are the ones that run everywhere.
+        # Fused kernels need apex or Transformer Engine; the unfused code runs everywhere.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
@@ -155,9 +156,9 @@ def build_layer(config: TransformerConfig, sharding: Sharding, layer_number: int
 
 
 def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """RoPE angles in the layout megatron-core's attention rotates by (halves, not pairs), fp32 [s, 1, 1, d].
+    """RoPE angles (Su et al. 2021, equation 34), fp32 [s, 1, 1, d], in megatron-core's layout: halves, not pairs.
 
-    Su et al. 2021, equation 34. megatron-core's `RotaryEmbedding` computes the same but moves it to the CUDA device.
+    megatron-core's `RotaryEmbedding` computes the same angles but always moves them to the CUDA device.
     """
     frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
@@ -165,14 +166,14 @@ def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device
 
 
 def document_mask(document_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention scores: 0 inside a document, -inf across documents, [b, 1, s, s].
+    """Mask that is added to the attention scores: 0 within a document, -inf between documents, [b, 1, s, s].
 
-    SDPA would turn a mask of booleans into such a one in every layer, and keep each for the backward pass; this one serves
-    all layers and passes. RoPE is relative, so positions need not start again with every document.
+    All layers and passes share this one tensor. Given a boolean mask, SDPA would convert it in every layer and keep each
+    converted copy for the backward pass. RoPE is relative, so positions do not have to restart at each document.
 
     Args:
-        document_ids: document of each token within its row, int [b, s]; padding, -1, attends to padding.
-        dtype: of the hidden states.
+        document_ids: document of each token within its row, int [b, s]; padding (-1) attends to padding.
+        dtype: dtype of the hidden states.
     """
     same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
     mask = torch.zeros(same.shape, dtype=dtype, device=document_ids.device)
