@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from data_pipeline.readers.compression import DamagedStream
+from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.long_documents import LONG_BYTES, LongText, Utf8Error, chunks_of
 from data_pipeline.readers.readers import TextValue
 from data_pipeline.rejects import Cause, Rejection
@@ -63,7 +63,7 @@ def build_document(value: TextValue, text_key: str) -> Document | Rejection:
         return Rejection(Cause.NOT_UTF8, number, "half of a surrogate pair, which UTF-8 cannot encode")
     except Utf8Error as error:
         return Rejection(Cause.NOT_UTF8, number, str(error))
-    except DamagedStream as error:
+    except DamagedFileError as error:
         return Rejection(Cause.BROKEN_FILE, None, str(error))
     except ValueError as error:  # a wrong escape in a long JSON string
         return Rejection(Cause.BROKEN_JSON, number, str(error))

@@ -15,7 +15,7 @@ from data_pipeline.readers.file_ranges import SKIPPED_BYTES, is_compressed
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 
 
-class DamagedStream(Exception):
+class DamagedFileError(Exception):
     """A compressed file ends early or is damaged; what was read before is good."""
 
 
@@ -24,7 +24,7 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[BinaryIO]:
     """The content of a file from byte `start` on; for `.gz .zst .xz .bz2`, of what is inside.
 
     Raises:
-        DamagedStream: while it is read.
+        DamagedFileError: while it is read.
     """
     openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstandard}
     try:
@@ -43,8 +43,8 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[BinaryIO]:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> DamagedStream:
-    return DamagedStream(f"the {FORMAT_NAMES[path.suffix.lower()]} stream ends early or is damaged ({error})")
+def _damaged(path: Path, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"the {FORMAT_NAMES[path.suffix.lower()]} stream ends early or is damaged ({error})")
 
 
 def _skip(file: BinaryIO, num_bytes: int) -> None:

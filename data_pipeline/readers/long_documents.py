@@ -37,7 +37,7 @@ class LongText:
         is_escaped: the part is the inside of a JSON string.
 
     Raises (while it is read):
-        Utf8Error: it is not UTF-8. ValueError: it is not the inside of a JSON string. DamagedStream: the file is damaged.
+        Utf8Error: it is not UTF-8. ValueError: it is not the inside of a JSON string. DamagedFileError: the file is damaged.
     """
 
     path: Path

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from data_pipeline.readers.compression import DamagedStream, open_decompressed
+from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
 from data_pipeline.rejects import Cause, Rejection, missing_key
@@ -65,7 +65,7 @@ def read_range(file_range: FileRange, text_key: str) -> Iterator[Found]:
                     yield from _read_lines(file, file_range, text_key)
                 else:
                     yield _read_text(file, file_range)
-        except DamagedStream as error:
+        except DamagedFileError as error:
             yield Rejection(Cause.BROKEN_FILE, None, str(error))
 
 

@@ -1,6 +1,6 @@
 """The options that, with the inputs, decide the content of a prepared folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.dedup import Duplicates
@@ -37,7 +37,7 @@ class Options:
     packing: Packing
     validation_fraction: float
     strict: bool
-    filters: ActiveFilters = ActiveFilters()
+    filters: ActiveFilters = field(default_factory=ActiveFilters)
     duplicates: Duplicates = "keep"
 
     def record(self) -> dict[str, str | Limit | None]:

@@ -59,9 +59,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
     try:
         kind, content = connection.recv()
     except (EOFError, ConnectionError) as error:
-        raise DataError(
-            "a worker process was killed, most likely for lack of memory; use fewer --workers"
-        ) from error
+        raise DataError("a worker process was killed, most likely for lack of memory; use fewer --workers") from error
     if kind == "failed":
         raise content
     return kind == "done", content

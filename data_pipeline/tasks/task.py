@@ -96,7 +96,9 @@ def _file_ranges(found: Input, size: int) -> Iterator[FileRange]:
             for start in range(0, num_bytes, size):
                 stop = min(start + size, num_bytes)
                 # The last range is open-ended: a file that has changed in the meantime is noticed by its size.
-                yield FileRange(kind, whole.source, whole.shown, stop - start, start, stop if stop < num_bytes else None)
+                yield FileRange(
+                    kind, whole.source, whole.shown, stop - start, start, stop if stop < num_bytes else None
+                )
         else:
             yield from _parquet_ranges(whole, size)
 
