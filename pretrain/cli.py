@@ -14,8 +14,10 @@ from pretrain.machine.library_warnings import filter_library_warnings
 VERBS = {
     "prepare": (
         "data_pipeline.prepare",
-        "text -> tokenizer, token documents and packed rows; --verify checks a folder",
+        "text -> tokenizer, token documents and packed rows",
     ),
+    "verify": ("data_pipeline.verify", "compare every byte of a prepared folder with its manifest"),
+    "repack": ("data_pipeline.repack", "other rows for a prepared folder, without tokenising again"),
     "plan": (
         "pretrain.planning.command",
         "every layout of a recipe on N ranks: memory, traffic, bubble, time, the best one",

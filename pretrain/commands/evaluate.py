@@ -80,13 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write(arguments: argparse.Namespace, figures: dict[str, Any], name: str) -> None:
     """Figures of other data or another split than usual have a file of their own."""
-    from pretrain.writing import replace_text
+    from data_pipeline.atomic_files import write_atomic
 
     split = arguments.split if arguments.split != "validation" else ""
     parts = (arguments.data.resolve().stem if arguments.data else "", split, name)
     suffix = "".join(f"_{part}" for part in parts if part)
     path = arguments.folder / "eval" / f"step_{figures['step']}_{figures['weights']}{suffix}.json"
-    replace_text(path, json.dumps(figures, indent=2) + "\n")
+    write_atomic(path, json.dumps(figures, indent=2) + "\n")
     print(f"wrote {path}")
 
 

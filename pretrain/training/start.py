@@ -2,12 +2,13 @@
 
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
@@ -35,7 +36,6 @@ from pretrain.training.hooks.validation import Validation
 from pretrain.training.loop import Hook, Progress, TrainingRun, train
 from pretrain.training.rank_logs import logged
 from pretrain.training.stop_request import StopRequest
-from pretrain.writing import owned_folder, replace_text
 
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
@@ -136,6 +136,16 @@ def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
         ) from None
 
 
+def owned_folder(folder: Path) -> AbstractContextManager[int]:
+    """Hold a run folder until the end of the block or of the process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    busy = f"{folder}: another process is training here; wait for it or set another run.name"
+    return locked(folder / ".lock", UserError(busy))
+
+
 def _describe(run: TrainingRun, blend: Blend, restored: Path | None) -> None:
     """Print the banner and write what makes the run folder readable alone: its settings and its tokenizer."""
     settings = run.plan.settings
@@ -146,7 +156,7 @@ def _describe(run: TrainingRun, blend: Blend, restored: Path | None) -> None:
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
     print_banner(run, blend, find_accelerations(run.world.device), notes)
-    replace_text(run.folder / "config.yaml", dump_settings(settings))
+    write_atomic(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
     for name in (blend.manifest.tokenizer.file, MANIFEST_NAME):

@@ -22,8 +22,7 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.training.start import run_training
-from pretrain.writing import owned_folder
+from pretrain.training.start import owned_folder, run_training
 from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
 
 pytestmark = pytest.mark.end_to_end

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 
+from data_pipeline.atomic_files import write_atomic
 from pretrain.training.hooks.metrics import Record
 from pretrain.training.loop import TrainingRun
-from pretrain.writing import replace_text
 
 
 class Console:
@@ -44,7 +44,7 @@ class MetricsFile:
         """Keep the lines up to the step this start begins at; later ones will be written again."""
         path = run.folder / "metrics.jsonl"
         if path.exists():
-            replace_text(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
+            write_atomic(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from pretrain.evaluation.nelbo import EvaluationSet, evaluate_loops, mixed_figures, short_figures
 from pretrain.training.hooks.sinks import TensorBoard
 from pretrain.training.loop import TrainingRun
 from pretrain.training.step import StepReport
-from pretrain.writing import replace_text
 
 
 class Validation:
@@ -52,7 +52,7 @@ class Validation:
     def _tell(self, run: TrainingRun, name: str, figures: dict[str, Any]) -> None:
         step, suffix = run.progress.step, f"_{name}" if name else ""
         figures = figures | {"step": step, "weights": "raw"}
-        replace_text(run.folder / "eval" / f"train_step_{step}{suffix}.json", json.dumps(figures, indent=2) + "\n")
+        write_atomic(run.folder / "eval" / f"train_step_{step}{suffix}.json", json.dumps(figures, indent=2) + "\n")
         if self._tensorboard is not None:
             tag = f"validation_nats_per_token{suffix}"
             nats = {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]}
