@@ -26,6 +26,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from data_pipeline.tasks.tasks import Task, cut_into_tasks  # noqa: E402
+
 from data_pipeline.documents import RecordLog  # noqa: E402
 from data_pipeline.filters import Cleaning  # noqa: E402
 from data_pipeline.indexed import IndexedReader, token_dtype  # noqa: E402
@@ -35,7 +37,6 @@ from data_pipeline.tasks.encode import TokenJob, task_documents  # noqa: E402
 from data_pipeline.tasks.options import TRAIN, Options  # noqa: E402
 from data_pipeline.tasks.processes import Report, run_tasks  # noqa: E402
 from data_pipeline.tasks.sampling import HashSample  # noqa: E402
-from data_pipeline.tasks.tasks import Task, cut_into_tasks  # noqa: E402
 from data_pipeline.tasks.work import task_name  # noqa: E402
 from data_pipeline.tokenizers.training import train_sentencepiece  # noqa: E402
 

@@ -9,12 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from data_pipeline.dataset.schedule import MAX_CYCLE, MixSchedule, fair_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.dataset.schedule import MAX_CYCLE, MixSchedule, fair_order
 from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.errors import DataError
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow
 import pytest
 from conftest import make_texts, write_jsonl
+from data_pipeline.tasks.tasks import cut_into_tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -17,7 +18,6 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.readers.inputs import resolve_input
 from data_pipeline.tasks import tasks
 from data_pipeline.tasks.encode import task_documents
-from data_pipeline.tasks.tasks import cut_into_tasks
 
 INPUTS = ["lines", "parquet", "dataset", "texts"]
 
