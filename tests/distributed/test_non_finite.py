@@ -67,11 +67,12 @@ def poison_loss(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def poison_gradient(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is finite, but one gradient overflows on its way back."""
-    handle = run.engine.model.tail.register_forward_hook(
-        lambda module, inputs, output: output.register_hook(lambda gradient: gradient * float("inf"))
-    )
-    monkeypatch.setattr(run, "_handle", handle, raising=False)
+    """The loss is finite, but the gradient overflows on its way back."""
+
+    def overflow(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.register_hook(lambda gradient: gradient * float("inf"))
+
+    run.engine.model.tail.register_forward_hook(overflow)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda words: "-".join(w.partition("=")[2] for w in words))
