@@ -195,6 +195,6 @@ def _histogram(stream: TokenStream) -> Histogram:
     table = [
         (2**i, 2 ** (i + 1) - 1, int(counts[i]), int(tokens[i])) for i in range(int(bins.min()), int(bins.max()) + 1)
     ]
-    names = (("shortest", 0), ("median", 0.5), ("90%", 0.9), ("99%", 0.99), ("longest", 1))
+    names = (("shortest", 0), ("median", 0.5), ("90th percentile", 0.9), ("99th percentile", 0.99), ("longest", 1))
     quantiles = [(name, int(np.quantile(lengths, q, method="lower"))) for name, q in names]
     return Histogram(table, quantiles, lengths.size)
