@@ -69,5 +69,5 @@ setup(
             "matplotlib>=3.9",
         ],
     },
-    entry_points={"console_scripts": ["loopmdm=pretrain.cli:main"]},
+    entry_points={"console_scripts": ["loopmdm=pretrain.cli:command"]},
 )
