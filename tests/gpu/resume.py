@@ -1,0 +1,56 @@
+"""20 steps at once, and 10 + 10 steps with a checkpoint between: the losses and the final weights must be equal bit for bit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from pretrain.training.start import run_training
+from tests.gpu.harness import Check
+from tests.gpu.runs import deviation, plan_of, read_records, release, weight_deviation
+from tests.gpu.zero_stages import words_of
+
+CASES = [("fp32", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+"""(precision, ZeRO stage); the first two also run under --quick."""
+
+
+def check_resume(check: Check) -> None:
+    """Every case. If the resumed run differs, a second run at once shows whether the device repeats its own numbers."""
+    for precision, stage in CASES[: 2 if check.quick else None]:
+        with check.part(f"{precision} ZeRO-{stage}") as figures:
+            count = 6 if check.quick else 20
+            words = [
+                *words_of(check), f"train.precision={precision}", f"parallel.zero_stage={stage}", f"train.steps={count}",
+                "eval.every=null", "log.tensorboard=false", "checkpoint.every=null",
+            ]  # fmt: skip
+            name = f"{precision}_zero{stage}"
+            whole = train_here(check, f"{name}_whole", words)
+            train_here(check, f"{name}_resumed", [*words, f"run.stop_after={count // 2}"])
+            resumed = train_here(check, f"{name}_resumed", words)
+            losses, weights = difference(whole, resumed)
+            figures.update({"losses": losses, "weights": weights})
+            if losses or weights:
+                again = difference(whole, train_here(check, f"{name}_again", words))
+                figures.update({"losses of a second run": again[0], "weights of a second run": again[1]})
+                repeats = "repeats" if again == (0.0, 0.0) else "does not repeat"
+                check.expect(False, f"the resumed run differs; the device {repeats} a run without a stop")
+
+
+def train_here(check: Check, name: str, words: Sequence[str]) -> Path:
+    """One start of the training command in this process; returns the run folder."""
+    release()
+    plan, blend = plan_of([*words, f"run.dir={check.scratch / 'runs'}", f"run.name={name}"])
+    status = run_training(plan, blend, resume=True)
+    if status:
+        raise RuntimeError(f"{name}: status {status}")
+    return plan.settings.run_folder
+
+
+def difference(one: Path, other: Path) -> tuple[float, float]:
+    """Largest relative deviation of the losses and of the final weights; 0 if all bits are equal."""
+    losses = [[record["loss"] for record in read_records(folder)] for folder in (one, other)]
+    weights = []
+    for folder in (one, other):
+        last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
+        weights.append(load_file(last / "weights.safetensors"))
+    return deviation(losses[1], losses[0]), weight_deviation(weights[1], weights[0])
