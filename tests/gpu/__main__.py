@@ -57,14 +57,19 @@ CHECKS = {
 }
 """In order. `commands` uses the run that `start` trained."""
 
+SIDE_BY_SIDE = 5
+"""Processes that share the GPU when no time is measured."""
+
 
 def groups_of(names: Sequence[str], quick: bool) -> list[list[list[str]]]:
     """Batches of processes, one batch after the other; the checks of one process share its imports.
 
-    Under --quick one process runs everything: there the imports take most of the time.
+    Under --quick, where imports take most of the time, one process runs the commands and one everything else.
     """
     if quick:
-        return [[list(names)]]
+        commands = [name for name in names if name in ("start", "commands")]
+        others = [name for name in names if name not in commands]
+        return [[group for group in (commands, others) if group]]
     batches: list[list[list[str]]] = []
     for alone, following in groupby(names, key=lambda name: CHECKS[name].alone):
         group = list(following)
@@ -105,6 +110,8 @@ def run_process(arguments: argparse.Namespace, names: Sequence[str], deadline: f
     command = [sys.executable, "-m", "tests.gpu", "--output", arguments.output, "--scratch", arguments.scratch]
     command += ["--device", arguments.device, "--here", ",".join(names), *(["--quick"] if arguments.quick else [])]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if not any(CHECKS[name].alone for name in names):  # side by side
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
     if arguments.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     limit = min(sum(CHECKS[name].seconds for name in names) + 30, max(0.0, deadline - time.monotonic()))
@@ -155,7 +162,7 @@ def run_all(arguments: argparse.Namespace) -> int:
     (scratch / "parts").mkdir()
     make_data(scratch / "data", arguments.quick)
     for batch in groups_of(names, arguments.quick):
-        with ThreadPoolExecutor(1 if arguments.device == "cpu" else 5) as pool:
+        with ThreadPoolExecutor(2 if arguments.device == "cpu" else SIDE_BY_SIDE) as pool:
             list(pool.map(lambda group: run_process(arguments, group, begin + arguments.stop_after), batch))
     write_results(arguments.output, scratch)
     results = read_results(scratch)

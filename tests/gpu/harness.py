@@ -5,6 +5,7 @@ far are written to OUTPUT, so that a killed run keeps what it has.
 """
 
 import json
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic_files import write_atomic
+
+WRITING = threading.Lock()
+"""Held while the results are written: the process that starts the checks waits for each in a thread of its own."""
 
 STATES = {True: "ok", False: "FAILED", None: "not finished"}
 
@@ -82,14 +86,15 @@ def write_results(output: Path, scratch: Path) -> None:
     """OUTPUT/results.json with everything, and OUTPUT/results.md with one line per part."""
     machine = json.loads((scratch / "machine.json").read_text(encoding="utf-8"))
     parts = read_results(scratch)
-    write_atomic(output / "results.json", json.dumps({"machine": machine, "parts": parts}, indent=1) + "\n")
     lines = [", ".join(f"{name} {value}" for name, value in machine.items()), ""]
     lines += ["| check | part | result | seconds | figures | problems |", "|---|---|---|---|---|---|"]
     for part in parts:
         cells = [part["check"], part["part"], STATES[part["ok"]], f"{part['seconds']:.1f}"]
         cells += [short(part["figures"]), "; ".join(part["problems"])[:400]]
         lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
-    write_atomic(output / "results.md", "\n".join(lines) + "\n")
+    with WRITING:
+        write_atomic(output / "results.json", json.dumps({"machine": machine, "parts": parts}, indent=1) + "\n")
+        write_atomic(output / "results.md", "\n".join(lines) + "\n")
 
 
 def short(figures: dict[str, Any]) -> str:

@@ -31,9 +31,8 @@ LAYOUTS = {
 }
 """The first four also run under --quick."""
 
-LIMITS = {"fp32": (1e-4, 1e-3, 1e-3, 2e-2), "bf16": (2e-2, 5e-2, 5e-2, 1.0)}
-"""Largest relative deviation of losses, gradient norms, final weights, and the weights' change. Steps round to bf16 by more than
-some weights change, so in bf16 the last one only refuses changes that are unrelated or missing."""
+LIMITS = {"fp32": (1e-4, 1e-3, 1e-3, 2e-2), "bf16": (1e-2, 5e-2, 5e-2, 0.3)}
+"""Largest relative deviation of losses, gradient norms, final weights, and the change of the weights."""
 
 
 def check_fp32(check: Check) -> None:
@@ -49,7 +48,7 @@ def check_bf16(check: Check) -> None:
 def train_layouts(check: Check, precision: str) -> None:
     """Train every layout and compare."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    count = 4 if check.quick else 20
+    count = 6 if check.quick else 20
     path = check.scratch / f"cpu_{precision}.pt"
     with check.part("reference: CPU, fp32, ZeRO-0"):
         train_reference(check, path, count)
@@ -67,7 +66,7 @@ def train_layouts(check: Check, precision: str) -> None:
 def words_of(check: Check) -> list[str]:
     """The smoke recipe with wide initial weights: rounding is compared to weights and not to Adam's first updates."""
     data = f"data.path={check.scratch / 'data' / 'small'}"
-    return [data, "model.init_std=0.1", "optim.lr=1e-3", "optim.weight_decay=0.1"]
+    return [data, "model.init_std=0.05", "optim.lr=1e-3", "optim.weight_decay=0.1"]
 
 
 def compare(
