@@ -29,8 +29,8 @@ def plan_of(words: Sequence[str]) -> tuple[RunPlan, Blend]:
 def running(words: Sequence[str]) -> Iterator[TrainingRun]:
     """A run of the smoke recipe with these overrides, at step 0.
 
-    DeepSpeed's hooks keep an engine alive after its last reference is gone, and its tensors would count towards the peak memory
-    of the next run. `destroy` removes the hooks.
+    DeepSpeed keeps an engine and its parameters alive after their last reference is gone, and their tensors would count towards
+    the peak memory of the next run. `destroy` removes its hooks; what it attached to the parameters is removed here.
     """
     release()
     plan, blend = plan_of(words)
@@ -39,6 +39,10 @@ def running(words: Sequence[str]) -> Iterator[TrainingRun]:
         yield run
     finally:
         run.engine._engine.destroy()
+        for parameter in run.engine.model.parameters():
+            vars(parameter).clear()
+            parameter.grad = None
+            parameter.data = torch.empty(0, device=parameter.device)
 
 
 def steps(run: TrainingRun, count: int) -> list[StepReport]:

@@ -14,7 +14,7 @@ from pretrain.training.loop import train
 from pretrain.training.state import TrainingRun
 from pretrain.training.stop_request import StopRequest
 from tests.gpu.harness import Check
-from tests.gpu.runs import running
+from tests.gpu.runs import release, running
 
 MEMORY_LIMIT = 0.15
 """Largest relative deviation of the measured peak from the planner's."""
@@ -67,28 +67,28 @@ def measured(words: Sequence[str]) -> dict[str, Any]:
     Memory is compared with the plan at the largest S drawn. On a CPU it is the resident size of this process at its peak, which
     the plan does not describe.
     """
+    release()
+    cuda = torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() if cuda else 0
     with running(words) as run:
-        cuda = run.world.device.type == "cuda"
-        before = torch.cuda.memory_allocated() if cuda else 0
         settings, kept = run.plan.settings, Kept()
         peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
         with StopRequest() as stop:
             train(run, [Metrics(Recorder([kept]), peak)], stop)
         records = kept.records[1:]
-        figures = figures_of(run, records)
-        figures["GiB at the start"] = before / 2**30
+        figures = figures_of(run, records, before)
         if cuda:
             figures["GiB reserved"] = torch.cuda.max_memory_reserved() / 2**30
         return figures
 
 
-def figures_of(run: TrainingRun, records: Sequence[Record]) -> dict[str, Any]:
-    """Means over the windows, and the planner's memory by part."""
+def figures_of(run: TrainingRun, records: Sequence[Record], before: int) -> dict[str, Any]:
+    """Means over the windows, and the planner's memory by part; `before`: bytes allocated before the run was built."""
     largest = max(run.plan.loops(step) for step in range(run.progress.step))
     settings = run.plan.settings
     at_largest = replace(run.plan, settings=replace(settings, train=replace(settings.train, loops=largest)))
     planned = memory_of(at_largest, run.engine.model.stage)
-    peak = records[-1]["memory_gib"]
+    peak = records[-1]["memory_gib"] - before / 2**30
     rates = {name: [record[name] for record in records] for name in ("tokens_per_second", "mfu", "loops", "data_wait")}
     seconds = [1 / value for value in rates["tokens_per_second"]]
     return {
@@ -98,6 +98,7 @@ def figures_of(run: TrainingRun, records: Sequence[Record]) -> dict[str, Any]:
         "largest S": largest,
         "GiB measured": peak,
         "GiB planned": planned.total / 2**30,
+        "GiB before": before / 2**30,
         "memory over plan": peak * 2**30 / planned.total,
         "windows": rates,
         "planned parts": {name: round(value / 2**30, 3) for name, value in vars(planned).items()},
