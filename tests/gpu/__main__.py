@@ -130,13 +130,14 @@ def run_process(arguments: argparse.Namespace, names: Sequence[str], deadline: f
 
 def record_missing(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Fail the checks of a process that ended early and that did not finish."""
-    done = {}
+    done: dict[str, list[dict[str, Any]]] = {}
     for part in read_results(arguments.scratch):
         done.setdefault(part["check"], []).append(part)
     last = max((names.index(name) for name in done if name in names), default=0)
     for name in names[last:]:
-        parts = [part | {"ok": bool(part["ok"])} for part in done.get(name, [])]
-        record_end(Check(name, arguments.output, arguments.scratch, arguments.device, arguments.quick, parts), why)
+        record_end(
+            Check(name, arguments.output, arguments.scratch, arguments.device, arguments.quick, done.get(name, [])), why
+        )
 
 
 def machine_facts(device: str) -> dict[str, str]:

@@ -123,8 +123,11 @@ def profiled(run: TrainingRun, count: int) -> dict[str, Any]:
         calls[event.name] += 1
         by_kind[kind_of(event.name)] += length
     total = sum(by_name.values())
+    busy = union((event.time_range.start, event.time_range.end) for event in kernels) / 1e6
     return {
-        "idle share": 1 - union((event.time_range.start, event.time_range.end) for event in kernels) / 1e6 / wall,
+        "ms per step": 1e3 * wall / count,
+        "ms per step in which a kernel runs": 1e3 * busy / count,
+        "idle share": 1 - busy / wall,
         "kernels per step": len(kernels) / count,
         **{kind: length / total for kind, length in by_kind.most_common()},
         "longest": [[name[:160], calls[name] / count, length / total] for name, length in by_name.most_common(25)],
