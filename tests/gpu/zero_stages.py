@@ -20,8 +20,8 @@ from tests.gpu.runs import deviation, running, steps, weight_deviation
 LAYOUTS = {
     "ZeRO-0": ["parallel.zero_stage=0"],
     "ZeRO-1": ["parallel.zero_stage=1"],
-    "ZeRO-3": ["parallel.zero_stage=3"],
     "ZeRO-1, optimizer on CPU": ["parallel.zero_stage=1", "parallel.offload=optimizer"],
+    "ZeRO-3": ["parallel.zero_stage=3"],
     "ZeRO-2": ["parallel.zero_stage=2"],
     "ZeRO-2, optimizer on CPU": ["parallel.zero_stage=2", "parallel.offload=optimizer"],
     "ZeRO-3, optimizer on CPU": ["parallel.zero_stage=3", "parallel.offload=optimizer"],
@@ -29,7 +29,7 @@ LAYOUTS = {
     "ZeRO-1, recompute loop": ["parallel.zero_stage=1", "parallel.recompute=loop"],
     "ZeRO-1, micro-batch 16": ["parallel.zero_stage=1", "train.micro_batch_size=16"],
 }
-"""The first four also run under --quick."""
+"""The first three also run under --quick."""
 
 LIMITS = {"fp32": (1e-4, 1e-3, 1e-3, 2e-2), "bf16": (1e-2, 5e-2, 5e-2, 0.3)}
 """Largest relative deviation of losses, gradient norms, final weights, and the change of the weights."""
@@ -53,7 +53,7 @@ def train_layouts(check: Check, precision: str) -> None:
     with check.part("reference: CPU, fp32, ZeRO-0"):
         train_reference(check, path, count)
     expected = torch.load(path, map_location="cpu")
-    for name, layout in list(LAYOUTS.items())[: 4 if check.quick else None]:
+    for name, layout in list(LAYOUTS.items())[: 3 if check.quick else None]:
         if precision == "bf16" and name == "ZeRO-0":
             continue
         with check.part(name) as figures:
