@@ -1,4 +1,5 @@
-"""What is learned: the looped denoiser, its objective, its noise, its loop schedule, its sampler and its oracle.
+"""The model and its mathematics: looped denoiser, objective, noise, loop schedule, sampler, FLOPs, reference model.
 
-Nothing here knows of runs, checkpoints or DeepSpeed. `architecture`, `noise`, `loops` and `flops` import no torch.
+Nothing in this package depends on runs, checkpoints or DeepSpeed. `architecture`, `noise`, `loops`, `flops` and
+`placement` do not import torch. README.md explains the mathematics beside the code.
 """

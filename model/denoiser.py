@@ -1,16 +1,18 @@
-"""The looped denoiser: head once, mid S times with the same weights, tail once, LM head on the masked positions.
+"""The looped denoiser: head once, mid S times with the same weights, tail once, LM head at the masked positions.
 
-    H(0) = head(x_t),   H(k) = mid(H(k - 1)),   p^S = softmax(lm_head(norm(tail(H(S)))))
+    H(0) = head(embedding(x_t)),   H(k) = mid(H(k - 1)) for k = 1..S,   p^S = softmax(lm_head(norm(tail(H(S)))))
 
-LoopMDM, arXiv 2605.26106, section 3. Only the hidden state is fed back.
+LoopMDM (arXiv 2605.26106), section 3. Only the hidden state is fed back: there is no re-injection of the input, no loop
+embedding and no gate.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     VocabParallelEmbedding,
@@ -27,13 +29,13 @@ from model.weights import fill_weights, initial_weights
 
 
 class Inputs(NamedTuple):
-    """What the model is called with, for one micro-batch.
+    """Inputs of the model for one micro-batch.
 
     Attributes:
         tokens: x_t, int64 [b, s].
-        logit_positions: positions whose logits are wanted, bool [b, s].
+        logit_positions: where logits are computed, bool [b, s]; in training, the masked positions.
         document_ids: document of each token within its row, int [b, s], for attention within documents; None for attention
-            to the whole row.
+            over the whole row.
     """
 
     tokens: Tensor
@@ -41,39 +43,49 @@ class Inputs(NamedTuple):
     document_ids: Tensor | None = None
 
 
-Observer = Callable[[int, Tensor], None]
-"""Called after pass k of the mid block (from 1) with its hidden states [s, b, h]."""
+LayerBuilder = Callable[[int], nn.Module]
+"""(number of the layer in the whole model, counted from 1) -> the layer."""
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Run `function` now and again in the backward pass instead of keeping its activations.
+    """Run `function` without keeping its activations; the backward pass runs it again.
 
-    Non-reentrant on purpose: the reentrant form breaks under ZeRO-2/3 with shared weights (DeepSpeed issue 2103).
-    There is no dropout, so no random state has to be restored.
+    Non-reentrant checkpointing, because the reentrant form fails with shared weights under ZeRO-2 and ZeRO-3 (DeepSpeed
+    issue 2103). There is no dropout, so no random state has to be restored.
     """
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class LayerStack(nn.Module):
-    """Consecutive transformer layers: those of one phase that this pipeline stage holds, under their global numbers."""
+    """The transformer layers of one phase (head, mid or tail) that this pipeline stage holds.
 
-    def __init__(self, config: TransformerConfig, first: int, held: Iterable[int], recompute_layers: bool) -> None:
+    Args:
+        build: builds a layer.
+        first: number of layers in the model before this phase.
+        held: which layers of the phase this stage holds, counted from 0; also their names in the state dict.
+        recompute_layers: recompute the activations of every layer in the backward pass.
+    """
+
+    def __init__(self, build: LayerBuilder, first: int, held: Iterable[int], recompute_layers: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({str(i): build_layer(config, first + i + 1) for i in held})
+        self.layers = nn.ModuleDict({str(i): build(first + i + 1) for i in held})
         self.recompute_layers = recompute_layers
 
-    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, numbers: range) -> Tensor:
-        """The layers of these numbers, once: [s, b, h] -> [s, b, h].
+    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, layer_numbers: range) -> Tensor:
+        """Apply these layers once: [s, b, h] -> [s, b, h].
 
         Args:
             angles: as from `rotary_angles`.
-            mask: as from `document_mask`; None for attention to the whole row.
+            mask: as from `document_mask`; None for attention over the whole row.
+            layer_numbers: numbers within the phase, counted from 0.
         """
-        return self.run_layers(hidden_states, angles, mask, numbers)
+        return self.run_layers(hidden_states, angles, mask, layer_numbers)
 
-    def run_layers(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, numbers: Iterable[int]) -> Tensor:
-        """What `forward` does, without the hooks of a module call."""
-        for number in numbers:
+    def run_layers(
+        self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, layer_numbers: Iterable[int]
+    ) -> Tensor:
+        """The same as `forward`, but without the hooks of a module call."""
+        for number in layer_numbers:
 
             def run(
                 states: Tensor, angles: Tensor, mask: Tensor | None, layer: nn.Module = self.layers[str(number)]
@@ -88,38 +100,42 @@ class LayerStack(nn.Module):
 
 
 class LoopedBlock(LayerStack):
-    """The mid block: the same layers, as many times as asked for.
+    """The mid block: applies the same layers once per pass.
 
-    One module call makes all passes, so that ZeRO-3 gathers the shared weights once for them (`pretrain/parallel/engine.py`).
+    All passes happen in one module call, so that ZeRO-3 gathers the shared weights only once
+    (`pretrain/parallel/parallelize.py`). A forward hook on the last layer is called after every pass, with H(k).
     """
 
-    def __init__(self, config: TransformerConfig, first: int, held: range, recompute: Recompute) -> None:
-        super().__init__(config, first, held, recompute == "full")
+    def __init__(self, build: LayerBuilder, first: int, held: range, recompute: Recompute) -> None:
+        super().__init__(build, first, held, recompute == "full")
         self.held, self.recompute_pass = held, recompute == "loop"
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        angles: Tensor,
-        mask: Tensor | None,
-        passes: range,
-        observe: Observer | None = None,
-    ) -> Tensor:
-        """The passes of these numbers, the only place where they happen: [s, b, h] -> [s, b, h]."""
-        for number in passes:
+    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, passes: range) -> Tensor:
+        """H(k) = mid(H(k - 1)) for every k in `passes`: [s, b, h] -> [s, b, h]. The only loop over the mid block.
+
+        Args:
+            angles, mask: see `LayerStack.forward`.
+            passes: numbers k of the passes, counted from 1.
+        """
+        for _ in passes:
             if self.recompute_pass and torch.is_grad_enabled():
                 hidden_states = recomputed(self.run_layers, hidden_states, angles, mask, self.held)
             else:
                 hidden_states = self.run_layers(hidden_states, angles, mask, self.held)
-            if observe is not None:
-                observe(number, hidden_states)
         return hidden_states
 
 
 class LoopedDenoiser(nn.Module):
-    """p(x_0 | x_t) at the positions asked for, after S passes of the mid block. Needs initialised process groups.
+    """p(x_0 | x_t) at selected positions, after S passes of the mid block.
 
-    Holds what its pipeline stage needs; the default stage is the whole model. Parameters have the same names everywhere.
+    Holds the layers of one pipeline stage; the default is the whole model. A parameter has the same name on every layout.
+    megatron-core's process groups must be initialized.
+
+    Args:
+        seed: of the initial weights.
+        recompute: which activations the backward pass recomputes.
+        stage: the layers to hold, as from `model.placement.place`; None for the whole model.
+        sharding: this rank's place in the tensor-parallel group; None for a single rank.
     """
 
     def __init__(
@@ -135,15 +151,16 @@ class LoopedDenoiser(nn.Module):
         self.architecture, self.stage = architecture, stage or whole(split)
         self.sharding = sharding or Sharding()
         config = transformer_config(architecture, self.sharding)
+        build = partial(build_layer, config, self.sharding)
         full = recompute == "full"
         if self.stage.first:
             self._build_embedding(config)
-        self.head = LayerStack(config, 0, chain(*self.stage.head), full)
-        self.mid = LoopedBlock(config, split.head, self.stage.mid, recompute)
-        self.tail = LayerStack(config, split.head + split.mid, chain(*self.stage.tail), full)
+        self.head = LayerStack(build, 0, chain(*self.stage.head), full)
+        self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute)
+        self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()
-        fill_weights(self, initial_weights(architecture, seed), *_tensor_parallel_place())
+        fill_weights(self, initial_weights(architecture, seed), self.sharding.rank, self.sharding.tensor)
 
     def forward(
         self,
@@ -151,24 +168,22 @@ class LoopedDenoiser(nn.Module):
         logit_positions: Tensor,
         loops: int,
         document_ids: Tensor | None = None,
-        observe: Observer | None = None,
     ) -> Tensor:
-        """Logits where `logit_positions` is true, in row-major order of (b, s). For a model that is one stage.
+        """Logits at the selected positions, in row-major order of (b, s). Only for a model of one pipeline stage.
 
         Args:
             tokens: x_t, int64 [b, s].
-            logit_positions: bool [b, s]; the LM head is computed on these positions only.
-            loops: S, passes of the mid block; may exceed the S_max of training.
+            logit_positions: bool [b, s]; the LM head is computed at these positions only.
+            loops: S, the number of passes of the mid block; may exceed the S_max of training.
             document_ids: see `Inputs`.
-            observe: sees the hidden states after every pass.
 
         Returns:
-            Logits [number selected, padded vocabulary]; -inf for [MASK] and for padding rows: a clean token is
-            never [MASK] (SUBS parameterisation, Sahoo et al. 2024, section 3.2.3). Under tensor parallelism each rank has
-            its share of the vocabulary.
+            Logits [m, padded vocabulary] of the m selected positions. [MASK] and the padding of the vocabulary have -inf,
+            because a clean token is never [MASK] (SUBS parameterization, Sahoo et al. 2024, section 3.2.3). With tensor
+            parallelism each rank returns its share of the vocabulary.
         """
         (chunk,) = self.stage.chunks(loops)
-        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids, observe), logit_positions)
+        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids), logit_positions)
 
     def run_chunk(
         self,
@@ -177,15 +192,16 @@ class LoopedDenoiser(nn.Module):
         hidden_states: Tensor | None,
         seq_len: int,
         document_ids: Tensor | None = None,
-        observe: Observer | None = None,
     ) -> Tensor:
-        """Run a chunk up to its last layer: hidden states [s, b, h] -> [s, b, h].
+        """Run the embedding and the layers of a chunk: hidden states [s, b, h] -> [s, b, h].
+
+        The final norm and the LM head, which the last chunk also has, are in `logits`.
 
         Args:
-            tokens: x_t, int64 [b, s], for a chunk that embeds.
-            hidden_states: of the stage before, for every other chunk.
-            seq_len: tokens of a row.
-            document_ids: see `Inputs`; on every stage, whichever chunk it runs.
+            tokens: x_t, int64 [b, s]; needed if the chunk has the embedding.
+            hidden_states: output of the previous chunk [s, b, h]; needed otherwise.
+            seq_len: tokens per row. With sequence parallelism it differs from the first size of `hidden_states`.
+            document_ids: see `Inputs`; needed for every chunk.
         """
         if chunk.embed:
             assert tokens is not None
@@ -197,19 +213,18 @@ class LoopedDenoiser(nn.Module):
         if chunk.head:
             hidden_states = self.head(hidden_states, angles, mask, chunk.head)
         if chunk.passes:
-            hidden_states = self.mid(hidden_states, angles, mask, chunk.passes, observe)
+            hidden_states = self.mid(hidden_states, angles, mask, chunk.passes)
         return self.tail(hidden_states, angles, mask, chunk.tail) if chunk.tail else hidden_states
 
     def logits(self, hidden_states: Tensor, logit_positions: Tensor) -> Tensor:
-        """Hidden states [s, b, h] of the last layer -> logits of the selected positions, as `forward` returns them."""
+        """Output of the last layer [s, b, h] -> logits at the selected positions, as returned by `forward`."""
         if self.sharding.sequence:
-            # Every rank needs every row from here on; the LM head sums its input's gradients over the group itself.
+            # From here on every rank needs whole rows. The LM head sums the gradient of its input over the group itself.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
         rows = self.final_norm(hidden_states.transpose(0, 1)[logit_positions])
         logits, _ = self.lm_head(rows.unsqueeze(1))
         logits = logits.squeeze(1)
-        rank, _ = _tensor_parallel_place()
-        ids = torch.arange(logits.shape[-1], device=logits.device) + rank * logits.shape[-1]
+        ids = torch.arange(logits.shape[-1], device=logits.device) + self.sharding.rank * logits.shape[-1]
         return logits.masked_fill(ids >= self.architecture.mask_id, float("-inf"))
 
     def _build_embedding(self, config: TransformerConfig) -> None:
@@ -222,9 +237,9 @@ class LoopedDenoiser(nn.Module):
         )
 
     def _build_output(self) -> None:
-        """Norm and LM head work on selected positions, which no sequence-parallel share fits: they see whole rows."""
+        """Norm and LM head without sequence parallelism: they work on selected positions, not on equal shares of a row."""
         architecture = self.architecture
-        config = transformer_config(architecture, Sharding(self.sharding.tensor))
+        config = transformer_config(architecture, replace(self.sharding, sequence=False))
         hidden, vocab = architecture.hidden_size, architecture.padded_vocab_size
         self.final_norm = RMSNorm(config, hidden, architecture.norm_eps)
         self.lm_head = ColumnParallelLinear(
@@ -232,14 +247,6 @@ class LoopedDenoiser(nn.Module):
         )
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """Tokens [b, s] -> hidden states [s, b, h]; the sequence-parallel look-up transposes by itself."""
+        """Tokens [b, s] -> hidden states [s, b, h]. With sequence parallelism the embedding already transposes its output."""
         embedded = self.embedding(tokens)
         return embedded if self.sharding.sequence else embedded.transpose(0, 1).contiguous()
-
-
-def _tensor_parallel_place() -> tuple[int, int]:
-    """(rank, size) in the tensor-parallel group."""
-    return (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )

@@ -1,16 +1,17 @@
 """The transformer layer: megatron-core's `TransformerLayer` with bidirectional attention that also runs on a CPU.
 
-Shape suffixes in this package: s sequence, b batch, h hidden, n heads, d head width. megatron-core's layers take and
-return hidden states as [s, b, h]; under sequence parallelism s is this rank's share of the row.
+Shapes in this package: b rows (batch), s tokens per row (sequence), h hidden size, n attention heads, d head width, v
+vocabulary, m selected positions. megatron-core's layers take and return hidden states as [s, b, h]; with sequence
+parallelism, s is this rank's share of the row.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
@@ -24,31 +25,39 @@ from model.architecture import Architecture
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019) with the constructor that megatron-core's specs call.
 
-    megatron-core's own torch norm (`WrappedTorchNorm`) refuses sequence parallelism. Under it every rank of the
-    tensor-parallel group sees other tokens, so the gradients of this replicated weight are summed over the group. The
-    hook on the leaf does so once per backward pass, before DeepSpeed takes the gradient: ZeRO-2/3 reduce during it.
+    megatron-core's own wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism. There every
+    tensor-parallel rank normalizes different tokens with the same weight, so the weight's gradients must be summed over
+    the group. A hook on the weight does this once per backward pass, before DeepSpeed takes the gradient: ZeRO-2 and
+    ZeRO-3 reduce gradients during the backward pass.
+
+    Args:
+        hidden_size: h.
+        eps: added to the mean square.
+        gradient_group: the process group to sum the weight's gradient over; None for no sum.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, gradient_group: dist.ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        if config.sequence_parallel:
-            self.weight.register_hook(_sum_over_tensor_parallel_ranks)
+        if gradient_group is not None:
+            self.weight.register_hook(partial(_sum_over_ranks, group=gradient_group))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.eps)
 
 
-def _sum_over_tensor_parallel_ranks(gradient: Tensor) -> Tensor:
+def _sum_over_ranks(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = gradient.clone()
-    dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
+    dist.all_reduce(total, group=group)
     return total
 
 
 class BidirectionalAttention(nn.Module):
-    """`core_attention` of the local spec: every token attends to every token of its row or document, by torch's SDPA."""
+    """`core_attention` of the local spec, using torch's SDPA: each token attends to all tokens of its row or document."""
 
     def __init__(self, config: TransformerConfig, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -58,7 +67,7 @@ class BidirectionalAttention(nn.Module):
         """Queries [s, b, n, d], keys and values [s, b, kv heads, d] -> context [s, b, n * d].
 
         Args:
-            attention_mask: as from `document_mask`; None for attention to the whole row.
+            attention_mask: as from `document_mask`; None for attention over the whole row.
         """
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         context = F.scaled_dot_product_attention(
@@ -67,23 +76,40 @@ class BidirectionalAttention(nn.Module):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """How the ranks of one pipeline stage share its layers.
+    """How the tensor-parallel ranks of one pipeline stage share its layers. The defaults describe a single rank.
 
     Attributes:
         tensor: tensor-parallel size.
-        sequence: also share the sequence between the tensor-parallel matrix products.
+        rank: this process's rank in the tensor-parallel group.
+        sequence: also split the sequence between the tensor-parallel matrix products (sequence parallelism,
+            Korthikanti et al. 2022, section 4.2.2).
+        group: the tensor-parallel process group. Needed with `sequence` only; megatron-core's own layers find it by
+            themselves.
     """
 
     tensor: int = 1
+    rank: int = 0
     sequence: bool = False
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.tensor:
+            raise ValueError(f"tensor-parallel rank {self.rank} is not in a group of {self.tensor} ranks")
+        if self.sequence and self.group is None:
+            raise ValueError("sequence parallelism needs the tensor-parallel process group: set Sharding.group")
+
+    @property
+    def norm_gradient_group(self) -> dist.ProcessGroup | None:
+        """The group that sums the gradients of the norms' weights; None where every rank sees all tokens."""
+        return self.group if self.sequence else None
 
 
 def transformer_config(architecture: Architecture, sharding: Sharding) -> TransformerConfig:
-    """megatron-core's description of our layer: no bias, no dropout, SwiGLU, RMSNorm, nothing that needs CUDA.
+    """megatron-core's configuration of our layer: no bias, no dropout, SwiGLU, RMSNorm, nothing that needs CUDA.
 
-    Weights are built on the CPU and left uninitialised: `model.weights` fills them.
+    Weights are allocated on the CPU and not initialized: `model.weights` fills them.
     """
     return TransformerConfig(
         tensor_model_parallel_size=sharding.tensor,
@@ -103,7 +129,7 @@ def transformer_config(architecture: Architecture, sharding: Sharding) -> Transf
         attention_dropout=0.0,
         use_cpu_initialization=True,
         perform_initialization=False,
-        # Fused kernels come from apex or Transformer Engine; the unfused paths are the ones that run everywhere.
+        # Fused kernels need apex or Transformer Engine; the unfused code runs everywhere.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
@@ -113,20 +139,26 @@ def transformer_config(architecture: Architecture, sharding: Sharding) -> Transf
     )
 
 
-def build_layer(config: TransformerConfig, layer_number: int) -> TransformerLayer:
-    """One layer; `layer_number` counts from 1, as megatron-core does. Needs initialised process groups."""
+def build_layer(config: TransformerConfig, sharding: Sharding, layer_number: int) -> TransformerLayer:
+    """One transformer layer. megatron-core's process groups must be initialized.
+
+    Args:
+        config: as from `transformer_config`.
+        layer_number: counts from 1, as in megatron-core.
+    """
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    norm = ModuleSpec(module=RMSNorm, params={"gradient_group": sharding.norm_gradient_group})
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.params["attn_mask_type"] = AttnMaskType.no_mask
     parts.self_attention.submodules.core_attention = ModuleSpec(module=BidirectionalAttention)
     return build_module(spec, config=config, layer_number=layer_number)
 
 
 def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """RoPE angles in the layout megatron-core's attention rotates by (halves, not pairs), fp32 [s, 1, 1, d].
+    """RoPE angles (Su et al. 2021, equation 34), fp32 [s, 1, 1, d], in megatron-core's layout: halves, not pairs.
 
-    Su et al. 2021, equation 34. megatron-core's `RotaryEmbedding` computes the same but moves it to the CUDA device.
+    megatron-core's `RotaryEmbedding` computes the same angles but always moves them to the CUDA device.
     """
     frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
@@ -134,14 +166,14 @@ def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device
 
 
 def document_mask(document_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention scores: 0 inside a document, -inf across documents, [b, 1, s, s].
+    """Mask that is added to the attention scores: 0 within a document, -inf between documents, [b, 1, s, s].
 
-    SDPA would turn a mask of booleans into such a one in every layer, and keep each for the backward pass; this one serves
-    all layers and passes. RoPE is relative, so positions need not start again with every document.
+    All layers and passes share this one tensor. Given a boolean mask, SDPA would convert it in every layer and keep each
+    converted copy for the backward pass. RoPE is relative, so positions do not have to restart at each document.
 
     Args:
-        document_ids: document of each token within its row, int [b, s]; padding, -1, attends to padding.
-        dtype: of the hidden states.
+        document_ids: document of each token within its row, int [b, s]; padding (-1) attends to padding.
+        dtype: dtype of the hidden states.
     """
     same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
     mask = torch.zeros(same.shape, dtype=dtype, device=document_ids.device)

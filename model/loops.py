@@ -1,4 +1,8 @@
-"""How many passes of the looped block a training step makes: S as a function of (seed, step). Imports no torch."""
+"""The loop schedule: S, the number of passes of the mid block in a training step, as a function of (seed, step).
+
+LoopMDM (arXiv 2605.26106) draws one S ~ Uniform{1, ..., S_max} per training step and uses it for the whole batch. This
+module does not import torch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,22 +14,23 @@ from pydantic import Field
 from model.noise import Stream, uniform
 
 LoopDistribution = Annotated[int, Field(ge=1)] | Literal["uniform", "inverse_flops"]
-"""A fixed S, S ~ Uniform{1..S_max} (the paper), or p(S) proportional to 1 / F(S) (looped-UDLM's second run)."""
+"""A fixed S; "uniform": S ~ Uniform{1, ..., S_max}, as in LoopMDM; "inverse_flops": p(S) proportional to 1 / F(S), the
+FLOPs of a step with S passes, as in the second run of looped-UDLM (huggingface.co/saitejautpala/looped_udlm)."""
 
 BLOCK = 256
-"""Steps per counter of the random stream; part of every run's identity."""
+"""Steps that share one index of the random stream. Changing it changes the numbers of every run."""
 
 
 @dataclass(frozen=True)
 class LoopSchedule:
-    """S of every optimiser step, the same on all ranks and micro-batches because nobody draws it: it is computed.
+    """S of every optimizer step. It is computed from (seed, step), so all ranks and micro-batches have the same S.
 
     Attributes:
         seed: the run's seed.
         maximum: S_max.
-        distribution: see LoopDistribution.
-        ramp_steps: S_max grows linearly from 1 to `maximum` over the first so many steps; 0 for no ramp.
-        flops: training FLOPs of one token at S passes, for `inverse_flops`.
+        distribution: see `LoopDistribution`.
+        ramp_steps: number of steps over which S_max grows linearly from 1 to `maximum`; 0 for no ramp.
+        flops: F(S), the training FLOPs of one token with S passes, for "inverse_flops".
     """
 
     seed: int
@@ -35,13 +40,13 @@ class LoopSchedule:
     flops: Callable[[int], float]
 
     def maximum_at(self, step: int) -> int:
-        """S_max of `step` (the first step is 0) under the ramp."""
+        """S_max at `step`, counted from 0, with the ramp applied."""
         if step >= self.ramp_steps:
             return self.maximum
         return 1 + (self.maximum - 1) * step // self.ramp_steps
 
     def probabilities(self, step: int) -> np.ndarray:
-        """p(S = 1), ..., p(S = S_max) at `step`, float64 [S_max of that step]."""
+        """p(S = 1), ..., p(S = S_max) at `step`, float64 [S_max at that step]."""
         maximum = self.maximum_at(step)
         if isinstance(self.distribution, int):
             weights = np.zeros(maximum)
@@ -53,11 +58,11 @@ class LoopSchedule:
         return weights / weights.sum()
 
     def __call__(self, step: int) -> int:
-        """S of optimiser step `step`, which counts from 0."""
+        """S of optimizer step `step`, counted from 0."""
         return int(self.between(step, step + 1)[0])
 
     def between(self, first: int, last: int) -> np.ndarray:
-        """S of the steps first, ..., last - 1, int64 [last - first]."""
+        """S of the steps first, ..., last - 1, int64 [last - first]. Inverts the cumulative distribution."""
         steps = np.arange(first, last)
         maxima = np.array([self.maximum_at(step) for step in steps])
         draws = self._draws(first, last)
@@ -69,7 +74,7 @@ class LoopSchedule:
         return loops
 
     def _draws(self, first: int, last: int) -> np.ndarray:
-        """One uniform per step. A block of steps shares one counter, so that a million steps are looked up at once."""
+        """One uniform number per step, float64 [last - first]; drawn in blocks, which makes a million steps fast."""
         blocks = range(first // BLOCK, (last - 1) // BLOCK + 1)
         drawn = np.concatenate([uniform(self.seed, Stream.LOOPS, block, BLOCK) for block in blocks])
         return drawn[first - blocks[0] * BLOCK : last - blocks[0] * BLOCK]

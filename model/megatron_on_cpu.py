@@ -1,9 +1,9 @@
-"""megatron-core where there is no GPU: the one place that reaches into it. Written against megatron-core 0.16.1.
+"""Makes megatron-core run without a GPU. The only module that patches it; written for megatron-core 0.16.1.
 
-megatron-core says "cuda" where it means "the device of this rank": `torch.cuda.current_device()` for receive buffers in
-tensor_parallel and pipeline_parallel, `torch.zeros(..., device="cuda")` for a counter in the schedules. No argument
-changes that, so the modules that do it get a `torch` of their own that answers with the CPU. Everybody else's torch stays
-as it is.
+megatron-core hard-codes "cuda" where it means the device of this rank: `torch.cuda.current_device()` for receive buffers in
+tensor_parallel and pipeline_parallel, and `torch.zeros(..., device="cuda")` for a counter in the schedules. There is no
+argument to change this, so the modules in `MODULES` get a replacement for the name `torch` that returns the CPU instead.
+The real `torch` is not modified.
 """
 
 from types import ModuleType
@@ -29,11 +29,11 @@ class _Cuda(ModuleType):
 
     @staticmethod
     def synchronize(*_: Any) -> None:
-        """A CPU is always in step with itself."""
+        """Does nothing: CPU operations are synchronous."""
 
 
 class _Torch(ModuleType):
-    """`torch` in whose eyes "cuda" is the CPU."""
+    """`torch`, with "cuda" meaning the CPU."""
 
     cuda = _Cuda("torch.cuda")
 
@@ -46,7 +46,7 @@ class _Torch(ModuleType):
 
 
 def use_cpu_for_cuda() -> None:
-    """Let megatron-core's tensor-parallel layers and schedules run on CPU tensors in this process."""
-    stand_in = _Torch("torch")
+    """Let megatron-core's tensor-parallel layers and pipeline schedules run on CPU tensors in this process."""
+    replacement = _Torch("torch")
     for module in MODULES:
-        module.torch = stand_in
+        module.torch = replacement

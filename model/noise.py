@@ -1,8 +1,8 @@
-"""Noise as a function, not a state: timesteps and masks from (seed, step, sample index, position).
+"""Timesteps and masks as pure functions of (seed, step, sample index, position). Does not import torch.
 
-Nothing here holds a generator between calls, so the same numbers come out under every layout and after every resume.
-The draws are numpy's Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a counter-based
-generator: key = (seed, stream), counter = index. Raw 64-bit words are used because numpy guarantees their stability.
+No generator is kept between calls, so the numbers are the same on every parallel layout and after every resume. They come
+from numpy's Philox4x64-10, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+with key = (seed, stream) and counter = index. We use its raw 64-bit words, which numpy guarantees not to change.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ GOLDEN_RATIO_CONJUGATE = (5**0.5 - 1) / 2
 
 
 class Stream(IntEnum):
-    """Independent streams under one seed. The values are part of every run's identity: never renumber them."""
+    """Independent random streams of one seed. Never change the values: that would change the numbers of every run."""
 
     TIMESTEP_OFFSET = 1
     TIMESTEP_ORDER = 2
@@ -25,8 +25,8 @@ class Stream(IntEnum):
 
 
 def uniform(seed: int, stream: Stream, index: int, size: int) -> np.ndarray:
-    """The first `size` uniforms of [0, 1), float64 [size], of (seed, stream, index): 53 random bits each."""
-    # The index stands in the third word, so 2**129 draws of one index come before those of the next.
+    """The first `size` uniform numbers in [0, 1) of (seed, stream, index), float64 [size], with 53 random bits each."""
+    # The index is the third word of the counter, so each index has 2**128 counter values, of four draws each, to itself.
     bits = np.random.Philox(
         key=np.array([seed & MASK_64, stream], np.uint64), counter=np.array([0, 0, index, 0], np.uint64)
     )
@@ -34,10 +34,11 @@ def uniform(seed: int, stream: Stream, index: int, size: int) -> np.ndarray:
 
 
 def stratified(seed: int, step: int, size: int) -> np.ndarray:
-    """One uniform in each of `size` equal strata, in random order: (pi(i) + u) / size, float64 [size].
+    """One number in each of `size` equal intervals of [0, 1), in random order: (pi(i) + u) / size, float64 [size].
 
-    One shared offset u and one permutation pi per step, both keyed by the step: the low-discrepancy sampling of Kingma
-    et al. 2021, "Variational diffusion models", appendix I.1, over the whole global batch instead of one device's.
+    The offset u, shared by the whole batch, and the permutation pi are functions of (seed, step). This is the
+    low-discrepancy sampler of Kingma et al. 2021, "Variational diffusion models", appendix I.1, applied to the global
+    batch instead of the batch of one device.
     """
     offset = uniform(seed, Stream.TIMESTEP_OFFSET, step, 1)
     order = np.argsort(uniform(seed, Stream.TIMESTEP_ORDER, step, size), kind="stable")
@@ -47,25 +48,29 @@ def stratified(seed: int, step: int, size: int) -> np.ndarray:
 def timesteps(row_values: np.ndarray, document_ids: np.ndarray, min_timestep: float) -> np.ndarray:
     """t of every token in [min_timestep, 1), the same throughout a document, float64 [n, s].
 
-    Document j of a row with the value u gets frac(u + j * golden ratio conjugate). Every document's t is uniform, because a
-    rotation keeps the uniform distribution. The j-th documents of a global batch have one value in each stratum, because
-    all are rotated alike. The documents of one row are spread evenly whatever their number: frac(j * golden ratio) is a
-    low-discrepancy sequence. Document 0 has the row's own t.
+    Document j of a row with value u gets frac(u + j * golden ratio conjugate). Then
+
+    - the t of every document is uniform, because adding a constant modulo 1 preserves the uniform distribution;
+    - the j-th documents of a global batch are stratified, because the same constant is added in every row;
+    - the documents of a row are spread evenly over the interval, for any number of them, because frac(j * golden ratio) is
+      a low-discrepancy sequence;
+    - document 0 has the t that the whole row would have.
 
     Args:
         row_values: u of each row in [0, 1), as from `stratified`, float [n].
-        document_ids: document of each token, counted from 0 within its row; all 0 where the row has one t, int [n, s].
-            Padding, -1, gets some t, which nothing uses.
+        document_ids: document of each token, counted from 0 within its row, int [n, s]. All 0 for one t per row. Padding
+            (-1) gets a value too, which is not used.
+        min_timestep: lower end of the interval of t.
     """
     values = (row_values[:, None] + document_ids * GOLDEN_RATIO_CONJUGATE) % 1.0
     return min_timestep + (1.0 - min_timestep) * values
 
 
 def masks(seed: int, sample_indices: np.ndarray, timestep: np.ndarray) -> np.ndarray:
-    """Which tokens become [MASK]: each with probability t (linear schedule, alpha_t = 1 - t).
+    """Which tokens become [MASK]: each independently with probability t (linear schedule, alpha_t = 1 - t).
 
     Args:
-        sample_indices: global sample indices (position in the training stream), int [n].
+        sample_indices: global index of each row's sample, its position in the training stream, int [n].
         timestep: t of each token, float [n, s].
 
     Returns:

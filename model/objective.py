@@ -1,9 +1,9 @@
-"""The masked-diffusion NELBO under the linear schedule, on masked positions only.
+"""The masked-diffusion NELBO with the linear noise schedule, computed on masked positions only.
 
     L = E_t E_{x_t} [ 1/t * sum over masked i of -log p(x_0^i | x_t) ]       (MDLM, Sahoo et al. 2024, equation 10)
 
-in nats, with t ~ U(0, 1] and every token masked with probability t. Where each document of a row has its own t, the bound
-holds for each document with that t, and the row's is their sum.
+in nats, with t ~ U(0, 1] and each token masked with probability t. If each document of a row has its own t, the bound holds
+for each document separately, and the bound of the row is their sum.
 """
 
 import torch
@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target) per masked token, fp32 [m], in nats.
+    """-log p(target) of each masked token in nats, fp32 [m].
 
     Args:
-        logits: [m, vocabulary of this tensor-parallel rank].
+        logits: [m, v], where v is this tensor-parallel rank's share of the vocabulary.
         targets: clean token ids, int64 [m].
     """
-    # megatron-core's kernel works in place on fp32 logits; `.float()` copies only when they are not.
+    # megatron-core's function overwrites its fp32 input. `.float()` makes a copy only if the logits are not fp32 already.
     return vocab_parallel_cross_entropy(logits.float(), targets)
 
 
 def token_weights(timesteps: Tensor, masked: Tensor, min_timestep: float) -> Tensor:
     """Loss weight of each masked token, fp32 [m], in row-major order.
 
-    1/t, times (1 - min_timestep): the inverse density of t drawn uniformly from [min_timestep, 1), so that the mean is
-    an unbiased estimate of the integral over that interval.
+    The weight is (1 - min_timestep) / t. The first factor is the inverse density of t, which is uniform on
+    [min_timestep, 1), so that the mean is an unbiased estimate of the integral over that interval.
 
     Args:
         timesteps: t of each token, float [b, s].
@@ -36,12 +36,12 @@ def token_weights(timesteps: Tensor, masked: Tensor, min_timestep: float) -> Ten
 
 
 def diffusion_loss(cross_entropy: Tensor, weights: Tensor, num_tokens: int) -> Tensor:
-    """Share of the loss that these tokens carry, a scalar in nats per token.
+    """Contribution of these tokens to the loss of the global batch, a scalar in nats per token.
 
     Args:
         cross_entropy: fp32 [m], as from `masked_cross_entropy`.
         weights: fp32 [m], as from `token_weights`.
-        num_tokens: tokens of the GLOBAL batch, masked or not. Known before the step, so that the sum over micro-batches
-            and ranks is the mean over the batch whatever the split.
+        num_tokens: tokens of the GLOBAL batch, masked or not, without padding. It is known before the step, so the sum
+            over micro-batches and ranks is the mean over the batch, however the batch is split.
     """
     return torch.dot(weights, cross_entropy) / num_tokens

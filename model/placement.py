@@ -1,15 +1,21 @@
-"""Which layers a pipeline stage holds and what it runs when a micro-batch visits it. Imports no torch.
+"""Placement of layers on pipeline stages: what each stage holds and in which chunks it runs. Does not import torch.
 
-Looped split: the layers that a micro-batch passes through, S passes of the mid block among them, lie along a ring of stages
-that it travels again and again; a visit to a stage is a `Chunk`. Every pass of the mid block goes once round the ring, so
-each stage holds the same part of it for every S, and the load stays level. The mid block begins on the stage after the
-last one of the head, and the tail on the one after the mid block: no trip is left half empty where a phase ends. Head
-and tail are cut into visits about as long as the mid block's: stages wait for their neighbours after every chunk, so unequal
-ones cost time. Where the mid block has fewer layers than there are stages, the stages form groups that each hold a copy of
-it: one trip round the ring then makes as many passes as there are copies.
+Looped split. A micro-batch goes through the stages 0, ..., P - 1 several times; each time is called a round. What a stage
+runs of a micro-batch in one round is a `Chunk`, possibly empty. If the chunks are numbered in the order in which a
+micro-batch passes them, chunk c is on stage c mod P in round c // P. The chunks of the head come first, then those of the
+passes of the mid block, then those of the tail:
 
-Contiguous split: consecutive layers per stage, the whole mid block in one of them, one visit per micro-batch. It is level
-for one S at most; it is kept as the baseline that the looped split is measured against.
+- Every stage holds a part of the mid block, as equal as possible, and one pass takes P consecutive chunks, one per stage. So
+  the work in the mid block is balanced for every S.
+- The mid block starts on the stage after the last chunk of the head, and the tail on the stage after the mid block, so that
+  the stages between two phases are not idle.
+- Head and tail are divided into chunks about as long as those of the mid block, because stages wait for each other after
+  every chunk, and unequal chunks cost time.
+- The stages may form groups that each hold a copy (replica) of the mid block, which helps if it has fewer layers than there
+  are stages. P consecutive chunks then make as many passes as there are copies.
+
+Contiguous split. Each stage holds consecutive layers, one of them the whole mid block, and runs one chunk per micro-batch. The
+work can be equal for one S at most; this split is the baseline for measuring the looped split.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +30,13 @@ PipelineSplit = Literal["looped", "contiguous"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one visit runs, in this order: embedding, head, the passes of the mid block, tail, then norm and LM head.
+    """What a stage runs in one round, in this order: embedding, head, passes of the mid block, tail, norm and LM head.
 
     Attributes:
-        embed: look the tokens up first.
+        embed: start with the embedding.
         head, tail: layers of that phase to run.
-        passes: numbers of the passes (from 1) that this stage's mid layers make during the visit.
-        logits: the visit ends in the final norm and the LM head.
+        passes: numbers of the passes, counted from 1, in which to run this stage's layers of the mid block.
+        logits: end with the final norm and the LM head.
     """
 
     embed: bool = False
@@ -42,14 +48,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one pipeline stage holds; layers are numbered inside their phase, from 0.
+    """The layers of one pipeline stage, numbered within their phase from 0.
 
     Attributes:
-        index, count: which of how many stages.
-        head, tail: layers held here, those of each visit together. The visits of both add up to the same on every stage.
-        mid: layers held here.
-        replica, replicas: which copy of the mid block `mid` is a part of, and how many copies the ring has.
-        split: see the module.
+        index, count: number of this stage, from 0, and of all stages.
+        head, tail: layers held here, one range per chunk. len(head) + len(tail) is the same on every stage.
+        mid: layers of the mid block held here.
+        replica, replicas: which copy of the mid block `mid` belongs to, from 0, and the number of copies.
+        split: see the module's docstring.
     """
 
     index: int
@@ -72,11 +78,11 @@ class Stage:
         return self.index == self.count - 1
 
     def passes(self, loops: int) -> range:
-        """Passes that this stage's mid layers take part in, out of 1..loops."""
+        """Those of the passes 1, ..., `loops` that run on this stage."""
         return range(self.replica + 1, loops + 1, self.replicas) if self.mid else range(0)
 
     def chunks(self, loops: int) -> list[Chunk]:
-        """Visits of a micro-batch at S = `loops`, in order. Every stage has as many."""
+        """Chunks of this stage for one micro-batch when S = `loops`, in order: the same number on every stage."""
         if self.count == 1 or self.split == "contiguous":
             return [Chunk(self.first, self.head[0], self.passes(loops), self.tail[0], self.last)]
         passes = range(1 + self.replica, mid_rounds(loops, self.replicas) * self.replicas + 1, self.replicas)
@@ -89,7 +95,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Costs:
-    """Work per token in one unit of the caller's choice (FLOPs, seconds)."""
+    """Cost per token of each part of the model, in any one unit (FLOPs, seconds)."""
 
     layer: float
     embedding: float
@@ -97,13 +103,13 @@ class Costs:
 
 
 def whole(split: LoopSplit) -> Stage:
-    """The stage of a model that is not split."""
+    """The only stage of a model that is not split."""
     return Stage(0, 1, (range(split.head),), range(split.mid), (range(split.tail),))
 
 
 def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
-    """Weights on one rank of a stage, in numbers: matrices are cut over the `tensor` ranks, norms are not."""
-    layers = len(stage.mid) + sum(len(visit) for visit in (*stage.head, *stage.tail))
+    """Number of weights on one rank of a stage: matrices are split over the `tensor` ranks, norms are not."""
+    layers = len(stage.mid) + sum(len(chunk) for chunk in (*stage.head, *stage.tail))
     norms = 2 * architecture.hidden_size
     matrices = architecture.parameters_per_layer() - norms
     ends = architecture.padded_vocab_size * architecture.hidden_size // tensor
@@ -111,28 +117,28 @@ def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
 
 
 def mid_rounds(loops: int, replicas: int) -> int:
-    """Trips round the ring for the mid block: ceil(S / copies)."""
+    """Number of rounds of the mid block: ceil(S / copies)."""
     return -(-loops // replicas)
 
 
 def chunk_cost(stage: Stage, chunk: Chunk, costs: Costs) -> float:
-    """Work of one visit."""
+    """Cost of one chunk."""
     layers = len(chunk.head) + len(chunk.passes) * len(stage.mid) + len(chunk.tail)
     return layers * costs.layer + chunk.embed * costs.embedding + chunk.logits * costs.lm_head
 
 
 def stage_load(stage: Stage, loops: int, costs: Costs) -> float:
-    """Work of a stage per micro-batch at S = `loops`: that of all its chunks."""
-    once = sum(len(visit) for visit in (*stage.head, *stage.tail))
+    """Cost of all chunks of a stage for one micro-batch when S = `loops`."""
+    once = sum(len(chunk) for chunk in (*stage.head, *stage.tail))
     layers = once + len(stage.passes(loops)) * len(stage.mid)
     return layers * costs.layer + stage.first * costs.embedding + stage.last * costs.lm_head
 
 
 def group_size(micro_batches: int, stages: int) -> int:
-    """Micro-batches that a stage takes through one chunk before the next chunk begins.
+    """Micro-batches that a stage runs through one chunk before it starts the next (`microbatch_group_size_per_vp_stage`).
 
-    The smallest that megatron-core's interleaved schedule allows, which keeps the fewest activations: at least one per stage,
-    and no remainder smaller than that.
+    The smallest number that megatron-core's interleaved schedule accepts, because it keeps the fewest activations: at least
+    `stages`, and the last, smaller group must not have fewer than `stages` either.
     """
     return next(n for n in range(stages, micro_batches + 1) if micro_batches % n == 0 or micro_batches % n >= stages)
 
@@ -145,12 +151,12 @@ def place(
     kind: PipelineSplit = "looped",
     replicas: int | None = None,
 ) -> tuple[Stage, ...]:
-    """Divide the layers over the stages.
+    """Divide the layers among the pipeline stages.
 
     Args:
-        loop_probabilities: p(S = 1), p(S = 2), ...; head and tail level out the load at E[S].
-        replicas: copies of the mid block; None: the number, out of the divisors of `stages`, with the shortest mean time;
-            the smallest of equals, because copies cost memory and a gradient sum.
+        loop_probabilities: p(S = 1), p(S = 2), ...; head and tail are placed so that the expected load is even.
+        replicas: copies of the mid block. None: the divisor of `stages` with the shortest expected time, and the smallest of
+            those that tie, because copies cost memory and a reduction of gradients.
     """
     if stages == 1:
         return (whole(split),)
@@ -162,85 +168,95 @@ def place(
 
 
 def bottleneck(placement: Sequence[Stage], loops: int, costs: Costs) -> float:
-    """Work of the most loaded stage per micro-batch at S = `loops`."""
+    """Cost of the most loaded stage for one micro-batch when S = `loops`."""
     return max(stage_load(stage, loops, costs) for stage in placement)
 
 
 def lockstep_time(placement: Sequence[Stage], loops: int, costs: Costs) -> float:
-    """Time per micro-batch of stages that wait for each other after every trip round the ring."""
-    trips = zip(*(stage.chunks(loops) for stage in placement), strict=True)
-    return sum(max(chunk_cost(s, c, costs) for s, c in zip(placement, trip, strict=True)) for trip in trips)
+    """Time per micro-batch if the stages wait for each other after every round: the sum of the most expensive chunks."""
+    rounds = zip(*(stage.chunks(loops) for stage in placement), strict=True)
+    return sum(max(chunk_cost(s, c, costs) for s, c in zip(placement, chunks, strict=True)) for chunks in rounds)
 
 
 def _place_looped(
     split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float], replicas: int
 ) -> tuple[Stage, ...]:
-    """Of the ways to cut head and tail, the fastest in lockstep; of equals by bottleneck, length of visits and their number."""
-    pace = -(-split.mid // (stages // replicas))
-    around = [[-(-layers // pace) + d for d in range(-stages, stages + 1)] for layers in (split.head, split.tail)]
-    laid = [
-        _lay_out(split, stages, costs, probabilities, replicas, head_visits, tail_visits, even_visits)
-        for head_visits, tail_visits in product(*around)
-        if (head_visits + tail_visits) % stages == 0
-        and head_visits >= (split.head > 0)
-        and tail_visits >= (split.tail > 0)
-        for even_visits in (False, True)
+    """Try divisions of head and tail into chunks; take the least `lockstep_time`, bottleneck, longest chunk, chunk count."""
+    layers_per_chunk = -(-split.mid // (stages // replicas))
+    likely = [-(-layers // layers_per_chunk) for layers in (split.head, split.tail)]
+    around = [[count + d for d in range(-stages, stages + 1)] for count in likely]
+    candidates = [
+        _candidate(split, stages, costs, probabilities, replicas, head_chunks, tail_chunks, even_chunks)
+        for head_chunks, tail_chunks in product(*around)
+        if (head_chunks + tail_chunks) % stages == 0
+        and head_chunks >= (split.head > 0)
+        and tail_chunks >= (split.tail > 0)
+        for even_chunks in (False, True)
     ]
     typical = round(_mean(float, probabilities))
 
-    def merit(placement: tuple[Stage, ...]) -> tuple[float, ...]:
+    def criteria(placement: tuple[Stage, ...]) -> tuple[float, ...]:
         time = lockstep_time(placement, typical, costs)
         heaviest = _mean(lambda loops: bottleneck(placement, loops, costs), probabilities)
         longest = max(chunk_cost(stage, chunk, costs) for stage in placement for chunk in stage.chunks(typical))
         in_layers = (round(time / costs.layer, 6), round(heaviest / costs.layer, 6), round(longest / costs.layer))
         return *in_layers, len(placement[0].chunks(typical))
 
-    return min(laid, key=merit)
+    return min(candidates, key=criteria)
 
 
-def _lay_out(
+def _candidate(
     split: LoopSplit,
     stages: int,
     costs: Costs,
     probabilities: Sequence[float],
     replicas: int,
-    head_visits: int,
-    tail_visits: int,
-    even_visits: bool,
+    head_chunks: int,
+    tail_chunks: int,
+    even_chunks: bool,
 ) -> tuple[Stage, ...]:
-    """Head on the first visits of the ring, mid block from the stage after them, tail on the last visits.
+    """The looped split with these numbers of chunks: the first for the head, the last for the tail, the mid block between.
 
     Args:
-        head_visits, tail_visits: their sum is a multiple of `stages`, so that the ring is closed.
-        even_visits: a layer goes to the visit with least work, not to the stage with least.
+        head_chunks, tail_chunks: their sum is a multiple of `stages`, so that every stage has the same number of chunks.
+        even_chunks: give each layer to the chunk with the least work instead of the stage with the least work.
     """
     per_copy = stages // replicas
     parts = _consecutive(_even_counts(split.mid, per_copy))
-    turned = [
-        (stage - head_visits) % stages for stage in range(stages)
-    ]  # place on a ring that begins with the mid block
+    # Position of each stage in a pass of the mid block, which starts on the stage after the last chunk of the head.
+    position = [(stage - head_chunks) % stages for stage in range(stages)]
     none: tuple[range, ...] = ()
-    bare = [Stage(i, stages, none, parts[t % per_copy], none, t // per_copy, replicas) for i, t in enumerate(turned)]
-    loads = [_mean(lambda loops, s=stage: stage_load(s, loops, costs), probabilities) for stage in bare]
+    mids = [Stage(i, stages, none, parts[p % per_copy], none, p // per_copy, replicas) for i, p in enumerate(position)]
+    loads = [_mean(lambda loops, s=stage: stage_load(s, loops, costs), probabilities) for stage in mids]
     heads = _fill(
-        split.head, [v % stages for v in range(head_visits)], loads, [0.0] * head_visits, costs.layer, even_visits
+        split.head, [c % stages for c in range(head_chunks)], loads, [0.0] * head_chunks, costs.layer, even_chunks
     )
-    ends = [0.0] * (tail_visits - 1) + [costs.lm_head] * (tail_visits > 0)
-    order = [(head_visits + v) % stages for v in range(tail_visits)]
-    tails = _fill(split.tail, order, loads, ends, costs.layer, even_visits)
+    ends = [0.0] * (tail_chunks - 1) + [costs.lm_head] * (tail_chunks > 0)
+    order = [(head_chunks + c) % stages for c in range(tail_chunks)]
+    tails = _fill(split.tail, order, loads, ends, costs.layer, even_chunks)
     return tuple(
-        Stage(s.index, stages, tuple(heads[s.index :: stages]), s.mid, tuple(tails[t::stages]), s.replica, replicas)
-        for s, t in zip(bare, turned, strict=True)
+        replace(stage, head=tuple(heads[stage.index :: stages]), tail=tuple(tails[p::stages]))
+        for stage, p in zip(mids, position, strict=True)
     )
 
 
 def _fill(
-    layers: int, order: Sequence[int], loads: list[float], work: list[float], layer_cost: float, even_visits: bool
+    layers: int, order: Sequence[int], loads: list[float], work: list[float], layer_cost: float, even_chunks: bool
 ) -> list[range]:
-    """Layers of one phase for each of its visits, whose stages are `order`; adds them to the stages' loads."""
+    """Distribute the layers of one phase over its chunks, one layer at a time, to where there is least work so far.
+
+    Args:
+        order: the stage of each chunk.
+        loads: work of each stage so far; updated.
+        work: work of each chunk so far; updated.
+        even_chunks: see `_candidate`.
+
+    Returns:
+        The layers of each chunk.
+    """
     counts = [0] * len(order)
     for _ in range(layers):
-        keys = [(work[v], loads[s]) if even_visits else (loads[s], work[v]) for v, s in enumerate(order)]
+        keys = [(work[c], loads[s]) if even_chunks else (loads[s], work[c]) for c, s in enumerate(order)]
         chosen = keys.index(min(keys))
         counts[chosen] += 1
         work[chosen] += layer_cost
@@ -249,7 +265,7 @@ def _fill(
 
 
 def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float]) -> tuple[Stage, ...]:
-    """Cut the row of head layers, mid block (indivisible, E[S] times) and tail layers."""
+    """Cut the sequence of head layers, mid block (indivisible, E[S] times its cost) and tail layers."""
     mean = sum(loops * p for loops, p in enumerate(probabilities, start=1))
     row = [costs.layer] * split.head + [mean * split.mid * costs.layer] + [costs.layer] * split.tail
     row[0] += costs.embedding
@@ -266,34 +282,37 @@ def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities
 
 
 def _mean(value: Callable[[int], float], probabilities: Sequence[float]) -> float:
-    """Mean of a function of S."""
+    """Expectation of a function of S."""
     return sum(p * value(loops) for loops, p in enumerate(probabilities, start=1) if p)
 
 
 def _even_counts(total: int, parts: int) -> list[int]:
-    """As even as possible, the larger shares first; nothing for no parts."""
+    """`total` divided into `parts` shares, as evenly as possible, the larger shares first."""
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def _consecutive(counts: Sequence[int]) -> list[range]:
-    """Counts -> ranges that follow one another from 0."""
+    """Counts -> consecutive ranges that start at 0."""
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
 def _cut(row: Sequence[float], parts: int) -> list[int]:
-    """Ends of `parts` consecutive pieces of `row`: the largest sum small, then the squares of all (dynamic programme)."""
+    """Ends of `parts` consecutive segments of `row`, by dynamic programming.
+
+    Minimizes the largest segment sum, then the sum of the squared segment sums.
+    """
     sums = [sum(row[:i]) for i in range(len(row) + 1)]
-    best = [[(sums[end], sums[end] ** 2)] for end in range(len(row) + 1)]  # best[end][k - 1]: row[:end] in k pieces
+    best = [[(sums[end], sums[end] ** 2)] for end in range(len(row) + 1)]  # best[end][k - 1]: row[:end] in k segments
     start = [[0] for _ in range(len(row) + 1)]
     for _ in range(1, parts):
         previous = [values[-1] for values in best]
         for end in range(len(row) + 1):
-            pieces = [(previous[low], sums[end] - sums[low], low) for low in range(end + 1)]
-            value, low = min(((max(old[0], last), old[1] + last**2), low) for old, last, low in pieces)
+            cuts = [(previous[low], sums[end] - sums[low], low) for low in range(end + 1)]
+            value, low = min(((max(old[0], last), old[1] + last**2), low) for old, last, low in cuts)
             best[end].append(value)
             start[end].append(low)
     ends = [len(row)]
-    for piece in range(parts - 1, 0, -1):
-        ends.append(start[ends[-1]][piece])
+    for k in range(parts - 1, 0, -1):
+        ends.append(start[ends[-1]][k])
     return ends[::-1]

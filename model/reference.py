@@ -1,7 +1,7 @@
-"""The oracle: the looped denoiser in plain PyTorch, slow and obvious, with the weights of `LoopedDenoiser`.
+"""Reference implementation of the looped denoiser and its loss in plain PyTorch: slow and simple, for the tests.
 
-It imports nothing of megatron-core and shares no code with `model.layers` or `model.objective`; the tests hold the real
-model against it. Weights are taken from a state dict of the real model.
+It does not use megatron-core and shares no code with `model.layers` or `model.objective`. The tests compare the logits,
+loss and gradients of `LoopedDenoiser` with those computed here from the same weights.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ Weights = Mapping[str, Tensor]
 def reference_logits(
     weights: Weights, architecture: Architecture, tokens: Tensor, loops: int, document_ids: Tensor | None = None
 ) -> Tensor:
-    """Logits at every position: x_t [b, s] -> [b, s, vocabulary without [MASK]].
+    """Logits at every position: x_t, int64 [b, s] -> [b, s, vocabulary without [MASK]].
 
-    `document_ids` [b, s] keeps attention inside each document of a row.
+    With `document_ids`, int [b, s], tokens attend to their own document only.
     """
     phases = _phases(architecture, loops)
     hidden = weights["embedding.weight"][tokens]
@@ -38,11 +38,13 @@ def reference_loss(
     loops: int,
     document_ids: Tensor | None = None,
 ) -> Tensor:
-    """The NELBO estimate of one batch in nats per token: sum over masked tokens of -log p / t, over all tokens.
+    """NELBO estimate of one batch in nats per token: the sum of -log p / t over masked tokens, divided by all tokens.
 
     Args:
-        timesteps: t of each token [b, s].
-        document_ids: keeps attention inside each document of a row [b, s].
+        clean: x_0, int64 [b, s].
+        masked: bool [b, s].
+        timesteps: t of each token, float [b, s].
+        document_ids: int [b, s]; tokens attend to their own document only.
     """
     corrupted = torch.where(masked, architecture.mask_id, clean)
     log_p = reference_logits(weights, architecture, corrupted, loops, document_ids).log_softmax(dim=-1)
@@ -51,7 +53,7 @@ def reference_loss(
 
 
 def unrolled_weights(weights: Weights, architecture: Architecture, loops: int) -> dict[str, Tensor]:
-    """Weights of a plain model whose mid block stands `loops` times in a row, each a copy of its own."""
+    """Weights of the equivalent model without loops, which has `loops` separate copies of the mid block in sequence."""
     split = architecture.loop
     unrolled = {k: v for k, v in weights.items() if not k.startswith("mid.")}
     for name, value in weights.items():
@@ -87,16 +89,16 @@ def _attention(
     batch, length, _ = hidden.shape
     groups, width = architecture.kv_heads, architecture.head_dim
     per_group = architecture.num_heads // groups
-    mixed = hidden @ weights[f"{name}.self_attention.linear_qkv.weight"].T
-    # megatron-core stores, for each key-value group, its queries, then its key, then its value.
-    mixed = mixed.view(batch, length, groups, per_group + 2, width)
+    qkv = hidden @ weights[f"{name}.self_attention.linear_qkv.weight"].T
+    # megatron-core stores the queries, then the key, then the value of each key-value group.
+    qkv = qkv.view(batch, length, groups, per_group + 2, width)
     angles = _angles(length, width, architecture.rope_base)
-    query = _rotate(mixed[..., :per_group, :], angles)
-    key, value = _rotate(mixed[..., per_group : per_group + 1, :], angles), mixed[..., per_group + 1 :, :]
+    query = _rotate(qkv[..., :per_group, :], angles)
+    key, value = _rotate(qkv[..., per_group : per_group + 1, :], angles), qkv[..., per_group + 1 :, :]
     scores = torch.einsum("bqgpd,bkgod->bgpqk", query, key) / width**0.5
     if document_ids is not None:
-        foreign = document_ids[:, None, None, :, None] != document_ids[:, None, None, None, :]
-        scores = scores.masked_fill(foreign, -torch.inf)
+        different = document_ids[:, None, None, :, None] != document_ids[:, None, None, None, :]
+        scores = scores.masked_fill(different, -torch.inf)
     context = torch.einsum("bgpqk,bkgod->bqgpd", scores.softmax(dim=-1), value)
     return context.reshape(batch, length, -1) @ weights[f"{name}.self_attention.linear_proj.weight"].T
 

@@ -1,7 +1,8 @@
 """The ancestral reverse process of the masked diffusion model.
 
-From t = 1 to 0 in equal steps: between t and s < t a masked token is revealed with probability (t - s) / t and stays
-masked with probability s / t; revealed tokens are frozen (MDLM, Sahoo et al. 2024, equation 7, linear schedule).
+Time runs from t = 1 to t = 0 in equal steps. In a step from t to s < t a masked token is revealed with probability
+(t - s) / t and stays masked with probability s / t; a revealed token does not change any more (MDLM, Sahoo et al. 2024,
+equation 7, with the linear schedule).
 """
 
 from collections.abc import Callable
@@ -10,29 +11,31 @@ import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(x_t int64 [b, s], selected bool [b, s]) -> logits [selected, vocabulary]; -inf where a token is impossible."""
+"""(x_t, int64 [b, s]; logit_positions, bool [b, s]) -> logits [m, vocabulary] of the m selected positions, in row-major
+order; -inf for tokens that must not be drawn."""
 
 
 @torch.no_grad()
 def ancestral_sample(
     denoise: Denoise, tokens: Tensor, mask_id: int, denoising_steps: int, generator: torch.Generator
 ) -> Tensor:
-    """Fill every [MASK] of `tokens`; the other tokens are the prompt and stay.
+    """Replace every [MASK] in `tokens` by a sampled token; the other tokens are the prompt and do not change.
 
-    Which tokens a step reveals does not depend on the network, so the LM head runs on those only, and a step that
-    reveals none calls no network: x_t has not changed (the effect of MDLM's cache).
+    Which tokens a step reveals does not depend on the network, so logits are computed only for those, and a step that
+    reveals no token does not call the network. This has the same effect as the cache of MDLM's `ddpm_cache` sampler.
 
     Args:
         tokens: x_1, int64 [b, s].
-        denoising_steps: steps from t = 1 to t = 0.
-        generator: of the device of `tokens`.
+        mask_id: token id of [MASK].
+        denoising_steps: number of steps from t = 1 to t = 0.
+        generator: on the device of `tokens`.
 
     Returns:
         x_0, int64 [b, s], without any [MASK].
     """
     tokens = tokens.clone()
     for remaining in range(denoising_steps, 0, -1):
-        # (t - s) / t with t = remaining / denoising_steps: exactly 1 in the last step, so nothing stays masked.
+        # (t - s) / t = 1 / remaining, because t = remaining / denoising_steps. It is 1 in the last step: nothing stays masked.
         reveal = (
             torch.rand(tokens.shape, generator=generator, device=tokens.device, dtype=torch.float64) < 1 / remaining
         )
@@ -43,9 +46,9 @@ def ancestral_sample(
 
 
 def sample_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw per row by the Gumbel-max trick in fp64: [m, v] -> int64 [m].
+    """Draw one token per row with the Gumbel-max trick in fp64: logits [m, v] -> int64 [m].
 
-    In fp32 the largest Gumbel draw is cut off near 17, which lowers the temperature and the diversity of samples
+    In fp32 Gumbel noise cannot exceed about 17, which lowers the effective temperature and the diversity of the samples
     (Zheng et al. 2024, "Masked diffusion models are secretly time-agnostic masked models", section 4).
     """
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Initial weights and tensor-parallel shards, both functions of a parameter's name.
+"""Initial weights and tensor-parallel shards, both determined by a parameter's name.
 
-Names are those of the whole model on every layout: `mid.layers.1.mlp.linear_fc1.weight` is the same weight everywhere.
+A parameter has the same name on every parallel layout: `mid.layers.1.mlp.linear_fc1.weight` is always the same weight.
 """
 
 import math
@@ -16,51 +16,51 @@ from model.architecture import Architecture
 
 @dataclass(frozen=True)
 class Shards:
-    """How megatron-core cuts a weight over the tensor-parallel ranks.
+    """How megatron-core splits a weight over the tensor-parallel ranks.
 
     Attributes:
-        dim: the dimension that is cut.
-        blocks: equal blocks along it that are each cut: SwiGLU's first matrix holds gate and up projection, and every rank
-            holds a share of both (megatron-core calls this number the stride).
+        dim: the dimension that is split.
+        blocks: number of equal blocks along `dim` that are split separately. The first matrix of SwiGLU holds the gate and
+            the up projection, and every rank holds a share of both (megatron-core calls this number the stride).
     """
 
     dim: int
     blocks: int = 1
 
     def take(self, full: Tensor, rank: int, size: int) -> Tensor:
-        """Full weight -> the shard of `rank`."""
+        """Full weight -> the shard of `rank` out of `size`."""
         parts = [block.chunk(size, self.dim)[rank] for block in full.chunk(self.blocks, self.dim)]
         return torch.cat(parts, self.dim)
 
     def join(self, shards: Sequence[Tensor]) -> Tensor:
-        """Shards in the order of ranks -> full weight."""
-        cut = [shard.chunk(self.blocks, self.dim) for shard in shards]
-        return torch.cat([pieces[block] for block in range(self.blocks) for pieces in cut], self.dim)
+        """Shards in rank order -> full weight."""
+        by_rank = [shard.chunk(self.blocks, self.dim) for shard in shards]
+        return torch.cat([blocks[i] for i in range(self.blocks) for blocks in by_rank], self.dim)
 
 
 SHARDED = {
     "embedding.weight": Shards(0),
     "lm_head.weight": Shards(0),
-    "linear_qkv.weight": Shards(0),  # rows are grouped by key-value head, so a cut along them keeps groups whole
+    "linear_qkv.weight": Shards(0),  # rows are grouped by key-value head: no group is split
     "linear_proj.weight": Shards(1),
     "linear_fc1.weight": Shards(0, blocks=2),
     "linear_fc2.weight": Shards(1),
 }
-"""Last parts of a name -> how it is cut; every other weight is whole on every tensor-parallel rank."""
+"""The last two parts of a name -> how the weight is split. Every rank holds all other weights in full."""
 
 
 def shards_of(name: str) -> Shards | None:
-    """How a weight is cut, or None when every rank holds it whole."""
+    """How a weight is split, or None if every rank holds it in full."""
     return SHARDED.get(".".join(name.split(".")[-2:]))
 
 
 @torch.no_grad()
 def fill_weights(module: nn.Module, source: Callable[[str, torch.Size], Tensor], rank: int, size: int) -> None:
-    """Copy this rank's part of every weight.
+    """Set every parameter of `module` to this rank's shard of the full weight.
 
     Args:
         source: (name, shape of the full weight) -> the full weight.
-        rank, size: of the tensor-parallel group.
+        rank, size: rank in the tensor-parallel group, and its size.
     """
     for name, parameter in module.named_parameters():
         shards = shards_of(name)
@@ -72,10 +72,11 @@ def fill_weights(module: nn.Module, source: Callable[[str, torch.Size], Tensor],
 
 
 def initial_weights(architecture: Architecture, seed: int) -> Callable[[str, torch.Size], Tensor]:
-    """Normal initial weights as a function of (seed, name), so that no layout and no build order matters.
+    """Initial weights as a function of (seed, name): independent of the parallel layout and of the order of construction.
 
-    Matrices get init_std; the two projections that write to the residual stream get init_std / sqrt(2 num_layers)
-    (Radford et al. 2019); norms are 1. The paper does not state its initialisation: this is our choice.
+    Matrices are normal with standard deviation init_std, or init_std / sqrt(2 num_layers) for the two projections of each
+    layer that write to the residual stream (as in GPT-2, Radford et al. 2019). Norm weights are 1. The LoopMDM paper does not
+    state its initialization; this is our choice.
     """
     residual_std = architecture.init_std / math.sqrt(2 * architecture.num_layers)
 

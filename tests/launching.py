@@ -52,5 +52,10 @@ def train(*words: str | Path, ranks: int = 1, timeout: int = 240) -> subprocess.
 
 
 def metrics(run_folder: Path) -> list[dict]:
-    """Lines of metrics.jsonl."""
+    """Training records of metrics.jsonl."""
+    return [record for record in records(run_folder) if "validation" not in record]
+
+
+def records(run_folder: Path) -> list[dict]:
+    """All lines of metrics.jsonl."""
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""A trained run, opened for evaluation and sampling on one process or on a layout of several."""
+"""Load a finished or running run for evaluation and sampling, on one process or on a layout of several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from pretrain.training.checkpoint import latest_checkpoint, load_into
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's newest checkpoint, ready to compute.
+    """A run's newest checkpoint, loaded.
 
     Attributes:
         model: in evaluation mode, fp32, on the world's device.
-        manifest: of the data it was trained on, from the run folder; its tokenizer lies in `tokenizer_folder`.
+        manifest: of the training data, from the run folder; its tokenizer is in `tokenizer_folder`.
         weights: "ema" or "raw".
     """
 
@@ -40,11 +40,11 @@ class LoadedRun:
     weights: str
 
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
-        """Logits of each micro-batch's selected positions: this rank's vocabulary on the last stage, None before."""
+        """Logits at each micro-batch's `logit_positions`: this rank's share of the vocabulary on the last stage, else None."""
         return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
 
     def whole_logits(self, tokens: Tensor, logit_positions: Tensor, loops: int) -> Tensor:
-        """Logits [number selected, padded vocabulary], the same on every rank."""
+        """Logits [number of positions, padded vocabulary], the same on every rank."""
         (logits,) = self.logits([Inputs(tokens, logit_positions)], loops)
         return all_gather_logits(self.world, logits, int(logit_positions.sum()), self.settings.model.padded_vocab_size)
 
@@ -55,7 +55,7 @@ class LoadedRun:
 
     @property
     def step(self) -> int:
-        """Optimiser steps behind the weights."""
+        """Optimizer steps taken to reach these weights."""
         return int(self.checkpoint.name.removeprefix("step_"))
 
 
@@ -64,14 +64,14 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
 
     Args:
         folder: such as `runs/quickstart`.
-        weights: "ema", "raw", or None for the average where the run keeps one.
-        tensor, pipeline: layout to open it on, whatever it was trained on; ranks come from the launcher.
+        weights: "ema", "raw", or None for the average if the run keeps one, else raw.
+        tensor, pipeline: layout to load it on, independent of the layout of training; the launcher starts the ranks.
 
     Raises:
-        UserError: no run, no complete checkpoint, weights that do not fit its settings, or ranks that do not fit the layout.
+        UserError: no run, no complete checkpoint, weights that do not fit the settings, or ranks that do not fit the layout.
     """
     if not (folder / "config.yaml").is_file():
-        why = "not a run folder (no config.yaml)" if folder.is_dir() else "no such folder"
+        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
     checkpoint = latest_checkpoint(folder)
     settings = load_settings(
@@ -88,7 +88,8 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
             f"--tensor {tensor} x --pipeline {pipeline} needs a multiple of {tensor * pipeline} ranks, not {ranks[1]}"
         )
     world = start_world(ranks, plan.shape)
-    model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=Sharding(tensor))
+    sharding = Sharding(tensor=tensor, rank=world.tensor_rank)
+    model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=sharding)
     load_into(model, checkpoint, world, averaged=chosen == "ema")
     model = model.to(world.device).eval().requires_grad_(False)
     return LoadedRun(folder, checkpoint, settings, manifest, model, world, chosen)

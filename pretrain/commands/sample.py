@@ -1,4 +1,4 @@
-"""`loopmdm sample RUN`: text by the ancestral reverse process, printed and saved."""
+"""`loopmdm sample RUN`: draw text by the ancestral reverse process, print it and save it."""
 
 import argparse
 import json
@@ -18,74 +18,76 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
-    parser.add_argument("--loops", type=int, default=4, metavar="S", help="passes of the looped block [4]")
+    parser.add_argument("--loops", type=int, default=4, metavar="S", help="S, passes of the looped block [4]")
     parser.add_argument("--steps", type=int, default=32, help="denoising steps [32]")
-    parser.add_argument("--prompt", default="", help="text that the samples begin with")
-    parser.add_argument("--num-samples", type=int, default=2, help="samples to draw [2]")
-    parser.add_argument("--length", type=int, help="tokens per sample, prompt included [the run's row length]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws [0]")
+    parser.add_argument("--prompt", default="", help="text that every sample begins with")
+    parser.add_argument("--num-samples", type=int, default=2, help="number of samples [2]")
+    parser.add_argument("--length", type=int, help="tokens per sample, including the prompt [the run's row length]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [0]")
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema where the run keeps it]"
+        "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema if the run keeps it]"
     )
     add_layout_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
+    from data_pipeline.atomic_files import write_atomic
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
     from pretrain.errors import UserError
-    from pretrain.writing import replace_text
 
     for option in ("loops", "steps", "num_samples"):
         if getattr(arguments, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: must be at least 1")
-    trained = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
-    tokenizer = load_prepared_tokenizer(trained.tokenizer_folder, trained.manifest)
+    loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
+    tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
     begin = time.perf_counter()
-    rows = draw(trained, _masked_rows(arguments, trained, tokenizer), arguments.loops, arguments.steps, arguments.seed)
+    rows = draw(loaded, _masked_rows(arguments, loaded, tokenizer), arguments.loops, arguments.steps, arguments.seed)
     seconds = time.perf_counter() - begin
-    if not trained.world.is_main:
+    if not loaded.world.is_main:
         return 0
     texts = [tokenizer.decode(row) for row in rows]
     record = {
-        "step": trained.step, "weights": trained.weights, "loops": arguments.loops, "denoising_steps": arguments.steps,
+        "step": loaded.step, "weights": loaded.weights, "loops": arguments.loops, "denoising_steps": arguments.steps,
         "seed": arguments.seed, "prompt": arguments.prompt, "seconds": seconds, "tokens": rows, "texts": texts,
     }  # fmt: skip
-    name = f"step_{trained.step}_{trained.weights}_loops_{arguments.loops}_steps_{arguments.steps}_seed_{arguments.seed}.json"
-    replace_text(arguments.folder / "samples" / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    name = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}_steps_{arguments.steps}_seed_{arguments.seed}.json"
+    write_atomic(arguments.folder / "samples" / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for number, text in enumerate(texts, 1):
         print(f"--- sample {number} of {len(texts)}, S={arguments.loops}, {arguments.steps} denoising steps\n{text}")
     print(f"---\nwrote {arguments.folder / 'samples' / name} ({seconds:.1f} s)")
     return 0
 
 
-def draw(trained: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: int, seed: int) -> list[list[int]]:
-    """Fill the [MASK] tokens of int64 [b, s]; lists of token ids without any [MASK]."""
+def draw(loaded: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: int, seed: int) -> list[list[int]]:
+    """Fill the [MASK] tokens of int64 [b, s]; returns a list of token ids per row, without any [MASK]."""
     import torch
 
     from model.sampler import ancestral_sample
 
-    device = trained.world.device
+    device = loaded.world.device
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def denoise(noisy: "Tensor", logit_positions: "Tensor") -> "Tensor":
-        return trained.whole_logits(noisy, logit_positions, loops)
+        return loaded.whole_logits(noisy, logit_positions, loops)
 
-    filled = ancestral_sample(denoise, tokens.to(device), trained.settings.model.mask_id, denoising_steps, generator)
+    filled = ancestral_sample(denoise, tokens.to(device), loaded.settings.model.mask_id, denoising_steps, generator)
     return filled.tolist()
 
 
-def _masked_rows(arguments: argparse.Namespace, trained: "LoadedRun", tokenizer: "Tokenizer") -> "Tensor":
+def _masked_rows(arguments: argparse.Namespace, loaded: "LoadedRun", tokenizer: "Tokenizer") -> "Tensor":
     """Rows of the prompt followed by [MASK], int64 [samples, length]."""
     import torch
 
     from pretrain.errors import UserError
 
-    length = arguments.length or trained.settings.data.seq_len
+    length = arguments.length or loaded.settings.data.seq_len
     prompt = torch.from_numpy(tokenizer.encode_batch([arguments.prompt])[0].astype("int64"))
     if len(prompt) >= length:
-        raise UserError(f"--prompt: {len(prompt)} tokens leave no room in {length}; shorten it or raise --length")
-    tokens = torch.full((arguments.num_samples, length), trained.settings.model.mask_id)
+        raise UserError(
+            f"--prompt: its {len(prompt)} tokens leave no room in a sample of {length}; shorten it or raise --length"
+        )
+    tokens = torch.full((arguments.num_samples, length), loaded.settings.model.mask_id)
     tokens[:, : len(prompt)] = prompt
     return tokens

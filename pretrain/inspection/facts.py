@@ -169,10 +169,10 @@ def _row(
     # The uniform draws that training compares with t. A row given by --row is shown with the draws of the sample of that index.
     draws = uniform(arguments.seed, Stream.MASK, number if sample is None else sample, dataset.seq_len)
     # Only the first document of a contiguous part of the stream can begin before it.
-    pieces = dataset.pieces(index)
+    segments = dataset.segments(index)
     begun = {
         int(owners[column])
-        for column, start in zip(pieces.columns.tolist(), pieces.starts.tolist(), strict=True)
+        for column, start in zip(segments.columns.tolist(), segments.starts.tolist(), strict=True)
         if start and stream.token(start - 1) != tokenizer.eod_id
     }
     parts = []

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline.dataset.blend import Blend
-from data_pipeline.tasks.report import aligned, split_table
+from data_pipeline.split_table import aligned, split_table
 from pretrain.inspection.facts import DocumentView, Facts, RowView
 from pretrain.inspection.pieces import Piece
 

@@ -1,13 +1,15 @@
 """The DeepSpeed adapter: the only file that imports deepspeed. Written against DeepSpeed 0.19.8.
 
-DeepSpeed reduces, shards, clips and steps; it does not own the accumulation: with `managed_gradient_accumulation: false`
-`backward` only adds to the gradients and `step` is the boundary, so that a pipeline schedule can take the place of the
-plain loop without a second training step.
+DeepSpeed reduces, shards, clips and steps, but does not own gradient accumulation: with `managed_gradient_accumulation: false`,
+`backward` only adds to the gradients and `step` is the boundary. A pipeline schedule can therefore replace the plain loop over
+micro-batches without a second training step.
 """
 
+import io
+import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,89 +27,91 @@ from pretrain.parallel.gather import gather_weight
 from pretrain.parallel.pipeline import LossFunction, Pipeline
 from pretrain.parallel.world import DeepSpeedMpu, World
 
-EMA_KEY = "ema"
-"""Name of the averaged weights inside the optimiser's state, beside AdamW's `exp_avg`."""
-
 
 class Engine:
-    """A model under DeepSpeed, and under a pipeline schedule where it has stages.
+    """A model under DeepSpeed, and under a pipeline schedule if it has stages. `parallelize` builds it.
 
     Attributes:
         model: the wrapped module.
-        optimizer: the client optimiser, whose groups DeepSpeed fills with this rank's shards.
+        optimizer: the client optimizer, whose groups DeepSpeed fills with this rank's shards.
     """
 
-    def __init__(self, model: LoopedDenoiser, optimizer: Optimizer, plan: RunPlan, world: World) -> None:
-        deepspeed = _import_deepspeed(world)
-        self.model, self.optimizer, self._plan, self._world = model, optimizer, plan, world
+    def __init__(
+        self,
+        model: LoopedDenoiser,
+        optimizer: Optimizer,
+        deepspeed_engine: Any,
+        pipeline: Pipeline | None,
+        plan: RunPlan,
+        world: World,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self._engine, self._pipeline, self._plan, self._world = deepspeed_engine, pipeline, plan, world
         self.zero_stage = plan.settings.parallel.zero_stage
-        _mark_copies(model)
-        if self.zero_stage == 3:
-            # Without this DeepSpeed would gather and release the shared layers in every pass.
-            deepspeed.utils.set_z3_leaf_modules(model, [LoopedBlock])
-        weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(plan, weights), mpu=DeepSpeedMpu()
-        )
-        dtype = next(model.parameters()).dtype
-        self._pipeline = Pipeline(model, plan.seq_len, dtype) if model.stage.count > 1 else None
         self._names = _names_by_stage(model, world)
         self._norm: Tensor | None = None
         if self.zero_stage == 0:
             self._clip_without_zero(plan.settings.optim.clip_norm)
 
-    def forward_backward(self, inputs: Sequence[Inputs | None], loops: int, loss_of: LossFunction) -> None:
+    def forward_backward(self, inputs: Sequence[Inputs], loops: int, loss_of: LossFunction) -> None:
         """Add the gradients of all micro-batches of a step.
 
         Args:
-            inputs: of each micro-batch; None where a pipeline stage needs none.
-            loss_of: called on the ranks that hold the LM head; returns the share of the global mean that it carries.
+            inputs: of each micro-batch.
+            loss_of: called on the ranks that hold the LM head; returns this micro-batch's share of the global mean.
         """
-        # DeepSpeed averages over the data-parallel ranks, and a loss is a share of a mean already: undo the division.
+        # DeepSpeed averages over the data-parallel ranks, but the loss is already a share of the mean: undo the division.
         scale = self._plan.data_parallel_size
         if self._pipeline is None:
             for number, one in enumerate(inputs):
                 loss = loss_of(number, self._engine(one.tokens, one.logit_positions, loops, one.document_ids))
                 self._engine.backward(loss * scale, scale_wrt_gas=False)
             return
-        rows = self._plan.settings.train.micro_batch_size
-        self._pipeline.run(inputs, rows, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
+        self._pipeline.run(inputs, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
         if self._world.replica_group is not None:
             self._sum_over_copies(loops)
 
     @torch.no_grad()
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
-        """Logits of each micro-batch's selected positions; None on stages before the last."""
+        """Logits at each micro-batch's `logit_positions`; None on stages before the last."""
         if self._pipeline is None:
             return [self._engine(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:
-        """Reduce, clip and update; returns the global gradient norm before clipping."""
+        """Reduce, clip and update; returns the global gradient norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite. Weights, moments and the average are as before the step: under ZeRO
+                DeepSpeed skips such an update, without ZeRO `_clip_without_zero` raises before it.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if self._norm is None else self._norm)
+        norm = float(self._engine.get_global_grad_norm() if self._norm is None else self._norm)
+        _require_finite(norm)
+        return norm
 
     def _sum_over_copies(self, loops: int) -> None:
-        """Add the gradients of the mid block's copies in this pipeline, so that they stay one block."""
+        """Sum the gradients over the mid block's copies in this pipeline, so that they remain one block."""
         weights = list(self.model.mid.parameters())
         if weights and not self.model.stage.passes(loops):
-            # This copy made no pass: let it have zeros, which DeepSpeed counts as gradients like the others'.
+            # This copy made no pass: give it zero gradients, which DeepSpeed then reduces like those of the others.
             torch.stack([weight.sum() * 0.0 for weight in weights]).sum().backward()
         for weight in weights:
-            # bf16 with ZeRO-1 moves gradients into fp32 sums as they come (DeepSpeed's BF16_Optimizer).
+            # bf16 with ZeRO-1 moves gradients into fp32 sums as they arrive (DeepSpeed's BF16_Optimizer).
             gradient = weight.grad if getattr(weight, "_hp_grad", None) is None else weight._hp_grad
             dist.all_reduce(gradient, group=self._world.replica_group)
 
     def _clip_without_zero(self, clip_norm: float) -> None:
-        """Clip between DeepSpeed's reduction and the update: without ZeRO it clips fp32 gradients but tells no norm."""
+        """Clip between DeepSpeed's reduction and the update: without ZeRO it clips fp32 gradients but reports no norm."""
         counted = [weight for weight in self.model.parameters() if _counts_here(weight, self._world)]
         every = list(self.model.parameters())
 
         def clip(*_: Any) -> None:
             squares = torch.stack([weight.grad.float().square().sum() for weight in counted]).sum()
             self._norm = self._world.sum_over_model(squares).sqrt()
+            _require_finite(float(self._norm))
             torch.nn.utils.clip_grads_with_norm_(every, clip_norm or float("inf"), self._norm)
 
         self.optimizer.register_step_pre_hook(clip)
@@ -117,7 +121,7 @@ class Engine:
         self._engine.train(training)
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write weights, optimiser state and averaged weights of all ranks under `folder/tag`. Collective."""
+        """Write the weights, optimizer states and averaged weights of all ranks under `folder/tag`. Collective."""
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
@@ -125,71 +129,58 @@ class Engine:
         self._engine.load_checkpoint(str(folder), tag=tag)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
-        """(name, fp32 tensor on the CPU) of every weight of the model, gathered one by one. Collective.
+        """(name, fp32 tensor on the CPU) of every weight of the model, gathered one at a time. Collective.
 
-        The tensors are there on the main rank only, and None on the others.
+        The main rank gets the tensors, the others None.
         """
         parameters = dict(self.model.named_parameters())
         for stage, names in enumerate(self._names):
             for name in names:
                 self._world.enter_phase("gathering weights")
                 own = self._world.stage == stage
-                part = self._whole_shard(parameters[name]) if own else None
+                part = self._unsharded(parameters[name]) if own else None
                 yield name, gather_weight(self._world, name, stage, part)
 
-    def _whole_shard(self, parameter: nn.Parameter) -> Tensor:
+    def _unsharded(self, parameter: nn.Parameter) -> Tensor:
         """A weight as this tensor-parallel rank would hold it without ZeRO, in fp32."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         full = parameter if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
         return full.detach().float()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, `full_weights` yields the moving average.
 
-        The master weights of this rank hold the average for the while and get their own bits back. DeepSpeed offers
-        `safe_get_full_optimizer_state` for this, but in 0.19.8 ZeRO-1/2 link the states of the first parameter group only.
-        """
-        kept = {master: master.detach().clone() for master, state in self.optimizer.state.items() if EMA_KEY in state}
-        with torch.no_grad():
-            for master in kept:
-                master.copy_(self.optimizer.state[master][EMA_KEY])
-            try:
-                yield
-            finally:
-                for master, own in kept.items():
-                    master.copy_(own)
+def mark_copied_weights(model: LoopedDenoiser) -> None:
+    """Mark weights that other ranks of the model also hold, so that DeepSpeed's gradient norm counts each once.
 
-
-def _mark_copies(model: LoopedDenoiser) -> None:
-    """Tell DeepSpeed which weights other ranks of the model hold too, so that its gradient norm counts them once.
-
-    It counts a weight that is neither sharded nor marked on the first tensor-parallel rank of every stage.
+    DeepSpeed counts a weight that is neither sharded nor marked on the first tensor-parallel rank of every stage.
     """
     for name, weight in model.named_parameters():
         weight.tensor_model_parallel = shards_of(name) is not None
         weight.ds_pipe_replicated = name.startswith("mid.") and model.stage.replica > 0
 
 
-def _names_by_stage(model: LoopedDenoiser, world: World) -> list[list[str]]:
-    """Weights that each stage gives to a checkpoint: its own, without later copies of the mid block. Collective."""
-    own = [name for name, weight in model.named_parameters() if not weight.ds_pipe_replicated]
-    everyone: list[tuple[int, list[str]]] = [(0, [])] * world.size
-    dist.all_gather_object(everyone, (world.stage, own))
-    return [names for _, names in sorted(dict(everyone).items())]
+def gather_looped_block_once(model: LoopedDenoiser) -> None:
+    """Make the looped block a leaf of ZeRO-3: gathered once per call of the block, which makes all passes."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    set_z3_leaf_modules(model, [LoopedBlock])
 
 
-def _counts_here(weight: nn.Parameter, world: World) -> bool:
-    """Whether this rank adds a weight's gradient to the norm: the marks above, read as DeepSpeed's ZeRO reads them."""
-    return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
+def initialize_deepspeed(model: LoopedDenoiser, optimizer: Optimizer, plan: RunPlan, world: World) -> Any:
+    """DeepSpeed's engine over the model and the optimizer, on the process groups that exist already. Collective."""
+    deepspeed = _import_deepspeed(world)
+    weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
+    config = deepspeed_config(plan, weights)
+    with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use at every start
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
+    return engine
 
 
 def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: the file's own keys, and everything that follows from the recipe.
+    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings.
 
     Args:
-        weights: of this rank's stage, in numbers.
+        weights: number of weights of this rank's stage.
     """
     settings = plan.settings
     config = read_ds_config(ds_config_path(settings))
@@ -209,7 +200,7 @@ def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"} | zero.get("offload_optimizer", {})
         if offload == "parameters":
             zero["offload_param"] = {"device": "cpu"} | zero.get("offload_param", {})
-        # DeepSpeed's own CPU Adam is compiled at start-up, and a machine without a compiler must still run.
+        # DeepSpeed's own CPU Adam is compiled at start-up, but training must also start on a machine without a compiler.
         config["zero_force_ds_cpu_optimizer"] = False
     if settings.train.precision == "bf16":
         config["bf16"] = {"enabled": True, "immediate_grad_update": True}
@@ -217,15 +208,35 @@ def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
     return config
 
 
+def _require_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm}")
+
+
+def _names_by_stage(model: LoopedDenoiser, world: World) -> list[list[str]]:
+    """Weights that each stage contributes to a checkpoint: its own, without later copies of the mid block. Collective."""
+    own = [name for name, weight in model.named_parameters() if not weight.ds_pipe_replicated]
+    everyone: list[tuple[int, list[str]]] = [(0, [])] * world.size
+    dist.all_gather_object(everyone, (world.stage, own))
+    return [names for _, names in sorted(dict(everyone).items())]
+
+
+def _counts_here(weight: nn.Parameter, world: World) -> bool:
+    """Whether this rank adds a weight's gradient to the norm: the marks of `mark_copied_weights`, read as ZeRO reads them."""
+    return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
+
+
 def _import_deepspeed(world: World) -> Any:
-    """Import and initialise DeepSpeed's communication on the process group that is already there."""
+    """Import DeepSpeed and initialize its communication on the existing process group."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists; srun and plain python set none
+    os.environ.setdefault(
+        "LOCAL_RANK", str(world.local_rank)
+    )  # DeepSpeed requires it; srun and plain python do not set it
     import deepspeed
 
     if world.device.type == "cpu":
         # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference at start-up. Training does not use
-        # it, and a machine without a compiler must still run.
+        # it and must also start on a machine without a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)
     return deepspeed

@@ -1,4 +1,4 @@
-"""Tensors of all the ranks that share one copy of the model, brought together."""
+"""Gathers weights and logits from the ranks that share one copy of the model (tensor and pipeline parallelism)."""
 
 import torch
 import torch.distributed as dist
@@ -11,23 +11,28 @@ from pretrain.parallel.world import World
 
 
 def gather_weight(world: World, name: str, stage: int, shard: Tensor | None) -> Tensor | None:
-    """A weight of one stage -> the full weight on the CPU of the main rank, None elsewhere. Collective.
+    """Gather a weight of one stage: the full weight on the CPU of the main rank, None on the others. Collective.
 
     Args:
-        stage: whose weight it is.
-        shard: this rank's part of it, fp32; None on other stages.
+        stage: the pipeline stage that owns the weight.
+        shard: this rank's shard of it, fp32; None on other stages.
     """
     full = None
     if shard is not None and world.data_parallel_rank == 0:
         full = _join(name, shard)
     holder = parallel_state.get_tensor_model_parallel_rank() == 0 and world.data_parallel_rank == 0
     if stage > 0 and holder:
-        full = _move_to_first(world, stage, full)
+        full = _send_to_first_stage(world, stage, full)
     return full.cpu().clone() if world.is_main and full is not None else None
 
 
 def all_gather_logits(world: World, logits: Tensor | None, rows: int, vocabulary: int) -> Tensor:
-    """Logits of the last stage's shares of the vocabulary -> all logits [rows, vocabulary] on every rank. Collective."""
+    """Gather the logits [rows, vocabulary] on every rank. Collective.
+
+    Args:
+        logits: this rank's shard of the vocabulary on the last stage; None on the other stages.
+        rows, vocabulary: shape of the result.
+    """
     if logits is None:
         whole = torch.empty(rows, vocabulary, device=world.device)
     else:
@@ -39,7 +44,7 @@ def all_gather_logits(world: World, logits: Tensor | None, rows: int, vocabulary
 
 
 def _join(name: str, shard: Tensor) -> Tensor | None:
-    """Join the shards of a tensor-parallel group, on all its ranks."""
+    """Join the shards of a weight on every rank of its tensor-parallel group."""
     shards = shards_of(name)
     group = parallel_state.get_tensor_model_parallel_group()
     if shards is None or group.size() == 1:
@@ -49,8 +54,8 @@ def _join(name: str, shard: Tensor) -> Tensor | None:
     return shards.join(parts)
 
 
-def _move_to_first(world: World, stage: int, full: Tensor | None) -> Tensor | None:
-    """Send a weight from its stage to the first one, over the ranks that hold it whole there."""
+def _send_to_first_stage(world: World, stage: int, full: Tensor | None) -> Tensor | None:
+    """Send a full weight from its stage to the first stage; only the ranks that hold it take part."""
     group = parallel_state.get_pipeline_model_parallel_group()
     ranks = dist.get_process_group_ranks(group)
     if world.stage == stage:

@@ -1,4 +1,9 @@
-"""What ranks tell each other about where they are: notes on a board in the store where they met. See `peer_watch`."""
+"""Heartbeats: what every rank publishes about itself, and what a rank concludes from those of its peers.
+
+Ranks exchange heartbeats through the TCPStore that the process group was made with. Every rank reads the heartbeats of all
+ranks, so one exchange costs O(world_size^2) reads, all served by the one process that hosts the store (rank 0, or torchrun's
+agent). `watchdog.RANKS_PER_SECOND` stretches the interval of a large world to bound the rate; the cost remains quadratic.
+"""
 
 import json
 import os
@@ -11,60 +16,66 @@ from typing import NamedTuple, Self
 import torch.distributed as dist
 
 STORE_TIMEOUT = timedelta(hours=1)
-"""Longer than any heartbeat timeout, which ends the process of a call that hangs; torch's own comes with a backtrace."""
+"""Longer than any heartbeat timeout: the watchdog ends a process whose store call hangs, before torch raises its own error,
+which prints a backtrace."""
 
 
-class Place(NamedTuple):
-    """Where a rank is; `turn` counts its calls within the step, so that places have an order."""
+class Position(NamedTuple):
+    """Where a rank is in the run; comparing (step, call_index) tells which of two ranks is further."""
 
     step: int
-    turn: int
+    call_index: int  # number of calls entered within the step
     call: str
 
 
-START = Place(0, 0, "the start")
+START = Position(0, 0, "startup")
 
 
 @dataclass(frozen=True)
-class Note:
-    """What a rank tells the others.
+class Heartbeat:
+    """What a rank publishes about itself.
 
     Attributes:
-        beat: moves with every note.
-        seconds: how long the rank has been at its place.
-        state: running, done (left in order), failed (by its own error), left (because of another rank).
-        verdict: of a rank that failed or left: the first cause, in words that name the rank.
+        position: the step and the call that the rank is in.
+        seconds: how long it has been there.
+        count: increases with every heartbeat.
+        state: "running", "done" (finished normally), "failed" (by its own error) or "stopped" (because of another rank).
+        cause: of a rank that failed or stopped: the first cause, as a sentence that names the rank.
     """
 
     rank: int
-    host: str = "host unknown"
+    host: str = "unknown host"
     pid: int = 0
-    place: Place = START
+    position: Position = START
     seconds: float = 0.0
-    beat: int = 0
+    count: int = 0
     state: str = "running"
-    verdict: str = ""
+    cause: str = ""
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.host}, pid {self.pid})"
 
     @property
     def where(self) -> str:
-        """The place in words."""
-        return f"step {self.place.step}, {self.place.call}"
+        """The position as text."""
+        return f"step {self.position.step} ({self.position.call})"
+
+    def to_json(self) -> str:
+        """The value that the store holds."""
+        return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, text: bytes) -> Self:
-        """Back from `json.dumps(asdict(note))`."""
+    def from_json(cls, text: bytes) -> Self:
+        """The inverse of `to_json`."""
         fields = json.loads(text)
-        return cls(**fields | {"place": Place(*fields["place"])})
+        return cls(**fields | {"position": Position(*fields["position"])})
 
 
-class Board:
-    """The notes of all ranks, in a store that is reached over a connection of its own. For one thread.
+class HeartbeatStore:
+    """The latest heartbeat of every rank, in a TCPStore reached over a connection of its own. Not thread-safe.
 
-    Beside the store's connection it keeps an idle one to the same port, whose end shows that the host is gone: a call to
-    a TCPStore that has lost its host prints a C++ backtrace.
+    A second, idle connection to the same port shows when the host is gone: a call to a TCPStore that has lost its host
+    prints a C++ backtrace, so the idle connection is checked before each call.
     """
 
     def __init__(self, host: str, port: int, name: str, size: int) -> None:
@@ -73,17 +84,21 @@ class Board:
         self._idle: socket.socket | None = None
         self._store: dist.Store | None = None
 
-    def exchange(self, *notes: Note) -> list[Note]:
-        """Write these notes and read those of all ranks. Raises OSError or RuntimeError: the store is out of reach."""
+    def exchange(self, *heartbeats: Heartbeat) -> list[Heartbeat]:
+        """Write these heartbeats and read the latest one of every rank: O(world_size) per rank and call.
+
+        Raises:
+            OSError, RuntimeError: the store cannot be reached.
+        """
         if self._idle is None or _is_closed(self._idle):
             self._idle = socket.create_connection(self._address, timeout=5)
             self._store = dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
         try:
-            for note in notes:
-                self._store.set(self._keys[note.rank], json.dumps(asdict(note)))
-            return [Note.read(text) for text in self._store.multi_get(self._keys)]
+            for heartbeat in heartbeats:
+                self._store.set(self._keys[heartbeat.rank], heartbeat.to_json())
+            return [Heartbeat.from_json(text) for text in self._store.multi_get(self._keys)]
         except RuntimeError:
-            self._idle = None  # connect anew: a late reply would be taken for that to the next call
+            self._idle = None  # reconnect: a late reply would be read as the reply to the next call
             raise
 
 
@@ -97,61 +112,65 @@ def _is_closed(connection: socket.socket) -> bool:
         return True
 
 
-class View:
-    """What one rank knows of the others: their last notes, and how long each has been silent, in seconds."""
+class PeerStatus:
+    """What one rank knows of the others: their latest heartbeats, and for how many seconds each has been silent."""
 
-    def __init__(self, rank: int, size: int, longest_look: float) -> None:
-        self._rank, self._longest_look = rank, longest_look
-        self._notes = [Note(peer) for peer in range(size)]
+    def __init__(self, rank: int, size: int, longest_update: float) -> None:
+        """`longest_update`: upper limit, in seconds, of the silence that one update adds to a peer."""
+        self._rank, self._longest_update = rank, longest_update
+        self._heartbeats = [Heartbeat(peer) for peer in range(size)]
         self._silence = [0.0] * size
-        self._store_silence = self._leaving = 0.0
+        self._store_silence = self._since_report = 0.0
 
     @property
-    def peers(self) -> list[Note]:
-        """Notes of the other ranks."""
-        return [note for note in self._notes if note.rank != self._rank]
+    def peers(self) -> list[Heartbeat]:
+        """The latest heartbeats of the other ranks."""
+        return [heartbeat for heartbeat in self._heartbeats if heartbeat.rank != self._rank]
 
-    def look(self, seconds: float, notes: list[Note] | None) -> None:
-        """Take in the notes read since the last look, which was `seconds` ago; None when the store gave none."""
+    def update(self, seconds: float, heartbeats: list[Heartbeat] | None) -> None:
+        """Take in the heartbeats of all ranks, `seconds` after the last update; None if the store did not answer."""
         self._store_silence += seconds
-        self._leaving += seconds if self.left() else 0.0
-        if notes is None:
+        self._since_report += seconds if self.reported_cause() else 0.0
+        if heartbeats is None:
             return
-        heard = min(self._store_silence, self._longest_look)  # a rank could not be heard while the store was silent
-        for old, new in zip(self._notes, notes, strict=True):
-            self._silence[new.rank] = self._silence[new.rank] + heard if new.beat == old.beat else 0.0
-        self._notes, self._store_silence = notes, 0.0
+        # While the store did not answer, no peer could be heard: that time does not count as a peer's silence.
+        elapsed = min(self._store_silence, self._longest_update)
+        for old, new in zip(self._heartbeats, heartbeats, strict=True):
+            self._silence[new.rank] = self._silence[new.rank] + elapsed if new.count == old.count else 0.0
+        self._heartbeats, self._store_silence = heartbeats, 0.0
 
-    def left(self, since: float = 0.0) -> str:
-        """The first cause as told by a rank that left; empty when none has, or less than `since` seconds ago."""
-        told = [note for note in self.peers if note.state in ("failed", "left")]
-        if not told or self._leaving < since:
+    def reported_cause(self, min_age: float = 0.0) -> str:
+        """The first cause that a peer reported before it exited; empty if none did, or less than `min_age` seconds ago."""
+        reports = [heartbeat for heartbeat in self.peers if heartbeat.state in ("failed", "stopped")]
+        if not reports or self._since_report < min_age:
             return ""
-        return min(told, key=lambda note: (note.state != "failed", note.rank)).verdict
+        return min(reports, key=lambda heartbeat: (heartbeat.state != "failed", heartbeat.rank)).cause
 
     def silent(self, limit: float) -> str:
-        """The ranks that have been silent for `limit` seconds, the longest first; empty when there are none."""
+        """The ranks that have been silent for `limit` seconds, the longest first; empty if there are none."""
         if self._store_silence >= limit:
-            host = self._notes[0]
-            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            name = f"torchrun on the machine of {host}" if agent else str(host)
-            return f"{name} has not answered for {self._store_silence:.0f} s; rank 0 was last heard of in {host.where}"
-        silent = [note for note in self.peers if note.state == "running" and self._silence[note.rank] >= limit]
-        silent.sort(key=lambda note: -self._silence[note.rank])
-        return _listed(
-            f"{note} has not answered for {self._silence[note.rank]:.0f} s; it was last heard of in {note.where}"
-            for note in silent
-        )
+            host, seconds = self._heartbeats[0], self._store_silence
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                return _describe_silence(host, seconds)
+            agent = f"torchrun on the node of {host}"
+            return f"{agent} has not responded for {seconds:.0f} s; rank 0 was last seen in {host.where}"
+        silent = [peer for peer in self.peers if peer.state == "running" and self._silence[peer.rank] >= limit]
+        silent.sort(key=lambda peer: -self._silence[peer.rank])
+        return _join(_describe_silence(peer, self._silence[peer.rank]) for peer in silent)
 
-    def behind(self, own: Note) -> str:
-        """The ranks that the others wait for, where all are alive: those less far in the order of calls."""
-        running = sorted([own, *(note for note in self.peers if note.state == "running")], key=lambda note: note.place)
-        late = [note for note in running if note.place[:2] < running[-1].place[:2]]
-        said = _listed(f"{note} is in {note.where}, for {note.seconds:.0f} s" for note in late or running)
-        return f"the others wait: {said}" if late else f"no rank is behind the others: {said}"
+    def behind(self, own: Heartbeat) -> str:
+        """The ranks that the others are waiting for, if all are alive: those that have entered fewer calls."""
+        running = sorted([own, *(peer for peer in self.peers if peer.state == "running")], key=lambda one: one.position)
+        late = [one for one in running if one.position[:2] < running[-1].position[:2]]
+        listed = _join(f"{one}, in {one.where} for {one.seconds:.0f} s" for one in late or running)
+        return f"the other ranks are waiting for {listed}" if late else f"no rank is behind the others: {listed}"
 
 
-def _listed(sentences: Iterable[str], most: int = 8) -> str:
-    every = list(sentences)
+def _describe_silence(peer: Heartbeat, seconds: float) -> str:
+    return f"{peer} has not responded for {seconds:.0f} s and was last seen in {peer.where}"
+
+
+def _join(texts: Iterable[str], most: int = 8) -> str:
+    every = list(texts)
     more = [f"and {len(every) - most} more ranks"] if len(every) > most else []
     return "; ".join(every[:most] + more)

@@ -1,4 +1,4 @@
-"""Which rank this process is, told by whatever started it. Imports no torch."""
+"""Reads this process's rank from the environment that its launcher set. Imports no torch."""
 
 import os
 from collections.abc import Mapping
@@ -7,10 +7,13 @@ from pretrain.errors import UserError
 
 
 def read_launcher(environment: Mapping[str, str] | None = None) -> tuple[int, int, int]:
-    """(rank, world size, local rank) from `deepspeed`, `torchrun`, `srun`, or (0, 1, 0) for plain `python`.
+    """(rank, world size, local rank) as set by `deepspeed`, `torchrun` or `srun`; (0, 1, 0) under plain `python`.
+
+    Args:
+        environment: the variables to read; None: those of this process.
 
     Raises:
-        UserError: the launcher set some of the variables but not all.
+        UserError: RANK is set but WORLD_SIZE is not.
     """
     env = os.environ if environment is None else environment
     for rank, size, local in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):

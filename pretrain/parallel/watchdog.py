@@ -1,13 +1,13 @@
-"""Names the rank that stops a run, on every rank, and ends the run when nothing else would.
+"""If a rank dies, hangs or fails, every other rank names it, its step and its call, and exits.
 
-A collective whose peer died or hangs waits in C++: under NCCL without an error, under gloo with one that names a neighbour
-at best. So every rank keeps a note in the store where the ranks met: its step, its call, and a counter. One thread
-exchanges notes, another judges them; two, because a call to a store whose host hangs cannot be interrupted.
+A collective whose peer has died or hangs waits in C++: under NCCL without an error, under gloo with an error that names at
+best a neighbour. So every rank publishes a heartbeat in the store where the ranks met: its step, its call and a counter. One
+thread exchanges heartbeats and another checks them, because a call to a store whose host hangs cannot be interrupted.
 
-Durations are counted here while this process runs and the store answers: clocks of hosts are not compared, and a process
-or a store that was stopped for a while accuses nobody when it goes on.
+Times are counted locally, and only while this process runs and the store answers. Clocks of different hosts are never
+compared, and no rank is reported as dead because this process or the store was suspended for a while.
 
-Limit: a rank that holds Python's global lock in one call for the whole heartbeat timeout is taken for dead.
+Limitation: a rank that holds Python's GIL in one call for the whole heartbeat timeout is taken for dead.
 """
 
 import faulthandler
@@ -28,92 +28,109 @@ import torch.distributed as dist
 
 from data_pipeline.errors import DataError
 from pretrain.errors import RankError, UserError
-from pretrain.parallel.heartbeats import START, Board, Note, Place, View
+from pretrain.parallel.heartbeats import START, Heartbeat, HeartbeatStore, PeerStatus, Position
 
 RANKS_PER_SECOND = 256
-"""A larger world beats slower than once a second: all read all notes, so the store's work grows with the square."""
+"""The interval between heartbeats is world_size / RANKS_PER_SECOND seconds, at least 1. Every rank reads the heartbeats of all
+ranks from one host: O(world_size^2) reads per interval, which is RANKS_PER_SECOND * world_size reads per second."""
 
-SUSPECT, EXPLAIN, LINGER, LONGEST_LOOK = 5, 15, 3, 5
-"""In beats: the silence that is blamed for a failed collective; the search for its cause; how long the store's host stays
-after its last note; what counts at most between two looks, for when this process was stopped."""
+SILENT_INTERVALS = 5
+"""A rank that has been silent for this many intervals is reported as the cause of a collective that failed."""
 
-GRACE = 10.0
-"""Seconds that this rank has to fail by itself after another one left: its own error may say more."""
+EXPLAIN_INTERVALS = 15
+"""How long a rank whose collective failed looks for the cause."""
 
-LAST_RESORT = 20.0
-"""Seconds from the last note of a failed rank to its end, whatever its clean-up waits for."""
+LINGER_INTERVALS = 3
+"""How long the store's host stays after its last heartbeat, so that the others can read it."""
+
+LONGEST_UPDATE_INTERVALS = 5
+"""The longest time that counts between two checks: this process may have been suspended for longer."""
+
+GRACE_SECONDS = 10.0
+"""How long this rank may take to fail by itself after another one has exited: its own error may say more."""
+
+EXIT_SECONDS = 20.0
+"""Time from the last heartbeat of a failed rank to the end of its process, even if its clean-up is still waiting."""
 
 COMMUNICATION = re.compile(r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out waiting", re.IGNORECASE)
-"""In the error of a collective whose peer is gone; gloo raises a plain RuntimeError."""
+"""Found in the error of a collective whose peer is gone; gloo raises a plain RuntimeError."""
 
 
 class PeerError(RankError):
-    """A collective failed on this rank because of another one, which the message names."""
+    """A collective failed on this rank because of another rank, which the message names."""
 
 
 class Watchdog:
     """Watches the other ranks while used as a context manager.
 
-    It ends this process with status 1 when a rank falls silent, when this rank is too long in one call, and when another
-    rank has left but this one has not followed. An error that leaves the context is told to the other ranks; the error of
-    a collective becomes a PeerError that names the first cause.
+    It ends this process with status 1 if a rank falls silent, if this rank spends too long in one call, or if another rank
+    has exited and this one has not followed. An error that leaves the context is reported to the other ranks; the error of
+    a failed collective becomes a PeerError that names the first cause.
     """
 
     def __init__(
-        self, rank: int, size: int, board: Board | None, collective_timeout: float, heartbeat_timeout: float, log: Path | None
-    ) -> None:  # fmt: skip
-        """As `watch`, which makes the board; without one, in a world of one, all methods do nothing."""
-        self._rank, self._board, self._log = rank, board, log
+        self,
+        rank: int,
+        size: int,
+        store: HeartbeatStore | None,
+        collective_timeout: float,
+        heartbeat_timeout: float,
+        log: Path | None,
+    ) -> None:
+        """See `watch`, which makes the store. Without a store, in a world of one rank, all methods do nothing."""
+        self._rank, self._store, self._log = rank, store, log
         self._collective_timeout, self._heartbeat_timeout = collective_timeout, heartbeat_timeout
-        self._beat = max(1.0, size / RANKS_PER_SECOND)  # seconds
-        self._view = View(rank, size, LONGEST_LOOK * self._beat)
-        self._place = self._seen_place = START
-        self._waited = 0.0  # seconds at this place
-        self._words = self._told = ("running", "")  # state and verdict: to be written, written
-        self._notes: SimpleQueue[list[Note]] = SimpleQueue()
+        self._interval = max(1.0, size / RANKS_PER_SECOND)  # seconds between heartbeats
+        self._peers = PeerStatus(rank, size, LONGEST_UPDATE_INTERVALS * self._interval)
+        self._position = self._checked_position = START
+        self._seconds_here = 0.0  # time spent at this position
+        self._status = self._published = ("running", "")  # (state, cause): current, and as last written to the store
+        self._received: SimpleQueue[list[Heartbeat]] = SimpleQueue()
         self._wake, self._closed = threading.Event(), threading.Event()
-        self._leaving = threading.Lock()  # taken for good by the thread that ends this rank; the other one waits for it
-        self._left = False  # by the main thread
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
+        self._exiting = threading.Lock()  # acquired for good by the thread that ends this rank; the other thread waits
+        self._left = False  # set by the main thread
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._exchange_heartbeats, self._check_peers)
+        ]
 
     def enter_phase(self, call: str, step: int | None = None) -> None:
-        """Note that `step` (None: the same as before) is now in `call`. All ranks say the same in the same order."""
-        step = self._place.step if step is None else step
-        turn = self._place.turn + 1 if step == self._place.step else 0
-        self._place = Place(step, turn, call)
+        """Record that this rank enters `call` of `step` (None: the current step). All ranks enter the same in one order."""
+        step = self._position.step if step is None else step
+        index = self._position.call_index + 1 if step == self._position.step else 0
+        self._position = Position(step, index, call)
 
-    def failed(self, reason: str) -> None:
-        """Tell the other ranks that this one ends by an error of its own."""
-        if self._board is not None and not self._left:
-            self._leaving.acquire()
-            own = self._own_note()
+    def report_failure(self, reason: str) -> None:
+        """Report to the other ranks that this one exits because of its own error."""
+        if self._store is not None and not self._left:
+            self._exiting.acquire()
+            own = self._own_heartbeat()
             self._leave("failed", f"{own} failed in {own.where}: {reason}")
 
     def explain(self, error: BaseException) -> str:
-        """Find why a collective failed on this rank, tell the other ranks, and return it as a sentence.
+        """Find out why a collective failed on this rank, report it to the other ranks, and return it as a message.
 
-        Takes up to EXPLAIN beats: the rank that was killed is the one whose counter stands still, and those that leave
-        because of it say so before they go.
+        Takes up to EXPLAIN_INTERVALS: a killed rank is the one whose counter no longer increases, and ranks that exit
+        because of it report so before they do.
         """
-        if self._board is None or self._left:
+        if self._store is None or self._left:
             return str(error)
-        self._leaving.acquire()
-        deadline = time.monotonic() + EXPLAIN * self._beat
-        while not (verdict := self._view.left() or self._view.silent(SUSPECT * self._beat)):
+        self._exiting.acquire()
+        deadline = time.monotonic() + EXPLAIN_INTERVALS * self._interval
+        while not (cause := self._peers.reported_cause() or self._peers.silent(SILENT_INTERVALS * self._interval)):
             if time.monotonic() > deadline:
-                verdict = f"{self._view.behind(self._own_note())}; the library said: {_reason(error)}"
+                cause = f"{self._peers.behind(self._own_heartbeat())}; the library reported: {_reason(error)}"
                 break
             time.sleep(0.1)
-        self._leave("left", verdict)
-        return self._message(verdict)
+        self._leave("stopped", cause)
+        return self._message(cause)
 
     def __enter__(self) -> Self:
-        for thread in self._threads if self._board is not None else ():
+        for thread in self._threads if self._store is not None else ():
             thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._board is None or self._left:
+        if self._store is None or self._left:
             return
         if error is None:
             self._finish()
@@ -122,93 +139,95 @@ class Watchdog:
         ):
             raise PeerError(self.explain(error)) from error
         else:
-            self.failed(_reason(error))
+            self.report_failure(_reason(error))
 
     def _finish(self) -> None:
-        """Leave in order. Rank 0, which may serve the store, waits for the others, under the same limits as ever."""
-        self.enter_phase(self._place.step, "the end of the other ranks")
-        self._tell("done", "", self._heartbeat_timeout)
+        """Exit normally. Rank 0, which may host the store, waits for the other ranks; all limits still apply to it."""
+        self.enter_phase("waiting for the other ranks to finish")
+        self._publish("done", "", self._heartbeat_timeout)
         if self._rank == 0:
-            while any(peer.state == "running" for peer in self._view.peers):
+            while any(peer.state == "running" for peer in self._peers.peers):
                 time.sleep(0.1)
-            time.sleep(self._beat)  # the last one is perhaps still reading the reply
+            time.sleep(self._interval)  # the last rank may still be reading the store's reply
         self._close()
 
-    def _leave(self, state: str, verdict: str) -> None:
-        """Leave with an error that is on its way up."""
+    def _leave(self, state: str, cause: str) -> None:
+        """Exit with an error that is already propagating."""
         self._left = True
-        faulthandler.dump_traceback_later(LAST_RESORT, exit=True, file=2)
-        self._say_last(state, verdict)
+        faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=2)
+        self._publish_exit(state, cause)
         self._close()
 
-    def _say_last(self, state: str, verdict: str) -> None:
-        """Write the last note of a rank that failed; the store's host lets the others read it."""
-        self._tell(state, verdict, LINGER * self._beat)
+    def _publish_exit(self, state: str, cause: str) -> None:
+        """Write the last heartbeat of a rank that failed; the store's host gives the others time to read it."""
+        self._publish(state, cause, LINGER_INTERVALS * self._interval)
         if self._rank == 0:
-            time.sleep(LINGER * self._beat)
+            time.sleep(LINGER_INTERVALS * self._interval)
 
-    def _tell(self, state: str, verdict: str, limit: float) -> None:
-        """Write state and verdict, and wait at most `limit` seconds until the store has them."""
-        words = self._words = (state, verdict)
+    def _publish(self, state: str, cause: str, limit: float) -> None:
+        """Set state and cause, and wait at most `limit` seconds until the store has them."""
+        status = self._status = (state, cause)
         deadline = time.monotonic() + limit
-        while self._told != words and time.monotonic() < deadline:
+        while self._published != status and time.monotonic() < deadline:
             self._wake.set()
             time.sleep(0.05)
 
     def _close(self) -> None:
-        """End the threads: one that returns from the store while the interpreter is taken down would abort the process."""
+        """End the threads: one that returns from the store during interpreter shutdown would abort the process."""
         self._closed.set()
         self._wake.set()
         for thread in self._threads:
-            thread.join(LINGER * self._beat)
+            thread.join(LINGER_INTERVALS * self._interval)
 
-    def _own_note(self, beat: int = 0) -> Note:
-        return Note(self._rank, socket.gethostname(), os.getpid(), self._place, self._waited, beat, *self._words)
+    def _own_heartbeat(self, count: int = 0) -> Heartbeat:
+        return Heartbeat(
+            self._rank, socket.gethostname(), os.getpid(), self._position, self._seconds_here, count, *self._status
+        )
 
-    def _talk(self) -> None:
-        """Thread: exchange notes every beat."""
-        for beat in itertools.count(1):
-            note = self._own_note(beat)
-            with suppress(OSError, RuntimeError, ValueError):  # the judge counts the time to the next success
-                self._notes.put(self._board.exchange(note))
-                self._told = (note.state, note.verdict)
-            self._wake.wait(self._beat)
+    def _exchange_heartbeats(self) -> None:
+        """Thread: write this rank's heartbeat and read all others in every interval."""
+        for count in itertools.count(1):
+            own = self._own_heartbeat(count)
+            with suppress(OSError, RuntimeError, ValueError):  # _check_peers measures the time until the next success
+                self._received.put(self._store.exchange(own))
+                self._published = (own.state, own.cause)
+            self._wake.wait(self._interval)
             self._wake.clear()
             if self._closed.is_set():
                 return
 
-    def _judge(self) -> None:
-        """Thread: judge the notes every beat, and end this process when its main thread will not."""
+    def _check_peers(self) -> None:
+        """Thread: check the heartbeats in every interval, and end this process if its main thread does not."""
         before = time.monotonic()
-        while not self._closed.wait(self._beat):
+        while not self._closed.wait(self._interval):
             now = time.monotonic()
-            self._look(min(now - before, LONGEST_LOOK * self._beat))
+            self._update_peers(min(now - before, LONGEST_UPDATE_INTERVALS * self._interval))
             before = now
-            verdict = self._view.left(since=GRACE) or self._view.silent(self._heartbeat_timeout)
-            stuck = self._waited > self._collective_timeout
-            if (verdict or stuck) and self._leaving.acquire(blocking=False):
-                self._end(verdict or self._view.behind(self._own_note()), stuck)
+            cause = self._peers.reported_cause(min_age=GRACE_SECONDS) or self._peers.silent(self._heartbeat_timeout)
+            stuck = self._seconds_here > self._collective_timeout
+            if (cause or stuck) and self._exiting.acquire(blocking=False):
+                self._end_process(cause or self._peers.behind(self._own_heartbeat()), stuck)
 
-    def _look(self, seconds: float) -> None:
-        """Take in the newest notes, and count how long this rank has been at its place."""
-        place, notes = self._place, None
-        self._waited = self._waited + seconds if place is self._seen_place else 0.0
-        self._seen_place = place
-        while not self._notes.empty():
-            notes = self._notes.get()
-        self._view.look(seconds, notes)
+    def _update_peers(self, seconds: float) -> None:
+        """Take in the newest heartbeats, and count how long this rank has been at its position."""
+        position, heartbeats = self._position, None
+        self._seconds_here = self._seconds_here + seconds if position is self._checked_position else 0.0
+        self._checked_position = position
+        while not self._received.empty():
+            heartbeats = self._received.get()
+        self._peers.update(seconds, heartbeats)
 
-    def _end(self, verdict: str, stacks: bool) -> None:
-        """End this process from its thread: nothing interrupts a collective in the main one."""
+    def _end_process(self, cause: str, stacks: bool) -> None:
+        """End this process from a thread, because nothing interrupts a collective in the main thread."""
         try:
             with suppress(OSError):
-                self._print(f"error: {self._message(verdict)}\n", stacks)
-            self._say_last("left", verdict)
+                self._write_error(f"error: {self._message(cause)}\n", stacks)
+            self._publish_exit("stopped", cause)
         finally:
             os._exit(1)
 
-    def _print(self, text: str, stacks: bool) -> None:
-        """To stderr and the log; not by sys.stderr, whose lock the main thread may hold."""
+    def _write_error(self, text: str, stacks: bool) -> None:
+        """Write to stderr and the log, but not through sys.stderr, whose lock the main thread may hold."""
         for path in (2, self._log):
             if path is not None:
                 with open(path, "a", encoding="utf-8", closefd=path != 2) as file:
@@ -217,34 +236,37 @@ class Watchdog:
                     if stacks:
                         faulthandler.dump_traceback(file=file)
 
-    def _message(self, verdict: str) -> str:
-        here = self._own_note().where
-        return f"rank {self._rank}: {verdict}. This rank was in {here}. The run goes on from its last checkpoint"
+    def _message(self, cause: str) -> str:
+        here = self._own_heartbeat().where
+        return (
+            f"rank {self._rank}: {cause}. This rank was in {here}. "
+            "Run the same command again to resume from the last complete checkpoint"
+        )
 
 
 def watch(
     rank: int, size: int, collective_timeout: float, heartbeat_timeout: float = 45.0, log: Path | None = None
 ) -> Watchdog:
-    """A watchdog over the ranks of the default process group. Collective; in a world of one it does nothing.
+    """Make a watchdog over the ranks of the default process group. Collective; in a world of one rank it does nothing.
 
     Args:
-        collective_timeout: seconds that a rank may be in one call; less than the process group waits.
-        heartbeat_timeout: seconds of silence after which a rank is gone.
-        log: file that also gets what the watchdog prints when it ends this process.
+        collective_timeout: how many seconds a rank may spend in one call; less than the process group's timeout.
+        heartbeat_timeout: after how many seconds of silence a rank is taken for dead.
+        log: file that also receives what the watchdog prints when it ends this process.
     """
-    board = None
+    store = None
     if size > 1:
-        # Rank 0 or torchrun serves the store here, wherever the ranks are: the process group was made through it.
+        # Rank 0 or torchrun's agent hosts the store at this address: the process group was made through it.
         address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        name = [uuid.uuid4().hex]  # of this watchdog: a process may train several times
+        name = [uuid.uuid4().hex]  # unique to this watchdog: one process may train several times
         if rank == 0:
-            Board(*address, name[0], size).exchange(*(Note(peer) for peer in range(size)))
+            HeartbeatStore(*address, name[0], size).exchange(*(Heartbeat(peer) for peer in range(size)))
         dist.broadcast_object_list(name)
-        board = Board(*address, name[0], size)
-    return Watchdog(rank, size, board, collective_timeout, heartbeat_timeout, log)
+        store = HeartbeatStore(*address, name[0], size)
+    return Watchdog(rank, size, store, collective_timeout, heartbeat_timeout, log)
 
 
 def _reason(error: BaseException) -> str:
-    """One line of an error, without the class where the message was written for the user."""
+    """The first line of an error, without the class name if the message was written for the user."""
     line = (str(error).strip().splitlines() or [""])[0]
     return line if isinstance(error, UserError | DataError) else f"{type(error).__name__}: {line}"

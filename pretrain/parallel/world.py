@@ -1,4 +1,4 @@
-"""Where this process stands: ranks from any launcher, device, process groups. Parallelism is composed here."""
+"""This process among the ranks: its device and its process groups. `parallelize` composes the model on top of them."""
 
 import os
 import socket
@@ -20,20 +20,20 @@ from pretrain.errors import UserError
 from pretrain.parallel.watchdog import Watchdog, watch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for the other ranks before it fails; longer than a run's `parallel.timeout_minutes`."""
+"""How long a collective waits for the other ranks before it fails. Longer than any `parallel.timeout_minutes`."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One rank of a run. megatron-core's order of ranks: tensor fastest, then data, then pipeline.
+    """One rank of a run. Rank order is megatron-core's: tensor varies fastest, then data, then pipeline.
 
     Attributes:
         rank, size: of the whole job.
         local_rank: on this node.
         device: this rank's accelerator, or the CPU.
         shape: sizes of the groups.
-        replica_group: ranks of this pipeline that hold the same layers of the mid block; None where none are copied.
-        watchdog: names the rank that others wait for; None outside training.
+        replica_group: ranks of this pipeline that hold the same layers of the mid block; None if the block is not copied.
+        watchdog: names the rank that the others are waiting for; None outside training.
     """
 
     rank: int
@@ -46,7 +46,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the rank that prints and writes."""
+        """True on the one rank that prints and writes files."""
         return self.rank == 0
 
     @property
@@ -65,26 +65,37 @@ class World:
         return parallel_state.get_tensor_model_parallel_rank()
 
     @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """The ranks that share every matrix with this one."""
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
     def stage(self) -> int:
         """Which pipeline stage this rank is."""
         return parallel_state.get_pipeline_model_parallel_rank()
 
     @property
     def holds_loss(self) -> bool:
-        """True on the one rank of each data-parallel share whose figures count: it has logits, and is the first that has."""
+        """True on the one rank of each data-parallel share that contributes to sums of the loss.
+
+        The last pipeline stage computes the loss, on every tensor-parallel rank alike: the first of them counts.
+        """
         return self.stage == self.shape.pipeline - 1 and self.tensor_rank == 0
 
     def watched(self, timeout_minutes: float, log: Path) -> Watchdog:
-        """A watchdog over all ranks, for `replace(world, watchdog=...)`. Collective."""
+        """A watchdog over all ranks, to be set by `replace(world, watchdog=...)`. Collective."""
         return watch(self.rank, self.size, 60 * timeout_minutes, log=log)
 
     def enter_phase(self, call: str, step: int | None = None) -> None:
-        """Tell the watchdog where this rank is; all ranks say the same in the same order. `step` None: as before."""
+        """Report to the watchdog what this rank does next. All ranks report the same phases in the same order.
+
+        `step` None keeps the step of the previous call.
+        """
         if self.watchdog is not None:
             self.watchdog.enter_phase(call, step)
 
     def sum(self, values: Sequence[float] | Tensor) -> Tensor:
-        """Sum over all ranks in fp64, as a CPU tensor: every rank gets the same numbers."""
+        """Sum over all ranks in fp64, returned on the CPU; every rank gets the same numbers."""
         total = torch.as_tensor(values, dtype=torch.float64).to(self.device)
         dist.all_reduce(total)
         return total.cpu()
@@ -94,7 +105,7 @@ class World:
         return bool(self.sum([float(flag)]).item() > 0)
 
     def raise_on_all_ranks(self, error: Exception | None) -> None:
-        """Let a failure on one rank fail all, naming it; the ranks leave together. Raises UserError."""
+        """Raise UserError on all ranks if one of them has an error; the message names that rank. Collective."""
         messages: list[str | None] = [None] * self.size
         own = error and (str(error) if isinstance(error, UserError | DataError) else f"{type(error).__name__}: {error}")
         dist.all_gather_object(messages, own)
@@ -114,7 +125,7 @@ class World:
 
 
 class DeepSpeedMpu:
-    """What DeepSpeed asks of an `mpu`, answered by megatron-core's `parallel_state`, which lacks two names of it."""
+    """The `mpu` that DeepSpeed expects: megatron-core's `parallel_state` and the two functions that it lacks."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(parallel_state, name)
@@ -124,15 +135,15 @@ class DeepSpeedMpu:
         return dist.get_world_size(parallel_state.get_model_parallel_group())
 
     def get_model_parallel_rank(self) -> int:
-        """Place among them."""
+        """This rank's index among them."""
         return dist.get_rank(parallel_state.get_model_parallel_group())
 
 
 def join_ranks(ranks: tuple[int, int, int]) -> torch.device:
-    """Meet the other ranks (gloo on CPUs, NCCL on GPUs) and take a device.
+    """Connect to the other ranks (gloo on CPUs, NCCL on GPUs) and pick this rank's device.
 
     Args:
-        ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a process that works alone.
+        ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a single process.
 
     Raises:
         UserError: the other ranks cannot be reached.
@@ -145,11 +156,12 @@ def join_ranks(ranks: tuple[int, int, int]) -> torch.device:
 
 
 def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> World:
-    """Join the ranks and make the groups of a layout, once.
+    """Connect to the other ranks and create the process groups of a layout, once.
 
     Args:
         ranks: as for `join_ranks`.
-        shape: how the ranks are divided; None: all data-parallel. Another shape than before replaces the groups.
+        shape: how the ranks are divided; None: all data-parallel. A shape that differs from the previous one replaces
+            the groups.
 
     Raises:
         UserError: the other ranks cannot be reached.
@@ -157,7 +169,7 @@ def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> Worl
     rank, size, local_rank = ranks
     shape = shape or Shape()
     if shape.tensor > 1:
-        # megatron-core orders its overlapped reductions by the order of launches, which one hardware queue keeps.
+        # megatron-core relies on kernels running in the order of their launch, which a single hardware queue guarantees.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = join_ranks(ranks)
     if parallel_state.is_initialized() and _megatron_shape() != (shape.tensor, shape.pipeline):
@@ -178,7 +190,7 @@ def _megatron_shape() -> tuple[int, int]:
 
 
 def _replica_group(shape: Shape) -> dist.ProcessGroup | None:
-    """The group of this rank among all groups of stages that hold the same mid layers. Collective."""
+    """This rank's group of stages that hold the same mid layers. Collective: every rank creates every group."""
     if shape.mid_replicas == 1:
         return None
     own = parallel_state.get_pipeline_model_parallel_group()
@@ -194,7 +206,7 @@ def _replica_group(shape: Shape) -> dist.ProcessGroup | None:
 
 
 def _share_cores() -> None:
-    """Divide the cores among the ranks that may run on the same ones; OMP_NUM_THREADS overrides."""
+    """Divide the cores among the ranks that may run on the same ones. OMP_NUM_THREADS, if set, takes precedence."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     cores = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
@@ -211,25 +223,27 @@ def _device(local_rank: int) -> torch.device:
 
 
 def _join(rank: int, size: int, device: torch.device) -> None:
-    backend = "gloo" if device.type == "cpu" else "nccl"
+    # NCCL wants to know the device now: otherwise `barrier` guesses it from the rank, and warns.
+    where = {"backend": "gloo"} if device.type == "cpu" else {"backend": "nccl", "device_id": device}
     if size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(**where, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         return
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
         if variable not in os.environ:
             raise UserError(
-                f"{size} ranks, but {variable} is not set: use deepspeed, torchrun or launchers/pretrain.sh"
+                f"{size} ranks, but {variable} is not set; start with deepspeed, torchrun or launchers/pretrain.sh"
             )
     try:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(**where, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"rank {rank} of {size} cannot meet the others at {address}; if another job has that port, give the launcher one of "
-            f"your own (deepspeed --master_port N, torchrun --master-port N). The library said: {error}"
+            f"rank {rank} of {size} cannot connect to the other ranks at {address}. If another job uses that port, choose a "
+            f"different one (deepspeed --master_port N, torchrun --master-port N). The library reported: {error}"
         ) from error
 
 
 def leave_world() -> None:
-    """Leave the process groups after a run that went well; one that failed must not wait for the other ranks."""
-    dist.destroy_process_group()
+    """Destroy the process groups after a success. A failed rank must not call this: it would wait for the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

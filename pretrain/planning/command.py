@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.dataset.blend import is_prepared, load_blend
 from pretrain.config.layout_names import layout_name, stage_contents
 from pretrain.config.load import load_settings
@@ -14,7 +15,6 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.planning.estimate import H100_BF16_TFLOPS, Estimate
 from pretrain.planning.layouts import GIB, best, legal_layouts, plan_of, ranked
 from pretrain.planning.memory import memory_of
-from pretrain.writing import replace_text
 
 SHOWN = 12
 """Number of layouts in the table without --all."""
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_assumptions(base)))
         print(f"\n{_table(shown, fastest=estimates[0])}\n\n{_summary(estimates)}")
     if arguments.json:
-        replace_text(arguments.json, json.dumps([_record(e) for e in estimates], indent=2) + "\n")
+        write_atomic(arguments.json, json.dumps([_record(e) for e in estimates], indent=2) + "\n")
     print("\n" + "\n".join(_describe(best(base, estimates))))
     return 0
 

@@ -10,11 +10,11 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.machine.devices import device_name, peak_flops
 from pretrain.machine.kernels import KernelChoice
 from pretrain.machine.versions import package_version
-from pretrain.training.loop import TrainingRun
+from pretrain.training.state import TrainingRun
 
 
-def print_banner(run: TrainingRun, blend: Blend, kernels: Sequence[KernelChoice], notes: Sequence[str]) -> None:
-    """Print what this start will do, on the main rank."""
+def print_banner(run: TrainingRun, kernels: Sequence[KernelChoice], notes: Sequence[str]) -> None:
+    """Print what this start will do. For the main rank."""
     rows = [
         ("run", str(run.folder)),
         ("versions", _versions()),
@@ -23,9 +23,9 @@ def print_banner(run: TrainingRun, blend: Blend, kernels: Sequence[KernelChoice]
         *_rank_rows(run.plan),
         *((k.operation, f"{k.implementation} ({k.reason})") for k in kernels),
         *_model_rows(run.plan),
-        *_data_rows(run.plan, blend),
+        *_data_rows(run.plan, run.blend),
         *_document_rows(run.plan),
-        *_arithmetic_rows(run, blend),
+        *_arithmetic_rows(run),
         *(("note", note) for note in notes),
     ]
     width = max(len(name) for name, _ in rows)
@@ -40,7 +40,7 @@ def _versions() -> str:
 def _peak(run: TrainingRun) -> str:
     settings = run.plan.settings
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
-    return "unknown, so mfu is n/a (give hardware.peak_tflops)" if peak is None else f"{peak / 1e12:g} TFLOP/s"
+    return "unknown, so mfu is n/a (set hardware.peak_tflops)" if peak is None else f"{peak / 1e12:g} TFLOP/s"
 
 
 def _layout(run: TrainingRun) -> str:
@@ -53,7 +53,7 @@ def _layout(run: TrainingRun) -> str:
 
 
 def _rank_rows(plan: RunPlan) -> list[tuple[str, str]]:
-    """Which ranks form each pipeline stage, and what the stage holds; megatron-core counts tensor, data, pipeline ranks."""
+    """The ranks of each pipeline stage and what the stage holds. Rank order is tensor, data, pipeline (megatron-core)."""
     parallel, per_stage = plan.settings.parallel, plan.world_size // plan.settings.parallel.pipeline
     if plan.world_size == plan.data_parallel_size:
         return []
@@ -86,7 +86,7 @@ def _model_rows(plan: RunPlan) -> list[tuple[str, str]]:
 
 
 def _data_rows(plan: RunPlan, blend: Blend) -> list[tuple[str, str]]:
-    """Rows of one corpus, or a line for each of a mixture with its share and the passes that the run makes over it."""
+    """The rows of one corpus; of a mixture, a line per corpus with its share and the epochs that the run makes of it."""
     sizes = f"rows of {plan.seq_len} tokens, {blend.manifest.vocab_size:,} token ids"
     if len(blend.corpora) == 1:
         corpus = blend.corpora[0]
@@ -111,18 +111,18 @@ def _padding(corpus: Corpus) -> str:
 
 
 def _document_rows(plan: RunPlan) -> list[tuple[str, str]]:
-    """What is done per document of a row instead of per row; nothing by default."""
+    """What is done per document instead of per row; empty by default."""
     train = plan.settings.train
-    told = {"attention within each": train.attention, "a timestep for each": train.noise}
-    shown = [what for what, scope in told.items() if scope == "document"]
+    scopes = {"attention within each": train.attention, "a timestep for each": train.noise}
+    shown = [what for what, scope in scopes.items() if scope == "document"]
     return [("documents", ", ".join(shown))] if shown else []
 
 
-def _arithmetic_rows(run: TrainingRun, blend: Blend) -> list[tuple[str, str]]:
+def _arithmetic_rows(run: TrainingRun) -> list[tuple[str, str]]:
     plan = run.plan
     train, rest = plan.settings.train, plan.total_steps - run.progress.step
     total_tokens = plan.total_steps * plan.tokens_per_step
-    epochs = plan.total_steps * train.global_batch_size / sum(corpus.rows for corpus in blend.corpora)
+    epochs = plan.total_steps * train.global_batch_size / sum(corpus.rows for corpus in run.blend.corpora)
     return [
         (
             "batch",

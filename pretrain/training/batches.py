@@ -1,4 +1,4 @@
-"""Rows of the prepared data + noise -> micro-batches, as a function of the step."""
+"""Rows of the prepared data and noise -> micro-batches, as a function of the step."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,8 +24,9 @@ class MicroBatch:
         clean: x_0, int64 [b, s].
         masked: which tokens are [MASK] in x_t, bool [b, s].
         timesteps: t of each token, fp64 [b, s].
-        document_ids: document of each token within its row, -1 for padding, int32 [b, s]; None for attention to the whole row.
-        batch_tokens: tokens of the global batch, padding not counted: what the loss is divided by.
+        document_ids: document of each token within its row, -1 for padding, int32 [b, s]; None if attention is to the
+            whole row.
+        batch_tokens: tokens of the global batch without padding, by which the loss is divided.
         mask_id: id of [MASK].
         min_timestep: lower end of the timesteps' interval.
     """
@@ -45,7 +46,7 @@ class MicroBatch:
 
     @property
     def inputs(self) -> Inputs:
-        """What the model is called with: x_t, and the masked tokens' logits are wanted."""
+        """What the model is called with: x_t; logits are computed at the masked positions."""
         return Inputs(self.corrupted, self.masked, self.document_ids)
 
     @cached_property
@@ -74,21 +75,18 @@ class Batches:
     """This rank's micro-batches of any step.
 
     Sample i of step k has the global index k * global_batch_size + i. Row, timestep and mask follow from the seed and
-    that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step. Ranks
-    that share a data-parallel rank (tensor, pipeline) compute the same noise; nobody sends it.
+    that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step. Tensor
+    and pipeline ranks of one data-parallel share compute the same rows and noise instead of sending them.
     """
 
-    def __init__(self, plan: RunPlan, source: Samples | None, data_parallel_rank: int, device: torch.device) -> None:
-        """`source` is None on a pipeline stage that neither embeds nor ends the model, where attention is to whole rows."""
+    def __init__(self, plan: RunPlan, source: Samples, data_parallel_rank: int, device: torch.device) -> None:
         self._plan, self._source, self._device = plan, source, device
         self._first = data_parallel_rank * plan.rows_per_rank
 
-    def __getitem__(self, step: int) -> list[MicroBatch | None]:
-        """Micro-batches of optimiser step `step`, which counts from 0, on the CPU."""
+    def __getitem__(self, step: int) -> list[MicroBatch]:
+        """Micro-batches of optimizer step `step`, which counts from 0, on the CPU."""
         plan, settings = self._plan, self._plan.settings
-        if self._source is None:
-            return [None] * plan.micro_batches
-        arrays, batch_tokens = self._rows(step, self._source)
+        arrays, batch_tokens = self._rows(step)
         size = settings.train.micro_batch_size
         return [
             MicroBatch(
@@ -100,9 +98,9 @@ class Batches:
             for i in range(0, plan.rows_per_rank, size)
         ]
 
-    def _rows(self, step: int, source: Samples) -> tuple[tuple[np.ndarray | None, ...], int]:
-        """(clean, masked, timesteps, documents) of this rank's rows, and the real tokens of the global batch."""
-        plan, train, seed = self._plan, self._plan.settings.train, self._plan.settings.run.seed
+    def _rows(self, step: int) -> tuple[tuple[np.ndarray | None, ...], int]:
+        """(clean, masked, timesteps, document ids) of this rank's rows, and the global batch's tokens without padding."""
+        plan, source, train, seed = self._plan, self._source, self._plan.settings.train, self._plan.settings.run.seed
         batch = step * train.global_batch_size + np.arange(train.global_batch_size)
         local = slice(self._first, self._first + plan.rows_per_rank)
         samples = batch[local]
@@ -118,13 +116,13 @@ class Batches:
             masked &= np.arange(plan.seq_len) < lengths[local, None]
         return (tokens, masked, t, document_ids if train.attention == "document" else None), batch_tokens
 
-    def from_step(self, first: int) -> Iterator[list[MicroBatch | None]]:
-        """Micro-batches of step `first` and all later ones, each made while the step before it computes."""
+    def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
+        """Micro-batches of step `first` and all later ones; a thread prepares each during the step before it."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            waiting: Future[list[MicroBatch | None]] = pool.submit(self.__getitem__, first)
+            waiting: Future[list[MicroBatch]] = pool.submit(self.__getitem__, first)
             step = first
             while True:
                 ready = waiting.result()
                 step += 1
                 waiting = pool.submit(self.__getitem__, step)
-                yield [batch and batch.to(self._device) for batch in ready]
+                yield [batch.to(self._device) for batch in ready]

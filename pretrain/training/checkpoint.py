@@ -1,11 +1,11 @@
-"""Checkpoints: a folder that counts only when its completion mark is there.
+"""Checkpoints: a folder that is valid only if it contains its completion mark.
 
 checkpoints/step_N/
     COMPLETE              the mark, written last
     state.json            progress, layout, versions and the settings that made it
-    weights.safetensors   full fp32 weights, for evaluation, sampling and export on one process
-    ema.safetensors       their moving average, where the run keeps one
-    deepspeed/            this layout's shards of weights, optimiser and average, for a bitwise resume
+    weights.safetensors   full fp32 weights, for evaluation, sampling and export
+    ema.safetensors       their moving average, if the run keeps one
+    deepspeed/            this layout's shards of weights, optimizer states and average, for a bit-identical resume
 """
 
 import json
@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.dataset.blend import Blend
 from model.denoiser import LoopedDenoiser
 from model.weights import fill_weights
 from pretrain.config.load import flatten
 from pretrain.config.settings import Settings
 from pretrain.errors import RankError, UserError
+from pretrain.optimizer.ema import averaged_weights
 from pretrain.parallel.world import World
-from pretrain.training.loop import Progress, TrainingRun
+from pretrain.training.state import Progress, TrainingRun
 
 MARK = "COMPLETE"
 SHARDS = "deepspeed"
@@ -39,12 +39,12 @@ IDENTITY = (
     "train.attention",
     "train.noise",
 )
-"""Settings beside model.* that decide what a step computes on: a resume keeps them."""
+"""Settings beside model.* that decide what a step is computed on. A resume must not change them."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's shards are cut; a resume needs the same."""
+    """How a checkpoint's shards are divided. A resume needs the same layout."""
 
     world_size: int
     tensor: int
@@ -71,11 +71,11 @@ def latest_checkpoint(run_folder: Path) -> Path:
     return found[-1]
 
 
-def save_checkpoint(run: TrainingRun, blend: Blend) -> Path:
-    """Write a checkpoint of the present step, or leave nothing behind. Collective.
+def save_checkpoint(run: TrainingRun) -> Path:
+    """Write a checkpoint of the current step, completely or not at all. Collective.
 
     Raises:
-        UserError: a rank could not write (disk full, no permission); older checkpoints are untouched.
+        UserError: a rank could not write (disk full, no permission). Older checkpoints are unchanged.
     """
     final = run.folder / "checkpoints" / f"step_{run.progress.step}"
     if (final / MARK).is_file():
@@ -83,13 +83,14 @@ def save_checkpoint(run: TrainingRun, blend: Blend) -> Path:
     partial = final.with_name(final.name + ".partial")
     run.world.raise_on_all_ranks(_prepare_folder(run, partial))
     try:
-        _write(run, blend, partial)
+        _write(run, partial)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # The other ranks may be inside a collective: this one leaves, its launcher ends them, and the folder has no mark.
+        # The other ranks may be inside a collective. This rank exits, the launcher ends the others, and the folder stays
+        # without a mark.
         if run.world.size == 1:
             shutil.rmtree(partial, ignore_errors=True)
         raise RankError(
-            f"rank {run.world.rank} could not write {partial}: {error}. Older checkpoints are whole"
+            f"rank {run.world.rank} could not write {partial}: {error}. Older checkpoints are complete"
         ) from error
     run.world.barrier()
     if run.world.is_main:
@@ -101,46 +102,46 @@ def save_checkpoint(run: TrainingRun, blend: Blend) -> Path:
     return final
 
 
-def restore(run: TrainingRun, blend: Blend) -> Path | None:
-    """Load the newest complete checkpoint of the run's folder, or return None when there is none. Collective.
+def restore(run: TrainingRun) -> Path | None:
+    """Load the newest complete checkpoint of the run's folder and return it, or None if there is none. Collective.
 
     Raises:
-        UserError: it was made by another layout, model, seed or data.
+        UserError: it was made with another layout, model, seed or data.
     """
     found = list_checkpoints(run.folder)
     if not found:
         return None
     state = read_state(found[-1])
-    _require_same(found[-1], state, run, blend)
+    _require_same(found[-1], state, run)
     run.engine.load(found[-1], SHARDS)
     run.progress = Progress(**state["progress"])
     return found[-1]
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint. Raises UserError when it cannot be read.
+    """`state.json` of a checkpoint. Raises UserError if it cannot be read.
 
-    Settings that are younger than the checkpoint have their defaults, which do what was done before there was a choice.
+    A setting that did not exist when the checkpoint was made gets its default, which reproduces the behaviour of that time.
     """
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         return state | {"settings": flatten(Settings()) | state["settings"]}
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{checkpoint / 'state.json'}: cannot be read ({error}); remove the folder to use the one before"
+            f"{checkpoint / 'state.json'}: cannot be read ({error}); remove the folder to use the previous checkpoint"
         ) from None
 
 
 def load_into(model: LoopedDenoiser, checkpoint: Path, world: World, averaged: bool) -> None:
-    """Fill a model, or this rank's part of it, from the full fp32 weights of a checkpoint; reads nothing else of them.
+    """Fill a model, or this rank's part of it, from the full fp32 weights of a checkpoint. Reads only the weights it needs.
 
     Raises:
-        UserError: the file is missing or broken, or does not fit the model.
+        UserError: the file is missing or damaged, or does not fit the model.
     """
     path = checkpoint / ("ema.safetensors" if averaged else "weights.safetensors")
     if not path.is_file():
         raise UserError(
-            f"{path}: does not exist; the run keeps no such weights, use --weights {'raw' if averaged else 'ema'}"
+            f"{path}: does not exist because the run does not keep these weights; use --weights {'raw' if averaged else 'ema'}"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -156,36 +157,36 @@ def load_into(model: LoopedDenoiser, checkpoint: Path, world: World, averaged: b
             fill_weights(model, source, world.tensor_rank, world.shape.tensor)
     except SafetensorError as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); remove {checkpoint} to use the checkpoint before it"
+            f"{path}: cannot be read ({error}); remove {checkpoint} to use the previous checkpoint"
         ) from None
 
 
 def prune(run_folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and what interrupted saves left."""
+    """Remove all but the newest `keep` complete checkpoints, and the remains of interrupted saves."""
     for old in list_checkpoints(run_folder)[:-keep]:
-        (old / MARK).unlink()  # first the mark, so that a half-removed folder never counts
+        (old / MARK).unlink()  # the mark goes first, so that a half-removed folder is never taken for a checkpoint
         shutil.rmtree(old)
     for partial in (run_folder / "checkpoints").glob("step_*.partial"):
         shutil.rmtree(partial)
 
 
 def changed_settings(checkpoint: Path, run: TrainingRun) -> list[str]:
-    """`key: old -> new` of every setting that differs from those the checkpoint was made with."""
+    """`key: old -> new` of every setting that differs from the checkpoint's."""
     old, new = read_state(checkpoint)["settings"], flatten(run.plan.settings)
     return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
 
 
-def _write(run: TrainingRun, blend: Blend, folder: Path) -> None:
+def _write(run: TrainingRun, folder: Path) -> None:
     run.engine.save(folder, SHARDS)
     _save_gathered(run, folder / "weights.safetensors")
     if run.plan.settings.optim.ema_decay:
-        with run.engine.averaged():
+        with averaged_weights(run.engine.optimizer):
             _save_gathered(run, folder / "ema.safetensors")
     if run.world.is_main:
         state = {
             "progress": asdict(run.progress),
             "layout": asdict(_layout(run)),
-            "data": blend.identity(),
+            "data": run.blend.identity(),
             "torch": torch.__version__,
             "settings": flatten(run.plan.settings),
         }
@@ -196,16 +197,16 @@ def _save_gathered(run: TrainingRun, path: Path) -> None:
     gathered = run.engine.full_weights()
     if run.world.is_main:
         save_file(dict(gathered), path)
-        path.chmod(0o644)  # safetensors makes it private to the user; colleagues evaluate too
+        path.chmod(0o644)  # safetensors writes files that only their owner can read; colleagues evaluate runs too
     else:
-        for _ in gathered:  # gathering is collective; only the main rank keeps what it gathers
+        for _ in gathered:  # gathering is collective, but only the main rank receives the weights
             pass
 
 
 def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | UserError | None:
-    """Make an empty folder and check that a checkpoint fits.
+    """Create an empty folder and check that a checkpoint fits on the disk.
 
-    fp32 copies of the weights: DeepSpeed's, its master weights, two moments and ours; with an average, two of that.
+    It holds these fp32 copies of the weights: DeepSpeed's, its master weights, two moments, ours; and two of the average.
     """
     if not run.world.is_main:
         return None
@@ -219,8 +220,8 @@ def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | UserError | No
             partial.rmdir()
             mib = 2**20
             return UserError(
-                f"{partial.parent}: {free / mib:,.1f} MiB free, a checkpoint needs about {needed / mib:,.1f} MiB; make room "
-                "and start again. Older checkpoints are whole"
+                f"{partial.parent}: {free / mib:,.1f} MiB free, a checkpoint needs about {needed / mib:,.1f} MiB; free some "
+                "space and run the same command again. Older checkpoints are complete"
             )
     except OSError as error:
         return error
@@ -228,7 +229,7 @@ def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | UserError | No
 
 
 def _complete(partial: Path) -> None:
-    """Force every file to the disk, then set the mark."""
+    """Flush every file to the disk, then write the mark."""
     for path in partial.rglob("*"):
         if path.is_file():
             _sync(path)
@@ -257,7 +258,7 @@ def _layout(run: TrainingRun) -> Layout:
     )
 
 
-def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, blend: Blend) -> None:
+def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun) -> None:
     problems = [
         f"{key} was {state['layout'][key]}, now {value}"
         for key, value in asdict(_layout(run)).items()
@@ -272,15 +273,15 @@ def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun, ble
     ]
     if bool(state["settings"].get("optim.ema_decay")) != bool(new["optim.ema_decay"]):
         problems.append(f"optim.ema_decay was {state['settings'].get('optim.ema_decay')}, now {new['optim.ema_decay']}")
-    if state["data"] != blend.identity():
-        now = blend.identity()
+    now = run.blend.identity()
+    if state["data"] != now:
         changed = [name for name in {**state["data"], **now} if state["data"].get(name) != now.get(name)]
         problems.append(
-            f"the data in {run.plan.settings.data.path} is another corpus than the one trained on ({', '.join(changed)} changed)"
+            f"the data in {run.plan.settings.data.path} differs from the data of the run ({', '.join(changed)} changed)"
         )
     if problems:
         raise UserError(
             f"{checkpoint}: cannot resume: "
             + "; ".join(problems)
-            + ". Restore these, or start anew with another run.name or --no-resume"
+            + ". Restore these values, or start a new run with another run.name or --no-resume"
         )

@@ -57,10 +57,11 @@ def serve_steps(overrides: list[str]) -> None:
     built = build_run(plan, blend, world)
     for step, line in enumerate(sys.stdin):
         at = replace(plan, settings=replace(plan.settings, train=replace(plan.settings.train, loops=int(line))))
+        built.progress.step = step
         batches = built.batches[step]
         world.barrier()
         begin = time.perf_counter()
-        train_step(built.engine, world, at, step, batches)
+        train_step(replace(built, plan=at), batches)
         print(f"seconds {time.perf_counter() - begin}", flush=True)
 
 

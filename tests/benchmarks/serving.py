@@ -96,7 +96,6 @@ class Training:
         self._plan = plan_of(path)
         self._world = start_world((0, 1, 0))
         self._run = build_run(self._plan, load_blend(path), self._world)
-        self._step = 0
         self.speed()  # the first steps allocate
 
     def speed(self) -> float:
@@ -105,8 +104,8 @@ class Training:
 
         begin = time.perf_counter()
         for _ in range(TRAINED_STEPS):
-            train_step(self._run.engine, self._world, self._plan, self._step, self._run.batches[self._step])
-            self._step += 1
+            train_step(self._run, self._run.batches[self._run.progress.step])
+            self._run.progress.step += 1
         return TRAINED_STEPS * self._plan.tokens_per_step / (time.perf_counter() - begin)
 
 

@@ -1,4 +1,4 @@
-"""Bytes that ZeRO-3 gathers in a step: torchrun ... gathered.py OUT RECIPE key=value ...
+"""Counts the bytes that ZeRO-3 gathers in a step: torchrun ... gathered.py OUT RECIPE key=value ...
 
 Rank 0 writes OUT: {"S": bytes gathered} for S = 1 and 6, over the micro-batches of one step.
 """
@@ -14,7 +14,7 @@ LOOPS = (1, 6)
 
 
 def count_gathers(seen: list[int]) -> None:
-    """Let every all-gather of this process add the bytes of its result; DeepSpeed takes the functions when it is imported."""
+    """Append the bytes of every all-gather's result to `seen`. Call before DeepSpeed is imported, which binds the function."""
     original = dist.all_gather_into_tensor
 
     def counted(output_tensor: Tensor, input_tensor: Tensor, *arguments: object, **keywords: object) -> object:
@@ -42,13 +42,13 @@ if __name__ == "__main__":
     plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
     run = build_run(plan, blend, world)
-    told = {}
-    for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step also traces the order of the modules
+    gathered = {}
+    for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step traces the order of modules and is repeated
         batches = run.batches[step]
         seen.clear()
-        run.engine.forward_backward([b and b.inputs for b in batches], loops, lambda n, logits: logits[:, :8].sum())
-        told[loops] = sum(seen)
+        run.engine.forward_backward([b.inputs for b in batches], loops, lambda n, logits: logits[:, :8].sum())
+        gathered[loops] = sum(seen)
         run.engine.step(0.0)
     if world.is_main:
-        Path(sys.argv[1]).write_text(json.dumps(told))
+        Path(sys.argv[1]).write_text(json.dumps(gathered))
     leave_world()

@@ -1,6 +1,6 @@
 """Starts a run in which one rank differs: torchrun ... inconsistent.py RECIPE RANK DIFFERENCE key=value ...
 
-DIFFERENCE: `weights` or `rows` spoils what that rank computes; anything else is one more key=value word for it.
+DIFFERENCE: `weights` or `rows` changes what that rank computes; anything else is one more key=value override for it.
 """
 
 import sys
@@ -14,34 +14,44 @@ from pretrain.parallel.launcher import read_launcher
 from pretrain.training.stop_request import end_process
 
 STOPPED = 3
-"""Exit status of a rank that stopped as it should."""
+"""Exit status of a rank that stopped as expected."""
+
+
+def change_weights() -> None:
+    """Every model of this process gets one weight that is slightly off."""
+    build = LoopedDenoiser.__init__
+
+    def build_changed(self: LoopedDenoiser, *arguments: object, **keywords: object) -> None:
+        build(self, *arguments, **keywords)
+        self.mid.layers["0"].mlp.linear_fc1.weight.data[0, 0] += 1e-6
+
+    LoopedDenoiser.__init__ = build_changed
+
+
+def change_rows() -> None:
+    """This process shuffles the rows with another seed."""
+    order = samples.SampleOrder
+    samples.SampleOrder = lambda seed, rows: order(seed + 1, rows)
+
 
 if __name__ == "__main__":
     filter_library_warnings()
     from data_pipeline.dataset import samples
-    from pretrain import running
+    from model.denoiser import LoopedDenoiser
+    from pretrain.training.start import run_training
 
-    recipe, different, difference, *words = sys.argv[1:]
+    recipe, different, difference, *overrides = sys.argv[1:]
     ranks = read_launcher()
     if ranks[0] == int(different):
-        if difference == "weights":
-            build = running.LoopedDenoiser
-
-            def spoilt(*arguments):
-                model = build(*arguments)
-                model.mid.layers["0"].mlp.linear_fc1.weight.data[0, 0] += 1e-6
-                return model
-
-            running.LoopedDenoiser = spoilt
-        elif difference == "rows":
-            order = samples.SampleOrder
-            samples.SampleOrder = lambda seed, rows: order(seed + 1, rows)
+        changes = {"weights": change_weights, "rows": change_rows}
+        if difference in changes:
+            changes[difference]()
         else:
-            words.append(difference)
-    settings = load_settings(recipe, words)
+            overrides.append(difference)
+    settings = load_settings(recipe, overrides)
     blend = load_blend(settings.data.path)
     try:
-        running.run_training(make_run_plan(settings, blend.manifest, ranks[1]), blend, resume=True)
+        run_training(make_run_plan(settings, blend.manifest, ranks[1]), blend, resume=True)
     except UserError as error:
         print(f"rank {ranks[0]} stopped: {error}", flush=True)
         end_process(STOPPED)

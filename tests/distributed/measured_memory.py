@@ -1,9 +1,9 @@
-"""One rank that trains several layouts and tells its peak of resident memory beside the planner's figure.
+"""One rank that trains several layouts and writes its peak resident memory beside the planner's figure.
 
-[torchrun ...] measured_memory.py OUT RECIPE LAYOUTS.json: a file with a list of lists of key=value words. Every rank writes
-OUT.RANK, a list of [measured bytes, planned bytes]. Measured is the peak of resident memory during the second step, less
-what was resident before the model was built; small models trained before have loaded every library by then. glibc
-must map each large allocation by itself, so that what is freed is gone (`ALLOCATOR`).
+[torchrun ...] measured_memory.py OUT RECIPE LAYOUTS.json: a file with a list of lists of key=value overrides. Every rank writes
+OUT.RANK, a list of [measured bytes, planned bytes]. Measured is the peak of resident memory during the second step, minus
+what was resident before the model was built; small models are trained first so that every library is loaded by then. glibc
+must map each large allocation separately, so that freed memory is returned to the system (`ALLOCATOR`).
 """
 
 import gc
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
-"""Environment that makes resident memory follow allocations."""
+"""Environment variables of glibc that make resident memory follow allocations."""
 
 SMALL = ("model.hidden_size=64", "model.num_heads=2", "train.global_batch_size=8", "train.micro_batch_size=2")
 
@@ -23,9 +23,9 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def peak_of_steps(words: list[str]) -> tuple[int, float]:
+def peak_of_steps(overrides: list[str]) -> tuple[int, float]:
     """(measured, planned) bytes of this rank for one layout."""
-    settings = load_settings(sys.argv[2], words)
+    settings = load_settings(sys.argv[2], overrides)
     blend = load_blend(settings.data.path)
     plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
@@ -33,10 +33,11 @@ def peak_of_steps(words: list[str]) -> tuple[int, float]:
     before = resident("VmRSS")
     run = build_run(plan, blend, world)
     for step in range(2):
-        train_step(run.engine, world, plan, step, run.batches[step])
+        run.progress.step = step
+        train_step(run, run.batches[step])
         gc.collect()
         if step == 0:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
     return resident("VmHWM") - before, memory_of(plan, plan.placement[world.stage]).total
 
 
@@ -54,8 +55,8 @@ if __name__ == "__main__":
     from pretrain.training.step import train_step
 
     layouts = json.loads(Path(sys.argv[3]).read_text())
-    for words in layouts[:: len(layouts) // 3]:
-        peak_of_steps([*words, *SMALL])
-    told = [peak_of_steps(words) for words in layouts]
-    Path(f"{sys.argv[1]}.{read_launcher()[0]}").write_text(json.dumps(told))
+    for overrides in layouts[:: len(layouts) // 3]:
+        peak_of_steps([*overrides, *SMALL])
+    pairs = [peak_of_steps(overrides) for overrides in layouts]
+    Path(f"{sys.argv[1]}.{read_launcher()[0]}").write_text(json.dumps(pairs))
     leave_world()

@@ -1,10 +1,10 @@
-"""Ranks that differ stop before the first step, and say which rank and what."""
+"""If the ranks differ, all of them stop before the first step and say which rank differs in what."""
 
 import re
 
 import pytest
 
-from pretrain.training.consistency import disagreements
+from pretrain.parallel.consistency import find_differences
 from tests.distributed.inconsistent import STOPPED
 from tests.launching import BIN, ROOT, free_port, run
 
@@ -22,21 +22,21 @@ CASES = {
 
 @pytest.mark.parametrize("difference", CASES)
 def test_ranks_that_differ_stop_before_the_first_step(tmp_path, corpus, difference):
-    ranks, different, words, told = CASES[difference]
+    ranks, different, overrides, message = CASES[difference]
     command = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
     script = [ROOT / "tests/distributed/inconsistent.py", RECIPE, different, difference]
     done = run(
-        [*command, *script, f"data.path={corpus}", f"run.dir={tmp_path}", *words], timeout=120, PYTHONPATH=str(ROOT)
+        [*command, *script, f"data.path={corpus}", f"run.dir={tmp_path}", *overrides], timeout=120, PYTHONPATH=str(ROOT)
     )
     assert done.returncode and f"exitcode  : {STOPPED} " in done.stderr, done.stdout + done.stderr[-3000:]
     assert "-6" not in re.findall(r"exitcode  : (-?\d+)", done.stderr)
     for rank in range(ranks):
-        assert f"rank {rank} stopped: the ranks do not agree" in done.stdout
-    assert told in done.stdout
+        assert f"rank {rank} stopped: the ranks differ, " in done.stdout
+    assert message in done.stdout
     assert "step 1/" not in done.stdout
 
 
-def test_the_minority_is_named():
+def test_the_rank_in_the_minority_is_named():
     facts = [{"a": 1, "b": 2}, {"a": 1}, {"a": 5}, {"a": 1, "b": 2}]
-    assert disagreements(facts) == ["rank 2: a is 5, but 1 on ranks 0, 1, 3"]
-    assert disagreements([{"a": 1}, {"b": 2}]) == []
+    assert find_differences(facts) == ["rank 2: a is 5, but 1 on ranks 0, 1, 3"]
+    assert find_differences([{"a": 1}, {"b": 2}]) == []

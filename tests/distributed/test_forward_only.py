@@ -1,4 +1,4 @@
-"""Evaluation and sampling on a layout give what one rank gives, during training and afterwards."""
+"""Evaluation and sampling on several ranks give the results of one rank, during training and afterwards."""
 
 import json
 import sys
@@ -21,31 +21,31 @@ COMMON = (
 
 def one_and_two_stages(folder, data, *more):
     """The same run on one rank and on two stages, validated at its end."""
-    words = ["--config", ROOT / "tests/tiny.yaml", f"data.path={data}", f"run.dir={folder}", *COMMON, *more]
-    train(*words, "run.name=one")
-    train(*words, "run.name=stages", "parallel.pipeline=2", ranks=2)
+    arguments = ["--config", ROOT / "tests/tiny.yaml", f"data.path={data}", f"run.dir={folder}", *COMMON, *more]
+    train(*arguments, "run.name=one")
+    train(*arguments, "run.name=stages", "parallel.pipeline=2", ranks=2)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus):
-    """Attention to whole rows."""
+    """Runs with attention over whole rows."""
     return one_and_two_stages(tmp_path_factory.mktemp("forward"), corpus)
 
 
 @pytest.fixture(scope="module")
 def document_runs(tmp_path_factory, short_documents):
-    """Attention within documents, several in a row."""
-    words = ("train.attention=document", "train.noise=document", "eval.batch_size=5")
-    return one_and_two_stages(tmp_path_factory.mktemp("documents"), short_documents, *words)
+    """Runs with attention within documents, several documents per row."""
+    arguments = ("train.attention=document", "train.noise=document", "eval.batch_size=5")
+    return one_and_two_stages(tmp_path_factory.mktemp("documents"), short_documents, *arguments)
 
 
-def verb(*words, ranks=1):
+def verb(*arguments, ranks=1):
     """`loopmdm ...`, or the same under torchrun."""
     launcher = (
         [sys.executable] if ranks == 1 else [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
     )
-    done = run([*launcher, "-m", "pretrain.cli", *words], timeout=120, PYTHONPATH=str(ROOT))
+    done = run([*launcher, "-m", "pretrain.cli", *arguments], timeout=120, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
@@ -59,7 +59,7 @@ def test_validation_during_training(runs):
 
 
 def test_validation_and_evaluation_within_documents(document_runs):
-    """28 rows in batches of 5: of the last two, which go through the stages together, one has 3 and is filled up."""
+    """28 rows in batches of 5: of the last two, which pass through the stages together, one has 3 rows and is padded."""
     one, stages = (nats(document_runs / name / "eval" / "train_step_6.json") for name in ("one", "stages"))
     assert stages == pytest.approx(one, rel=1e-5)
     evaluate_alone_and_on(document_runs, "PP2", "5")
@@ -67,11 +67,11 @@ def test_validation_and_evaluation_within_documents(document_runs):
 
 def evaluate_alone_and_on(runs, layout, batch_size):
     written = runs / "one" / "eval" / "step_6_ema.json"
-    words = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", batch_size)
-    verb(*words)
+    arguments = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", batch_size)
+    verb(*arguments)
     alone = nats(written)
     written.unlink()
-    verb(*words, *LAYOUTS[layout], ranks=2)
+    verb(*arguments, *LAYOUTS[layout], ranks=2)
     assert nats(written) == pytest.approx(alone, rel=1e-5)
 
 
@@ -83,10 +83,10 @@ def test_evaluate(runs, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sample(runs, layout):
     """The same draws from the same probabilities: the same tokens."""
-    words = ("sample", runs / "one", "--loops", "3", "--steps", "8", "--num-samples", "3", "--prompt", "ab")
-    verb(*words)
+    arguments = ("sample", runs / "one", "--loops", "3", "--steps", "8", "--num-samples", "3", "--prompt", "ab")
+    verb(*arguments)
     (written,) = (runs / "one" / "samples").glob("*.json")
     alone = json.loads(written.read_text())["tokens"]
     written.unlink()
-    verb(*words, *LAYOUTS[layout], ranks=2)
+    verb(*arguments, *LAYOUTS[layout], ranks=2)
     assert json.loads(written.read_text())["tokens"] == alone

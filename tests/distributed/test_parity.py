@@ -106,11 +106,11 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     final = {name: drawn(name, shape) for name, shape in full_shapes(architecture).items()}
     copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
     source = Samples.of(load_blend(corpus), settings.run.seed)
-    batch = [b for b in Batches(plan, source, 0, torch.device("cpu"))[0] if b is not None]
+    batch = Batches(plan, source, 0, torch.device("cpu"))[0]
     clean, masked, t = (torch.cat([getattr(b, n) for b in batch]) for n in ("clean", "masked", "timesteps"))
-    documents = None if batch[0].documents is None else torch.cat([b.documents for b in batch])
+    documents = None if batch[0].document_ids is None else torch.cat([b.document_ids for b in batch])
     t = t / (1 - train.min_timestep)
-    loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, documents=documents)
+    loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, document_ids=documents)
     (loss * clean.numel() / batch[0].batch_tokens).backward()
     gradient = {name: torch.zeros_like(value) for name, value in final.items()}
     for name, value in copies.items():

@@ -1,4 +1,4 @@
-"""The planner's memory against what processes on a CPU hold, at three sizes; see measured_memory.py for how."""
+"""The planner's memory figures against what processes on a CPU use, at three sizes; measured_memory.py explains how."""
 
 import json
 import sys
@@ -34,22 +34,22 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, corpus):
-    """(ranks, layout, size) -> [(measured, planned) of each rank], from one start per number of ranks."""
+    """(ranks, layout, size) -> [(measured, planned) of each rank]; one start of processes per number of ranks."""
     folder, found = tmp_path_factory.mktemp("memory"), {}
     for ranks, layouts in LAYOUTS.items():
         cases = [(layout, size) for layout in layouts for size in SIZES]
-        words = [
+        overrides = [
             [f"data.path={corpus}", "train.loops=3", *COMMON, *SIZES[size], *layouts[layout]] for layout, size in cases
         ]
-        (folder / "layouts.json").write_text(json.dumps(words))
+        (folder / "layouts.json").write_text(json.dumps(overrides))
         out = folder / f"ranks-{ranks}"
         script = [ROOT / "tests/distributed/measured_memory.py", out, RECIPE, folder / "layouts.json"]
         torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
         command = [sys.executable, *script] if ranks == 1 else [*torchrun, *script]
         done = run(command, timeout=300, PYTHONPATH=str(ROOT), **ALLOCATOR)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-        told = [json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(ranks)]
-        found |= {(ranks, *case): pairs for case, pairs in zip(cases, zip(*told, strict=True), strict=True)}
+        by_rank = [json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(ranks)]
+        found |= {(ranks, *case): pairs for case, pairs in zip(cases, zip(*by_rank, strict=True), strict=True)}
     return found
 
 

@@ -1,4 +1,4 @@
-"""ZeRO-3 gathers the looped block once per forward and once per backward pass of a micro-batch, whatever S is."""
+"""The bytes that ZeRO-3 gathers do not depend on S: the looped block is gathered once or twice per micro-batch."""
 
 import json
 
@@ -11,15 +11,14 @@ from tests.launching import BIN, ROOT, free_port, run
 
 pytestmark = pytest.mark.distributed
 RECIPE = ROOT / "tests" / "tiny.yaml"
-# Wide enough for matrices above DeepSpeed's persistence threshold (100,000 numbers), which are the ones it shards.
-WORDS = ("model.hidden_size=256", "parallel.zero_stage=3", "train.micro_batch_size=2", "train.global_batch_size=8")
-
+# DeepSpeed partitions only weights above its persistence threshold (100,000 elements), so the matrices must be larger.
+OVERRIDES = ("model.hidden_size=256", "parallel.zero_stage=3", "train.micro_batch_size=2", "train.global_batch_size=8")
 
 PERSISTENT = 100_000
-"""Weights with fewer numbers stay on every rank (ds_configs/zero3.json)."""
+"""Weights with fewer elements stay on every rank (ds_configs/zero3.json)."""
 
 MEMORY = {"kept": {}, "released": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
-"""Whether gathered weights may stay from the forward to the backward pass."""
+"""Whether gathered weights may be kept from the forward to the backward pass."""
 
 
 def sharded_bytes(architecture) -> int:
@@ -39,18 +38,18 @@ def sharded_bytes(architecture) -> int:
 def test_gathered_bytes_do_not_grow_with_s(tmp_path, corpus, recompute, memory, times):
     config = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT} | MEMORY[memory]}
     (tmp_path / "zero3.json").write_text(json.dumps(config))
-    words = [
+    overrides = [
         f"data.path={corpus}",
-        *WORDS,
+        *OVERRIDES,
         f"parallel.recompute={recompute}",
         f"parallel.ds_config={tmp_path}/zero3.json",
     ]
     torchrun = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
     out = tmp_path / "gathered.json"
     done = run(
-        [*torchrun, ROOT / "tests/distributed/gathered.py", out, RECIPE, *words], timeout=120, PYTHONPATH=str(ROOT)
+        [*torchrun, ROOT / "tests/distributed/gathered.py", out, RECIPE, *overrides], timeout=120, PYTHONPATH=str(ROOT)
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    plan = make_run_plan(load_settings(str(RECIPE), words), load_manifest(corpus), 2)
+    plan = make_run_plan(load_settings(str(RECIPE), overrides), load_manifest(corpus), 2)
     expected = times * plan.micro_batches * sharded_bytes(plan.settings.model)
     assert json.loads(out.read_text()) == {"1": expected, "6": expected}

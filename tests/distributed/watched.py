@@ -1,8 +1,8 @@
-"""One rank of a toy run under the watchdog, for test_watchdog.py: `python watched.py FOLDER PLAN`, no launcher.
+"""One rank of a toy run under the watchdog, started by test_watchdog.py without a launcher: `python watched.py FOLDER PLAN`.
 
-PLAN is JSON: `steps`, `collective_timeout`, `heartbeat_timeout` (seconds), and optionally `runs` (trainings one after the
-other), `late` (seconds that rank 3 ends after the others), and what `rank` does in `step`: `act` is hang, raise or silent
-(all ranks stop talking to each other).
+PLAN is JSON: `steps`, `collective_timeout` and `heartbeat_timeout` (seconds), and optionally `runs` (number of consecutive
+trainings), `late` (how many seconds rank 3 finishes after the others), and what `rank` does in `step`: `act` is "hang",
+"raise" or "wait" (all ranks stop calling collectives).
 """
 
 import json
@@ -33,7 +33,7 @@ def train(watchdog: Watchdog, rank: int, plan: dict, folder: Path) -> None:
 
 
 def act(plan: dict, rank: int) -> None:
-    if plan["act"] == "silent":
+    if plan["act"] == "wait":
         time.sleep(600)
     if rank == plan["rank"]:
         if plan["act"] == "raise":
@@ -46,9 +46,9 @@ def main(folder: Path, plan: dict) -> int:
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     try:
         for _ in range(plan.get("runs", 1)):
-            with StopRequest(), ExitStack() as held:  # a launcher's SIGTERM cuts no explanation short
+            with StopRequest(), ExitStack() as stack:  # a SIGTERM from the launcher must not interrupt the explanation
                 limits = (plan["collective_timeout"], plan["heartbeat_timeout"])
-                watchdog = held.enter_context(watch(rank, size, *limits, log=folder / f"log_{rank}"))
+                watchdog = stack.enter_context(watch(rank, size, *limits, log=folder / f"log_{rank}"))
                 train(watchdog, rank, plan, folder)
                 time.sleep(plan.get("late", 0) if rank == 3 else 0)
     except UserError as error:

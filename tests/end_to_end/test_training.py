@@ -22,8 +22,7 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.training.start import run_training
-from pretrain.writing import owned_folder
+from pretrain.training.start import owned_folder, run_training
 from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
 
 pytestmark = pytest.mark.end_to_end
@@ -155,7 +154,7 @@ def test_sigterm_saves_first(corpus, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, output
     step = metrics(tmp_path / "run")[-1]["step"]
     assert (tmp_path / "run" / "checkpoints" / f"step_{step}" / "COMPLETE").is_file()
-    assert f"stopped at step {step} of 100000 by SIGTERM; the same command goes on from there" in output
+    assert f"stopped at step {step} of 100000 by SIGTERM; run the same command again to resume" in output
 
 
 def test_ctrl_c_under_the_deepspeed_launcher_saves_first(corpus, tmp_path):
@@ -252,7 +251,7 @@ def test_other_data_is_refused(train_here, corpus, tmp_path):
         "32",
     ]
     assert loopmdm(["prepare", *arguments, "--validation-fraction", "0", "--workers", "1"]) == 0
-    with pytest.raises(UserError, match="is another corpus than the one trained on"):
+    with pytest.raises(UserError, match="differs from the data of the run"):
         train_here("run", f"data.path={tmp_path / 'other'}")
 
 
@@ -261,7 +260,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(train_here, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(
-        UserError, match=r"0.0 MiB free, a checkpoint needs about \d\.\d MiB; make room and start again"
+        UserError,
+        match=r"0.0 MiB free, a checkpoint needs about \d\.\d MiB; free some space and run the same command again",
     ):
         train_here("run", "run.stop_after=2")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
@@ -272,7 +272,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pretrain.training.checkpoint.save_file", fail)
-    with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are whole"):
+    with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are complete"):
         train_here("run", "run.stop_after=2")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
@@ -377,11 +377,11 @@ def test_sample_writes_text_without_masks(trained, capsys):
 
 MISUSES = {
     ("evaluate", "nowhere"): "nowhere: no such folder; give the folder of a run, such as runs/quickstart",
-    ("sample", "tests"): "tests: not a run folder (no config.yaml)",
+    ("sample", "tests"): "tests: not a run folder (it has no config.yaml)",
     ("evaluate", "RUN", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
     ("evaluate", "RUN", "--split", "test"): "has no split 'test'",
     ("sample", "RUN", "--loops", "0"): "--loops 0: must be at least 1",
-    ("sample", "RUN", "--prompt", "long " * 40): "leave no room in 32; shorten it or raise --length",
+    ("sample", "RUN", "--prompt", "long " * 40): "leave no room in a sample of 32; shorten it or raise --length",
 }
 
 

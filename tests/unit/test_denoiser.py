@@ -1,4 +1,4 @@
-"""The denoiser on megatron-core against the plain-PyTorch oracle with the same weights."""
+"""The denoiser built on megatron-core equals the plain-PyTorch reference with the same weights."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 from model.architecture import Architecture, LoopSplit
 from model.denoiser import LoopedDenoiser
+from model.layers import RMSNorm, Sharding, transformer_config
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
 from model.reference import reference_logits, reference_loss, unrolled_weights
 
@@ -28,7 +29,7 @@ SPLITS = {
 
 def build(architecture, recompute="none", scale=1.0) -> LoopedDenoiser:
     model = LoopedDenoiser(architecture, seed=3, recompute=recompute)
-    with torch.no_grad():  # norms away from 1, weights large enough that every part matters
+    with torch.no_grad():  # moves norm weights away from 1 and makes every part matter
         for name, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(len(name))
             noise = torch.randn(parameter.shape, generator=generator)
@@ -45,7 +46,7 @@ def batch(architecture, rows=3, length=16):
 
 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 2, [0] * 7 + [1] * 5 + [-1] * 4, [0] * 16])
-"""Of the rows of `batch`: three documents, two and padding, one."""
+"""Document ids of the rows of `batch`: three documents; two documents and padding; one document."""
 
 
 def loss_of(model, clean, masked, timesteps, loops, document_ids=None):
@@ -76,7 +77,7 @@ def test_forward_loss_and_every_gradient_equal_the_oracle(world, architecture, l
 @pytest.mark.parametrize("loops", [1, 3])
 @pytest.mark.parametrize("architecture", SPLITS.values(), ids=SPLITS.keys())
 def test_attention_within_documents_equals_the_oracle(world, architecture, loops):
-    """Loss and every gradient; and they are not those of attention to whole rows."""
+    """Loss and every gradient; the loss differs from that of attention over whole rows."""
     model = build(architecture)
     clean, masked, timesteps = batch(architecture)
     loss = loss_of(model, clean, masked, timesteps, loops, DOCUMENTS)
@@ -93,7 +94,7 @@ def test_attention_within_documents_equals_the_oracle(world, architecture, loops
 
 @pytest.mark.parametrize("loops", [1, 3])
 def test_documents_of_a_row_are_computed_as_if_alone(world, tiny, loops):
-    """The logits of a document in a row of several are those of the document as a row of its own, from position 0 on."""
+    """Logits of a document in a row of several documents equal those of the document in its own row, from position 0."""
     model = build(tiny)
     clean, _, _ = batch(tiny)
     every = torch.ones_like(clean, dtype=torch.bool)
@@ -107,7 +108,7 @@ def test_documents_of_a_row_are_computed_as_if_alone(world, tiny, loops):
 
 @pytest.mark.parametrize("loops", [1, 2, 5])
 def test_loops_equal_tied_copies(world, tiny, loops):
-    """Output of S passes = an unrolled model; gradient of the shared block = the sum over its S copies."""
+    """The gradient of the shared block is the sum over the S copies in the unrolled model."""
     model = build(tiny)
     clean, masked, timesteps = batch(tiny)
     loss_of(model, clean, masked, timesteps, loops).backward()
@@ -131,13 +132,39 @@ def test_logits_of_selected_positions_only_and_in_order(world, tiny):
     assert torch.allclose(every[..., : tiny.mask_id], oracle, atol=1e-4)
 
 
-def test_mask_and_padding_rows_are_impossible(world, tiny):
+def test_mask_and_padding_of_the_vocabulary_have_probability_zero(world, tiny):
     clean, masked, _ = batch(tiny)
     logits = build(tiny)(clean, masked, 1)
     assert logits.shape == (masked.sum(), tiny.padded_vocab_size)
     assert torch.isinf(logits[:, tiny.mask_id :]).all()
     assert torch.isfinite(logits[:, : tiny.mask_id]).all()
     assert torch.allclose(logits.softmax(dim=-1).sum(dim=-1), torch.ones(len(logits)))
+
+
+def test_a_norm_sums_its_gradient_over_the_group_it_is_given(world, tiny):
+    """The group here has one rank, so the sum is counted instead of compared."""
+    config = transformer_config(tiny, Sharding())
+    with pytest.MonkeyPatch.context() as patch:
+        groups = []
+        patch.setattr("torch.distributed.all_reduce", lambda gradient, group: groups.append(group))
+        for group in (None, world.tensor_group):
+            RMSNorm(config, 32, 1e-5, group)(torch.randn(4, 32)).sum().backward()
+    assert groups == [world.tensor_group]
+
+
+def test_only_sequence_parallelism_sums_gradients_of_norms(world):
+    group = world.tensor_group
+    assert Sharding(tensor=2, rank=1, group=group).norm_gradient_group is None
+    assert Sharding(tensor=2, rank=1, sequence=True, group=group).norm_gradient_group is group
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"tensor": 2, "rank": 2}, "rank 2 is not in a group of 2"), ({"sequence": True}, "set Sharding.group")],
+)
+def test_wrong_sharding_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Sharding(**wrong)
 
 
 def test_a_batch_without_masked_tokens_has_zero_loss_and_gradients(world, tiny):
@@ -165,7 +192,7 @@ def test_recompute_changes_no_number(world, tiny, recompute, document_ids):
 
 
 def test_recompute_keeps_fewer_activations(world, tiny):
-    """Bytes that autograd keeps: `loop` at S=12 needs about one hidden state per pass more than at S=1."""
+    """Bytes that autograd keeps: with `loop`, each further pass adds at most about one hidden state."""
     clean, masked, timesteps = batch(tiny)
 
     def kept(recompute, loops):
@@ -187,7 +214,7 @@ def test_recompute_keeps_fewer_activations(world, tiny):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_one_mask_serves_all_layers_and_passes(world, tiny, precision):
-    """Autograd keeps a single tensor of its size, however many passes there are."""
+    """Autograd keeps a single tensor of the size of the mask, for any number of passes."""
     model = build(tiny).to(precision)
     clean, masked, timesteps = batch(tiny)
     length = clean.shape[1]
@@ -204,12 +231,17 @@ def test_one_mask_serves_all_layers_and_passes(world, tiny, precision):
     assert [(kind, size) for _, kind, size in addresses] == [(precision, clean.numel() * length * precision.itemsize)]
 
 
-def test_the_observer_sees_every_pass(world, tiny):
+def test_a_hook_on_the_last_mid_layer_sees_every_pass(world, tiny):
+    """The documented way to look at H(1), ..., H(S); H(k) does not depend on S."""
     model = build(tiny)
     clean, masked, _ = batch(tiny)
     seen = []
-    model(clean, masked, 3, observe=lambda loop, states: seen.append((loop, tuple(states.shape))))
-    assert seen == [(k, (16, 3, tiny.hidden_size)) for k in (1, 2, 3)]
+    model.mid.layers[str(tiny.loop.mid - 1)].register_forward_hook(lambda layer, inputs, output: seen.append(output[0]))
+    model(clean, masked, 3)
+    model(clean, masked, 1)
+    assert [states.shape for states in seen] == [(16, 3, tiny.hidden_size)] * 4
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_parameter_formula_equals_the_model(world):

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pretrain.evaluation.nelbo import bits_per_byte, collapsed_strata_error, freeze_noise, unigram_entropy
+from pretrain.evaluation.nelbo import freeze_noise
+from pretrain.evaluation.statistics import bits_per_byte, collapsed_strata_error, unigram_entropy
 
 
 def test_standard_error_is_the_spread_of_repeated_measurements():

@@ -1,4 +1,4 @@
-"""Checkpoint folders, metrics files and other things on disk, without training."""
+"""Checkpoint folders, metrics files, the console line, ranks from launchers and signals, without training."""
 
 import json
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def checkpoint(run, step, complete=True, suffix=""):
     return folder
 
 
-def test_only_marked_checkpoints_count_in_order_of_steps(tmp_path):
+def test_complete_checkpoints_are_listed_in_order_of_steps(tmp_path):
     for step in (5, 100, 20):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 200, complete=False)
@@ -31,7 +31,7 @@ def test_only_marked_checkpoints_count_in_order_of_steps(tmp_path):
     assert latest_checkpoint(tmp_path).name == "step_100"
 
 
-def test_prune_keeps_the_newest_and_removes_leftovers(tmp_path):
+def test_prune_keeps_the_newest_and_removes_partial_folders(tmp_path):
     for step in (5, 100, 20):
         checkpoint(tmp_path, step)
     partial = checkpoint(tmp_path, 30, suffix=".partial")
@@ -45,14 +45,16 @@ def test_a_run_without_checkpoint_says_so(tmp_path):
         latest_checkpoint(tmp_path)
 
 
-def test_broken_state_names_the_file_and_the_way_out(tmp_path):
+def test_unreadable_state_names_the_file_and_the_fix(tmp_path):
     folder = checkpoint(tmp_path, 5)
     (folder / "state.json").write_text('{"progress": ')
-    with pytest.raises(UserError, match=r"state.json: cannot be read .* remove the folder to use the one before"):
+    with pytest.raises(
+        UserError, match=r"state.json: cannot be read .* remove the folder to use the previous checkpoint"
+    ):
         read_state(folder)
 
 
-def test_settings_younger_than_a_checkpoint_have_their_defaults(tmp_path):
+def test_settings_that_a_checkpoint_does_not_have_get_their_defaults(tmp_path):
     folder = checkpoint(tmp_path, 5)
     (folder / "state.json").write_text(json.dumps({"settings": {"run.seed": 3}}))
     settings = read_state(folder)["settings"]
@@ -65,7 +67,7 @@ def test_missing_and_broken_weights(tmp_path, world):
     save_file({"weight": torch.zeros(10, 10)}, folder / "weights.safetensors")
     load_into(model, folder, world, averaged=False)
     assert not model.weight.any()
-    with pytest.raises(UserError, match=r"ema.safetensors: does not exist; .* use --weights raw"):
+    with pytest.raises(UserError, match=r"ema.safetensors: does not exist .* use --weights raw"):
         load_into(model, folder, world, averaged=True)
     with pytest.raises(UserError, match=r"weight has the shape \[10, 10\], the run's config.yaml describes \[5, 10\]"):
         load_into(torch.nn.Linear(10, 5, bias=False), folder, world, averaged=False)
@@ -77,12 +79,12 @@ def test_missing_and_broken_weights(tmp_path, world):
         load_into(model, folder, world, averaged=False)
 
 
-def test_metrics_file_forgets_steps_that_will_be_taken_again(tmp_path):
+def test_metrics_file_drops_steps_that_will_be_repeated(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
     sink = MetricsFile()
     sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=5)))
-    sink.write({"step": 6, "loss": 1.0})
+    sink.write_training({"step": 6, "loss": 1.0})
     sink.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
@@ -94,8 +96,8 @@ def test_console_line(capsys):
         "step": 20, "loss": 3.41234, "loops": 6.1, "grad_norm": 0.8249, "lr": 2.9e-4, "tokens_per_second": 41234.5,
         "flops_per_second": 4.02e14, "mfu": 0.406, "memory_gib": 61.3, "data_wait": 0.004, "eta": 33120,
     }  # fmt: skip
-    sink.write(record)
-    sink.write(record | {"mfu": None})
+    sink.write_training(record)
+    sink.write_training(record | {"mfu": None})
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
         "step   20/1000 | loss 3.4123 nats/token | loops 6.1 | grad_norm 0.825 | lr 2.90e-04 | 41,234 tokens/s | "
@@ -124,12 +126,12 @@ def test_ranks_from_any_launcher(variables, expected):
     assert read_launcher(variables) == expected
 
 
-def test_half_a_launcher_is_refused():
+def test_rank_without_world_size_is_refused():
     with pytest.raises(UserError, match="RANK is set but WORLD_SIZE is not"):
         read_launcher({"RANK": "0"})
 
 
-def test_signals_become_a_request_and_handlers_come_back():
+def test_signals_become_a_stop_request_and_handlers_are_restored():
     import signal
 
     before = signal.getsignal(signal.SIGTERM)

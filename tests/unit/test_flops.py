@@ -1,4 +1,4 @@
-"""FLOPs formulas against torch's own counter on the real model."""
+"""The FLOPs formulas equal the count of torch's FlopCounterMode on the real model."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_training_flops_equal_torchs_counter(world, loops, kv_heads):
     logit_positions = torch.zeros(rows, length, dtype=torch.bool)
     logit_positions[:, : masked_tokens // rows] = True
     formula = FlopsModel(architecture, length, masked_fraction=masked_tokens / (rows * length))
-    # The counter knows no formula for the CPU's fused attention; the unfused one is plain matrix products.
+    # The counter has no formula for the fused attention on CPUs; the unfused one consists of matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         loss = masked_cross_entropy(model(tokens, logit_positions, loops), tokens[logit_positions]).sum()
     with FlopCounterMode(display=False) as backward:
@@ -40,7 +40,7 @@ def test_a_pass_costs_the_mid_block(world):
 
 
 def test_paper_setting_matches_the_published_arithmetic():
-    """Relative cost of S with the LM head on all tokens, from d = 768, L = 1024, V = 50258 (24 d^2 + 4 L d per block)."""
+    """F(S) / F(1) with the LM head on all tokens, d = 768, L = 1024, V = 50258 and 24 d^2 + 4 L d FLOPs per layer."""
     flops = FlopsModel(Architecture(vocab_size=50258), 1024, masked_fraction=1.0)
     assert flops.forward(6) / flops.forward(1) == pytest.approx(1.61, abs=0.01)
     assert flops.forward(12) / flops.forward(1) == pytest.approx(2.34, abs=0.01)

@@ -1,4 +1,4 @@
-"""S is a function of (seed, step) with the distribution asked for."""
+"""S is a function of (seed, step) with the configured distribution."""
 
 import numpy as np
 import pytest
@@ -28,14 +28,14 @@ def test_fixed():
     assert schedule(3).mean(0) == 3
 
 
-def test_same_step_same_loops_whatever_was_asked_before():
+def test_loops_of_a_step_do_not_depend_on_earlier_calls():
     first = [schedule("uniform")(step) for step in range(100)]
     again = schedule("uniform")
     assert [again(step) for step in reversed(range(100))][::-1] == first
     assert [schedule("uniform", seed=1)(step) for step in range(100)] != first
 
 
-def test_a_stretch_equals_its_steps():
+def test_between_equals_single_steps():
     ramped = schedule("uniform", maximum=6, ramp_steps=500)
     assert list(ramped.between(3, 900)) == [ramped(step) for step in range(3, 900)]
 

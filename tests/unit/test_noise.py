@@ -1,4 +1,4 @@
-"""Noise is a function of (seed, step, sample index): reproducible, stratified, of the right distribution."""
+"""Noise is a function of (seed, step, sample index): reproducible, stratified, with the right distribution."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ PINNED_DIGEST = "5e9e864fb88a60bec07521e17966cdb0a62e0cddff16c405f0b73142c2667f3
 
 
 def test_values_are_pinned():
-    """A run's identity: a change of these numbers would change every resumed run."""
+    """If these numbers changed, every resumed run would change."""
     drawn = np.concatenate([uniform(3, stream, 5, 4) for stream in Stream])
     digest = hashlib.sha256((drawn * 2**53).astype("<u8").tobytes()).hexdigest()
     assert drawn[:2] == pytest.approx(PINNED_FIRST, abs=0)
@@ -43,7 +43,7 @@ def test_one_timestep_in_every_stratum(size):
 
 
 def test_timesteps_are_uniform_over_steps():
-    """Each sample's t is uniform over the interval, though the samples of a step are tied to each other."""
+    """The t of a sample is uniform over the interval, although the samples of one step depend on each other."""
     whole = np.zeros((8, 1), int)
     first = np.array([timesteps(stratified(0, step, 8), whole, 0.1)[0, 0] for step in range(4000)])
     assert first.min() >= 0.1
@@ -67,7 +67,7 @@ def test_a_document_has_one_timestep_and_the_first_has_the_rows():
 
 @pytest.mark.parametrize("document", [0, 1, 2, 7, 300])
 def test_timesteps_of_every_document_are_uniform(document):
-    """Over steps, in twenty equal bins of the interval."""
+    """Chi-square test over steps, in twenty equal bins of the interval."""
     owner = np.full((8, 1), document)
     t = np.array([timesteps(stratified(0, step, 8), owner, 0.1)[0, 0] for step in range(4000)])
     counts = np.bincount(((t - 0.1) / 0.9 * 20).astype(int), minlength=20)
@@ -76,19 +76,19 @@ def test_timesteps_of_every_document_are_uniform(document):
 
 
 @pytest.mark.parametrize("document", [1, 2, 7, 300])
-def test_the_documents_of_a_number_are_stratified_over_the_batch(document):
+def test_the_jth_documents_of_a_batch_are_stratified(document):
     values = timesteps(stratified(0, 3, 512), np.full((512, 1), document), 1e-9)[:, 0]
     assert sorted(np.floor(values * 512).astype(int)) == list(range(512))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20])
 def test_documents_of_a_row_are_spread_over_the_interval(count):
-    """The largest gap between their timesteps, going round, is below 2.7 times an even spacing."""
+    """The largest gap between their timesteps, modulo 1, is below 2.7 times that of even spacing."""
     t = np.sort(timesteps(np.array([0.3]), np.arange(count)[None], 1e-9)[0])
     assert np.diff([*t, t[0] + 1]).max() < 2.7 / count
 
 
-def test_steps_have_other_orders():
+def test_steps_have_different_orders():
     orders = {tuple(np.argsort(stratified(0, step, 6))) for step in range(200)}
     assert len(orders) > 100
 
@@ -109,7 +109,7 @@ def test_masked_share_is_t(t):
 
 
 def test_masked_share_of_every_document_is_its_timestep():
-    """One row's documents, over many samples: each has the share of its own t, not of the row's."""
+    """Documents of one row, over many samples: the masked share of each is its own t."""
     owners = np.repeat(np.arange(4), 100)[None]
     t = timesteps(np.array([0.3]), owners, 1e-3)
     masked = masks(0, np.arange(500), np.repeat(t, 500, axis=0)).reshape(500, 4, 100).mean(axis=(0, 2))

@@ -1,6 +1,7 @@
-"""The NELBO, proved by enumeration: under the true conditionals its expectation is the entropy of the data."""
+"""The NELBO, checked by enumeration: with the true conditionals its expectation is the entropy of the data."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from model.noise import timesteps
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
-from pretrain.evaluation.nelbo import _nats_of_rows
+from pretrain.evaluation.nelbo import Evaluator
 
 VOCAB, LENGTH, MASK = 3, 3, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
@@ -17,7 +18,7 @@ MASKS = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
 
 @pytest.fixture(scope="module")
 def probabilities() -> torch.Tensor:
-    """A joint distribution with dependence between all positions, fp64 [27]."""
+    """A joint distribution in which all positions depend on each other, fp64 [27]."""
     weights = torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 3
     return weights / weights.sum()
 
@@ -33,7 +34,7 @@ def true_logits(probabilities, noisy, logit_positions):
 
 
 def test_expected_loss_is_the_entropy(world, probabilities):
-    """Exact: every x, every mask, and Gauss-Legendre in t, which integrates these polynomials without error."""
+    """Exact: sums over every x and every mask, and Gauss-Legendre quadrature in t, which is exact for these polynomials."""
     entropy = -(probabilities * probabilities.log()).sum().item()
     nodes, node_weights = np.polynomial.legendre.leggauss(4)
     expectation = 0.0
@@ -44,7 +45,7 @@ def test_expected_loss_is_the_entropy(world, probabilities):
             cross_entropy = masked_cross_entropy(true_logits(probabilities, noisy, masked), SEQUENCES[masked])
             weights = token_weights(torch.full(masked.shape, t), masked, 0.0)
             chance = t ** mask.sum().item() * (1 - t) ** (LENGTH - mask.sum().item())
-            # p(x) enters per row: every masked token of row x carries the probability of x.
+            # Every masked token of row x is weighted by p(x).
             per_row = probabilities.unsqueeze(1).expand(masked.shape)[masked].float()
             loss = diffusion_loss(cross_entropy * per_row, weights, LENGTH)
             expectation += node_weight * chance * loss.item()
@@ -52,10 +53,11 @@ def test_expected_loss_is_the_entropy(world, probabilities):
 
 
 def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(world, probabilities):
-    """A row of two independent documents, of one token and of three: their entropies add up.
+    """A row of two independent documents, of one and three tokens: the sum of their entropies.
 
-    Exact like the test above, in the row's value u: the second document's t has a jump where it wraps, so the integral is
-    the sum of one on each side. Every term is a polynomial in u there, because a weight 1/t stands beside a chance t**k.
+    Exact like the test above, but integrated over the row's value u. The t of the second document jumps where it wraps
+    around, so the integral is taken on each side of the jump. There every term is a polynomial in u, because a weight 1/t
+    is always multiplied by a probability t**k with k >= 1.
     """
     first, second = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), probabilities
     entropy = -(first * first.log()).sum().item() - (second * second.log()).sum().item()
@@ -76,7 +78,7 @@ def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(worl
 
 
 def _expected_nats(first, second, masked):
-    """Mean over the data of -log p under the true conditionals of each document, of the masked tokens, fp32 [m]."""
+    """-log p of each masked token under the true conditionals of its document, averaged over the data, fp32 [m]."""
     of_second = masked[:, 1:].expand(len(SEQUENCES), 3)
     noisy = SEQUENCES.masked_fill(of_second, MASK)
     nats = torch.zeros(len(SEQUENCES), 3, dtype=torch.float64)
@@ -86,20 +88,23 @@ def _expected_nats(first, second, masked):
 
 
 def test_expected_evaluation_estimate_is_the_entropy(world, probabilities):
-    """The any-order form used by evaluation: k uniform on 1..L, then a uniform set of k masked tokens."""
+    """The any-order form used in evaluation: k uniform on 1..L, then a uniformly random set of k masked tokens."""
     entropy = -(probabilities * probabilities.log()).sum().item()
     expectation = 0.0
+    evaluator = Evaluator(
+        lambda inputs, loops: [true_logits(probabilities, one.tokens, one.logit_positions) for one in inputs],
+        world, "row", max_rows=len(SEQUENCES), batch_size=len(SEQUENCES),
+    )  # fmt: skip
     for mask in MASKS[1:]:
         sets = [m for m in MASKS if m.sum() == mask.sum()]
-        (rows,) = _nats_of_rows(
-            lambda inputs, loops: [true_logits(probabilities, one.tokens, one.logit_positions) for one in inputs],
-            _Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], 1, MASK, torch.device("cpu"),
-        )  # fmt: skip
+        (rows,) = evaluator.nats_of_rows(_Rows(), _Noise(mask), [slice(0, len(SEQUENCES))], loops=1)
         expectation += (probabilities * rows).sum().item() / LENGTH / len(sets)
     assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)
 
 
 class _Rows:
+    manifest = SimpleNamespace(tokenizer=SimpleNamespace(mask_id=MASK))
+
     def rows(self, indices):
         return SEQUENCES.numpy()[indices]
 
@@ -122,7 +127,7 @@ def test_cross_entropy_equals_torch(world):
 
 
 def test_weights_are_the_inverse_density(world):
-    """E over t of the weight * P(masked) is 1 per token of the interval, for any min_timestep."""
+    """The mean over t of weight * P(masked) is 1 - min_timestep, the length of the interval."""
     masked = torch.ones(20_000, 1, dtype=torch.bool)
     for minimum in (1e-3, 0.2):
         t = minimum + (1 - minimum) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
@@ -130,7 +135,7 @@ def test_weights_are_the_inverse_density(world):
         assert mean == pytest.approx(1 - minimum, rel=1e-6)
 
 
-def test_split_into_micro_batches_changes_nothing(world):
+def test_the_split_into_micro_batches_does_not_change_the_loss(world):
     cross_entropy, weights = torch.rand(30), torch.rand(30)
     whole = diffusion_loss(cross_entropy, weights, 100)
     parts = sum(diffusion_loss(cross_entropy[i : i + 7], weights[i : i + 7], 100) for i in range(0, 30, 7))

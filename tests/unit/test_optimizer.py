@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pretrain.config.settings import Optim
-from pretrain.optimizer.adamw import average_weights, build_optimizer, learning_rate
+from pretrain.optimizer.adamw import build_optimizer
+from pretrain.optimizer.ema import EMA_KEY, average_weights, averaged_weights
+from pretrain.optimizer.schedule import learning_rate
 
 
 def rates(total=100, **settings):
@@ -41,7 +43,7 @@ def test_constant_never_falls():
 def test_the_average_follows_its_recursion():
     weight = torch.nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    average_weights(optimizer, 0.5, "ema")
+    average_weights(optimizer, 0.5)
     history, expected = [], None
     for step in range(12):
         weight.grad = torch.full((3,), -float(step + 1))
@@ -49,13 +51,28 @@ def test_the_average_follows_its_recursion():
         history.append(weight.detach().clone())
         decay = min(0.5, (1 + step) / (10 + step))
         expected = history[-1] if expected is None else decay * expected + (1 - decay) * history[-1]
-        assert torch.allclose(optimizer.state[weight]["ema"], expected)
+        assert torch.allclose(optimizer.state[weight][EMA_KEY], expected)
     assert not torch.equal(expected, history[-1])
+
+
+def test_the_swap_gives_the_average_and_returns_the_weights():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    average_weights(optimizer, 0.9)
+    for _ in range(3):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    own, average = weight.detach().clone(), optimizer.state[weight][EMA_KEY].clone()
+    with pytest.raises(OSError), averaged_weights(optimizer):
+        assert torch.equal(weight, average)
+        raise OSError  # even if writing the average fails
+    assert torch.equal(weight, own)
+    assert not torch.equal(own, average)
 
 
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
-    optimizer = build_optimizer(model, Optim(weight_decay=0.1), torch.device("cpu"), "ema")
+    optimizer = build_optimizer(model, Optim(weight_decay=0.1), torch.device("cpu"))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert all(decay[id(p)] == (0.1 if p.dim() == 2 else 0.0) for p in model.parameters())
 
@@ -66,7 +83,6 @@ def test_adamw_step_equals_its_formula():
         torch.nn.ParameterList([weight]),
         Optim(lr=0.1, weight_decay=0.5, beta2=0.99, ema_decay=0.0),
         torch.device("cpu"),
-        "ema",
     )
     weight.grad = torch.tensor([[0.3, -0.4]])
     before = weight.detach().clone()

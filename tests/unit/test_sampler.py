@@ -1,4 +1,4 @@
-"""The ancestral sampler against distributions that can be enumerated."""
+"""The ancestral sampler draws from distributions that can be enumerated."""
 
 import itertools
 
@@ -13,7 +13,7 @@ JOINT = torch.tensor([0.30, 0.02, 0.05, 0.01, 0.25, 0.04, 0.08, 0.05, 0.20], dty
 
 
 def true_conditionals(noisy, selected):
-    """log p(x_i | revealed tokens) under JOINT at the selected positions."""
+    """log p(x_i | revealed tokens) under JOINT at the selected positions, [m, VOCAB]."""
     agrees = ((noisy[:, None, :] == MASK) | (noisy[:, None, :] == SEQUENCES[None])).all(dim=-1)
     posterior = agrees * JOINT
     posterior /= posterior.sum(dim=1, keepdim=True)
@@ -34,19 +34,19 @@ def test_one_step_draws_the_product_of_the_marginals():
 
 
 def test_many_steps_draw_the_joint_distribution():
-    """T steps reveal both tokens at once with probability about 1/T; otherwise the draw is exact."""
+    """With T steps both tokens are revealed at once with probability about 1/T; otherwise the draw is exact."""
     assert (frequencies(200) - JOINT).abs().sum() / 2 < 0.012
 
 
 @pytest.mark.parametrize("denoising_steps", [1, 3, 16, 100])
-def test_nothing_stays_masked_and_the_prompt_stays(denoising_steps):
+def test_nothing_stays_masked_and_the_prompt_does_not_change(denoising_steps):
     tokens = torch.full((5, 12), 7)
     tokens[:, :4] = torch.arange(4)
     generator = torch.Generator().manual_seed(1)
     drawn = ancestral_sample(lambda x, selected: torch.randn(selected.sum(), 7), tokens, 7, denoising_steps, generator)
     assert not (drawn == 7).any()
     assert torch.equal(drawn[:, :4], tokens[:, :4])
-    assert (tokens[:, 4:] == 7).all()  # the input is not touched
+    assert (tokens[:, 4:] == 7).all()  # the input is not modified
 
 
 def test_revealed_tokens_are_frozen_and_each_is_drawn_once():
@@ -62,7 +62,7 @@ def test_revealed_tokens_are_frozen_and_each_is_drawn_once():
 
 
 def test_equal_share_per_step():
-    """Of L masked tokens each of T steps reveals L / T in expectation."""
+    """Each of T steps reveals L / T of the L masked tokens in expectation."""
     counts = []
 
     def denoise(noisy, selected):

@@ -1,1 +1,1 @@
-"""What happens beside training: figures, evaluation, checkpoints. Each is a `pretrain.training.loop.Hook`."""
+"""What happens beside training: metrics, validation, checkpoints. Each is a `Hook` (`base.py`)."""

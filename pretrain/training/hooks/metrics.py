@@ -1,78 +1,46 @@
-"""Figures of the steps since the last line, made once and given to every sink."""
+"""Figures of the steps since the last record."""
 
 import resource
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch
 
-from pretrain.training.loop import TrainingRun
-from pretrain.training.step import TIMESTEP_BINS, StepReport
-
-Record = dict[str, Any]
-"""A line of metrics.jsonl. Fields are fixed by the README's table."""
-
-
-class Sink(Protocol):
-    """Somewhere that records go; lives on the main rank only."""
-
-    def open(self, run: TrainingRun) -> None:
-        """Before the first record of this start; drops records of steps that will be taken again."""
-
-    def write(self, record: Record) -> None:
-        """One record."""
-
-    def close(self) -> None:
-        """After the last record."""
+from pretrain.training.hooks.base import Hook
+from pretrain.training.hooks.recorder import Record, Recorder
+from pretrain.training.state import StepReport, TrainingRun
+from pretrain.training.step import TIMESTEP_BINS
 
 
-class Metrics:
-    """Means over the steps since the last record; sums where the field is cumulative."""
+class Metrics(Hook):
+    """Means over the steps since the last record; totals where the field is cumulative."""
 
-    def __init__(self, sinks: Sequence[Sink], peak_flops: float | None) -> None:
-        self._sinks, self._peak_flops = sinks, peak_flops
+    def __init__(self, recorder: Recorder, peak_flops: float | None) -> None:
+        self._recorder, self._peak_flops = recorder, peak_flops
         self._reports: list[StepReport] = []
-        self._waits: list[float] = []
 
     def on_start(self, run: TrainingRun) -> None:
-        """Open the sinks and start the clock."""
+        """Start the clock."""
         self._begin(run)
-        if run.world.is_main:
-            for sink in self._sinks:
-                sink.open(run)
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
-        """Collect; write when the window is full or this start ends."""
+        """Collect the report; record every `log.every` steps and after the last step of this start."""
         self._reports.append(report)
-        self._waits.append(run.data_wait)
         if run.progress.step % run.plan.settings.log.every == 0 or run.stop_reason is not None:
             if run.world.is_main:
-                record = self._record(run)
-                for sink in self._sinks:
-                    sink.write(record)
+                self._recorder.record_training(self._record(run))
             self._begin(run)
 
-    def on_end(self, run: TrainingRun) -> None:
-        """Close the sinks."""
-        if run.world.is_main:
-            for sink in self._sinks:
-                sink.close()
-
     def _begin(self, run: TrainingRun) -> None:
-        self._reports, self._waits = [], []
+        self._reports = []
         self._elapsed, self._flops = run.progress.elapsed, run.progress.flops
 
     def _record(self, run: TrainingRun) -> Record:
-        seconds = run.progress.elapsed - self._elapsed  # of training: evaluation and checkpoints are not its speed
+        seconds = run.progress.elapsed - self._elapsed  # of training alone, without validation and checkpoints
         reports, flops_per_second = self._reports, (run.progress.flops - self._flops) / seconds
         peak = self._peak_flops and self._peak_flops * run.world.size
-        return {
-            "step": run.progress.step,
-            "samples": run.samples,
-            "tokens": run.tokens,
-            "flops": run.progress.flops,
+        return position(run) | {
             "loss": _mean([r.loss for r in reports]),
             "loops": _mean([r.loops for r in reports]),
             "lr": reports[-1].lr,
@@ -81,7 +49,7 @@ class Metrics:
             "flops_per_second": flops_per_second,
             "mfu": flops_per_second / peak if peak else None,
             "memory_gib": peak_memory_gib(run.world.device),
-            "data_wait": sum(self._waits) / seconds,
+            "data_wait": sum(r.data_wait for r in reports) / seconds,
             "elapsed": run.progress.elapsed,
             "eta": _eta(run),
             "loss_by_timestep": _by_timestep(reports),
@@ -89,8 +57,18 @@ class Metrics:
         }
 
 
+def position(run: TrainingRun) -> Record:
+    """Where in the run a record was made: the first fields of every record."""
+    return {
+        "step": run.progress.step,
+        "samples": run.samples,
+        "tokens": run.tokens,
+        "flops": run.progress.flops,
+    }
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory this rank has held: allocated on a GPU, resident on a CPU."""
+    """The most memory that this rank has held: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -98,7 +76,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _eta(run: TrainingRun) -> float:
-    """Seconds to the last step at the mean speed of this run, with expected instead of drawn loops."""
+    """Seconds to the last step at the mean speed of this run, with the expected number of loops."""
     plan, step = run.plan, run.progress.step
     rest = (plan.total_steps - step) * plan.tokens_per_step * plan.expected_flops_per_token
     return rest * run.progress.elapsed / run.progress.flops

@@ -3,19 +3,20 @@
 import json
 from collections.abc import Mapping
 
-from pretrain.training.hooks.metrics import Record
-from pretrain.training.loop import TrainingRun
-from pretrain.writing import replace_text
+from data_pipeline.atomic_files import write_atomic
+from pretrain.evaluation.report import short_figures
+from pretrain.training.hooks.recorder import Record, Sink
+from pretrain.training.state import TrainingRun
 
 
-class Console:
+class Console(Sink):
     """One line per record, in a fixed order, with units."""
 
     def open(self, run: TrainingRun) -> None:
-        """Remember what the line is measured against."""
-        self._total, self._ranks = run.plan.total_steps, run.world.size
+        """Note the total number of steps."""
+        self._total = run.plan.total_steps
 
-    def write(self, record: Record) -> None:
+    def write_training(self, record: Record) -> None:
         """Print the line."""
         step, mfu = record["step"], record["mfu"]
         parts = [
@@ -33,49 +34,62 @@ class Console:
         ]
         print(" | ".join(parts), flush=True)
 
-    def close(self) -> None:
-        """Nothing to close."""
+    def write_validation(self, record: Record) -> None:
+        """Print the figures of every S in one line."""
+        figures = record["validation"]
+        name = f" of {figures['name']}" if figures["name"] else ""
+        print(
+            f"validation{name} at step {record['step']} ({figures['weights']} weights), nats/token: {short_figures(figures)}",
+            flush=True,
+        )
 
 
-class MetricsFile:
+class MetricsFile(Sink):
     """`metrics.jsonl`: one JSON object per record, flushed line by line."""
 
     def open(self, run: TrainingRun) -> None:
-        """Keep the lines up to the step this start begins at; later ones will be written again."""
+        """Keep the lines up to the step at which this start begins; later ones will be written again."""
         path = run.folder / "metrics.jsonl"
         if path.exists():
-            replace_text(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
+            write_atomic(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
+    def write_training(self, record: Record) -> None:
         """Append the record."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    write_validation = write_training
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """`tensorboard/`: every number of the record as a scalar."""
 
     def open(self, run: TrainingRun) -> None:
-        """Open the writer; a resumed run hides the steps that will be taken again."""
+        """Open the writer. TensorBoard hides the earlier values of steps that will be taken again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(run.folder / "tensorboard", purge_step=run.progress.step + 1)
 
-    def write(self, record: Record) -> None:
+    def write_training(self, record: Record) -> None:
         """Write scalars under `train/`, `loss_by_timestep/` and `loss_by_loops/`."""
         bins = record["loss_by_timestep"]
         scalars = {f"train/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         scalars |= {f"loss_by_timestep/{i / len(bins):.1f}": v for i, v in enumerate(bins) if v is not None}
         scalars |= {f"loss_by_loops/{loops}": v for loops, v in record["loss_by_loops"].items()}
-        self.write_scalars(record["step"], scalars)
+        self._write(record["step"], scalars)
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write values under names of the caller's."""
+    def write_validation(self, record: Record) -> None:
+        """Write the nats per token of every S under `validation_nats_per_token/`."""
+        figures = record["validation"]
+        tag = f"validation_nats_per_token{figures['name'] and '_' + figures['name']}"
+        self._write(record["step"], {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]})
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -98,7 +112,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _lines_until(text: str, step: int) -> list[str]:
-    """Whole lines of steps up to `step`; a line cut short by a crash is dropped."""
+    """The complete lines of steps up to `step`; a line truncated by a crash is dropped."""
     kept = []
     for line in text.splitlines(keepends=True):
         try:

@@ -1,0 +1,71 @@
+"""What is evaluated: the split of every corpus of a blend, and their mixture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.dataset.blend import Blend
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from pretrain.errors import UserError
+from pretrain.evaluation.nelbo import Evaluator
+from pretrain.evaluation.report import figures_of
+
+MIXTURE = "mixture"
+"""Name of the figures over all sets."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Rows to evaluate.
+
+    Attributes:
+        name: in figures and file names; "" if there is only one set.
+        weight: share of the tokens that training draws from this corpus, not normalised.
+    """
+
+    name: str
+    rows: PackedDataset
+    weight: float
+
+
+def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
+    """The split of every corpus that has it; a single corpus has no name.
+
+    Raises:
+        DataError: the only corpus has no such split. UserError: none of several corpora has it.
+    """
+    if len(blend.corpora) == 1:
+        return [EvaluationSet("", PackedDataset(blend.corpora[0].path, split), 1.0)]
+    named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if split in c.manifest.splits]
+    if not named:
+        raise UserError(
+            f"no corpus of {blend.path} has a {split} split; evaluate another split, or leave eval.every empty"
+        )
+    return [EvaluationSet(name, PackedDataset(c.path, split), c.token_weight) for name, c in named]
+
+
+def evaluate_sets(evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Sequence[int]) -> list[dict[str, Any]]:
+    """Figures of every set, and of their mixture if there are several, as written to `eval/*.json`. Collective."""
+    results = [
+        {"name": one.name} | figures_of(one.rows, evaluator.noise(one.rows), evaluator.estimates(one.rows, loops))
+        for one in sets
+    ]
+    return results if len(sets) == 1 else [*results, {"name": MIXTURE} | mixed_figures(sets, results)]
+
+
+def mixed_figures(sets: Sequence[EvaluationSet], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a mixture from those of its corpora.
+
+    The mean over the tokens of the mixture is the mean of the corpora's means weighted by their shares. The squared errors add
+    up with the squared shares, because no row belongs to two corpora.
+    """
+    weights = np.array([one.weight for one in sets])
+    shares = weights / weights.sum()
+    rows = []
+    for same in zip(*(part["loops"] for part in parts), strict=True):
+        nats, errors = (np.array([row[key] for row in same]) for key in ("nats_per_token", "nats_per_token_se"))
+        error = float(np.sqrt(((shares * errors) ** 2).sum()))
+        rows.append({"loops": same[0]["loops"], "nats_per_token": float(shares @ nats), "nats_per_token_se": error})
+    return {"corpora": [one.name for one in sets], "shares": shares.tolist(), "loops": rows}

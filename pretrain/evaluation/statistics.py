@@ -1,0 +1,68 @@
+"""Estimates with their standard errors, and the units in which they are reported. Works on numpy arrays."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.manifest import SplitInfo
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens with its standard error, in nats per token.
+
+    Attributes:
+        residuals: contribution of every row, fp64 [n]: their mean is the estimate, their spread its error.
+    """
+
+    loops: int
+    nats_per_token: float
+    standard_error: float
+    residuals: np.ndarray
+
+
+def estimate_from_rows(loops: int, nats_per_row: np.ndarray, weights: np.ndarray, strata: np.ndarray) -> Estimate:
+    """The estimate of all rows together: a ratio of sums over rows, nats over tokens.
+
+    Its error is that of the linearised rows (Cochran, "Sampling Techniques", 1977, section 6.3), which are the rows' own
+    estimates if all rows have the same length.
+
+    Args:
+        nats_per_row: estimate of each row in nats per token, fp64 [n].
+        weights: weight of each row, 1 on average, fp64 [n].
+        strata: the stratified quantity of each row, here its share of masked tokens, fp64 [n].
+    """
+    mean = float((weights * nats_per_row).mean())
+    residuals = weights * nats_per_row - mean * (weights - 1)
+    return Estimate(loops, mean, collapsed_strata_error(residuals, strata), residuals)
+
+
+def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float:
+    """Standard error of the mean of one draw per stratum: neighbours in stratum order form pairs.
+
+    Cochran, "Sampling Techniques" (1977), section 5A.12: the variance is estimated from differences inside pairs of
+    neighbouring strata, so the systematic change of the loss with the noise level is not counted as uncertainty,
+    but the spread between rows and masks is. Slightly conservative.
+    """
+    ordered = values[np.argsort(strata, kind="stable")]
+    differences = np.diff(ordered)
+    # All neighbouring pairs instead of disjoint ones: each value is in two pairs, which halves the estimate's own noise.
+    return float(math.sqrt((differences**2).sum() / (2 * max(1, len(differences)) * len(values))))
+
+
+def unigram_entropy(dataset: PackedDataset) -> float:
+    """Entropy of the split's own token frequencies in nats per token: the best that a model without context could reach."""
+    counts = np.zeros(dataset.manifest.vocab_size, dtype=np.int64)
+    for start in range(0, dataset.num_rows, 1024):
+        indices = np.arange(start, min(start + 1024, dataset.num_rows))
+        real = np.arange(dataset.seq_len) < dataset.lengths(indices)[:, None]
+        counts += np.bincount(dataset.rows(indices)[real], minlength=len(counts))
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def bits_per_byte(nats_per_token: float, split: SplitInfo) -> float:
+    """Nats per token -> bits per UTF-8 byte of the split's text; end-of-document tokens cost bits and add no bytes."""
+    return nats_per_token / math.log(2) * split.tokens / split.bytes

@@ -1,0 +1,58 @@
+"""How a model description becomes a distributed one: the ordered list, in one place.
+
+Process groups exist already (`world.start_world`). Each step below says why it stands where it does.
+"""
+
+from model.architecture import Architecture
+from model.denoiser import LoopedDenoiser
+from model.layers import Sharding
+from pretrain.config.run_plan import RunPlan
+from pretrain.config.settings import Optim
+from pretrain.optimizer.adamw import build_optimizer
+from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
+from pretrain.parallel.engine import Engine, gather_looped_block_once, initialize_deepspeed, mark_copied_weights
+from pretrain.parallel.pipeline import Pipeline
+from pretrain.parallel.world import World
+
+
+def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: World) -> Engine:
+    """Build this rank's part of the model and everything that trains it. Collective.
+
+    Raises:
+        UserError: ranks that should hold the same initial weights do not.
+    """
+    parallel, stage = plan.settings.parallel, plan.placement[world.stage]
+
+    # 1. Tensor and sequence parallelism: megatron-core's layers allocate this rank's shard and no more, so the sharding
+    #    must be known when they are constructed.
+    sharding = Sharding(
+        tensor=parallel.tensor, rank=world.tensor_rank, sequence=parallel.sequence, group=world.tensor_group
+    )
+
+    # 2. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
+    #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
+    model = LoopedDenoiser(architecture, plan.settings.run.seed, parallel.recompute, stage, sharding).to(world.device)
+
+    # 3. Weights that several ranks hold (norms over tensor ranks, copies of the mid block over stages) are marked before
+    #    DeepSpeed reads the marks, so that its gradient norm counts each weight once.
+    mark_copied_weights(model)
+
+    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 7.
+    require_identical_on_all_ranks(weight_facts(model, world))
+
+    # 5. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
+    optimizer = build_optimizer(model, optim, world.device)
+
+    # 6. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
+    #    DeepSpeed installs its hooks in step 7, so the mark comes before.
+    if parallel.zero_stage == 3:
+        gather_looped_block_once(model)
+
+    # 7. DeepSpeed: ZeRO sharding, data-parallel reduction, mixed precision, clipping, the update.
+    deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
+
+    # 8. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    dtype = next(model.parameters()).dtype
+    pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
+
+    return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
