@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare machine to the test result: set-up, linters, then the tests:
+# Set up the environment, then run the linters and the tests:
 #
 #   bash launchers/test.sh [--fast] [pytest options]
 #
