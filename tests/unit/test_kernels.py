@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def apex(tmp_path, monkeypatch):
-    """Make a package named apex importable; returns a function that writes its __init__.py."""
+    """A function that writes the __init__.py of a package named apex, which can then be imported."""
     (tmp_path / "apex").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "apex", raising=False)

@@ -43,8 +43,8 @@ ONE_MISTAKE = {
     "train.loops=9": "train.loops=9: is larger than model.loop.max=4; raise model.loop.max",
     "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; change one of them",
     "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; shorten the warm-up or train longer",
-    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; choose a divisor",
-    "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1; raise",
+    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; choose",
+    "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1",
     "parallel.ds_config=none.json": "parallel.ds_config=none.json: cannot be read (No such file or directory)",
 }
 
@@ -89,15 +89,17 @@ def test_bf16_without_zero_is_refused_with_the_reason():
     ]
 
 
+PIPELINE = "parallel.pipeline=2 "
+REDUCES = "ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass"
 REFUSED = {
-    "parallel.pipeline=2 parallel.zero_stage=2": "parallel.zero_stage=2: ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass",
-    "parallel.pipeline=2 parallel.zero_stage=3": "parallel.zero_stage=3: ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass",
-    "parallel.pipeline=2 parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads inside its own backward pass",
-    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: offloading needs ZeRO; set parallel.zero_stage=1, 2 or 3",
-    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 can offload weights, and parallel.zero_stage=2",
+    f"{PIPELINE}parallel.zero_stage=2": f"parallel.zero_stage=2: {REDUCES}",
+    f"{PIPELINE}parallel.zero_stage=3": f"parallel.zero_stage=3: {REDUCES}",
+    f"{PIPELINE}parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads inside its own backward pass",
+    f"{PIPELINE}parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: parallel.pipeline_split=c",
     "parallel.pipeline=4 parallel.mid_replicas=3": "parallel.mid_replicas=3: does not divide parallel.pipeline=4",
-    "parallel.pipeline=2 parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: parallel.pipeline_split=contiguous holds",
-    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=true: data.seq_len=33 is not a multiple",
+    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: offloading needs ZeRO; set parallel.zero",
+    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 can offload weights, and ",
+    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=true: data.seq_len=33 is not a multiple of",
 }
 
 
