@@ -27,13 +27,15 @@ ONE_MISTAKE = {
     "nonsense": "'nonsense': is not of the form key=value, such as optim.lr=3e-4",
     "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.lr",
     "optim.lr=[": "optim.lr=[: the value is not valid YAML; quote it",
-    "optim.lr=fast": "optim.lr=fast: should be a valid number, unable to parse string as a number",
+    "optim.lr=fast": "optim.lr=fast: should be a valid number",
     "optim.lr=-1": "optim.lr=-1: should be greater than 0",
     "train.steps=1.5": "train.steps=1.5: should be a valid integer, got a number with a fractional part",
+    "train.loops=uniformm": "train.loops=uniformm: should be a valid integer or 'uniform' or 'inverse_flops'",
+    "eval.loops=[]": "eval.loops: should have at least 1 item",
     "train.loops=0": "train.loops=0: should be greater than or equal to 1",
     "optim.schedule=true": "optim.schedule=true: should be 'constant', 'cosine' or 'wsd'",
     "train.precision=fp8": "train.precision=fp8: should be 'fp32' or 'bf16'",
-    "run.name=a/b": "run.name=a/b:",
+    "run.name=a/b": "run.name=a/b: should match pattern",
     "eval.loops=1,x": "eval.loops=x: should be a valid integer",
     "model.num_layers=5": "model.num_layers=5: model.loop has 1 + 2 + 1 = 4 layers (head + mid + tail); make them equal",
     "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; choose a divisor",
@@ -188,6 +190,9 @@ def test_every_key_has_a_meaning():
     keys = list(describe_keys())
     assert len(keys) == len(flatten(load_settings(TINY)))
     assert all(text and kind for _, kind, _, text in keys)
+    defaults = {key: default for key, _, default, _ in keys}
+    shown = ("eval.loops", "log.tensorboard", "optim.lr", "run.stop_after")
+    assert [defaults[key] for key in shown] == ["1,2,4,8", "true", "0.0003", ""]
 
 
 @pytest.mark.parametrize(
