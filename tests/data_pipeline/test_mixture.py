@@ -138,7 +138,7 @@ import resource, time
 from fractions import Fraction
 import numpy as np
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.dataset.schedule import BlendSchedule
+from data_pipeline.dataset.blend_schedule import BlendSchedule
 from test_mixture import Counting
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def batches(rows):

@@ -184,7 +184,7 @@ def test_padding_is_little_on_lengths_as_of_text(seq_len):
 @pytest.mark.parametrize("index", [-1, 99])
 def test_a_row_outside_the_plan_is_an_error(tmp_path, packing, index):
     dataset, _ = dataset_of(tmp_path, write_shards(tmp_path, [[5, 5]]), packing, 3)
-    for method in (dataset.rows, dataset.lengths, dataset.documents):
+    for method in (dataset.rows, dataset.lengths, dataset.document_ids):
         with pytest.raises(IndexError, match="row indices must be 0 to"):
             method(np.array([0, index]))
         assert len(method(np.array([], np.int64))) == 0
