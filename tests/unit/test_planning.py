@@ -136,8 +136,8 @@ def test_traffic_of_tensor_and_pipeline_ranks():
     assert (sent.pipeline, sent.copies) == (0, 0)
     stages = paper("parallel.pipeline=2")
     sent = [traffic_of(stages, stage, 4) for stage in stages.placement]
-    visits = len(stages.placement[0].chunks(4)) * 2
-    assert sum(s.pipeline for s in sent) == stages.micro_batches * 2 * (visits - 1) * hidden
+    chunks = len(stages.placement[0].chunks(4)) * 2
+    assert sum(s.pipeline for s in sent) == stages.micro_batches * 2 * (chunks - 1) * hidden
     copied = paper("parallel.pipeline=4")
     layer = copied.settings.model.parameters_per_layer()
     assert traffic_of(copied, copied.placement[1], 4).copies == 2 * layer * 4 / 2
