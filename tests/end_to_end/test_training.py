@@ -407,5 +407,5 @@ def test_doctor_says_what_is_used(capsys):
     assert loopmdm(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "AdamW step" in output
-    assert "apex not installed" in output
+    assert "apex is not installed" in output
     assert "ready to train" in output
