@@ -60,7 +60,14 @@ setup(
         # build it from its repository if you want it; `loopmdm doctor` says what was found.
         "gpu": ["transformer-engine[pytorch]>=2.0"],
         "eval": ["lm-eval>=0.4.8"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "codespell>=2.3"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "codespell>=2.3",
+            "matplotlib>=3.9",
+        ],
     },
-    entry_points={"console_scripts": ["loopmdm=pretrain.cli:main"]},
+    entry_points={"console_scripts": ["loopmdm=pretrain.cli:command"]},
 )

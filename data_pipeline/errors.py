@@ -1,9 +1,9 @@
-"""The one exception that this package raises for something a user can fix."""
+"""The exception for everything that a user can fix."""
 
 
 class DataError(Exception):
     """A problem with inputs, options or a prepared folder.
 
-    The message is written for the user: it names the file, key or option and says what to do about it. Command-line
-    entry points print it as ``error: MESSAGE`` without a traceback.
+    The message is written for the user: it names the file, key or option and says what to do. The commands print it as
+    ``error: MESSAGE`` without a traceback.
     """

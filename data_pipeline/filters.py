@@ -1,65 +1,176 @@
-"""What to leave out of a corpus, beside records that are broken: all of it off unless asked for."""
+"""Filters: rules that leave whole documents out of a corpus. All are off unless their option is given.
 
+A filter is one entry of `FILTERS`. Its option of `loopmdm prepare`, the check of that option, its key in the manifest and
+the cause under which rejected documents are counted all follow from the entry.
+"""
+
+import argparse
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from data_pipeline.documents import Cause, Document
+from data_pipeline.documents import Document
+from data_pipeline.errors import DataError
 
-Duplicates = Literal["keep", "exact", "near"]
+Limit = int | float
+
+
+def _never_wrong(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
-class Cleaning:
-    """Rules that know no language.
+class Filter:
+    """A rule that judges each document by itself.
 
     Attributes:
-        min_chars, max_chars: limits of a document's length; 0 for none.
-        min_letters: least share of letters among the characters that are not white space; in any script.
-        max_repeated_lines: greatest share of the text's non-empty lines that repeat an earlier line of it.
-        duplicates: "exact" leaves out documents whose text came before, "near" also those that MinHash takes for one.
+        name: key in the manifest; with dashes, the option.
+        cause: rejected documents are counted under it.
+        default: the limit at which the filter is off; its type is the type of the option.
+        metavar, help: of the option.
+        objection: (document, limit) -> why the document is left out, or None to keep it.
+        problem: (limit, limits of all filters) -> why the limit makes no sense, or None.
+        always_recorded: the manifest has the limit even where the filter is off. Only for the filters of the first
+            version; recording a new one only where it is on leaves existing folders and finished tasks valid.
     """
 
-    min_chars: int = 0
-    max_chars: int = 0
-    min_letters: float = 0.0
-    max_repeated_lines: float = 1.0
-    duplicates: Duplicates = "keep"
+    name: str
+    cause: str
+    default: Limit
+    metavar: str
+    help: str
+    objection: Callable[[Document, Limit], str | None]
+    problem: Callable[[Limit, Mapping[str, Limit]], str | None] = _never_wrong
+    always_recorded: bool = False
 
-    def record(self) -> dict[str, str | int | float | None]:
-        """The rules as the manifest keeps them."""
-        return asdict(self)
+    @property
+    def option(self) -> str:
+        """Its option on the command line."""
+        return f"--{self.name.replace('_', '-')}"
 
-    def objection(self, document: Document) -> tuple[Cause, str] | None:
-        """Why a document is left out, judged by itself; None when it stays.
 
-        Of a long document the letters and the repeated lines are those of its first piece, about a million characters.
-        """
-        if self.min_chars or self.max_chars:
-            num_chars = sum(map(len, document.pieces))
-            if num_chars < self.min_chars:
-                return Cause.TOO_SHORT, f"{num_chars:,} characters"
-            if self.max_chars and num_chars > self.max_chars:
-                return Cause.TOO_LONG, f"{num_chars:,} characters"
-        text = next(iter(document.pieces))
-        if self.min_letters and (share := share_of_letters(text)) < self.min_letters:
-            return Cause.FEW_LETTERS, f"{share:.0%} letters: {_beginning(text)}"
-        if self.max_repeated_lines < 1 and (share := share_of_repeated_lines(text)) > self.max_repeated_lines:
-            return Cause.REPEATED_LINES, f"{share:.0%} of the lines repeat an earlier one: {_beginning(text)}"
-        return None
+def _too_short(document: Document, limit: Limit) -> str | None:
+    return f"{document.num_chars:,} characters" if document.num_chars < limit else None
+
+
+def _too_long(document: Document, limit: Limit) -> str | None:
+    return f"{document.num_chars:,} characters" if document.num_chars > limit else None
+
+
+def _few_letters(document: Document, limit: Limit) -> str | None:
+    text = document.first_chunk
+    share = share_of_letters(text)
+    return f"{share:.0%} letters: {_beginning(text)}" if share < limit else None
+
+
+def _repeated_lines(document: Document, limit: Limit) -> str | None:
+    text = document.first_chunk
+    share = share_of_repeated_lines(text)
+    return f"{share:.0%} of the lines repeat an earlier one: {_beginning(text)}" if share > limit else None
 
 
 def share_of_letters(text: str) -> float:
-    """Letters among the characters that are not white space."""
+    """Share of letters, of any script, among the characters that are not white space."""
     solid = "".join(text.split())
     return sum(map(str.isalpha, solid)) / max(1, len(solid))
 
 
 def share_of_repeated_lines(text: str) -> float:
-    """Lines that repeat an earlier one, among those that are not empty."""
+    """Share of the non-empty lines that repeat an earlier one."""
     lines = Counter(line.strip() for line in text.splitlines() if not line.isspace() and line)
     return (lines.total() - len(lines)) / max(1, lines.total())
 
 
 def _beginning(text: str) -> str:
     return repr(text[:40])
+
+
+def _negative(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
+    return "give a number of characters, or 0 for no limit" if limit < 0 else None
+
+
+def _below_min_chars(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
+    if 0 < limit < limits["min_chars"]:
+        return f"no document can be that short with --min-chars {limits['min_chars']}"
+    return _negative(limit, limits)
+
+
+def _no_share(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
+    return None if 0 <= limit <= 1 else "give a share from 0 to 1"
+
+
+FILTERS = (
+    Filter("min_chars", "too short", 0, "N", "leave out shorter documents", _too_short, _negative, True),
+    Filter("max_chars", "too long", 0, "N", "leave out longer documents", _too_long, _below_min_chars, True),
+    Filter(
+        "min_letters",
+        "few letters",
+        0.0,
+        "F",
+        "smallest share of letters, in any script, among the characters that are not white space, 0 to 1",
+        _few_letters,
+        _no_share,
+        True,
+    ),
+    Filter(
+        "max_repeated_lines",
+        "repeated lines",
+        1.0,
+        "F",
+        "largest share of lines that repeat an earlier line of the document, 0 to 1",
+        _repeated_lines,
+        _no_share,
+        True,
+    ),
+)
+"""Every filter, in the order in which documents are judged."""
+
+
+@dataclass(frozen=True)
+class ActiveFilters:
+    """The filters that are on.
+
+    Attributes:
+        limits: their limits, by name.
+    """
+
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Limit]) -> "ActiveFilters":
+        """The filters that the options of the command switch on.
+
+        Raises:
+            DataError: a limit that makes no sense.
+        """
+        limits = {each.name: options[each.name] for each in FILTERS}
+        for each in FILTERS:
+            if problem := each.problem(limits[each.name], limits):
+                raise DataError(f"{each.option} {limits[each.name]:g}: {problem}")
+        return cls({each.name: limits[each.name] for each in FILTERS if limits[each.name] != each.default})
+
+    def rejection(self, document: Document) -> tuple[str, str] | None:
+        """Cause and details of the first objection to a document; None when it stays.
+
+        Of a long document, letters and lines are judged by its first chunk, about a million characters.
+        """
+        for each in FILTERS:
+            if each.name in self.limits and (why := each.objection(document, self.limits[each.name])):
+                return each.cause, why
+        return None
+
+    def record(self) -> dict[str, Limit]:
+        """The limits as the manifest has them."""
+        return {
+            each.name: self.limits.get(each.name, each.default)
+            for each in FILTERS
+            if each.always_recorded or each.name in self.limits
+        }
+
+
+def add_filter_options(parser: argparse._ArgumentGroup) -> None:
+    """Declare the option of every filter."""
+    for each in FILTERS:
+        parser.add_argument(
+            each.option, type=type(each.default), default=each.default, metavar=each.metavar, help=each.help
+        )

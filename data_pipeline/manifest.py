@@ -1,20 +1,20 @@
-"""`manifest.json`: what a prepared folder holds, and the checks that it still does."""
+"""`manifest.json`: what a prepared folder holds, and checks that it still does."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.errors import DataError
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PREPARE_HINT = "prepare one with: loopmdm prepare --input PATH... --output {folder}"
-REPAIR_HINT = "copy the folder again from its source or prepare it again with --overwrite"
-# Hashing more would delay the start of a run; `verify` does it.
+REPAIR_HINT = "copy the folder again from its source, or prepare it again with --overwrite"
+# Hashing more would delay the start of a run; `loopmdm verify` hashes everything.
 QUICKLY_HASHED_BYTES = 1 << 26
 
 Packing = Literal["concat", "best_fit"]
@@ -33,13 +33,13 @@ class FileInfo(_Record):
 
 
 class TokenizerInfo(_Record):
-    """The tokenizer's copy inside the folder and the ids that the pipeline relies on."""
+    """The copy of the tokenizer in the folder, and the ids that the pipeline relies on."""
 
     kind: Literal["sentencepiece", "huggingface", "bytes"]
     file: str
     sha256: str
-    vocab_size: int = Field(ge=1, description="ids that the tokenizer itself can yield")
-    eod_id: int = Field(ge=0, description="appended to every document")
+    vocab_size: int = Field(ge=1, description="ids that the tokenizer itself can produce")
+    eod_id: int = Field(ge=0, description="end-of-document id, appended to every document")
     mask_id: int = Field(ge=0, description="[MASK], always the last id")
     pad_id: int = Field(ge=0, description="the tokenizer's own, else eod_id; padding never enters a loss")
 
@@ -47,8 +47,7 @@ class TokenizerInfo(_Record):
 class SplitInfo(_Record):
     """One split: the documents of its shards, one shard after the other.
 
-    `tokens` includes one end-of-document id per document, `bytes` counts UTF-8 bytes of the texts. A shard is named by the
-    stem of its `.bin` and `.idx`.
+    `tokens` includes one end-of-document id per document; `bytes` counts UTF-8 bytes of the texts.
     """
 
     documents: int = Field(ge=0)
@@ -56,29 +55,31 @@ class SplitInfo(_Record):
     bytes: int = Field(ge=0)
     shards: list[str] = Field(min_length=1, description="stems of the `.bin/.idx` pairs, in the order of the documents")
     rows: int = Field(ge=0)
-    dropped_tokens: int = Field(ge=0, description="tail of the token stream that fills no whole row")
-    padded_tokens: int = Field(ge=0, description="places of the rows that hold no token of the text")
+    dropped_tokens: int = Field(ge=0, description="tail of the token stream that does not fill a row")
+    padded_tokens: int = Field(ge=0, description="positions of the rows that hold padding")
     files: dict[str, FileInfo]
 
 
 class InputInfo(_Record):
-    """One `--input` word as given, what was found behind it, and a digest of the documents read, in their order."""
+    """One `--input` value as given, what was found there, and a digest of the documents read, in their order."""
 
     input: str
     kind: Literal["file", "folder", "glob", "stdlib", "datasets"]
     files: int = Field(ge=0)
     bytes: int = Field(ge=0, description="on disk, compressed where the files are")
     documents: int = Field(ge=0)
-    tokens: int | None = Field(default=None, ge=0, description="of all splits; None: written before this was counted")
-    digest: str = Field(description="BLAKE2b over the tasks' digests, each over those of its documents")
+    tokens: int | None = Field(
+        default=None, ge=0, description="of all splits; None in folders written before it was counted"
+    )
+    digest: str = Field(description="BLAKE2b over the digests of the tasks, each over those of its documents")
 
 
 class Manifest(_Record):
-    """The whole record. It holds no time stamp and no machine's name: equal runs write equal bytes."""
+    """The whole manifest. It has no time stamp and no machine name, so equal runs write equal bytes."""
 
     format_version: Literal[2] = FORMAT_VERSION
     tokenizer: TokenizerInfo
-    vocab_size: int = Field(ge=2, description="all ids, with those that the pipeline added")
+    vocab_size: int = Field(ge=2, description="all ids, including those that the pipeline added")
     seq_len: int = Field(ge=1)
     packing: Packing
     splits: dict[str, SplitInfo]
@@ -100,7 +101,7 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and validate `folder/manifest.json`.
 
     Raises:
-        DataError: no such folder, no manifest in it, broken JSON, another format version, or a field that is wrong.
+        DataError: no such folder, no manifest in it, broken JSON, another format version, or a wrong field.
     """
     folder = Path(folder)
     path = folder / MANIFEST_NAME
@@ -108,8 +109,8 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(f"no prepared data folder at {folder}; {PREPARE_HINT.format(folder=folder)}")
     if not path.is_file():
         raise DataError(
-            f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder (or a copy of it was "
-            f"cut short); {PREPARE_HINT.format(folder=folder)}"
+            f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder, or "
+            f"its copy is incomplete; {PREPARE_HINT.format(folder=folder)}"
         )
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -117,22 +118,19 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(_explain(path, error)) from error
 
 
-def write_manifest(folder: Path, manifest: Manifest, dated: int) -> None:
-    """Write `folder/manifest.json`, whole or not at all, with the modification time `dated` in ns.
+def write_manifest(folder: Path, manifest: Manifest, inputs_read: int) -> None:
+    """Write `folder/manifest.json`.
 
-    The date is the start of the run that read the inputs: an input changed during the run counts as newer.
+    Args:
+        inputs_read: modification time to set, in ns since 1970: when the run began to read its inputs. An input that
+            changed during the run is newer than the manifest, and so is noticed by the next run.
     """
-    partial = folder / f"{MANIFEST_NAME}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.utime(partial, ns=(dated, dated))
-    partial.replace(folder / MANIFEST_NAME)
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    write_atomic(folder / MANIFEST_NAME, text, modified_ns=inputs_read)
 
 
 def _explain(path: Path, error: ValidationError) -> str:
-    """The first problem of a manifest that does not validate, in words."""
+    """The first problem of an invalid manifest, in words."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":
@@ -146,12 +144,12 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Quick check before a run: every file has its size; the tokenizer, and index and plan files up to a sum, their hash.
+    """Quick check before a run: the size of every file, and the hashes of all but the `.bin`, up to `QUICKLY_HASHED_BYTES`.
 
-    The `.bin` and the other files are compared by size only; `verify` reads them whole.
+    `data_pipeline.verify` hashes everything.
 
     Raises:
-        DataError: names the first file that differs, with what was found and expected.
+        DataError: names the first file that differs, with what was found and what was expected.
     """
     folder = Path(folder)
     check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)

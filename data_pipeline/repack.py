@@ -1,10 +1,13 @@
-"""`loopmdm prepare --repack`: another row length or packing for tokens that stay as they are."""
+"""`loopmdm repack DIR`: another row length or packing for a prepared folder, without tokenising again."""
 
+import argparse
 import os
 from pathlib import Path
+from typing import get_args
 
-from data_pipeline.atomic_files import lock_rows
+from data_pipeline.atomic_files import lock_prepared_folder, sync
 from data_pipeline.errors import DataError
+from data_pipeline.exit_status import exit_status
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     FileInfo,
@@ -16,63 +19,93 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.packing.pack_plan import plan_files, require_seq_len, write_plan
+from data_pipeline.split_table import split_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `loopmdm repack`."""
+    parser.description = (
+        "Change the rows of a prepared folder in place. Nothing is tokenised again. A training run that uses the folder keeps "
+        "its rows. Without options, missing or damaged pack plans are made again."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
+    parser.add_argument("--seq-len", type=int, metavar="L", help="tokens per row (default: unchanged)")
+    parser.add_argument(
+        "--pack",
+        choices=get_args(Packing),
+        help="concat: cut the stream of documents into rows; best_fit: keep documents whole, with padding at the end of rows "
+        "(default: unchanged)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Repack the folder and print its new table; returns the exit status."""
+    return exit_status(lambda: repack_and_report(args.folder, args.pack, args.seq_len))
+
+
+def repack_and_report(folder: Path, packing: Packing | None, seq_len: int | None) -> None:
+    """Repack a folder and print the new rows. Raises DataError as `repack` does."""
+    if seq_len is not None:
+        require_seq_len(seq_len)
+    print("\n".join(split_table(repack(folder, packing, seq_len), folder)))
 
 
 def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manifest:
-    """Plan the rows of every split anew and return the new manifest; None keeps what the folder has.
+    """Plan the rows of every split again and return the new manifest.
 
-    A plan that is missing or damaged is made again too, even if it is the one that is asked for.
+    New plans have their own names and the manifest is replaced last, so whenever the process ends, the folder has either the
+    old rows or the new ones. A run that has mapped the old plan keeps using it. A plan that is missing or damaged is made
+    again even if its packing and length do not change.
 
-    New plans have names of their own and the manifest is replaced last, so the folder is as before or as asked whenever the
-    process ends. A run that has mapped the old plan goes on with it.
+    Args:
+        packing, seq_len: None keeps those of the folder.
 
     Raises:
-        DataError: no prepared folder, files that differ from its manifest, too little text for a row of each split, or
-            another process packs the same folder.
+        DataError: not a prepared folder, files that differ from its manifest, too little text for one row of each split, or
+            another process is repacking the same folder.
     """
     folder = Path(folder)
-    load_manifest(folder)  # says what is wrong, before anything is held
-    with lock_rows(folder) as descriptor:
+    load_manifest(folder)  # fails early, before the lock
+    with lock_prepared_folder(folder) as descriptor:
         if os.fstat(descriptor).st_ino != folder.stat().st_ino:
-            raise DataError(f"{folder} has just been prepared anew; run the command again")
+            raise DataError(f"{folder} has just been prepared again; run the command again")
         manifest = load_manifest(folder)
         old = (manifest.packing, manifest.seq_len)
         new = (packing or manifest.packing, seq_len or manifest.seq_len)
         check_files(folder, _without_plans(manifest))
-        if new == old and _is_whole(folder, manifest):
+        if new == old and _is_intact(folder, manifest):
             return manifest
         try:
             splits = {split: _planned(folder, split, info, old, new) for split, info in manifest.splits.items()}
             options = manifest.options | {"packing": new[0], "seq_len": new[1]}
             update = {"packing": new[0], "seq_len": new[1], "splits": splits, "options": options}
-            # The date says when the inputs were read, which was then.
-            dated = (folder / MANIFEST_NAME).stat().st_mtime_ns
-            os.fsync(descriptor)  # the names of the new plan reach the disk before the manifest that needs them,
-            write_manifest(folder, manifest.model_copy(update=update), dated)
-            os.fsync(descriptor)  # and that one before the old plan goes
+            # The modification time says when the inputs were read, so it stays.
+            inputs_read = (folder / MANIFEST_NAME).stat().st_mtime_ns
+            # The new plan must be on the disk before the manifest that needs it, and that before the old plan is removed.
+            os.fsync(descriptor)
+            write_manifest(folder, manifest.model_copy(update=update), inputs_read)
         finally:
             manifest = load_manifest(folder)
-            _remove_unlisted_plans(folder, manifest)
+            _remove_leftovers(folder, manifest)
     return manifest
 
 
 def _planned(
     folder: Path, split: str, info: SplitInfo, old: tuple[Packing, int], new: tuple[Packing, int]
 ) -> SplitInfo:
-    """Write a split's new plan, through to the disk; returns its entry for the manifest."""
+    """Write a split's new plan and flush it to the disk; returns the split's new entry in the manifest."""
     for name in plan_files(split, *new):
-        (folder / name).unlink(missing_ok=True)  # whoever has mapped what was there keeps it
+        (folder / name).unlink(missing_ok=True)  # a run that has mapped the old file keeps it
     plan = write_plan(folder, split, info.shards, *new)
     if plan.rows == 0:
         raise DataError(
             f"the {split} split of {folder} has {info.tokens:,} tokens, fewer than one row of {plan.seq_len:,}; "
-            "give a smaller --seq-len"
+            "choose a smaller --seq-len"
         )
     files = {name: file for name, file in info.files.items() if name not in plan_files(split, *old)}
     for name in plan_files(split, *new):
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
+        sync(folder / name)
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     counts = {"rows": plan.rows, "dropped_tokens": plan.dropped_tokens, "padded_tokens": plan.padded_tokens}
     return info.model_copy(update={**counts, "files": files})
@@ -87,7 +120,7 @@ def _without_plans(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"splits": splits})
 
 
-def _is_whole(folder: Path, manifest: Manifest) -> bool:
+def _is_intact(folder: Path, manifest: Manifest) -> bool:
     try:
         check_files(folder, manifest)
     except DataError:
@@ -95,10 +128,10 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _remove_unlisted_plans(folder: Path, manifest: Manifest) -> None:
-    """The plan that was replaced, or the one that came to nothing, and those of earlier attempts that were killed."""
+def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
+    """Remove plans that the manifest does not list, and what attempts that were killed have left."""
     listed = {name for info in manifest.splits.values() for name in info.files}
-    for split in manifest.splits:
-        for path in folder.glob(f"{split}.pack.*"):
-            if path.name not in listed:
-                path.unlink()
+    plans = (path for split in manifest.splits for path in folder.glob(f"{split}.pack.*"))
+    for path in (*plans, *folder.glob(f"{MANIFEST_NAME}.partial-*")):
+        if path.name not in listed:
+            path.unlink()

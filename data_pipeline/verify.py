@@ -1,18 +1,42 @@
-"""`loopmdm prepare --verify`: a prepared folder against its manifest, read from disk."""
+"""`loopmdm verify DIR`: compare a prepared folder, read completely, with its manifest."""
 
+import argparse
 from pathlib import Path
 
 from data_pipeline.errors import DataError
+from data_pipeline.exit_status import exit_status
 from data_pipeline.indexed import Index
 from data_pipeline.manifest import REPAIR_HINT, Manifest, SplitInfo, check_hash, check_size, load_manifest
 from data_pipeline.packing.pack_plan import load_plan
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `loopmdm verify`."""
+    parser.description = (
+        "Read every byte of a prepared folder and compare sizes, SHA-256 hashes and counts with its manifest. "
+        "A training run checks sizes and the smaller files only."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify the folder and print the result; returns the exit status."""
+    return exit_status(lambda: verify_and_report(args.folder))
+
+
+def verify_and_report(folder: Path) -> None:
+    """Verify a folder and print what was checked. Raises DataError as `verify` does."""
+    manifest = verify(folder)
+    files = [info for split in manifest.splits.values() for info in split.files.values()]
+    size = sum(info.bytes for info in files)
+    print(f"{folder}: the tokenizer and {len(files)} files of {size / 1e6:,.1f} MB match the manifest")
+
+
 def verify(folder: Path) -> Manifest:
-    """Full check: every file's size and SHA-256, and the counts of documents, tokens and rows. Returns the manifest.
+    """Check every file's size and SHA-256, and the counts of documents, tokens and rows. Returns the manifest.
 
     Raises:
-        DataError: names the first thing that differs, with what was found and expected.
+        DataError: names the first difference, with what was found and what was expected.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
@@ -26,7 +50,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def _check_counts(folder: Path, name: str, manifest: Manifest, split: SplitInfo) -> None:
-    """What the manifest counts against what the files hold: nothing else vouches for the manifest itself."""
+    """Compare the manifest's counts with the files; no hash protects the manifest itself."""
     indices = [Index(folder / stem) for stem in split.shards]
     rows = load_plan(folder, name, manifest.packing, manifest.seq_len).counts
     found = {
@@ -37,7 +61,7 @@ def _check_counts(folder: Path, name: str, manifest: Manifest, split: SplitInfo)
         "padded_tokens": rows.padded_tokens,
     }
     for key, count in found.items():
-        if count != (told := getattr(split, key)):
+        if count != (expected := getattr(split, key)):
             raise DataError(
-                f"{folder}: the manifest tells of {told:,} {key} in {name}, its files hold {count:,}; {REPAIR_HINT}"
+                f"{folder}: the manifest says {expected:,} {key} in the {name} split, its files hold {count:,}; {REPAIR_HINT}"
             )

@@ -43,9 +43,6 @@ class Inputs(NamedTuple):
     document_ids: Tensor | None = None
 
 
-Observer = Callable[[int, Tensor], None]
-"""Called after each pass of the mid block with its number k, counted from 1, and its output H(k), [s, b, h]."""
-
 LayerBuilder = Callable[[int], nn.Module]
 """(number of the layer in the whole model, counted from 1) -> the layer."""
 
@@ -106,35 +103,25 @@ class LoopedBlock(LayerStack):
     """The mid block: applies the same layers once per pass.
 
     All passes happen in one module call, so that ZeRO-3 gathers the shared weights only once
-    (`pretrain/parallel/engine.py`).
+    (`pretrain/parallel/parallelize.py`). A forward hook on the last layer is called after every pass, with H(k).
     """
 
     def __init__(self, build: LayerBuilder, first: int, held: range, recompute: Recompute) -> None:
         super().__init__(build, first, held, recompute == "full")
         self.held, self.recompute_pass = held, recompute == "loop"
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        angles: Tensor,
-        mask: Tensor | None,
-        passes: range,
-        observe: Observer | None = None,
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, passes: range) -> Tensor:
         """H(k) = mid(H(k - 1)) for every k in `passes`: [s, b, h] -> [s, b, h]. The only loop over the mid block.
 
         Args:
             angles, mask: see `LayerStack.forward`.
             passes: numbers k of the passes, counted from 1.
-            observe: called with k and H(k) after each pass.
         """
-        for number in passes:
+        for _ in passes:
             if self.recompute_pass and torch.is_grad_enabled():
                 hidden_states = recomputed(self.run_layers, hidden_states, angles, mask, self.held)
             else:
                 hidden_states = self.run_layers(hidden_states, angles, mask, self.held)
-            if observe is not None:
-                observe(number, hidden_states)
         return hidden_states
 
 
@@ -181,7 +168,6 @@ class LoopedDenoiser(nn.Module):
         logit_positions: Tensor,
         loops: int,
         document_ids: Tensor | None = None,
-        observe: Observer | None = None,
     ) -> Tensor:
         """Logits at the selected positions, in row-major order of (b, s). Only for a model of one pipeline stage.
 
@@ -190,7 +176,6 @@ class LoopedDenoiser(nn.Module):
             logit_positions: bool [b, s]; the LM head is computed at these positions only.
             loops: S, the number of passes of the mid block; may exceed the S_max of training.
             document_ids: see `Inputs`.
-            observe: see `Observer`.
 
         Returns:
             Logits [m, padded vocabulary] of the m selected positions. [MASK] and the padding of the vocabulary have -inf,
@@ -198,7 +183,7 @@ class LoopedDenoiser(nn.Module):
             parallelism each rank returns its share of the vocabulary.
         """
         (chunk,) = self.stage.chunks(loops)
-        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids, observe), logit_positions)
+        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids), logit_positions)
 
     def run_chunk(
         self,
@@ -207,7 +192,6 @@ class LoopedDenoiser(nn.Module):
         hidden_states: Tensor | None,
         seq_len: int,
         document_ids: Tensor | None = None,
-        observe: Observer | None = None,
     ) -> Tensor:
         """Run the embedding and the layers of a chunk: hidden states [s, b, h] -> [s, b, h].
 
@@ -218,7 +202,6 @@ class LoopedDenoiser(nn.Module):
             hidden_states: output of the previous chunk [s, b, h]; needed otherwise.
             seq_len: tokens per row. With sequence parallelism it differs from the first size of `hidden_states`.
             document_ids: see `Inputs`; needed for every chunk.
-            observe: see `Observer`.
         """
         if chunk.embed:
             assert tokens is not None
@@ -230,7 +213,7 @@ class LoopedDenoiser(nn.Module):
         if chunk.head:
             hidden_states = self.head(hidden_states, angles, mask, chunk.head)
         if chunk.passes:
-            hidden_states = self.mid(hidden_states, angles, mask, chunk.passes, observe)
+            hidden_states = self.mid(hidden_states, angles, mask, chunk.passes)
         return self.tail(hidden_states, angles, mask, chunk.tail) if chunk.tail else hidden_states
 
     def logits(self, hidden_states: Tensor, logit_positions: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from data_pipeline.errors import DataError
 from pretrain.errors import UserError
@@ -13,10 +14,9 @@ from pretrain.machine.library_warnings import filter_library_warnings
 from pretrain.training.stop_request import end_process
 
 VERBS = {
-    "prepare": (
-        "data_pipeline.prepare",
-        "text -> tokenizer, token documents and packed rows; --verify checks a folder",
-    ),
+    "prepare": ("data_pipeline.prepare", "text -> tokenizer, token documents and packed rows"),
+    "verify": ("data_pipeline.verify", "compare every byte of a prepared folder with its manifest"),
+    "repack": ("data_pipeline.repack", "change the rows of a prepared folder without tokenizing again"),
     "inspect": ("pretrain.inspection.command", "show documents, rows and masks of a prepared folder, as text or HTML"),
     "plan": ("pretrain.planning.command", "compare all layouts of a recipe on N ranks: memory, traffic, bubble, time"),
     "train": ("pretrain.main", "train a recipe; the same as python pretrain/main.py"),
@@ -58,5 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def command() -> NoReturn:
+    """The console command: run one verb and exit, leaving the process groups if the verb joined any and succeeded."""
+    status = main()
+    if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
+        world.leave_world()
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

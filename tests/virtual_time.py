@@ -1,8 +1,8 @@
-"""megatron-core's own pipeline schedules in virtual time: every stage a thread, every chunk a step of that thread's clock.
+"""megatron-core's own pipeline schedules in virtual time: each stage is a thread with a clock that each chunk advances.
 
-Tensors of one number carry the autograd graph; what a chunk costs, its forward and its backward add to the stage's clock. The
-communicator answers the calls that the schedules make, with the real class's methods on top of `_communicate`, and lets a send
-and its receive wait for each other.
+Tensors of one number carry the autograd graph; the forward and the backward pass of a chunk add their cost to the stage's
+clock. The communicator replaces `_communicate` of the real class, so all its other methods run, and lets a send and its receive
+wait for each other.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from model.layers import Sharding, transformer_config
 from model.megatron_on_cpu import use_cpu_for_cuda
 
 Message = tuple[Tensor | None, float]
-"""(what is sent, time at which its sender came to the exchange)."""
+"""(tensor, time at which its sender reached the exchange)."""
 
 
 @dataclass
 class Line:
-    """One direction between two stages: what the sender put in, and when each side was there."""
+    """One direction between two stages: what was sent, and when each side reached the exchange."""
 
     sent: Queue[Message] = field(default_factory=Queue)
     wanted: Queue[float] = field(default_factory=Queue)
@@ -53,7 +53,7 @@ class Group:
 
 
 class Communicator(P2PCommunicator):
-    """The real class on lines instead of process groups."""
+    """The real class with `Line`s in the place of process groups."""
 
     def __init__(self, group: Group, config: Any, clock: Clock, hop: float, down: list[Line], up: list[Line]) -> None:
         self.pp_group, self.config = group, config
@@ -88,7 +88,7 @@ class Communicator(P2PCommunicator):
 
 
 class _Spend(torch.autograd.Function):
-    """Costs time on the stage's clock, forward and backward."""
+    """Advances the stage's clock in the forward and in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, clock: Clock, ahead: float, back: float) -> Tensor:
@@ -106,7 +106,7 @@ class _Spend(torch.autograd.Function):
 
 
 class VirtualChunk(nn.Module):
-    """A chunk that only takes time."""
+    """A chunk that only advances the clock."""
 
     def __init__(self, config: Any, clock: Clock, ahead: float, back: float) -> None:
         super().__init__()
@@ -125,11 +125,11 @@ class VirtualChunk(nn.Module):
 def run_schedule(
     forward: Sequence[Sequence[float]], backward: Sequence[Sequence[float]], micro_batches: int, group: int, hop: float
 ) -> tuple[float, list[int]]:
-    """(time of the last event, most chunks held between forward and backward on each stage).
+    """(time of the last event, the most chunks held between forward and backward pass on each stage).
 
     Args:
-        forward, backward: time of every chunk of every stage; one chunk per stage runs the plain 1F1B schedule.
-        group: micro-batches per group of the interleaved schedule.
+        forward, backward: time of each chunk of each stage; with one chunk per stage the plain 1F1B schedule is run.
+        group: number of micro-batches per group of the interleaved schedule.
     """
     use_cpu_for_cuda()
     size = len(forward)
@@ -149,7 +149,7 @@ def run_schedule(
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
-        assert not thread.is_alive(), "the stages wait for each other"
+        assert not thread.is_alive(), "deadlock between the stages"
     if failures:
         raise failures[0]
     return max(clock.now for clock in clocks), [clock.most_held for clock in clocks]

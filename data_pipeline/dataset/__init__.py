@@ -1,1 +1,1 @@
-"""A prepared folder to training: rows by memory map, their order, and mixtures of several corpora."""
+"""From a prepared folder to training samples: rows by memory map, their order, and blends of several corpora."""

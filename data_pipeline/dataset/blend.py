@@ -1,6 +1,6 @@
 """Training data of a run: one prepared folder, or a blend file that mixes several.
 
-A blend file is YAML (or JSON); paths start from its folder, weights count only in ratio:
+A blend file is YAML (or JSON). Paths are relative to it; only the ratios of the weights matter:
 
     corpora:
       - {path: web, weight: 0.7}
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.dataset.schedule import MixSchedule
+from data_pipeline.dataset.blend_schedule import BlendSchedule
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, load_manifest
 from data_pipeline.packing.pack_plan import plan_files
@@ -46,7 +46,7 @@ class Corpus:
     Attributes:
         path: the folder.
         weight: its share, not normalised.
-        max_epochs: passes over its rows after which the others take its share; None for any number.
+        max_epochs: passes over its rows after which its share goes to the others; None for no limit.
     """
 
     path: Path
@@ -61,42 +61,42 @@ class Corpus:
 
     @property
     def padding(self) -> float:
-        """Share of its rows' places that hold no token."""
+        """Share of its rows' positions that hold padding."""
         return self.manifest.splits[TRAIN].padded_tokens / (self.rows * self.manifest.seq_len)
 
     @property
     def token_weight(self) -> float:
-        """Its share of the tokens, not normalised: rows with padding have fewer."""
+        """Its share of the tokens, not normalised; rows with padding have fewer."""
         return float(self.weight) * (1 - self.padding)
 
     @property
     def cap(self) -> int | None:
-        """Most samples to take."""
+        """Largest number of samples to take; None for no limit."""
         return None if self.max_epochs is None else max(1, int(self.rows * self.max_epochs))
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Corpora that agree in tokenizer, row length and vocabulary; a single one is a blend too."""
+    """Corpora with the same tokenizer, row length and vocabulary; a single corpus is a blend too."""
 
     path: Path
     corpora: tuple[Corpus, ...]
 
     @property
     def manifest(self) -> Manifest:
-        """The first corpus's: its tokenizer, row length and vocabulary are those of all."""
+        """The manifest of the first corpus: all have the same tokenizer, row length and vocabulary."""
         return self.corpora[0].manifest
 
     @cached_property
-    def schedule(self) -> MixSchedule:
+    def schedule(self) -> BlendSchedule:
         """Which corpus each sample comes from. Raises DataError when the weights have too many digits."""
         try:
-            return MixSchedule([corpus.weight for corpus in self.corpora], [corpus.cap for corpus in self.corpora])
+            return BlendSchedule([corpus.weight for corpus in self.corpora], [corpus.cap for corpus in self.corpora])
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
 
     def check(self, samples: int) -> None:
-        """Check every corpus's files and that the caps leave `samples` samples.
+        """Check the files of every corpus, and that the caps leave at least `samples` samples.
 
         Raises:
             DataError: names the file, or says how many samples there are.
@@ -106,12 +106,12 @@ class Blend:
         available = self.schedule.num_samples
         if available is not None and available < samples:
             raise DataError(
-                f"{self.path} ends after {available:,} samples, when every corpus has reached its max_epochs, but the run takes "
-                f"{samples:,}; raise or drop a max_epochs, or train for fewer steps"
+                f"{self.path} has {available:,} samples until every corpus reaches its max_epochs, but the run needs {samples:,}; "
+                "raise or remove a max_epochs, or train for fewer steps"
             )
 
     def identity(self) -> dict[str, str]:
-        """Facts that tell one training set from another: few, however many shards there are. Hashes, and the mixture."""
+        """What distinguishes this training set from others: a few hashes, for any number of shards, and the weights."""
         facts = {"tokenizer": self.manifest.tokenizer.sha256}
         for number, corpus in enumerate(self.corpora, 1):
             prefix = f"corpus {number} " if len(self.corpora) > 1 else ""
@@ -125,7 +125,7 @@ class Blend:
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether there is a blend file or a prepared folder at `path`."""
+    """Whether `path` is a blend file or a prepared folder."""
     return path.is_file() or (path / MANIFEST_NAME).is_file()
 
 
@@ -133,7 +133,7 @@ def load_blend(path: Path) -> Blend:
     """Read a prepared folder's manifest, or a blend file and the manifests of its folders.
 
     Raises:
-        DataError: nothing prepared there, a broken blend file, or corpora that cannot be mixed; names the entry and the fix.
+        DataError: nothing prepared there, a broken blend file, or corpora that cannot be mixed.
     """
     path = Path(path)
     if not path.exists() and path.suffix in BLEND_SUFFIXES:
@@ -149,7 +149,7 @@ def load_blend(path: Path) -> Blend:
         Corpus(path.parent / entry.path, manifest, _exact(entry.weight), entry.max_epochs)
         for entry, manifest in zip(entries, manifests, strict=True)
     )
-    for problem in _disagreements(corpora):
+    for problem in _incompatibilities(corpora):
         raise DataError(f"{path}: {problem}")
     return Blend(path, corpora)
 
@@ -164,24 +164,24 @@ def _read(path: Path) -> _File:
     try:
         return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; mend that line") from error
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from error
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors())
         raise DataError(f"{path}: {'; '.join(problems)}; a blend is written as {EXAMPLE}") from error
 
 
 def _exact(weight: float) -> Fraction:
-    """The decimal number that was written, not the nearest binary one."""
+    """The decimal number as written in the file, not the nearest binary one."""
     return Fraction(repr(weight))
 
 
-def _disagreements(corpora: tuple[Corpus, ...]) -> Iterator[str]:
+def _incompatibilities(corpora: tuple[Corpus, ...]) -> Iterator[str]:
     first = corpora[0]
-    seen = {}
+    seen = set()
     for corpus in corpora:
-        if (there := corpus.path.resolve()) in seen:
-            yield f"{corpus.path} stands there twice; add its weights up"
-        seen[there] = corpus
+        if (folder := corpus.path.resolve()) in seen:
+            yield f"{corpus.path} is listed twice; list it once with the sum of its weights"
+        seen.add(folder)
         if corpus.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
             yield (
                 f"{corpus.path} was prepared with another tokenizer than {first.path}; prepare it with --tokenizer "
@@ -191,9 +191,9 @@ def _disagreements(corpora: tuple[Corpus, ...]) -> Iterator[str]:
             corpus.manifest.tokenizer != first.manifest.tokenizer
             or corpus.manifest.vocab_size != first.manifest.vocab_size
         ):
-            yield f"{corpus.path} has other special ids or another vocabulary size than {first.path}; prepare both anew"
+            yield f"{corpus.path} has other special ids or another vocabulary size than {first.path}; prepare both again"
         if corpus.manifest.seq_len != first.manifest.seq_len:
             yield (
                 f"{corpus.path} has rows of {corpus.manifest.seq_len} tokens, {first.path} of {first.manifest.seq_len}; change "
-                f"it with: loopmdm prepare --repack {corpus.path} --seq-len {first.manifest.seq_len}"
+                f"it with: loopmdm repack {corpus.path} --seq-len {first.manifest.seq_len}"
             )

@@ -8,26 +8,26 @@ from numpy.typing import NDArray
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
-from data_pipeline.packing.pack_plan import Pieces, load_plan
+from data_pipeline.packing.pack_plan import RowSegments, load_plan
 
 
 class PackedDataset:
     """One split of a prepared folder as rows of token ids.
 
-    The real tokens of a row come first; padding, where the packing has any, follows them.
+    The tokens of a row come first, followed by padding where the packing leaves room.
 
     Attributes:
         manifest: the folder's `Manifest`.
         seq_len: tokens per row.
-        num_rows: rows in the split.
-        has_padding: whether any row has.
+        num_rows: number of rows.
+        has_padding: whether any row has padding.
 
     Args:
         folder: what `loopmdm prepare --output` wrote.
         split: a name from the manifest, "train" or "validation".
 
     Raises:
-        DataError: the folder fails `check_files`, lacks the split, or the split has no row.
+        DataError: the folder fails `check_files`, has no such split, or the split has no row.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -59,42 +59,46 @@ class PackedDataset:
             IndexError: an index is outside 0 .. num_rows - 1.
         """
         out = np.full((len(indices), self.seq_len), self.manifest.tokenizer.pad_id, np.int64)
-        pieces = self.pieces(indices)
+        segments = self.segments(indices)
         for row, column, start, length in zip(
-            pieces.rows.tolist(), pieces.columns.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True
+            segments.rows.tolist(),
+            segments.columns.tolist(),
+            segments.starts.tolist(),
+            segments.lengths.tolist(),
+            strict=True,
         ):
             self._stream.read(start, out[row, column : column + length])
         return out
 
     def lengths(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Real tokens of the rows `indices` [n], int64 [n]; reads the plan alone. Raises as `rows`."""
-        pieces = self.pieces(indices)
+        """Tokens without padding of the rows `indices` [n], int64 [n]; reads the plan only. Raises as `rows`."""
+        segments = self.segments(indices)
         # Sums of floats are exact up to 2**53.
-        return np.bincount(pieces.rows, pieces.lengths, minlength=len(indices)).astype(np.int64)
+        return np.bincount(segments.rows, segments.lengths, minlength=len(indices)).astype(np.int64)
 
     def document_ids(self, indices: NDArray[np.integer]) -> NDArray[np.int32]:
         """Document of each token of the rows `indices` [n], int32 [n, seq_len]. Raises as `rows`.
 
-        Documents are counted from 0 within the row; padding has -1. The first may have begun, and the last may go on, in
-        another row.
+        Documents are counted from 0 within the row; padding has -1. The first may begin in an earlier row, and the last may
+        continue in a later one.
         """
         out = np.full((len(indices), self.seq_len), -1, np.int32)
-        pieces = self.pieces(indices)
-        if self._plan.one_document_a_piece:
-            first = np.searchsorted(pieces.rows, pieces.rows)  # of the piece's row
-            numbers = np.arange(pieces.rows.size) - first
+        segments = self.segments(indices)
+        if self._plan.one_document_per_segment:
+            first = np.searchsorted(segments.rows, segments.rows)  # of the segment's row
+            numbers = np.arange(segments.rows.size) - first
             ends = np.arange(self.seq_len) < self.lengths(indices)[:, None]
-            out[ends] = np.repeat(numbers, pieces.lengths)
+            out[ends] = np.repeat(numbers, segments.lengths)
             return out
         for row, start, length in zip(
-            pieces.rows.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True
+            segments.rows.tolist(), segments.starts.tolist(), segments.lengths.tolist(), strict=True
         ):
             out[row, :length] = self._stream.document_ids(start, length)
         return out
 
-    def pieces(self, indices: NDArray[np.integer]) -> Pieces:
-        """The stretches of the token stream that form the rows `indices` [n]. Raises as `rows`."""
+    def segments(self, indices: NDArray[np.integer]) -> RowSegments:
+        """The segments of the token stream that form the rows `indices` [n]. Raises as `rows`."""
         indices = np.asarray(indices, np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < self.num_rows:
             raise IndexError(f"row indices must be 0 to {self.num_rows - 1}, got {indices.min()} to {indices.max()}")
-        return self._plan.pieces(indices)
+        return self._plan.segments(indices)

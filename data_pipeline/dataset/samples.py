@@ -1,4 +1,4 @@
-"""Training samples by their global index: the mixture's corpus, the corpus's order, the row's tokens."""
+"""Training samples by their global index: the blend selects a corpus, the corpus's order a row."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.blend import Blend
+from data_pipeline.dataset.blend_schedule import BlendSchedule
 from data_pipeline.dataset.packed_dataset import PackedDataset
-from data_pipeline.dataset.schedule import MixSchedule
 from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.manifest import TRAIN
 
 
 class Rows(Protocol):
-    """What is needed of a corpus; `PackedDataset` says what each member is."""
+    """The rows of a corpus; `PackedDataset` describes the members."""
 
     num_rows: int
     seq_len: int
@@ -26,20 +26,20 @@ class Rows(Protocol):
 
 
 class Samples:
-    """Any sample of a run at the same cost, whichever came before: a resume replays nothing.
+    """Random access to the samples of a run, so that a resume does not replay any.
 
     The n-th sample that the schedule takes from a corpus is the n-th row of that corpus's own shuffled epochs.
 
     Attributes:
-        has_padding: whether any corpus has.
+        has_padding: whether any corpus has padding.
 
     Args:
         corpora: rows of each corpus.
         schedule: which corpus each sample comes from.
-        seed: the run's.
+        seed: the seed of the run.
     """
 
-    def __init__(self, corpora: Sequence[Rows], schedule: MixSchedule, seed: int) -> None:
+    def __init__(self, corpora: Sequence[Rows], schedule: BlendSchedule, seed: int) -> None:
         self._corpora, self._schedule = corpora, schedule
         self._orders = [SampleOrder(seed, corpus.num_rows) for corpus in corpora]
         self._seq_len = corpora[0].seq_len
@@ -51,7 +51,7 @@ class Samples:
         return cls([PackedDataset(corpus.path, TRAIN) for corpus in blend.corpora], blend.schedule, seed)
 
     def locate(self, samples: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Corpus and row in it of the samples [n], int64 [n] both."""
+        """Corpus, and row of that corpus, of the samples [n]; int64 [n] each."""
         corpus, rows = self._schedule.locate(samples)
         for k in np.unique(corpus):
             rows[corpus == k] = self._orders[k].rows(rows[corpus == k])
@@ -63,7 +63,7 @@ class Samples:
         return self._gather(samples, out, lambda corpus, rows: corpus.rows(rows))
 
     def lengths(self, samples: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Real tokens of the samples [n], int64 [n]; the rest of a row is padding."""
+        """Tokens without padding of the samples [n], int64 [n]."""
         return self._gather(samples, np.empty(len(samples), np.int64), lambda corpus, rows: corpus.lengths(rows))
 
     def document_ids(self, samples: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -1,6 +1,6 @@
 """The order in which training visits the rows of a split: a keyed permutation, evaluated per index.
 
-There is no shuffle file and no start-up pass: the row of any sample index, in any epoch, costs some hundred integer
+There is no shuffle file and no start-up pass: the row of any sample index, in any epoch, takes about a hundred integer
 operations. A run therefore resumes from one integer, the number of samples consumed.
 """
 
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-# Tiny splits need this many for all their orders to be equally likely (chi-square tests); large ones fewer.
+# Tiny splits need this many for all orders to be equally likely (by chi-square tests); large ones need fewer.
 ROUNDS = 16
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -23,7 +23,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class SampleOrder:
-    """Epoch after epoch of keyed permutations of ``0 .. num_rows - 1``.
+    """A keyed permutation of ``0 .. num_rows - 1`` for every epoch.
 
     Each epoch is a sixteen-round Feistel network over pairs (left, right) in Z_a x Z_b, where a*b is the smallest
     near-square product that holds `num_rows`; the rounds add modulo a and b in turn. The few pairs beyond `num_rows`

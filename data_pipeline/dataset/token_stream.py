@@ -15,11 +15,10 @@ class TokenStream:
     """The documents of `.bin/.idx` shards one after another, by memory map.
 
     Attributes:
-        num_tokens: in all shards.
-        num_documents: in all shards.
+        num_tokens, num_documents: of all shards.
 
     Args:
-        folder: where the shards lie.
+        folder: the folder of the shards.
         stems: their names without suffix, in order.
 
     Raises:
@@ -59,7 +58,7 @@ class TokenStream:
         return np.concatenate([shard.lengths[::step] for shard in self._shards])
 
     def document_ids(self, start: int, length: int) -> NDArray[np.int32]:
-        """Number of the document of each token from `start` on, counted from 0 within the stretch, int32 [length]."""
+        """Number of the document of each token from `start` on, counted from 0, int32 [length]."""
         begins = np.zeros(length, np.int32)
         for i in range(self._shard_of(start), len(self._shards)):
             first = self._starts[i]
@@ -71,5 +70,5 @@ class TokenStream:
         return np.cumsum(begins, dtype=np.int32)
 
     def _shard_of(self, position: int) -> int:
-        """The shard that holds the token at a position; the last of several that begin there, the others being empty."""
+        """The shard that holds the token at a position; of several that begin there, the last one, as the others are empty."""
         return bisect_right(self._starts, position) - 1

@@ -1,1 +1,1 @@
-"""Documents to rows: a plan beside the tokens, made anew for another row length."""
+"""From documents to rows: a plan beside the tokens, which can be made again for another row length."""

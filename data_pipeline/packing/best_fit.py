@@ -1,8 +1,8 @@
-"""How documents become rows of equal length, computed from their lengths alone.
+"""Best-fit packing: which documents share a row, computed from their lengths only.
 
-`concat` cuts the stream of documents, each closed by its end-of-document id, into rows and drops the last partial one.
-`best_fit` keeps every document whole that fits in a row; a longer one is cut into full rows and a remainder. Documents and
-remainders go, the longest first, each into the row with the least room that still holds it (best-fit decreasing).
+A document that fits in a row is kept whole; a longer one is cut into full rows and a remainder. Documents and remainders are
+placed from the longest to the shortest, each into the row with the least room that still holds it (best-fit decreasing;
+Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 """
 
 from bisect import bisect_left, insort
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as pieces of the token stream; row i has the pieces row_starts[i] .. row_starts[i+1] - 1, in stream order.
+    """Rows as segments of the token stream; row i has the segments row_starts[i] .. row_starts[i+1] - 1, in stream order.
 
     Attributes:
         row_starts: int64 [rows + 1].
-        starts: position of each piece's first token in the stream, int64 [pieces].
-        lengths: tokens of each piece, int32 [pieces].
+        starts: position of each segment's first token in the stream, int64 [segments].
+        lengths: tokens of each segment, int32 [segments].
     """
 
     row_starts: NDArray[np.int64]
@@ -28,9 +28,10 @@ class PackedRows:
 
 
 def best_fit(lengths: NDArray[np.integer], seq_len: int) -> PackedRows:
-    """Pack documents of `lengths` tokens, [documents], into rows of at most `seq_len`: the full rows of long ones first.
+    """Pack documents of `lengths` tokens, [documents], into rows of at most `seq_len`.
 
-    Every token is in exactly one piece and every piece in one document. Documents without a token have no piece.
+    The full rows of long documents come first. Every token is in exactly one segment, and every segment lies in one document.
+    Documents without tokens have no segment.
     """
     sizes = lengths.astype(np.int64)
     positions = np.cumsum(sizes) - sizes
@@ -48,18 +49,18 @@ def best_fit(lengths: NDArray[np.integer], seq_len: int) -> PackedRows:
 
 
 def assign_rows(lengths: NDArray[np.integer], capacity: int) -> tuple[NDArray[np.int64], int]:
-    """Best-fit decreasing; items of equal length in their order.
+    """Best-fit decreasing; items of equal length keep their order.
 
     Items of one length are placed together, so the time is that of sorting plus O(capacity * log(capacity)) steps.
 
     Args:
         lengths: of the items, 1 .. capacity, [items].
-        capacity: room of a row.
+        capacity: tokens of a row.
 
     Returns:
         The row of each item, int64 [items], and the number of rows.
     """
-    # numpy sorts 16-bit keys by radix, several times as fast.
+    # numpy sorts 16-bit keys by radix, which is several times faster.
     keys = (capacity - lengths).astype(np.uint16 if capacity < 2**16 else np.int64)
     longest_first = np.argsort(keys, kind="stable")
     counts = np.bincount(lengths, minlength=capacity + 1)
@@ -74,7 +75,7 @@ class _OpenRows:
     """Rows that are not full, by the room left in them.
 
     Attributes:
-        opened: rows so far.
+        opened: number of rows so far.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -84,10 +85,10 @@ class _OpenRows:
         self._rooms: list[int] = []  # the keys of the above, ascending
 
     def place(self, length: int, items: int) -> NDArray[np.int64]:
-        """Rows of `items` items of one length, [items]; none may be longer than those placed before.
+        """Place `items` items of one length, not longer than any placed before; returns their rows, [items].
 
-        The row with the least room that holds one item stays that row until it holds no further one: what is left in it
-        is less than before, and no other row had a room in between. So whole groups of rows are filled at once.
+        The row with the least room that holds one such item remains that row until it holds no further one, because its room
+        only shrinks and no other row has a room in between. So whole groups of rows are filled at once.
         """
         placed = []
         while items:
@@ -107,7 +108,7 @@ class _OpenRows:
         return self._rooms[i] if i < len(self._rooms) else self._capacity
 
     def _take(self, room: int, wanted: int) -> NDArray[np.int64]:
-        """Up to `wanted` rows of that room, the first put in first; an empty one is opened where there is none."""
+        """Up to `wanted` rows with that room, in the order in which they were put; new ones where there are none."""
         if room not in self._by_room:
             self.opened += wanted
             return np.arange(self.opened - wanted, self.opened)

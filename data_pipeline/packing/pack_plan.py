@@ -1,8 +1,11 @@
-"""The pack plan: which stretches of the token stream form each row, in files of its own beside the tokens.
+"""The pack plan: which segments of the token stream form each row, in files beside the tokens.
 
-`SPLIT.pack.STRATEGY-SEQLEN.json` holds the counts. That is all of a `concat` plan; `best_fit` adds three arrays, twelve bytes
-a piece and eight a row, which are mapped, not read. Plans are made from the `.idx` files alone: packing again at another
-length tokenises nothing. Names carry the strategy and the length, so that a new plan never overwrites one in use.
+`concat` cuts the stream of documents, each with its end-of-document id, into rows and drops the last partial row. `best_fit`
+keeps documents whole (`data_pipeline.packing.best_fit`).
+
+`SPLIT.pack.STRATEGY-SEQLEN.json` holds the counts, which is all of a `concat` plan. `best_fit` adds three arrays, 12 bytes
+per segment and 8 per row, which are memory-mapped. Plans are made from the `.idx` files only, so that packing again does not
+tokenise again. Their names contain the strategy and the length, so that a new plan does not overwrite one in use.
 """
 
 from collections.abc import Sequence
@@ -20,11 +23,11 @@ from data_pipeline.manifest import Packing
 from data_pipeline.packing.best_fit import best_fit
 
 ARRAYS = ("row_starts", "starts", "lengths")
-MEND = "pack the folder again: loopmdm prepare --repack {folder}"
+REPACK_HINT = "make it again with: loopmdm repack {folder}"
 
 
 class PlanCounts(BaseModel):
-    """What the rows hold. `tokens + dropped_tokens` are those of the split, `tokens + padded_tokens` fill the rows."""
+    """What the rows hold: `tokens + dropped_tokens` is the whole split, `tokens + padded_tokens` is rows * seq_len."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,14 +40,14 @@ class PlanCounts(BaseModel):
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Stretches of the stream that form some rows, row after row; all int64 [pieces].
+class RowSegments:
+    """The segments of the token stream that form some rows, row after row; all int64 [segments].
 
     Attributes:
-        rows: place of the piece's row in the request.
-        columns: where in the row the piece begins.
-        starts: where in the stream it begins.
-        lengths: its tokens.
+        rows: position of the segment's row among the rows asked for.
+        columns: where the segment begins in the row.
+        starts: where it begins in the stream.
+        lengths: its number of tokens.
     """
 
     rows: NDArray[np.int64]
@@ -53,8 +56,14 @@ class Pieces:
     lengths: NDArray[np.int64]
 
 
+def require_seq_len(seq_len: int) -> None:
+    """Raise DataError for a row length that cannot be used."""
+    if seq_len < 2:
+        raise DataError(f"--seq-len {seq_len}: a row needs at least 2 tokens")
+
+
 def plan_files(split: str, strategy: Packing, seq_len: int) -> list[str]:
-    """Names of a plan's files, the counts first."""
+    """File names of a plan, the counts first."""
     stem = f"{split}.pack.{strategy}-{seq_len}"
     return [f"{stem}.json", *(f"{stem}.{array}.npy" for array in ARRAYS if strategy == "best_fit")]
 
@@ -88,24 +97,24 @@ def _counts(strategy: Packing, seq_len: int, rows: int, tokens: int, dropped: in
 
 
 class ConcatPlan:
-    """Row i is the stretch from i * seq_len on; it may hold many documents."""
+    """Row i is one segment, from i * seq_len on; it may hold many documents."""
 
-    one_document_a_piece = False
+    one_document_per_segment = False
 
     def __init__(self, counts: PlanCounts) -> None:
         self.counts = counts
 
-    def pieces(self, indices: NDArray[np.int64]) -> Pieces:
-        """The stretches of the rows `indices`, [n]."""
+    def segments(self, indices: NDArray[np.int64]) -> RowSegments:
+        """The segments of the rows `indices`, [n]."""
         seq_len = self.counts.seq_len
         n = indices.size
-        return Pieces(np.arange(n), np.zeros(n, np.int64), indices * seq_len, np.full(n, seq_len))
+        return RowSegments(np.arange(n), np.zeros(n, np.int64), indices * seq_len, np.full(n, seq_len))
 
 
 class BestFitPlan:
-    """Rows of pieces that each lie in one document."""
+    """Rows of segments that each lie in one document."""
 
-    one_document_a_piece = True
+    one_document_per_segment = True
 
     def __init__(self, counts: PlanCounts, arrays: dict[str, NDArray]) -> None:
         self.counts = counts
@@ -113,15 +122,15 @@ class BestFitPlan:
 
     @classmethod
     def load(cls, counts: PlanCounts, paths: Sequence[Path]) -> Self:
-        """Map the arrays. Raises OSError or ValueError when one is missing or no array of the size it must have."""
+        """Map the arrays. Raises OSError or ValueError when one is missing or has the wrong size."""
         arrays = {name: np.load(path, mmap_mode="r") for name, path in zip(ARRAYS, paths, strict=True)}
         row_starts, starts, lengths = (arrays[name] for name in ARRAYS)
         if row_starts.size != counts.rows + 1 or not starts.size == lengths.size == row_starts[-1]:
-            raise ValueError("its arrays do not have the size that its counts describe")
+            raise ValueError("the sizes of its arrays do not match its counts")
         return cls(counts, arrays)
 
-    def pieces(self, indices: NDArray[np.int64]) -> Pieces:
-        """The stretches of the rows `indices`, [n]."""
+    def segments(self, indices: NDArray[np.int64]) -> RowSegments:
+        """The segments of the rows `indices`, [n]."""
         first = self._row_starts[indices]
         counts = self._row_starts[indices + 1] - first
         before = np.cumsum(counts) - counts
@@ -129,24 +138,24 @@ class BestFitPlan:
         lengths = self._lengths[chosen].astype(np.int64)
         columns = np.cumsum(lengths) - lengths
         columns -= np.repeat(columns[before], counts)
-        return Pieces(np.repeat(np.arange(indices.size), counts), columns, self._starts[chosen], lengths)
+        return RowSegments(np.repeat(np.arange(indices.size), counts), columns, self._starts[chosen], lengths)
 
 
 def load_plan(folder: Path, split: str, strategy: Packing, seq_len: int) -> ConcatPlan | BestFitPlan:
     """Open a split's plan.
 
     Raises:
-        DataError: a file of it is missing, broken, or not of this strategy and length.
+        DataError: one of its files is missing, broken, or of another strategy or length.
     """
     path, *arrays = (folder / name for name in plan_files(split, strategy, seq_len))
     try:
         counts = PlanCounts.model_validate_json(path.read_bytes())
         if (counts.strategy, counts.seq_len) != (strategy, seq_len):
-            raise ValueError(f"it is a plan of {counts.strategy} rows of {counts.seq_len}")
+            raise ValueError(f"it is a plan of {counts.strategy} rows of {counts.seq_len} tokens")
         return ConcatPlan(counts) if strategy == "concat" else BestFitPlan.load(counts, arrays)
     except ValidationError as error:
         raise DataError(
-            f"{path} is not a pack plan ({error.errors()[0]['msg']}); {MEND.format(folder=folder)}"
+            f"{path} is not a pack plan ({error.errors()[0]['msg']}); {REPACK_HINT.format(folder=folder)}"
         ) from error
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a pack plan ({error}); {MEND.format(folder=folder)}") from error
+        raise DataError(f"{path} is not a pack plan ({error}); {REPACK_HINT.format(folder=folder)}") from error

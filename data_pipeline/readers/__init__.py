@@ -1,1 +1,1 @@
-"""Inputs to documents: what `--input` means, files and datasets of every kind, which records are left out."""
+"""From `--input` to text values: which files and datasets there are, and readers of every kind."""

@@ -1,4 +1,4 @@
-"""Pieces of the inputs that one reader reads in one go."""
+"""Parts of the inputs that one reader reads from beginning to end."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,25 +8,25 @@ from data_pipeline.errors import DataError
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-PACKED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
 UNSUPPORTED_SUFFIXES = (".zip", ".tar", ".tgz", ".7z", ".lz4", ".rar")
-# Of lines that began in an earlier span, read at once.
+# Block size for reading past what lies before a range.
 SKIPPED_BYTES = 1 << 20
 
 Kind = Literal["lines", "text", "parquet", "dataset"]
 
 
 @dataclass(frozen=True)
-class Span:
-    """What one reader reads in one go.
+class FileRange:
+    """A whole file, a part of one, or a part of a dataset.
 
     Attributes:
-        kind: "lines" (JSON lines), "text" (a whole file is one document), "parquet", or "dataset".
-        source: the file, or the `--input` word of a dataset.
+        kind: "lines" (JSON lines), "text" (the whole file is one document), "parquet" or "dataset".
+        source: the file, or the `--input` value of a dataset.
         shown: its name in messages.
-        start, stop: bytes for lines (a line belongs to the span in which it begins), row groups for Parquet, rows for
-            datasets; a stop of None is the end.
-        num_bytes: size of the span on disk, about.
+        num_bytes: approximate size on disk.
+        start, stop: bytes of a file of lines (a line belongs to the range in which it begins), row groups of a Parquet
+            file, rows of a dataset; a stop of None is the end.
     """
 
     kind: Kind
@@ -37,13 +37,13 @@ class Span:
     stop: int | None = None
 
     def place(self, number: int | None) -> str:
-        """A record's place, for messages: `number` is its line in the file, or its row."""
+        """Where a record is, for messages; `number` is its line in the file, or its row."""
         if number is None or self.kind == "text":
             return self.shown
         return f"{self.shown}:{number}" if self.kind == "lines" else f"{self.shown}, row {number}"
 
     def lines_before(self) -> int:
-        """Lines of the file that begin before the span. Reads them: for an error that ends the run."""
+        """Lines of the file that begin before the range. Reads them all, so only for an error that ends the run."""
         if self.kind != "lines" or not self.start:
             return 0
         count, left = 1, self.start - 1
@@ -54,22 +54,22 @@ class Span:
         return count
 
 
-def span_kind(path: Path) -> Kind:
-    """How a file is read, by its name.
+def file_kind(path: Path) -> Kind:
+    """How a file is read, judged by its name.
 
     Raises:
-        DataError: an archive or compression that is not supported.
+        DataError: an archive, or a compression that is not supported.
     """
     if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
         raise DataError(
-            f"{path}: {path.suffix} files are not read; unpack it or pack it as {', '.join(PACKED_SUFFIXES)}"
+            f"{path}: {path.suffix} files cannot be read; unpack it, or compress it as {', '.join(COMPRESSED_SUFFIXES)}"
         )
-    suffix = (Path(path.stem) if is_packed(path) else path).suffix.lower()
+    suffix = (Path(path.stem) if is_compressed(path) else path).suffix.lower()
     if suffix in JSON_SUFFIXES:
         return "lines"
-    return "parquet" if suffix in PARQUET_SUFFIXES and not is_packed(path) else "text"
+    return "parquet" if suffix in PARQUET_SUFFIXES and not is_compressed(path) else "text"
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a file has to be unpacked from its beginning, so that nobody can start in its middle."""
-    return path.suffix.lower() in PACKED_SUFFIXES
+def is_compressed(path: Path) -> bool:
+    """Whether a file has to be decompressed from its beginning, so that it cannot be cut into ranges."""
+    return path.suffix.lower() in COMPRESSED_SUFFIXES

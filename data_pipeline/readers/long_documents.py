@@ -1,7 +1,7 @@
-"""Texts that are too long to hold: read piece after piece, as often as asked for.
+"""Texts that are too long for memory: read in chunks, anew for each use.
 
-Up to `LONG_BYTES` a document is one string. Beyond, it stays in its file and is read from there again for each use: a text
-file as it is, the value of a JSON line through the escapes of JSON.
+Up to `LONG_BYTES` a document is one string. A longer one stays in its file and is read from there for each use: the content
+of a text file directly, a string in a JSON line with its escapes decoded.
 """
 
 import codecs
@@ -15,13 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipeline.readers.compression import open_unpacked
+from data_pipeline.readers.compression import open_decompressed
 
 LONG_BYTES = 8 << 20
-PIECE_BYTES = 1 << 20
-# Of the strings in a long JSON line, those beyond this are not kept.
+CHUNK_BYTES = 1 << 20
+# Longer strings in a long JSON line stay in the file.
 KEPT_BYTES = 1 << 16
-# As far as whole characters and escapes go; possessive, so that nothing is remembered for going back.
+# As many whole characters and escapes as there are; possessive, so that no memory is spent on backtracking.
 WHOLE_ESCAPES = re.compile(r'(?:[^"\\]++|\\u[0-9a-fA-F]{4}|\\[^u])*+', re.DOTALL)
 WHOLE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 FIRST_OF_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
@@ -30,14 +30,14 @@ ESCAPE_CHARS = len("\\ud83d")
 
 @dataclass(frozen=True)
 class LongText:
-    """A stretch of a file as text; each iteration reads it anew.
+    """A part of a file as text; each iteration reads it again.
 
     Attributes:
-        start, stop: bytes of the unpacked file; a stop of None is its end.
-        is_escaped: the stretch is the inside of a JSON string.
+        start, stop: bytes of the decompressed file; a stop of None is its end.
+        is_escaped: the part is the inside of a JSON string.
 
     Raises (while it is read):
-        Utf8Error: it is not UTF-8. ValueError: it is not the inside of a JSON string.
+        Utf8Error: it is not UTF-8. ValueError: it is not the inside of a JSON string. DamagedFileError: the file is damaged.
     """
 
     path: Path
@@ -51,9 +51,9 @@ class LongText:
 
     def _blocks(self) -> Iterator[bytes]:
         position = self.start
-        with open_unpacked(self.path, self.start) as file:
+        with open_decompressed(self.path, self.start) as file:
             while self.stop is None or position < self.stop:
-                wanted = PIECE_BYTES if self.stop is None else min(PIECE_BYTES, self.stop - position)
+                wanted = CHUNK_BYTES if self.stop is None else min(CHUNK_BYTES, self.stop - position)
                 if not (block := file.read(wanted)):
                     return
                 position += len(block)
@@ -62,21 +62,23 @@ class LongText:
 
 @dataclass(frozen=True)
 class Slices:
-    """A string that is in memory anyway, piece after piece."""
+    """A long string that is in memory, in chunks."""
 
     text: str
 
     def __iter__(self) -> Iterator[str]:
-        return (self.text[i : i + PIECE_BYTES] for i in range(0, len(self.text), PIECE_BYTES))
+        return (self.text[i : i + CHUNK_BYTES] for i in range(0, len(self.text), CHUNK_BYTES))
 
 
-def pieces_of(text: str) -> Iterable[str]:
-    """A text that is in memory as what a document holds."""
+def chunks_of(text: str | LongText) -> Iterable[str]:
+    """A text in chunks that can be iterated over more than once; a single one unless the text is long."""
+    if isinstance(text, LongText):
+        return text
     return (text,) if len(text) <= LONG_BYTES else Slices(text)
 
 
 class Utf8Error(ValueError):
-    """Bytes that are not UTF-8; says which and where."""
+    """Bytes that are not UTF-8; the message has the first one and its position."""
 
 
 def decode_utf8(content: bytes) -> str:
@@ -85,7 +87,7 @@ def decode_utf8(content: bytes) -> str:
 
 
 def _decoded(blocks: Iterable[bytes], start: int) -> Iterator[str]:
-    """UTF-8 to text; positions of errors count from the beginning of the file."""
+    """Decode UTF-8; positions in errors count from the beginning of the file."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, block = start, b""
     for block in blocks:
@@ -104,12 +106,12 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, position: int, fin
 
 
 def _unescaped(texts: Iterable[str]) -> Iterator[str]:
-    """The inside of a JSON string to what it stands for."""
+    """Decode the escapes inside a JSON string."""
     left = ""
     for text in texts:
         left += text
         whole = _whole_escapes(left)
-        if len(left) - whole > 2 * ESCAPE_CHARS:  # not cut short: wrong
+        if len(left) - whole > 2 * ESCAPE_CHARS:  # a wrong escape, not one that is cut by the end of the chunk
             whole = len(left)
         yield _unescape(left[:whole])
         left = left[whole:]
@@ -117,10 +119,10 @@ def _unescaped(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _whole_escapes(text: str) -> int:
-    """Length of the beginning that ends neither inside an escape nor between two that stand for one character."""
+    """Length of the longest beginning that ends neither inside an escape nor between the two of a surrogate pair."""
     whole = _match_end(WHOLE_ESCAPES, text)
     before = whole - ESCAPE_CHARS
-    # A backslash there may belong to the escape before it.
+    # The backslash found there may be the second half of an escaped backslash.
     is_first_of_pair = before >= 0 and FIRST_OF_PAIR.match(text, before, whole)
     return before if is_first_of_pair and _match_end(WHOLE_ESCAPES, text[:before]) == before else whole
 
@@ -133,39 +135,39 @@ def _unescape(text: str) -> str:
 
 
 def _match_end(pattern: re.Pattern, text: str | bytes, start: int = 0) -> int:
-    """End of a match of a pattern that matches everywhere, if only nothing."""
+    """End of the match of a pattern that can match the empty string, so always matches."""
     match = pattern.match(text, start)
     assert match
     return match.end()
 
 
 class LongLine:
-    """A JSON line that is too long to hold, read to its end: all of it but the contents of its long strings.
-
-    Attributes:
-        num_bytes: of the line.
-        is_blank: whether there is nothing on it.
+    """A JSON line that is too long for memory. Reads it to its end and keeps all but the contents of its long strings.
 
     Args:
-        file: what follows `first` of the unpacked file at `path`.
+        file: the decompressed file at `path`, positioned after `first`.
         first: the beginning of the line.
-        start: where that is in the file.
+        start: position of the line in the file.
+
+    Attributes:
+        num_bytes: length of the line.
+        is_blank: whether there is nothing on it.
     """
 
     def __init__(self, path: Path, file: BinaryIO, first: bytes, start: int) -> None:
         self._path = path
         self._short = bytearray()
         self._long: dict[str, LongText] = {}
-        # Stands for a string that was left out: nothing that a text could hold by chance.
+        # Placeholder of a string that was left out; no text contains it by chance.
         self._name = uuid.uuid4().hex
         self.num_bytes = self._read(file, first, start) - start
         self.is_blank = not self._short.strip()
 
     def record(self, text_key: str) -> object:
-        """The line's value; long strings other than its text are empty.
+        """The line's value; its text is a `LongText` where it is long, and other long strings are placeholders.
 
         Raises:
-            ValueError: it is not JSON. Utf8Error: not UTF-8.
+            ValueError: it is not JSON. Utf8Error: it is not UTF-8.
         """
         record = json.loads(decode_utf8(self._short))
         text = record.get(text_key) if isinstance(record, dict) else None
@@ -173,13 +175,13 @@ class LongLine:
             if name == text:
                 record[text_key] = content
             else:
-                deque(content, maxlen=0)  # wrong escapes are wrong wherever they stand
+                deque(content, maxlen=0)  # a wrong escape makes the line invalid, whichever string has it
         return record
 
     def _read(self, file: BinaryIO, first: bytes, start: int) -> int:
-        """Read the line to its end; returns where that is."""
+        """Read the line to its end; returns the position of the end in the file."""
         string: _OpenString | None = None
-        for block in chain([first], iter(lambda: file.readline(PIECE_BYTES), b"")):
+        for block in chain([first], iter(lambda: file.readline(CHUNK_BYTES), b"")):
             i = 0
             while i < len(block):
                 if string is None:
@@ -211,14 +213,14 @@ class LongLine:
 
 
 class _OpenString:
-    """A JSON string whose end has not been found yet: where it began, and its first bytes."""
+    """A JSON string whose end has not been read yet: its start and its first bytes."""
 
     def __init__(self, start: int) -> None:
         self.start, self.kept = start, bytearray()
         self._is_escape_open = False
 
     def read(self, block: bytes, i: int) -> int:
-        """Read on from byte `i` of a block; returns where the closing quote is, or the block's length."""
+        """Continue at byte `i` of a block; returns the position of the closing quote, or the block's length."""
         begin = i
         if self._is_escape_open:
             i += 1

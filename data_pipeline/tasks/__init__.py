@@ -1,1 +1,1 @@
-"""A run of `loopmdm prepare`: tasks, the processes that do them, what they leave, and the join."""
+"""`loopmdm prepare`: the corpus cut into tasks, done in any order and place, and joined."""

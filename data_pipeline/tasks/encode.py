@@ -10,27 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.documents import Cause, Document, RecordLog
-from data_pipeline.filters import Cleaning
+from data_pipeline.dedup import CAUSES
+from data_pipeline.documents import Document
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
-from data_pipeline.readers.readers import read_span
+from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import Report
-from data_pipeline.tasks.task_records import MARK_NAME, RecordCounts, ShardInfo, TaskRecord, read_mark
-from data_pipeline.tasks.tasks import Task
+from data_pipeline.tasks.reading import new_digest, task_documents
+from data_pipeline.tasks.task import Task
+from data_pipeline.tasks.task_records import RECORD_NAME, RecordCounts, ShardInfo, TaskRecord, read_task_record
 from data_pipeline.tasks.work import task_folder, task_name
 from data_pipeline.tokenizers.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 512
-DUPLICATE_CAUSES = {1: Cause.DUPLICATE, 2: Cause.NEAR_DUPLICATE}
 SHARD_SUFFIXES = (".bin", ".idx")
 
 
 @dataclass(frozen=True)
 class TokenJob:
-    """What every task of a run shares. Settings that decide the content are in `settings`, and so in the address."""
+    """Tokenises one task at a time. Everything that decides the content of the shards is part of a task's address.
+
+    Attributes:
+        folder: the tasks write to `folder/NUMBER`.
+        decisions: folder of the decisions about duplicates; None when all are kept.
+    """
 
     folder: Path
     tokenizer_file: Path
@@ -45,32 +50,33 @@ class TokenJob:
         return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions])
 
     def __call__(self, task: Task, report: Report) -> TaskRecord:
-        """Write the task's folder of shards, whole or not at all; returns its mark."""
+        """Write the task's folder of shards, all or nothing; returns its record."""
         with task_folder(self.folder, task.number) as folder:
-            mark = self._write(task, folder, report)
-            (folder / MARK_NAME).write_text(mark.model_dump_json(), encoding="utf-8")
-        return mark
+            record = self._write(task, folder, report)
+            (folder / RECORD_NAME).write_text(record.model_dump_json(), encoding="utf-8")
+        return record
 
     def _decisions(self, task: Task) -> bytes:
-        """Which of the task's documents are duplicates, a byte for each; empty when all are kept."""
+        """Which of the task's documents are duplicates, one byte per document; empty when all are kept."""
         return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
 
-    def mark(self, task: Task) -> TaskRecord | None:
-        """The mark of a task that is finished, else None."""
-        return read_mark(self.folder / task_name(task.number), self.address(task))
+    def record(self, task: Task) -> TaskRecord | None:
+        """The record of a task that is finished, else None."""
+        return read_task_record(self.folder / task_name(task.number), self.address(task))
 
     def _write(self, task: Task, folder: Path, report: Report) -> TaskRecord:
-        log = RecordLog(self.options.text_key, self.options.strict, is_first=task.number == 0)
-        digest, decisions = _new_digest(), self._decisions(task)
+        options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
+        documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
+        digest, decisions = new_digest(), self._decisions(task)
         tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
         shards: dict[str, _Shard] = {}
         with ExitStack() as stack:
-            for i, document in enumerate(task_documents(task, log, self.options.cleaning)):
+            for i, document in enumerate(documents):
                 digest.update(document.digest)
                 if decisions and decisions[i]:
-                    log.drop(DUPLICATE_CAUSES[decisions[i]], f"digest {document.digest.hex()}")
+                    counter.reject_last_accepted(CAUSES[decisions[i]], f"digest {document.digest.hex()}")
                     continue
-                split = self.options.split_of(document)
+                split = options.split_of(document)
                 if split not in shards:
                     writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
                     shards[split] = _Shard(writer, tokenizer, self.tokenizer.eod_id, report)
@@ -79,7 +85,7 @@ class TokenJob:
                 shard.flush()
         infos = {split: shard.describe(folder / split) for split, shard in sorted(shards.items())}
         return TaskRecord(
-            address=self.address(task), digest=digest.hexdigest(), account=RecordCounts.of(log), shards=infos
+            address=self.address(task), digest=digest.hexdigest(), counts=RecordCounts.of(counter), shards=infos
         )
 
 
@@ -122,45 +128,23 @@ class _Shard:
         self._texts, self._pending = [], 0
 
     def _add_long(self, document: Document) -> None:
-        """A document that is read, encoded and written piece after piece."""
+        """Read, encode and write a document chunk by chunk."""
         eod = np.array([self.eod_id], dtype=np.int32)
-        encoded = self.tokenizer.encode_long(self._reported(document.pieces))
+        encoded = self.tokenizer.encode_long(self._reported(document.chunks))
         tokens = self.writer.append_document(chain(encoded, [eod]))
         self.report(1, 0, tokens)
         self.documents += 1
         self.tokens += tokens
         self.bytes += document.num_bytes
 
-    def _reported(self, pieces: Iterable[str]) -> Iterator[str]:
-        for piece in pieces:
-            self.report(0, len(piece.encode("utf-8")), 0)
-            yield piece
+    def _reported(self, chunks: Iterable[str]) -> Iterator[str]:
+        for chunk in chunks:
+            self.report(0, len(chunk.encode("utf-8")), 0)
+            yield chunk
 
     def describe(self, prefix: Path) -> ShardInfo:
         files = {suffix: _describe_file(prefix.with_suffix(suffix)) for suffix in SHARD_SUFFIXES}
         return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files)
-
-
-def task_documents(task: Task, log: RecordLog, cleaning: Cleaning) -> Iterator[Document]:
-    """Every usable document of a task that the rules for single texts let through, in order."""
-    for span in task.spans:
-        for document in read_span(span, log):
-            if objection := cleaning.objection(document):
-                log.drop(*objection)
-            else:
-                yield document
-
-
-def read_digest(task: Task, options: Options) -> str:
-    """Digest of the documents that a task reads now, as its mark has it."""
-    digest = _new_digest()
-    for document in task_documents(task, RecordLog(options.text_key, strict=False), options.cleaning):
-        digest.update(document.digest)
-    return digest.hexdigest()
-
-
-def _new_digest() -> "hashlib.blake2b":
-    return hashlib.blake2b(digest_size=16)
 
 
 def _describe_file(path: Path) -> FileInfo:
@@ -169,5 +153,5 @@ def _describe_file(path: Path) -> FileInfo:
 
 @cache
 def _loaded_tokenizer(path: Path, sha256: str) -> Tokenizer:
-    """Each process loads a tokenizer once, and another one when the file has become another."""
+    """Each process loads a tokenizer once, and again when the file has changed."""
     return load_tokenizer(path)

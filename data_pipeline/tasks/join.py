@@ -1,4 +1,4 @@
-"""Put the shards of all tasks together: the manifest and the pack plans."""
+"""Put the shards of all tasks together and write the pack plans and the manifest."""
 
 import shutil
 import time
@@ -12,24 +12,24 @@ from data_pipeline.manifest import TRAIN, FileInfo, InputInfo, Manifest, SplitIn
 from data_pipeline.packing.pack_plan import plan_files, write_plan
 from data_pipeline.tasks.build import Build, require_text
 from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
-from data_pipeline.tasks.tasks import Task, cut_into_tasks
 from data_pipeline.tasks.work import JOINED, TOKENS, task_name
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
-    """Write `output` from the finished tasks of a work folder, whole or not at all.
+    """Write `output` from the finished tasks of a work folder, all or nothing.
 
     Raises:
         DataError: tasks are missing, an input has changed since its task was done, or a split has no row.
     """
-    # What changes an input from here on is newer than the manifest.
-    looked = time.time_ns()
+    # The manifest's modification time: an input that changes from here on is newer.
+    inputs_read = time.time_ns()
     tasks = cut_into_tasks(build.inputs)
-    marks = _require_marks(build, tasks)
-    records = CorpusCounts(tasks, (mark.account for mark in marks))
-    require_text(records, build.options)
-    _require_none_rejected(records, build.options)
+    done = _require_all_done(build, tasks)
+    counts = CorpusCounts(tasks, (record.counts for record in done))
+    require_text(counts, build.options)
+    _require_none_rejected(counts, build.options)
     folder = build.work / JOINED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -40,50 +40,48 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
         vocab_size=job.vocab_size,
         seq_len=build.options.seq_len,
         packing=build.options.packing,
-        splits={split: _join_split(build, folder, split, tasks, marks) for split in build.options.splits},
-        inputs=_describe_inputs(build, tasks, marks),
+        splits={split: _join_split(build, folder, split, tasks, done) for split in build.options.splits},
+        inputs=_describe_inputs(build, tasks, done),
         options=build.options.record(),
-        records={str(cause): count for cause, count in sorted(records.rejected.items())},
+        records={str(cause): count for cause, count in sorted(counts.rejected.items())},
     )
-    write_manifest(folder, manifest, looked)
+    write_manifest(folder, manifest, inputs_read)
     replace_folder(folder, output)
-    return manifest, records
+    return manifest, counts
 
 
-def _require_marks(build: Build, tasks: Sequence[Task]) -> list[TaskRecord]:
+def _require_all_done(build: Build, tasks: Sequence[Task]) -> list[TaskRecord]:
     job = build.token_job(tasks)
-    marks = [job.mark(task) for task in tasks]
-    missing = [task.number for task, mark in zip(tasks, marks, strict=True) if mark is None]
+    found = [job.record(task) for task in tasks]
+    missing = [task.number for task, record in zip(tasks, found, strict=True) if record is None]
     if missing:
         raise DataError(
             f"{len(missing):,} of {len(tasks):,} tasks are not done, or their input has changed since (the first is task "
-            f"{missing[0]}: {tasks[missing[0]].spans[0].shown}); run the command again, or its --stage tokens"
+            f"{missing[0]}: {tasks[missing[0]].ranges[0].shown}); run the command again, or its --stage tokens"
         )
-    return [mark for mark in marks if mark]
+    return [record for record in found if record]
 
 
-def _require_none_rejected(records: CorpusCounts, options: Options) -> None:
-    """Under `strict`: tasks may have been done by a run without it."""
-    if options.strict and records.rejected:
-        cause = next(iter(records.rejected))
+def _require_none_rejected(counts: CorpusCounts, options: Options) -> None:
+    """Under `strict`, because tasks may have been done by a run without it."""
+    if options.strict and counts.rejected:
+        cause = next(iter(counts.rejected))
         raise DataError(
-            f"{records.examples[cause][0]} ({cause}; without --strict such records are counted and left out)"
+            f"{counts.examples[cause][0]} ({cause}; without --strict such records are counted and left out)"
         )
 
 
-def _join_split(
-    build: Build, folder: Path, split: str, tasks: Sequence[Task], marks: Sequence[TaskRecord]
-) -> SplitInfo:
+def _join_split(build: Build, folder: Path, split: str, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> SplitInfo:
     """Link a split's shards into the folder, plan its rows, and describe its files."""
     shards, files = [], {}
-    for task, mark in zip(tasks, marks, strict=True):
-        if split not in mark.shards:
+    for task, record in zip(tasks, done, strict=True):
+        if split not in record.shards:
             continue
         shards.append(f"{split}-{task_name(task.number)}")
-        for suffix, info in mark.shards[split].files.items():
+        for suffix, info in record.shards[split].files.items():
             files[shards[-1] + suffix] = info
             _link(build.work / TOKENS / task_name(task.number) / (split + suffix), folder / (shards[-1] + suffix))
-    infos = [mark.shards[split] for mark in marks if split in mark.shards]
+    infos = [record.shards[split] for record in done if split in record.shards]
     documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
     options = build.options
     plan = write_plan(folder, split, shards, options.packing, options.seq_len)
@@ -104,7 +102,7 @@ def _join_split(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name, so that a run killed here loses nothing; a copy where that cannot be."""
+    """Hard-link a file, so that a run killed here loses nothing; copy it where the file system has no links."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -119,23 +117,23 @@ def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) 
         return f"{problem}; give more text or a smaller --seq-len"
     return (
         f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
-        "a smaller --seq-len, or --validation-fraction 0 to go without"
+        "a smaller --seq-len, or --validation-fraction 0 for no validation split"
     )
 
 
-def _describe_inputs(build: Build, tasks: Sequence[Task], marks: Sequence[TaskRecord]) -> list[InputInfo]:
+def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> list[InputInfo]:
     described = []
     for i, found in enumerate(build.inputs):
-        of_input = [mark for task, mark in zip(tasks, marks, strict=True) if task.input == i]
+        of_input = [record for task, record in zip(tasks, done, strict=True) if task.input == i]
         described.append(
             InputInfo(
-                input=found.word,
+                input=found.value,
                 kind=found.kind,
                 files=len(found.files),
                 bytes=found.num_bytes,
-                documents=sum(mark.account.accepted for mark in of_input),
-                tokens=sum(shard.tokens for mark in of_input for shard in mark.shards.values()),
-                digest=input_digest(mark.digest for mark in of_input),
+                documents=sum(record.counts.accepted for record in of_input),
+                tokens=sum(shard.tokens for record in of_input for shard in record.shards.values()),
+                digest=input_digest(record.digest for record in of_input),
             )
         )
     return described

@@ -1,10 +1,11 @@
-"""What decides the content of a prepared folder, besides its inputs."""
+"""The options that, with the inputs, decide the content of a prepared folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.dedup import Duplicates
 from data_pipeline.documents import Document
-from data_pipeline.filters import Cleaning
+from data_pipeline.filters import ActiveFilters, Limit
 from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
@@ -12,18 +13,20 @@ from data_pipeline.tokenizers.training import ModelType
 
 @dataclass(frozen=True)
 class Options:
-    """See the module.
+    """What `loopmdm prepare` was asked for.
 
     Attributes:
-        text_key: key or column of the text in structured records.
-        tokenizer: a tokenizer file (or a folder with one), or "bytes"; None to train one.
-        vocab_size: ids of a tokenizer to train, before [MASK] is added.
+        text_key: key or column that holds the text of a record.
+        tokenizer: a tokenizer file, a folder with one, or "bytes"; None to train one.
+        vocab_size: ids of the tokenizer to train, before [MASK] is added.
         model_type: kind of SentencePiece model to train.
         seq_len: tokens per row.
         packing: how documents become rows.
         validation_fraction: share of documents, chosen by hash, for the validation split; 0 for no such split.
-        cleaning: which documents are left out.
-        strict: stop at the first rejected record. Decides whether there is a result, not what it is.
+        strict: stop at the first rejected record. Decides whether there is an output, not what it is.
+        filters: which documents are left out.
+        duplicates: whether documents that came before are left out: "keep" none, "exact" those of equal text, "near" also
+            those that MinHash finds similar.
     """
 
     text_key: str
@@ -34,10 +37,11 @@ class Options:
     packing: Packing
     validation_fraction: float
     strict: bool
-    cleaning: Cleaning
+    filters: ActiveFilters = field(default_factory=ActiveFilters)
+    duplicates: Duplicates = "keep"
 
-    def record(self) -> dict[str, str | int | float | None]:
-        """The options as the manifest keeps them; a tokenizer is known by its content, not by its place."""
+    def record(self) -> dict[str, str | Limit | None]:
+        """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""
         given = self.tokenizer is not None
         return {
             **self.of_documents(),
@@ -48,15 +52,16 @@ class Options:
             "packing": self.packing,
         }
 
-    def of_documents(self) -> dict[str, str | int | float | None]:
-        """Those that decide which documents each split has: they are part of every task's address."""
+    def of_documents(self) -> dict[str, str | Limit | None]:
+        """Those that decide which documents each split has; they are part of the address of every task."""
         return {
             "text_key": self.text_key,
             "validation_fraction": self.validation_fraction,
-            **self.cleaning.record(),
+            **self.filters.record(),
+            "duplicates": self.duplicates,
         }
 
-    def of_training(self) -> dict[str, str | int | float | None]:
+    def of_training(self) -> dict[str, str | Limit | None]:
         """Those that decide which tokenizer is trained."""
         return {**self.of_documents(), "vocab_size": self.vocab_size, "model_type": self.model_type}
 
@@ -76,6 +81,6 @@ class Options:
         return (TRAIN, VALIDATION) if self.validation_fraction else (TRAIN,)
 
     def split_of(self, document: Document) -> str:
-        """The split of a document: a function of its text alone, so equal texts stay together."""
+        """The split of a document. It depends on the text only, so equal texts are in the same split."""
         position = int.from_bytes(document.digest[:8], "big") / 2**64
         return VALIDATION if position < self.validation_fraction else TRAIN

@@ -11,26 +11,26 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from data_pipeline.atomic_files import stop_signals_wait
 from data_pipeline.errors import DataError
-from data_pipeline.tasks.tasks import Task
+from data_pipeline.stop_signals import defer_stop_signals
+from data_pipeline.tasks.task import Task
 
 Result = TypeVar("Result")
 Report = Callable[[int, int, int], None]
-"""Told now and then of more documents, bytes and tokens done."""
+"""Called now and then with the documents, bytes and tokens done since the last call."""
 
 
 def run_tasks(
     function: Callable[[Task, Report], Result], tasks: Sequence[Task], workers: int, report: Report
 ) -> Iterator[tuple[Task, Result]]:
-    """`function` of each task, as they finish; one worker works in this process and in order.
+    """Call `function` with each task; yields the results as they finish. A single worker runs in this process, in order.
 
     Args:
-        function: something that can be pickled.
-        report: takes what all workers report.
+        function: must be picklable.
+        report: receives the reports of all workers.
 
     Raises:
-        DataError: a worker process died, or raised this.
+        DataError: a worker process died or raised this.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -38,19 +38,19 @@ def run_tasks(
         return
     waiting = iter(tasks)
     with _workers(workers, function) as connections:
-        at_work = {}
+        busy = {}
         for connection in connections:
-            at_work[connection] = next(waiting)
-            connection.send(at_work[connection])
-        while at_work:
-            for connection in wait(list(at_work)):
+            busy[connection] = next(waiting)
+            connection.send(busy[connection])
+        while busy:
+            for connection in wait(list(busy)):
                 done, content = _receive(connection)
                 if not done:
                     report(*content)
                     continue
-                yield at_work.pop(connection), content
+                yield busy.pop(connection), content
                 if (task := next(waiting, None)) is not None:
-                    at_work[connection] = task
+                    busy[connection] = task
                     connection.send(task)
 
 
@@ -59,9 +59,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
     try:
         kind, content = connection.recv()
     except (EOFError, ConnectionError) as error:
-        raise DataError(
-            "a tokenising process was killed, most likely for lack of memory; use fewer --workers"
-        ) from error
+        raise DataError("a worker process was killed, most likely for lack of memory; use fewer --workers") from error
     if kind == "failed":
         raise content
     return kind == "done", content
@@ -69,7 +67,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
 
 @contextmanager
 def _workers(count: int, function: Callable[[Task, Report], Any]) -> Iterator[list[Connection]]:
-    """Fresh processes, since forking one whose libraries run threads can deadlock; however the block ends, they end."""
+    """Start processes, which are killed when the block ends. They are spawned: forking with threads running can deadlock."""
     context = get_context("spawn")
     processes: list[BaseProcess] = []
     connections: list[Connection] = []
@@ -77,7 +75,7 @@ def _workers(count: int, function: Callable[[Task, Report], Any]) -> Iterator[li
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-            with stop_signals_wait():
+            with defer_stop_signals():
                 process.start()
                 processes.append(process)
             theirs.close()
@@ -85,13 +83,13 @@ def _workers(count: int, function: Callable[[Task, Report], Any]) -> Iterator[li
         yield connections
     finally:
         for process in processes:
-            process.kill()  # idle, or its work is not wanted
+            process.kill()  # idle, or its result is no longer needed
         for process in processes:
             process.join()
 
 
 def _serve(connection: Connection, function: Callable[[Task, Report], Any]) -> None:
-    """Work off the tasks that come down the connection, until the process is killed."""
+    """Do the tasks that arrive on the connection until the process is killed."""
     _start_worker()
 
     def report(documents: int, num_bytes: int, tokens: int) -> None:
@@ -105,12 +103,12 @@ def _serve(connection: Connection, function: Callable[[Task, Report], Any]) -> N
             connection.send(("failed", error))
         except MemoryError:
             os._exit(1)
-        except Exception:  # an error of this program: its traceback crosses as text
+        except Exception:  # a bug: its traceback is sent as text
             connection.send(("failed", RuntimeError(traceback.format_exc())))
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, one thread per process to the scheduler, and end when the parent is gone."""
+    """Ignore Ctrl-C, which the parent handles; use one thread; exit when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = parent_process()

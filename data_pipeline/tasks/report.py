@@ -1,4 +1,4 @@
-"""What `loopmdm prepare` tells its user: progress on standard error, a summary at the end."""
+"""What `loopmdm prepare` prints: progress on standard error, a summary at the end."""
 
 import sys
 import time
@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.split_table import split_table
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
 TERMINAL_SECONDS = 0.2
-# In a log file one line now and then says enough.
+# Less often in a log file.
 PLAIN_SECONDS = 15.0
 
 
 class Progress:
-    """One line that rewrites itself on a terminal; elsewhere a plain line every fifteen seconds.
+    """A line that is updated in place on a terminal; elsewhere, a line every fifteen seconds.
 
     Args:
-        verb: what is going on.
-        total_bytes: text to expect, for the ETA; None when unknown, then the tasks tell.
-        tasks: to do now.
-        all_tasks: of the run; those beyond `tasks` were done before.
+        verb: what is being done.
+        total_bytes: text to expect, for the time left; None when unknown, then it follows from the tasks done.
+        tasks: number of tasks to do now.
+        all_tasks: number of tasks of the run; the others were done before.
     """
 
     def __init__(self, verb: str, total_bytes: int | None, tasks: int, all_tasks: int) -> None:
@@ -34,7 +35,7 @@ class Progress:
         self._documents = self._bytes = self._tokens = 0
 
     def update(self, documents: int, num_bytes: int, tokens: int) -> None:
-        """Add to the counts, and show them when it is time."""
+        """Add to the counts, and print them if the last time was long enough ago."""
         self._documents += documents
         self._bytes += num_bytes
         self._tokens += tokens
@@ -48,7 +49,7 @@ class Progress:
         self._done += 1
 
     def close(self) -> None:
-        """Show the final counts."""
+        """Print the final counts."""
         self._write(self._line(time.monotonic() - self._started), last=True)
 
     def _write(self, line: str, last: bool) -> None:
@@ -82,7 +83,7 @@ class Progress:
 
 
 def say_method(tokenizer_file: Path) -> None:
-    """One line about how texts will be encoded."""
+    """Print how texts will be encoded."""
     print(f"{tokenizer_file.name} encodes {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
 
 
@@ -93,38 +94,9 @@ def _duration(seconds: float) -> str:
 
 
 def summary(manifest: Manifest, records: CorpusCounts, output: Path) -> str:
-    """The closing table: what each split holds, what was left out and why, and where the result lies."""
+    """The final table: what each split holds, what was left out and why, and the output folder."""
     *table, wrote = split_table(manifest, output)
     return "\n".join([*table, *_rejections(records), wrote])
-
-
-def split_table(manifest: Manifest, folder: Path) -> list[str]:
-    """Lines: what each split holds and how full its rows are, and where that lies."""
-    header = ("split", "documents", "bytes", "tokens", "bytes/token", "rows", "filled", "padding", "dropped tokens")
-    table = [
-        (
-            name,
-            f"{split.documents:,}",
-            f"{split.bytes:,}",
-            f"{split.tokens:,}",
-            f"{split.bytes / split.tokens:.3f}",
-            f"{split.rows:,}",
-            f"{1 - split.padded_tokens / (split.rows * manifest.seq_len):.3%}",
-            f"{split.padded_tokens:,}",
-            f"{split.dropped_tokens:,}",
-        )
-        for name, split in manifest.splits.items()
-    ]
-    sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
-    return [*aligned([header, *table]), f"wrote {folder} ({sizes})"]
-
-
-def aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
-    """Rows of cells as lines, the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells)
 
 
 def _rejections(records: CorpusCounts) -> Iterable[str]:

@@ -6,24 +6,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.documents import Document, RecordLog
-from data_pipeline.tasks.encode import task_documents
+from data_pipeline.documents import Document
+from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.options import TRAIN, Options
 from data_pipeline.tasks.processes import Report
+from data_pipeline.tasks.reading import reported, task_documents
+from data_pipeline.tasks.task import Task
 from data_pipeline.tasks.task_records import RecordCounts
-from data_pipeline.tasks.tasks import Task
 from data_pipeline.tasks.work import task_folder, task_name
 
 SAMPLE_BYTES = 10_000_000
-# One long document must not fill the sample.
+# Of one document, so that a long one does not fill the sample.
 MAX_DOCUMENT_CHARS = 100_000
-REPORT_BYTES = 1 << 20
 
 
 class HashSample:
-    """The documents with the lowest hashes that fit into `max_bytes`: a sample that no order of reading changes.
+    """The documents with the lowest hashes that fit into `max_bytes`, whatever the order in which they are added.
 
-    Of a long document only the first `MAX_DOCUMENT_CHARS` characters are kept.
+    Of each document only the first `MAX_DOCUMENT_CHARS` characters are kept.
     """
 
     def __init__(self, max_bytes: int = SAMPLE_BYTES) -> None:
@@ -36,7 +36,7 @@ class HashSample:
         key = _inverted(document.digest)
         if self._bytes >= self._max_bytes and key < self._heap[0][0]:
             return
-        text = _beginning(document.pieces, MAX_DOCUMENT_CHARS)
+        text = _beginning(document.chunks, MAX_DOCUMENT_CHARS)
         size = len(text.encode("utf-8"))
         heapq.heappush(self._heap, (key, text, size))
         self._bytes += size
@@ -48,36 +48,36 @@ class HashSample:
         return (text for _, text, _ in sorted(self._heap, reverse=True))
 
     def documents(self) -> Iterator[Document]:
-        """The sample as documents of the texts kept, with the whole documents' digests; add them to another sample."""
+        """The sample as documents with the texts kept and the digests of the whole documents, to add to another sample."""
         return (Document((text,), size, _inverted(key)) for key, text, size in self._heap)
 
 
-def _beginning(pieces: Iterable[str], num_chars: int) -> str:
+def _beginning(chunks: Iterable[str], num_chars: int) -> str:
     text = ""
-    for piece in pieces:
-        text += piece[: num_chars - len(text)]
+    for chunk in chunks:
+        text += chunk[: num_chars - len(text)]
         if len(text) == num_chars:
             break
     return text
 
 
 def _inverted(digest: bytes) -> bytes:
-    """A key whose smallest value belongs to the largest digest, for a heap that gives up the largest first."""
+    """A key that orders digests from the largest to the smallest, because a heap pops its smallest key."""
     return bytes(255 - byte for byte in digest)
 
 
 @dataclass(frozen=True)
 class TaskSample:
-    """What a task contributes: its account, the bytes of all its text, and its part of the sample."""
+    """What a task contributes: its counts, the bytes of all its text, and its part of the sample."""
 
-    account: RecordCounts
+    counts: RecordCounts
     num_bytes: int
     documents: list[Document]
 
 
 @dataclass(frozen=True)
 class SampleJob:
-    """Samples the training split of one task into a file of JSON lines: what the file holds, then a document a line."""
+    """Samples the training split of a task into a file of JSON lines: a header, then one document per line."""
 
     folder: Path
     options: Options
@@ -87,24 +87,22 @@ class SampleJob:
         return task.address(self.options.of_documents())
 
     def __call__(self, task: Task, report: Report) -> None:
-        """Write the task's sample, whole or not at all."""
-        log = RecordLog(self.options.text_key, self.options.strict, is_first=task.number == 0)
-        sample, num_bytes, told = HashSample(), 0, (0, 0)
-        for document in task_documents(task, log, self.options.cleaning):
+        """Write the task's sample, all or nothing."""
+        options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
+        sample, num_bytes = HashSample(), 0
+        documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
+        for document in reported(documents, report):
             num_bytes += document.num_bytes
-            if num_bytes - told[1] >= REPORT_BYTES:
-                report(log.accepted - told[0], num_bytes - told[1], 0)
-                told = log.accepted, num_bytes
-            if self.options.split_of(document) == TRAIN:
+            if options.split_of(document) == TRAIN:
                 sample.add(document)
-        report(log.accepted - told[0], num_bytes - told[1], 0)
-        header = {"address": self.address(task), "num_bytes": num_bytes, "account": RecordCounts.of(log).model_dump()}
+        counts = RecordCounts.of(counter).model_dump()
+        header = {"address": self.address(task), "num_bytes": num_bytes, "account": counts}
         lines = [header, *([each.digest.hex(), each.num_bytes, each.text] for each in sample.documents())]
         with task_folder(self.folder, task.number) as folder, _file(folder).open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in lines)
 
     def is_done(self, task: Task) -> bool:
-        """Whether the task's sample is there."""
+        """Whether the task's sample has been written."""
         try:
             with _file(self.folder / task_name(task.number)).open(encoding="utf-8") as file:
                 return json.loads(file.readline())["address"] == self.address(task)
@@ -112,7 +110,7 @@ class SampleJob:
             return False
 
     def result(self, task: Task) -> TaskSample:
-        """The sample that a finished task left."""
+        """The sample of a finished task."""
         with _file(self.folder / task_name(task.number)).open(encoding="utf-8") as file:
             header = json.loads(file.readline())
             lines = map(json.loads, file)

@@ -1,46 +1,46 @@
-"""What a finished task says about itself: its counts, what it left out, and the files it wrote."""
+"""The record that a finished task leaves: its counts, what was left out, and the files it wrote."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.documents import MAX_EXAMPLES, Cause, Example, RecordLog
 from data_pipeline.manifest import FileInfo
-from data_pipeline.tasks.tasks import Task
+from data_pipeline.rejects import MAX_EXAMPLES, MAX_KEYS, Example, RecordCounter
+from data_pipeline.tasks.task import Task
 
-MARK_NAME = "mark.json"
+RECORD_NAME = "mark.json"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
 
 
 class RecordCounts(_Record):
-    """A task's `RecordLog` once it is over: documents accepted, records rejected. See there for the fields."""
+    """The final state of a task's `RecordCounter`, which describes the fields."""
 
     accepted: int
-    rejected: dict[Cause, int]
+    rejected: dict[str, int]
     examples: list[Example]
     lines: list[int]
     other_keys: dict[str, int]
 
     @classmethod
-    def of(cls, log: RecordLog) -> Self:
-        """The account of a log."""
+    def of(cls, counter: RecordCounter) -> Self:
+        """The counts of a counter."""
         return cls(
-            accepted=log.accepted,
-            rejected=dict(log.rejected),
-            examples=log.examples,
-            lines=log.lines,
-            other_keys=dict(log.other_keys.most_common(100)),
+            accepted=counter.accepted,
+            rejected={str(cause): count for cause, count in counter.rejected.items()},
+            examples=counter.examples,
+            lines=counter.lines,
+            other_keys=dict(counter.other_keys.most_common(MAX_KEYS)),
         )
 
 
 class ShardInfo(_Record):
-    """One split's part of a task, with its files by suffix; tokens include the end-of-document ids."""
+    """A task's part of one split, with its files by suffix; tokens include the end-of-document ids."""
 
     documents: int
     tokens: int
@@ -49,59 +49,67 @@ class ShardInfo(_Record):
 
 
 class TaskRecord(_Record):
-    """Completion mark of a task. `address` is its content address, `digest` that of the documents that it read."""
+    """What a finished task did.
+
+    Attributes:
+        address: content address of the task and the options that it was done with.
+        digest: hash over the documents that it read.
+        shards: by split.
+    """
 
     address: str
     digest: str
-    account: RecordCounts
+    counts: RecordCounts = Field(alias="account")
     shards: dict[str, ShardInfo]
 
 
-def read_mark(folder: Path, address: str) -> TaskRecord | None:
-    """The mark of a task's folder; None when the task is not finished or was another one."""
+def read_task_record(folder: Path, address: str) -> TaskRecord | None:
+    """The record in a task's folder; None when the task is not finished or has another address."""
     try:
-        mark = TaskRecord.model_validate_json((folder / MARK_NAME).read_bytes())
+        record = TaskRecord.model_validate_json((folder / RECORD_NAME).read_bytes())
     except (OSError, ValidationError):
         return None
-    return mark if mark.address == address and _is_whole(folder, mark) else None
+    return record if record.address == address and _is_complete(folder, record) else None
 
 
-def _is_whole(folder: Path, mark: TaskRecord) -> bool:
+def _is_complete(folder: Path, record: TaskRecord) -> bool:
     files = (
         (folder / f"{split}{suffix}", info)
-        for split, shard in mark.shards.items()
+        for split, shard in record.shards.items()
         for suffix, info in shard.files.items()
     )
     return all(path.is_file() and path.stat().st_size == info.bytes for path, info in files)
 
 
 class CorpusCounts:
-    """All tasks' accounts together, in the order of the corpus.
+    """The counts of all tasks together, in the order of the corpus.
 
     Attributes:
-        accepted: documents. rejected: records left out, by cause.
+        accepted: documents.
+        rejected: records left out, by cause.
         examples: the first few of each cause, each with its file and line.
+        other_keys: keys of the records that lack the text key.
     """
 
-    def __init__(self, tasks: Sequence[Task], accounts: Iterable[RecordCounts]) -> None:
+    def __init__(self, tasks: Sequence[Task], counts: Iterable[RecordCounts]) -> None:
         self.accepted = 0
-        self.rejected: Counter[Cause] = Counter()
-        self.examples: dict[Cause, list[str]] = {}
+        self.rejected: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
         self.other_keys: Counter[str] = Counter()
         lines: Counter[str] = Counter()  # of each file, so far
-        for task, account in zip(tasks, accounts, strict=True):
-            self.accepted += account.accepted
-            self.rejected.update(account.rejected)
-            self.other_keys.update(account.other_keys)
+        for task, of_task in zip(tasks, counts, strict=True):
+            self.accepted += of_task.accepted
+            self.rejected.update(of_task.rejected)
+            self.other_keys.update(of_task.other_keys)
             before = []
-            for span, count in zip(task.spans, account.lines, strict=True):
-                before.append(lines[span.source] if span.start else 0)
-                lines[span.source] = before[-1] + count
-            for example in account.examples:
-                self._add(task, example, before[example.span])
+            for file_range, count in zip(task.ranges, of_task.lines, strict=True):
+                before.append(lines[file_range.source] if file_range.start else 0)
+                lines[file_range.source] = before[-1] + count
+            for example in of_task.examples:
+                self._add(task, example, before[example.file_range])
 
     def _add(self, task: Task, example: Example, lines_before: int) -> None:
         shown = self.examples.setdefault(example.cause, [])
         if len(shown) < MAX_EXAMPLES:
             number = None if example.number is None else example.number + lines_before
-            shown.append(f"{task.spans[example.span].place(number)}: {example.why}")
+            shown.append(f"{task.ranges[example.file_range].place(number)}: {example.why}")

@@ -1,1 +1,1 @@
-"""Documents to ids: tokenizers behind one protocol, SentencePiece word by word, training one."""
+"""From text to token ids: tokenizers behind one protocol, their training, and SentencePiece word by word."""

@@ -16,20 +16,20 @@ from data_pipeline.tokenizers.words import WordEncoder, word_encoder
 EOD_TEXT = "<|eod|>"
 MASK_TEXT = "[MASK]"
 PAD_TEXT = "[PAD]"
-# Names under which published tokenizers carry their end-of-text and padding tokens, the most specific first.
+# Names of the end-of-text and padding tokens in published tokenizers, the most specific first.
 EOD_NAMES = (EOD_TEXT, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
-# The word for --tokenizer, and what its file in a prepared folder says to a reader.
+# The value of --tokenizer, and the content of the tokenizer file in a prepared folder.
 BYTES = "bytes"
 BYTES_FILE_CONTENT = b"ids 0 to 255 are the bytes of the text in UTF-8\n"
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Nothing is added around a text: no beginning, end or special tokens.
+    """Text to ids and back. Nothing is added to a text: no beginning, end or special tokens.
 
     Attributes:
-        method: how texts are encoded, in words for the user.
+        method: how texts are encoded, for the user.
     """
 
     kind: Literal["sentencepiece", "huggingface", "bytes"]
@@ -41,17 +41,17 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [tokens]."""
 
-    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Ids of one text that comes in pieces, part after part; the same as of the whole text."""
+    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Ids of one text that comes in chunks; together they are those of the whole text."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids below `vocab_size`."""
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model. Control pieces such as the end-of-document one are never produced from text.
+    """A SentencePiece model. Control pieces, such as the end-of-document piece, are never produced from text.
 
-    Words are encoded once and remembered where that gives exactly the library's ids (`data_pipeline.tokenizers.words`).
+    Each distinct word is encoded once where that gives exactly the library's ids (`data_pipeline.tokenizers.words`).
     """
 
     kind: Literal["sentencepiece"] = "sentencepiece"
@@ -69,32 +69,32 @@ class SentencePieceTokenizer:
         self.pad_id = _id_or_none(self._model.pad_id())
         encoder = word_encoder(self._model, content)
         self._words = encoder if isinstance(encoder, WordEncoder) else None
-        self.method = "word by word, each word once" if self._words else f"document by document ({encoder})"
+        self.method = "word by word, each distinct word once" if self._words else f"document by document ({encoder})"
         self._meta_symbol_ids = self._find_meta_symbol_ids()
 
     def _find_meta_symbol_ids(self) -> NDArray[np.int32] | None:
-        """Byte pieces that spell U+2581, None where the model has none or changes text anyway."""
+        """The byte pieces of U+2581; None where the model has none or is not lossless in other ways."""
         ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in "▁".encode()]
         is_lossless = all(self._model.is_byte(i) for i in ids) and self._model.normalize("  a ") == "▁▁a▁"
         return np.array(ids, np.int32) if is_lossless else None
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """See `Tokenizer.encode_batch`. One thread: the caller decides how many processes run."""
+        """See `Tokenizer.encode_batch`. Uses one thread; the caller decides on the number of processes."""
         if self._meta_symbol_ids is None or not any("▁" in text for text in texts):
             return self._encode_all(texts)
-        # SentencePiece writes spaces as U+2581 inside; a real U+2581 would come back as a space. As bytes it survives.
-        pieces = [text.split("▁") for text in texts]
-        encoded = iter(self._encode_all([part for parts in pieces for part in parts]))
-        return [self._with_meta_symbols(list(islice(encoded, len(parts)))) for parts in pieces]
+        # SentencePiece represents a space as U+2581, so a real U+2581 would be decoded as a space. Byte pieces keep it.
+        split_texts = [text.split("▁") for text in texts]
+        encoded = iter(self._encode_all([part for parts in split_texts for part in parts]))
+        return [self._with_meta_symbols(list(islice(encoded, len(parts)))) for parts in split_texts]
 
-    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """See `Tokenizer.encode_long`. In memory as a whole where the library encodes whole documents."""
-        if not (self._words and self._words.takes_pieces):
-            yield from self.encode_batch(["".join(pieces)])
+    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`. The whole text is in memory where the library encodes whole documents."""
+        if not (self._words and self._words.takes_chunks):
+            yield from self.encode_batch(["".join(chunks)])
             return
         stream = self._words.stream()
-        for piece in pieces:
-            first, *others = [piece] if self._meta_symbol_ids is None else piece.split("▁")
+        for chunk in chunks:
+            first, *others = [chunk] if self._meta_symbol_ids is None else chunk.split("▁")
             yield stream.feed(first)
             for part in others:
                 yield from (stream.finish(), self._meta_symbol_ids, stream.feed(part))
@@ -111,15 +111,15 @@ class SentencePieceTokenizer:
         return np.concatenate([parts[0], *(ids for pair in between for ids in pair)])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`. Control pieces (end of document) have no text."""
+        """See `Tokenizer.decode`. Control pieces, such as the end-of-document piece, have no text."""
         return self._model.decode([int(i) for i in ids])
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`. Its template, truncation and padding are switched off; text never yields special tokens.
+    """A `tokenizer.json`. Its template, truncation and padding are switched off; text never becomes special tokens.
 
-    `tokenizer.json` does not say which token ends a text: a `tokenizer_config.json` beside it does, otherwise the
-    usual names are tried.
+    `tokenizer.json` does not say which token ends a text. A `tokenizer_config.json` beside it does; without one, the usual
+    names are tried.
     """
 
     kind: Literal["huggingface"] = "huggingface"
@@ -129,14 +129,14 @@ class HuggingFaceTokenizer:
 
         try:
             self._model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception
+        except Exception as error:  # the library raises plain Exception
             raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
         self.method = "in batches, by the library"
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True
         vocabulary = self._model.get_vocab(with_added_tokens=True)
-        # Ids may have gaps; rows of the embedding may not.
+        # The ids may have gaps, but the embedding has a row for every id.
         self.vocab_size = max(vocabulary.values()) + 1
         config = _read_tokenizer_config(path.with_name("tokenizer_config.json"))
         self.eod_id = _first_known(vocabulary, (config.get("eos_token"), *EOD_NAMES))
@@ -147,9 +147,9 @@ class HuggingFaceTokenizer:
         encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
 
-    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """See `Tokenizer.encode_long`. In memory as a whole: the library takes nothing less."""
-        yield from self.encode_batch(["".join(pieces)])
+    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """See `Tokenizer.encode_long`. The whole text is in memory, because the library only encodes whole texts."""
+        yield from self.encode_batch(["".join(chunks)])
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -157,7 +157,7 @@ class HuggingFaceTokenizer:
 
 
 class ByteTokenizer:
-    """Ids are the bytes of the text in UTF-8: no vocabulary, nothing to train."""
+    """The ids are the bytes of the text in UTF-8."""
 
     kind: Literal["bytes"] = "bytes"
     vocab_size = 256
@@ -169,20 +169,21 @@ class ByteTokenizer:
         """See `Tokenizer.encode_batch`."""
         return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts]
 
-    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """See `Tokenizer.encode_long`."""
-        return (self.encode_batch([piece])[0] for piece in pieces)
+        return (self.encode_batch([chunk])[0] for chunk in chunks)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`. Bytes that are no UTF-8, as a sampler may yield, show as U+FFFD."""
+        """See `Tokenizer.decode`. Bytes that are not UTF-8, which a sampler may produce, become U+FFFD."""
         return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
 
 
 class PreparedTokenizer:
-    """A prepared folder's tokenizer with the ids that the pipeline added, for samplers.
+    """The tokenizer of a prepared folder together with the ids that the pipeline added.
 
     Attributes:
-        vocab_size: all ids. eod_id, mask_id, pad_id: as in the manifest.
+        vocab_size: all ids, including those added.
+        eod_id, mask_id, pad_id: as in the manifest.
     """
 
     def __init__(self, base: Tokenizer, manifest: Manifest) -> None:
@@ -195,15 +196,15 @@ class PreparedTokenizer:
         self._shown = {self.pad_id: PAD_TEXT, self.eod_id: EOD_TEXT, self.mask_id: MASK_TEXT}
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """See `Tokenizer.encode_batch`. Yields none of the added ids."""
+        """See `Tokenizer.encode_batch`. Never produces the added ids."""
         return self._base.encode_batch(texts)
 
-    def encode_long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """See `Tokenizer.encode_long`."""
-        return self._base.encode_long(pieces)
+        return self._base.encode_long(chunks)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; the special ones show as "<|eod|>", "[MASK]" and "[PAD]"."""
+        """The text of `ids`, with the special ids as "<|eod|>", "[MASK]" and "[PAD]"."""
         parts = []
         for special, run in groupby((int(i) for i in ids), key=self._shown.get):
             run_ids = list(run)
@@ -215,7 +216,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Load a SentencePiece `.model`, a Hugging Face `tokenizer.json`, `tokenizer.bytes`, or a folder that holds one.
 
     Raises:
-        DataError: nothing there, or not a tokenizer of these kinds.
+        DataError: there is nothing, or not a tokenizer of these kinds.
     """
     path = find_tokenizer_file(Path(path))
     if path.suffix == ".bytes":
@@ -224,12 +225,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def find_tokenizer_file(path: Path) -> Path:
-    """The tokenizer file meant by `path`: itself, or the one inside a folder."""
+    """The tokenizer file at `path`, or in the folder at `path`."""
     if path.is_dir():
         names = [f"tokenizer{suffix}" for suffix in TOKENIZER_SUFFIXES]
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise DataError(f"the folder {path} holds no {', '.join(names[:-1])} or {names[-1]}")
+            raise DataError(f"the folder {path} has no {', '.join(names[:-1])} or {names[-1]}")
         return found[0]
     if not path.is_file():
         raise DataError(f"no tokenizer at {path}")
@@ -239,7 +240,7 @@ def find_tokenizer_file(path: Path) -> Path:
 
 
 def load_prepared_tokenizer(folder: Path, manifest: Manifest) -> PreparedTokenizer:
-    """The tokenizer of a prepared folder, special ids included."""
+    """The tokenizer of a prepared folder, including the special ids."""
     return PreparedTokenizer(load_tokenizer(Path(folder) / manifest.tokenizer.file), manifest)
 
 

@@ -6,23 +6,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.atomic_files import write_whole
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.tokenizers import EOD_TEXT
 
 ModelType = Literal["bpe", "unigram"]
-# The SentencePiece trainer leaves out longer lines than it is told to expect; a character has 4 bytes at most.
+# The SentencePiece trainer skips lines longer than max_sentence_length bytes; a character has at most 4 bytes.
 MAX_LINE_CHARS = 4096
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, model_path: Path, model_type: ModelType = "bpe") -> None:
     """Train a byte-fallback model of exactly `vocab_size` pieces and write it to `model_path`.
 
-    Lossless: `decode(encode(text)) == text` for every text that UTF-8 can carry, since nothing is normalised, no
-    space is added or removed, unknown characters become bytes, and a literal U+2581 (SentencePiece's own sign for a
-    space) is spelled as bytes by `SentencePieceTokenizer`. Digits are single pieces; the end-of-document piece has
-    id 1; there is no beginning-of-text or padding piece. Training runs on one thread, so that equal texts in equal
-    order give equal bytes.
+    The model is lossless: `decode(encode(text)) == text` for every text that UTF-8 can encode, because nothing is normalised,
+    no space is added or removed, unknown characters become bytes, and `SentencePieceTokenizer` encodes a literal U+2581
+    (which SentencePiece uses for a space) as bytes. Digits are single pieces; the end-of-document piece has id 1; there is no
+    beginning-of-text or padding piece. Training uses one thread, so that equal texts in equal order give equal bytes.
 
     Raises:
         DataError: the vocabulary is too large or too small for the text; the message gives the limit.
@@ -53,11 +52,11 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, model_path: Path,
         )
     except RuntimeError as error:
         raise DataError(_explain_training(str(error), vocab_size)) from error
-    write_whole(model_path, model.getvalue())
+    write_atomic(model_path, model.getvalue())
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """Non-empty lines without their ends: the trainer counts characters within a line."""
+    """Non-empty lines without line ends, because the trainer works on single lines."""
     for text in texts:
         for line in re.split(r"[\r\n]+", text):
             for start in range(0, len(line), MAX_LINE_CHARS):
@@ -65,7 +64,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _explain_training(message: str, vocab_size: int) -> str:
-    """SentencePiece's complaint about a vocabulary, in the user's words."""
+    """SentencePiece's error about a vocabulary size, in terms of the options."""
     if limit := re.search(r"size too high.*value <= (\d+)", message):
         return f"--vocab-size {vocab_size} is more than the text supports; use at most {limit[1]} or give more text"
     if limit := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):

@@ -1,7 +1,7 @@
-"""A table from words to ids that looks up all words of a text at once, in numpy.
+"""A hash table from words to ids that looks up all words of a text at once, in numpy.
 
-A word of up to 15 bytes is its own key: two 64-bit numbers, the last byte holding the length, so that equal keys are
-equal words. Longer words are looked up one by one. Words that are not there yet are encoded together.
+The key of a word of up to 15 bytes is the word itself: two 64-bit numbers, with the length in the last byte, so that equal
+keys mean equal words. Longer words are looked up one by one. Words that are not in the table yet are encoded together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +10,16 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-# Classes of bytes, and which neighbours belong to one word: spaces go with what follows them.
+# Classes of bytes, and which neighbours belong to one word: spaces belong to what follows them.
 LETTER, SPACE, PUNCTUATION, LINE_END = range(4)
 JOINED = ((SPACE, SPACE), (SPACE, LETTER), (SPACE, PUNCTUATION), (LETTER, LETTER), (PUNCTUATION, PUNCTUATION))
 KEY_BYTES = 15
 SLOTS = 1 << 20
-# A full table starts anew; with its ids it takes about 40 MB.
+# A full table is cleared; with its ids it takes about 40 MB.
 MAX_WORDS = SLOTS // 4
-# Bytes of text that are worked on at a time, for the memory that takes. They hold at most some 350,000 different words,
-# so that the table always has free slots.
-SEGMENT_BYTES = 1 << 20
+# Bytes of text to process at a time, which bounds the memory. They hold at most about 350,000 different words, so the table
+# always has free slots.
+BLOCK_BYTES = 1 << 20
 MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
@@ -28,8 +28,8 @@ class WordTable:
     """Encodes UTF-8 text word by word.
 
     Args:
-        classes: class of each byte, uint8 [256]; those from 0x80 must be LETTER, so that characters stay whole.
-        encode: ids of words; called once for each word, unless the table was full in between.
+        classes: class of each byte, uint8 [256]; bytes from 0x80 must be LETTER, so that characters are not cut.
+        encode: ids of words; called once for each word, and again after the table was cleared.
     """
 
     def __init__(self, classes: NDArray[np.uint8], encode: Callable[[list[str]], list[list[int]]]) -> None:
@@ -44,7 +44,7 @@ class WordTable:
         self._keys = np.zeros((SLOTS, 2), np.uint64)
         self._values = np.zeros(SLOTS, np.int32)
         self._long: dict[bytes, int] = {}
-        # Of each word known: where its ids begin in `_ids`; one more entry for the end of the last.
+        # Where the ids of each known word begin in `_ids`, and one entry for the end of the last.
         self._begins = np.zeros(1, np.int64)
         self._ids = np.zeros(0, np.int32)
 
@@ -54,12 +54,12 @@ class WordTable:
             return []
         if len(self._begins) > MAX_WORDS:
             self.clear()
-        if sum(map(len, texts)) <= SEGMENT_BYTES:
-            return self._encode_segments(texts)
+        if sum(map(len, texts)) <= BLOCK_BYTES:
+            return self._encode_block(texts)
         return [np.concatenate([np.zeros(0, np.int32), *self._encode_long(text)]) for text in texts]
 
     def word_starts(self, content: bytes, edges: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where words begin in texts that lie one after another, int64 [words]; `edges` are where texts begin and end."""
+        """Where words begin in concatenated texts, int64 [words]; `edges` are where the texts begin and end."""
         classes = self._classes[np.frombuffer(content, np.uint8)]
         is_start = np.ones(classes.size + 1, bool)
         is_start[1:-1] = self._is_cut[4 * classes[:-1] + classes[1:]]
@@ -67,23 +67,23 @@ class WordTable:
         return np.flatnonzero(is_start[:-1])
 
     def last_start(self, text: bytes) -> int:
-        """Where the last word of a text begins; what follows the text may belong to it."""
+        """Where the last word of a text begins; it may continue after the text."""
         return int(self.word_starts(text, np.zeros(1, np.int64))[-1]) if text else 0
 
     def _encode_long(self, text: bytes) -> Iterator[NDArray[np.int32]]:
-        """Ids of a long text, a segment of whole words at a time."""
-        start, size = 0, SEGMENT_BYTES
+        """Ids of a long text, one block of whole words at a time."""
+        start, size = 0, BLOCK_BYTES
         while start < len(text):
             stop = min(start + size, len(text))
             if stop < len(text):
                 stop = start + self.last_start(text[start:stop])
-            if stop == start:  # one word is longer than the segment
+            if stop == start:  # one word is longer than the block
                 size *= 2
                 continue
-            yield self._encode_segments([text[start:stop]])[0]
-            start, size = stop, SEGMENT_BYTES
+            yield self._encode_block([text[start:stop]])[0]
+            start, size = stop, BLOCK_BYTES
 
-    def _encode_segments(self, texts: Sequence[bytes]) -> list[NDArray[np.int32]]:
+    def _encode_block(self, texts: Sequence[bytes]) -> list[NDArray[np.int32]]:
         content = b"".join(texts)
         edges = np.cumsum([0, *map(len, texts)])
         starts = self.word_starts(content, edges)
@@ -95,7 +95,7 @@ class WordTable:
         return np.split(ids, ends[np.searchsorted(starts, edges[1:-1])])
 
     def _look_up(self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index of each word, int64 [words]; those not known are encoded."""
+        """Index of each word, int64 [words]; new words are encoded."""
         words = np.empty(starts.size, np.int64)
         is_short = lengths <= KEY_BYTES
         short, long = np.flatnonzero(is_short), np.flatnonzero(~is_short)
@@ -113,14 +113,14 @@ class WordTable:
         return words
 
     def _find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Index of each key [words, 2], and which of them are new, in the order of the indices that they were given."""
+        """Index of each key [words, 2], and which keys are new, in the order of their indices."""
         found = np.empty(len(keys), np.int64)
         slots, left, new = _slots(keys), np.arange(len(keys)), [np.zeros(0, np.int64)]
         number = len(self._begins) - 1
         while left.size:
             free = self._keys[slots, 1] == 0
             wanted, wanting = slots[free], np.flatnonzero(free)
-            # Where several want one slot, the last one written has it.
+            # Where several keys want one slot, the one written last gets it.
             self._values[wanted] = wanting
             takes = self._values[wanted] == wanting
             taken, taking = wanted[takes], wanting[takes]
@@ -135,7 +135,7 @@ class WordTable:
         return found, np.concatenate(new)
 
     def _learn(self, texts: list[bytes]) -> None:
-        """Encode words and remember their ids under the next indices."""
+        """Encode words and store their ids under the next indices."""
         encoded = self._encode([text.decode("utf-8") for text in texts])
         ends = self._begins[-1] + np.cumsum(list(map(len, encoded)))
         self._begins = np.concatenate([self._begins, ends])
@@ -159,7 +159,7 @@ def _keys(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64])
 
 
 def _slots(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where the search for each key begins."""
+    """The slot at which the search for each key begins."""
     mixed = keys[:, 0] * MULTIPLIERS[0] ^ keys[:, 1] * MULTIPLIERS[1]
     mixed ^= mixed >> np.uint64(32)
     mixed *= MULTIPLIERS[0]

@@ -1,11 +1,11 @@
 """SentencePiece word by word: the library's ids at several times its speed.
 
-A BPE model merges neighbouring symbols into pieces of its vocabulary and into nothing else. So where no piece holds
-two characters side by side, no merge crosses from the one to the other, and the ids on either side do not depend on the
-other side. Text is cut at such places, and the ids of each word are looked up in a table that the library fills.
+A BPE model only merges neighbouring symbols into pieces of its vocabulary. Where no piece contains two given characters next
+to each other, no merge crosses the boundary between them, and the ids on either side do not depend on the other side. Text is
+cut at such boundaries, and the ids of each word are looked up in a table that the library fills.
 
-Where the pieces allow no cut, or the model is not BPE (a unigram model adds up rounded scores from the beginning of
-the text, so a word's ids may depend on all before it), the library encodes whole documents.
+Where the pieces do not allow this, or the model is not BPE, the library encodes whole documents. (A unigram model adds up
+rounded scores from the beginning of the text, so the ids of a word may depend on everything before it.)
 """
 
 import random
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 META = "▁"  # how SentencePiece writes a space
-# The finest cuts first: what each kind of character counts as, beside letters and spaces.
+# From the shortest words to the longest: the class of punctuation and of line ends, beside letters and spaces.
 CUTS = (
     {PUNCTUATION: PUNCTUATION, LINE_END: LINE_END},
     {PUNCTUATION: LETTER, LINE_END: LINE_END},
@@ -37,47 +37,47 @@ class WordEncoder:
     """Encodes text word by word.
 
     Args:
-        normalize: what the model does to a text first; spaces as spaces.
-        table: encodes what comes out.
-        takes_pieces: `normalize` does the same to a text as to its pieces.
+        normalize: the model's normalisation of a text, with spaces as spaces.
+        table: encodes normalised text.
+        takes_chunks: `normalize` gives the same for a text as for its chunks one by one.
     """
 
-    def __init__(self, normalize: Callable[[str], str], table: WordTable, takes_pieces: bool) -> None:
+    def __init__(self, normalize: Callable[[str], str], table: WordTable, takes_chunks: bool) -> None:
         self._normalize = normalize
         self._table = table
-        self.takes_pieces = takes_pieces
+        self.takes_chunks = takes_chunks
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [tokens]."""
         return self._table.encode([self._normalize(text).encode("utf-8") for text in texts])
 
     def stream(self) -> "WordStream":
-        """An encoder of texts that come in pieces."""
+        """An encoder of texts that come in chunks."""
         return WordStream(self._normalize, self._table)
 
 
 class WordStream:
-    """Encodes texts that come in pieces: words that are whole at once, what follows them with the next piece."""
+    """Encodes texts that come in chunks: complete words at once, and the last word of a chunk with the next chunk."""
 
     def __init__(self, normalize: Callable[[str], str], table: WordTable) -> None:
         self._normalize, self._table = normalize, table
         self._left = b""
 
-    def feed(self, piece: str) -> NDArray[np.int32]:
-        """Ids of the words that this piece ends, int32 [tokens]."""
-        self._left += self._normalize(piece).encode("utf-8")
+    def feed(self, chunk: str) -> NDArray[np.int32]:
+        """Ids of the words that are complete with this chunk, int32 [tokens]."""
+        self._left += self._normalize(chunk).encode("utf-8")
         end = self._table.last_start(self._left)
         whole, self._left = self._left[:end], self._left[end:]
         return self._table.encode([whole])[0]
 
     def finish(self) -> NDArray[np.int32]:
-        """Ids of the text's last word, int32 [tokens]; another text may follow."""
+        """Ids of the last word of the text, int32 [tokens]. Another text may follow."""
         last, self._left = self._left, b""
         return self._table.encode([last])[0]
 
 
 def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder | str:
-    """An encoder that gives exactly what `model` (with the serialised form `content`) gives, or why there is none."""
+    """An encoder with exactly the ids of `model`, whose serialised form is `content`, or why there is none."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
@@ -85,8 +85,8 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         return "not a BPE model"
     if not proto.normalizer_spec.escape_whitespaces:
-        return "it does not mark spaces"
-    # Neighbouring unknown characters become one id: then a cut needs a known one, the space.
+        return "it does not escape spaces"
+    # Without byte pieces, neighbouring unknown characters become one id, so words may only begin at a known one, the space.
     safe = CUTS if proto.trainer_spec.byte_fallback else CUTS[-1:]
     pieces = _text_pieces(proto)
     classes = next((found for found in map(_byte_classes, safe) if _holds_every_piece(found, pieces)), None)
@@ -100,11 +100,11 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
         bare = sentencepiece.SentencePieceProcessor(model_proto=_without_normalizer(proto))
         table = WordTable(classes, partial(bare.encode, num_threads=1))
         encoder = WordEncoder(lambda text: _spaces(model.normalize(text)), table, False)
-    return encoder if _agrees(encoder, model, pieces) else "word by word gave other ids on a probe"
+    return encoder if _agrees(encoder, model, pieces) else "encoding word by word gave other ids in a test"
 
 
 def _spaces(text: str) -> str:
-    """The model takes its own sign for a space, too."""
+    """Undo the model's representation of spaces."""
     return text.replace(META, " ")
 
 
@@ -118,15 +118,15 @@ def _byte_classes(cut: dict[int, int]) -> NDArray[np.uint8]:
 
 
 def _text_pieces(proto: "ModelProto") -> list[str]:
-    """The pieces that text can become, as they stand in the model."""
+    """The pieces that text can become."""
     spec = proto.SentencePiece
     kinds = (spec.NORMAL, spec.USER_DEFINED, spec.UNUSED)
     return [piece.piece for piece in proto.pieces if piece.type in kinds]
 
 
 def _holds_every_piece(classes: NDArray[np.uint8], pieces: list[str]) -> bool:
-    """Whether each piece is one word: then nothing crosses from word to word."""
-    # All at once, since every process asks before its first text. A piece with a NUL or a space of its own is no word.
+    """Whether each piece lies within one word, so that no merge crosses words."""
+    # All pieces at once, because every process does this when it starts. A piece with a NUL or a real space is not a word.
     joined = "\0".join(pieces)
     texts = _spaces(joined).encode("utf-8").split(b"\0")
     if " " in joined or len(texts) != len(pieces):
@@ -142,7 +142,7 @@ def _keeps_text(proto: "ModelProto") -> bool:
 
 
 def _without_normalizer(proto: "ModelProto") -> bytes:
-    """The model for text that has been normalised already."""
+    """The serialised model without its normalisation."""
     bare = type(proto)()
     bare.CopyFrom(proto)
     spec = bare.normalizer_spec
@@ -152,7 +152,7 @@ def _without_normalizer(proto: "ModelProto") -> bytes:
 
 
 def _agrees(encoder: WordEncoder, model: "SentencePieceProcessor", pieces: list[str]) -> bool:
-    """Compare on texts made of the model's own pieces, spaces and line ends in any order."""
+    """Compare on random texts made of the model's pieces, spaces and line ends."""
     rng = random.Random(0)
     texts = []
     for length in range(0, 2 * PROBES, 2):

@@ -1,8 +1,10 @@
-"""`loopmdm doctor`: what was found, what is used instead of what is missing, and why."""
+"""`loopmdm doctor`: versions, device, and which implementation is used where an optional one is missing."""
 
 import argparse
 import platform
 import shutil
+
+from pretrain.machine.versions import package_version
 
 PACKAGES = (
     "torch",
@@ -24,26 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; 1 when a package that training needs is missing."""
-    from pretrain.machine.kernels import package_version
-
+    """Print the report; returns 1 if a package that training needs is missing."""
     versions = {name: package_version(name) for name in PACKAGES}
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    rows += [
-        (name, version or "MISSING: pip install loopmdm, or bash launchers/quickstart.sh")
-        for name, version in versions.items()
-    ]
+    rows += [(name, version or "MISSING: run bash launchers/install.sh") for name, version in versions.items()]
     rows += [(name, package_version(name) or "not installed (optional)") for name in OPTIONAL]
-    if versions["torch"] and versions["deepspeed"] and versions["megatron-core"]:
+    if versions["torch"]:
         rows += _device_rows()
-    rows += [("compiler", shutil.which("c++") or "none (not needed: no kernel is compiled on a CPU)")]
     rows += [
-        ("SLURM", shutil.which("sbatch") or "none: use deepspeed, torchrun or python instead of launchers/pretrain.sh")
+        ("compiler", shutil.which("c++") or "none (not needed: nothing is compiled on a CPU)"),
+        ("SLURM", shutil.which("sbatch") or "not installed: start training with python, deepspeed or torchrun"),
     ]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in rows))
     missing = [name for name, version in versions.items() if version is None]
-    print(f"\n{len(missing)} required packages are missing: {', '.join(missing)}" if missing else "\nready to train")
+    print(f"\nmissing packages that are required: {', '.join(missing)}" if missing else "\nready to train")
     return 1 if missing else 0
 
 
@@ -51,17 +48,15 @@ def _device_rows() -> list[tuple[str, str]]:
     import torch
 
     from pretrain.machine.devices import device_name, peak_flops
-    from pretrain.machine.kernels import find_accelerations
+    from pretrain.machine.kernels import choose_kernels
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     peak = peak_flops(device, "bf16", None)
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    rows = [
-        ("device", f"{count} x {device_name(device)}" if count else f"{device_name(device)} (no CUDA device found)"),
-        (
-            "peak bf16",
-            f"{peak / 1e12:g} TFLOP/s" if peak else "unknown, so MFU is not reported (give hardware.peak_tflops)",
-        ),
-        ("collectives", "NCCL" if device.type == "cuda" else "gloo"),
+    name = device_name(device)
+    return [
+        ("device", f"{torch.cuda.device_count()} x {name}" if cuda else f"{name} (no CUDA device found)"),
+        ("peak bf16", f"{peak / 1e12:g} TFLOP/s" if peak else "unknown, so MFU is null (set hardware.peak_tflops)"),
+        ("collectives", "NCCL" if cuda else "gloo"),
+        *((kernel.operation, f"{kernel.implementation} ({kernel.reason})") for kernel in choose_kernels(device)),
     ]
-    return rows + [(found.capability, f"{found.used} ({found.reason})") for found in find_accelerations(device)]

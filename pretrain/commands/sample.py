@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
+    from data_pipeline.atomic_files import write_atomic
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
     from pretrain.errors import UserError
-    from pretrain.writing import replace_text
 
     for option in ("loops", "steps", "num_samples"):
         if getattr(arguments, option) < 1:
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed, "prompt": arguments.prompt, "seconds": seconds, "tokens": rows, "texts": texts,
     }  # fmt: skip
     name = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}_steps_{arguments.steps}_seed_{arguments.seed}.json"
-    replace_text(arguments.folder / "samples" / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(arguments.folder / "samples" / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for number, text in enumerate(texts, 1):
         print(f"--- sample {number} of {len(texts)}, S={arguments.loops}, {arguments.steps} denoising steps\n{text}")
     print(f"---\nwrote {arguments.folder / 'samples' / name} ({seconds:.1f} s)")

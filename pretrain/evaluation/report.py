@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
 from pretrain.evaluation.nelbo import FrozenNoise
 from pretrain.evaluation.statistics import Estimate, bits_per_byte, unigram_entropy
-from pretrain.writing import replace_text
 
 
 def figures_of(dataset: PackedDataset, noise: FrozenNoise, estimates: Sequence[Estimate]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def write_figures(run_folder: Path, stem: str, figures: dict[str, Any]) -> Path:
     content = dict(figures)
     name = content.pop("name")
     path = run_folder / "eval" / f"{stem}{name and '_' + name}.json"
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

@@ -169,10 +169,10 @@ def _row(
     # The uniform draws that training compares with t. A row given by --row is shown with the draws of the sample of that index.
     draws = uniform(arguments.seed, Stream.MASK, number if sample is None else sample, dataset.seq_len)
     # Only the first document of a contiguous part of the stream can begin before it.
-    pieces = dataset.pieces(index)
+    segments = dataset.segments(index)
     begun = {
         int(owners[column])
-        for column, start in zip(pieces.columns.tolist(), pieces.starts.tolist(), strict=True)
+        for column, start in zip(segments.columns.tolist(), segments.starts.tolist(), strict=True)
         if start and stream.token(start - 1) != tokenizer.eod_id
     }
     parts = []
@@ -195,6 +195,6 @@ def _histogram(stream: TokenStream) -> Histogram:
     table = [
         (2**i, 2 ** (i + 1) - 1, int(counts[i]), int(tokens[i])) for i in range(int(bins.min()), int(bins.max()) + 1)
     ]
-    names = (("shortest", 0), ("median", 0.5), ("90%", 0.9), ("99%", 0.99), ("longest", 1))
+    names = (("shortest", 0), ("median", 0.5), ("90th percentile", 0.9), ("99th percentile", 0.99), ("longest", 1))
     quantiles = [(name, int(np.quantile(lengths, q, method="lower"))) for name, q in names]
     return Histogram(table, quantiles, lengths.size)

@@ -138,21 +138,24 @@ def _label(x: float, y: float, text: str) -> str:
 
 def _quantiles(facts: Facts) -> str:
     named = ", ".join(f"{name} {value:,}" for name, value in facts.histogram.quantiles)
-    return f"<p>{named}. {facts.histogram.counted:,} documents of {escape(facts.split)}. The label under a bin is its smallest length.</p>"
+    counted = f"{facts.histogram.counted:,} documents of {escape(facts.split)}"
+    return f"<p>{named}. {counted}; the label under a bin is its smallest length.</p>"
 
 
 def _document(view: DocumentView, facts: Facts) -> str:
     documents = facts.manifest.splits[facts.split].documents
+    place = f"in {escape(facts.split)}, {view.tokens:,} tokens"
     return (
-        f"<h3>Document {view.number:,} of {documents:,} <span class=soft>in {escape(facts.split)}, {view.tokens:,} tokens</span></h3>\n"
+        f"<h3>Document {view.number:,} of {documents:,} <span class=soft>{place}</span></h3>\n"
         f'<div class="text">{_pieces(view.pieces)}{_hidden(view.hidden)}</div>'
     )
 
 
 def _controls(facts: Facts, timestep: float) -> str:
     return (
-        "<p>Each document of a row has its own colour, and neighbouring tokens have different backgrounds. A token is masked if its "
-        f"random number is below t; these are the numbers of a run with seed {facts.seed}. Hover over a masked token to read it.</p>\n"
+        "<p>Each document of a row has its own colour, and neighbouring tokens have different backgrounds. A token is masked "
+        f"where its random number is below t; the numbers are those of a run with seed {facts.seed}. Hover over a masked token to "
+        "read it.</p>\n"
         '<div class="controls"><label for="t">timestep t</label>'
         f'<input id="t" type="range" min="0" max="1" step="0.01" value="{timestep:g}"><output id="shown"></output></div>'
     )

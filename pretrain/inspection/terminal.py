@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline.dataset.blend import Blend
-from data_pipeline.tasks.report import aligned, split_table
+from data_pipeline.split_table import aligned, split_table
 from pretrain.inspection.facts import DocumentView, Facts, RowView
 from pretrain.inspection.pieces import Piece
 
@@ -146,7 +146,7 @@ def _hidden(tokens: int, style: Style) -> list[str]:
 
 
 def _flow(pieces: Iterable[Piece], style: Style, timestep: float | None = None) -> Iterator[str]:
-    """Pieces as lines of the style's width, neighbouring tokens in different colours; line ends are shown and also break the line."""
+    """Pieces as lines of the style's width, neighbouring tokens in different colours. Line ends are shown and break the line."""
     line, used = "", 0
     for number, piece in enumerate(pieces):
         masked = timestep is not None and piece.draw < timestep

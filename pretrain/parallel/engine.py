@@ -5,9 +5,11 @@ DeepSpeed reduces, shards, clips and steps, but does not own gradient accumulati
 micro-batches without a second training step.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +171,8 @@ def initialize_deepspeed(model: LoopedDenoiser, optimizer: Optimizer, plan: RunP
     deepspeed = _import_deepspeed(world)
     weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
     config = deepspeed_config(plan, weights)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
+    with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use at every start
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
     return engine
 
 

@@ -223,9 +223,10 @@ def _device(local_rank: int) -> torch.device:
 
 
 def _join(rank: int, size: int, device: torch.device) -> None:
-    backend = "gloo" if device.type == "cpu" else "nccl"
+    # NCCL wants to know the device now: otherwise `barrier` guesses it from the rank, and warns.
+    where = {"backend": "gloo"} if device.type == "cpu" else {"backend": "nccl", "device_id": device}
     if size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(**where, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         return
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
         if variable not in os.environ:
@@ -233,7 +234,7 @@ def _join(rank: int, size: int, device: torch.device) -> None:
                 f"{size} ranks, but {variable} is not set; start with deepspeed, torchrun or launchers/pretrain.sh"
             )
     try:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(**where, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
@@ -243,5 +244,6 @@ def _join(rank: int, size: int, device: torch.device) -> None:
 
 
 def leave_world() -> None:
-    """Destroy the process groups after a successful run. A failed rank must not call this: it would wait for the others."""
-    dist.destroy_process_group()
+    """Destroy the process groups after a success. A failed rank must not call this: it would wait for the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

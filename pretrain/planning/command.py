@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.dataset.blend import is_prepared, load_blend
 from pretrain.config.layout_names import layout_name, stage_contents
 from pretrain.config.load import load_settings
@@ -14,7 +15,6 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.planning.estimate import H100_BF16_TFLOPS, Estimate
 from pretrain.planning.layouts import GIB, best, legal_layouts, plan_of, ranked
 from pretrain.planning.memory import memory_of
-from pretrain.writing import replace_text
 
 SHOWN = 12
 """Number of layouts in the table without --all."""
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_assumptions(base)))
         print(f"\n{_table(shown, fastest=estimates[0])}\n\n{_summary(estimates)}")
     if arguments.json:
-        replace_text(arguments.json, json.dumps([_record(e) for e in estimates], indent=2) + "\n")
+        write_atomic(arguments.json, json.dumps([_record(e) for e in estimates], indent=2) + "\n")
     print("\n" + "\n".join(_describe(best(base, estimates))))
     return 0
 
@@ -57,15 +57,15 @@ def _assumptions(plan: RunPlan) -> list[str]:
     """What the estimates are based on, and the units of the table."""
     hardware, train, split = plan.settings.hardware, plan.settings.train, plan.settings.model.loop
     peak = hardware.peak_tflops or H100_BF16_TFLOPS
-    source = "" if hardware.peak_tflops else " (an H100 in bf16; set hardware.peak_tflops for another device)"
+    assumed = "" if hardware.peak_tflops else " (an H100 in bf16; set hardware.peak_tflops for another device)"
+    speed = f"{hardware.efficiency:.0%} of {peak:g} TFLOP/s{assumed}"
     step_flops = plan.tokens_per_step * plan.expected_flops_per_token
     return [
         f"model:    {split.head} + {split.mid} x S + {split.tail} layers of width {plan.settings.model.hidden_size}, "
         f"E[S] = {plan.loops.mean(plan.loops.ramp_steps):.2f}, {train.precision}",
         f"step:     {train.global_batch_size} rows of {plan.seq_len} tokens, {train.micro_batch_size} per micro-batch; "
         f"{step_flops:.3g} FLOPs",
-        f"hardware: {plan.world_size} ranks, {hardware.ranks_per_node} per node; {hardware.efficiency:.0%} of {peak:g} TFLOP/s{source}"
-        f"; {hardware.memory_gib:g} GiB",
+        f"hardware: {plan.world_size} ranks, {hardware.ranks_per_node} per node; {speed}; {hardware.memory_gib:g} GiB",
         f"network:  {hardware.node_gb_per_second:g} GB/s inside a node, {hardware.network_gb_per_second:g} GB/s between nodes, "
         f"{hardware.latency_microseconds:g} microseconds per message; communication does not overlap with compute",
         "memory:   GiB on the rank that needs most, at the largest S",

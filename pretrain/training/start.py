@@ -2,12 +2,13 @@
 
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
@@ -36,7 +37,6 @@ from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import StopRequest
-from pretrain.writing import owned_folder, replace_text
 
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
@@ -126,6 +126,16 @@ def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
         ) from None
 
 
+def owned_folder(folder: Path) -> AbstractContextManager[int]:
+    """Lock a run folder until the end of the block or of the process.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    busy = f"{folder}: another process is training here; wait for it or set another run.name"
+    return locked(folder / ".lock", UserError(busy))
+
+
 def _describe(run: TrainingRun, restored: Path | None) -> None:
     """Print the banner, and copy settings and tokenizer into the run folder so that it can be used on its own."""
     settings = run.plan.settings
@@ -136,7 +146,7 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
     print_banner(run, choose_kernels(run.world.device), notes)
-    replace_text(run.folder / "config.yaml", dump_settings(settings))
+    write_atomic(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
     for name in (run.blend.manifest.tokenizer.file, MANIFEST_NAME):

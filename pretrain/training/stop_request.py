@@ -1,4 +1,4 @@
-"""The ends of a run: Ctrl-C and SIGTERM as a request that the loop answers after its step, and the end of the process."""
+"""How a training process ends: SIGINT and SIGTERM as a request to the loop, and the exit itself."""
 
 import os
 import signal
@@ -6,13 +6,15 @@ import sys
 from types import FrameType
 from typing import NoReturn, Self
 
+from data_pipeline.stop_signals import signal_handler
+
 
 def end_process(status: int) -> NoReturn:
-    """End with this status, without taking the interpreter down when it is an error.
+    """Exit with this status; after an error, without shutting the interpreter down.
 
-    The ranks of a run that failed leave without closing their process groups, whose threads may be at work: one that
-    comes back to an interpreter that is gone aborts the process (seen: SIGABRT, "terminate called without an active
-    exception"), and the launcher would tell that instead of the error.
+    The ranks of a failed run exit without closing their process groups, whose threads may still be busy. A thread that
+    returns to an interpreter that is gone aborts the process (seen: SIGABRT, "terminate called without an active
+    exception"), and the launcher would report that instead of the error.
     """
     if status == 0:
         sys.exit(0)
@@ -22,29 +24,27 @@ def end_process(status: int) -> NoReturn:
 
 
 class StopRequest:
-    """Remembers that SIGINT or SIGTERM came, while used as a context manager.
+    """Remembers whether SIGINT or SIGTERM arrived while it was used as a context manager.
 
-    A launcher may send several (Ctrl-C reaches the whole process group, then `deepspeed` terminates its children): all
-    of them ask for the same stop, none cuts the save short. SIGKILL is what ends a process that does not answer.
+    A launcher may send several (Ctrl-C reaches the whole process group, then `deepspeed` terminates its children). All of
+    them ask for the same stop and none interrupts the save; a process that does not respond has to be killed.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._previous: dict[int, object] = {}
+        self._handler = signal_handler(self._remember, (signal.SIGINT, signal.SIGTERM), replace_ignored=True)
 
     @property
     def requested(self) -> bool:
-        """True once a signal came."""
+        """Whether a signal has arrived."""
         return self.signal is not None
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+        self._handler.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    def __exit__(self, *error: object) -> None:
+        self._handler.__exit__(None, None, None)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number)

@@ -1,9 +1,9 @@
-"""Which split and how many copies of the mid block: speed-up over one rank of the paper's model, timed event by event.
+"""Speed-up of the paper's model over one rank for each pipeline split and number of copies of the mid block, simulated.
 
     python tests/benchmarks/pipeline_splits.py [--micro-batches 4] [--json FILE]
 
-Stages work and exchange as megatron-core's schedules do (tests/unit/test_pipeline_timing.py holds the times against them);
-a layer takes one unit forward and two backward, the LM head what it is of a layer's FLOPs, a hop 2% of a unit.
+Stages work and exchange like under megatron-core's schedules (tests/unit/test_pipeline_timing.py compares the times). A layer
+takes one unit of time forward and two backward, the LM head in proportion to its FLOPs, and a hop 2% of a unit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ HOP = 0.02
 
 
 def placements(stages: int, costs: Costs) -> dict[str, tuple[Stage, ...]]:
-    """Every number of copies, the one that is chosen marked, and the contiguous split."""
+    """Every number of copies, with a mark at the one that training chooses, and the contiguous split."""
     plan = plan_of(load_settings("paper_170m", ["model.vocab_size=50258", "data.path=nowhere"]), None, 1)
     split, probabilities = plan.settings.model.loop, [float(p) for p in plan.loops.probabilities(0)]
     chosen = place(split, stages, costs, probabilities)[0].replicas
@@ -37,10 +37,10 @@ def placements(stages: int, costs: Costs) -> dict[str, tuple[Stage, ...]]:
 
 
 def main() -> None:
-    """Time every split, print the table, write the JSON."""
+    """Time every split, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--micro-batches", type=int, default=4, help="micro-batches per stage and step [4]")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     plan = plan_of(load_settings("paper_170m", ["model.vocab_size=50258", "data.path=nowhere"]), None, 1)
     lm_head = plan.costs.lm_head / plan.costs.layer

@@ -1,11 +1,11 @@
-"""Throughput of 2 pipeline stages against one process, one thread each, same global batch of 8 micro-batches.
+"""Throughput of 2 pipeline stages relative to one process: one thread each, the same global batch of 8 micro-batches.
 
     python tests/benchmarks/pipeline_throughput.py [--rounds 5] [--hidden-size 768] [--json FILE]
 
-The processes of every layout are started once and stand by; then they take two steps in turn, at S = 1, 4 and 12, while all
-others wait, and the second is timed: the system may have taken memory from processes that stood by for minutes, and a
-step after a step is what training does. Each ratio compares steps a minute apart; the table shows medians over rounds. Two
-data-parallel ranks stand beside the pipelines: they have no bubble and no hop, so their ratio is what the machine gives.
+The processes of all layouts are started once. Then the layouts take turns: each runs two steps at S = 1, 4 and 12 while the
+others wait, and the second step is timed, because the system may have paged out processes that waited for minutes. Each ratio
+compares steps about a minute apart; the table shows medians over rounds. Two data-parallel ranks are timed for comparison:
+they have no bubble and no hop, so their ratio shows what the machine allows.
 """
 
 import argparse
@@ -37,8 +37,8 @@ MODEL = (
 )  # fmt: skip
 
 
-def serve_steps(words: list[str]) -> None:
-    """A rank: read S from standard input, take a step, print its seconds; until the input ends."""
+def serve_steps(overrides: list[str]) -> None:
+    """One rank: read S from standard input, run a step, print its seconds; until the input ends."""
     from data_pipeline.dataset.blend import load_blend
     from pretrain.config.load import load_settings
     from pretrain.config.run_plan import make_run_plan
@@ -50,7 +50,7 @@ def serve_steps(words: list[str]) -> None:
     from pretrain.training.start import build_run
     from pretrain.training.step import train_step
 
-    settings = load_settings("quickstart", words)
+    settings = load_settings("quickstart", overrides)
     blend = load_blend(settings.data.path)
     plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
     world = start_world(read_launcher(), plan.shape)
@@ -69,11 +69,11 @@ class Ranks:
     """The waiting processes of one layout."""
 
     def __init__(self, layout: str, data: Path, hidden_size: int) -> None:
-        size, words = LAYOUTS[layout]
+        size, overrides = LAYOUTS[layout]
         heads = hidden_size // 64
         width = (f"model.hidden_size={hidden_size}", f"model.num_heads={heads}", f"model.num_kv_heads={heads}")
         common = environment() | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, __file__, "--rank", f"data.path={data}", *MODEL, *width, *words]
+        command = [sys.executable, __file__, "--rank", f"data.path={data}", *MODEL, *width, *overrides]
         self._processes = [
             subprocess.Popen(
                 command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, cwd=ROOT,
@@ -83,7 +83,7 @@ class Ranks:
         ]  # fmt: skip
 
     def seconds_of_a_step(self, loops: int) -> float:
-        """The second of two steps at S = `loops`, on the first rank."""
+        """Seconds of the second of two steps at S = `loops`, on the first rank."""
         self._step(loops)
         return self._step(loops)
 
@@ -105,11 +105,13 @@ class Ranks:
         for line in process.stdout:
             if line.startswith("seconds "):
                 return float(line.split()[1])
-        sys.exit(f"a process ended with status {process.wait()}; run it alone to see why: {' '.join(process.args)}")
+        sys.exit(
+            f"a process ended with status {process.wait()}; run it on its own to see why: {' '.join(process.args)}"
+        )
 
 
 def prepared_corpus(folder: Path) -> Path:
-    """A small prepared corpus of the embedded text, rows of 128 tokens."""
+    """A small prepared corpus of the standard library's sources, rows of 128 tokens."""
     words = ["prepare", "--input", "stdlib:", "--vocab-size", "512", "--seq-len", "128", "--output", folder / "data"]
     done = run([sys.executable, "-m", "pretrain.cli", *words], timeout=900, PYTHONPATH=str(ROOT))
     if done.returncode:
@@ -132,7 +134,7 @@ def measure(data: Path, rounds: int, hidden_size: int) -> list[dict[int, dict[st
 
 
 def report(rounds: list[dict[int, dict[str, float]]]) -> list[dict[str, object]]:
-    """A row per S and layout: medians over rounds."""
+    """One row per S and layout: medians over rounds."""
     rows = []
     for loops in LOOPS:
         for layout in LAYOUTS:
@@ -151,19 +153,19 @@ def report(rounds: list[dict[int, dict[str, float]]]) -> list[dict[str, object]]
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all layouts [5]")
     parser.add_argument("--hidden-size", type=int, default=768, help="width of the 12 layers, a multiple of 64 [768]")
     parser.add_argument(
-        "--data", type=Path, help="prepared folder, rows of 128 tokens [a fresh one from the embedded corpus]"
+        "--data", type=Path, help="prepared folder with rows of 128 tokens [default: prepare one from stdlib:]"
     )
-    parser.add_argument("--json", type=Path, help="also write the rows and every round here")
+    parser.add_argument("--json", type=Path, help="also write the rows and all rounds to this file")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank:
-        serve_steps(arguments.words)
+        serve_steps(arguments.overrides)
         return
     with tempfile.TemporaryDirectory() as folder:
         rounds = measure(arguments.data or prepared_corpus(Path(folder)), arguments.rounds, arguments.hidden_size)

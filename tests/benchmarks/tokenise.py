@@ -1,12 +1,12 @@
-"""Tokenising beside Megatron-LM's way of doing it: same SentencePiece model, documents, workers and machine.
+"""Compare the speed of tokenising with Megatron-LM's method: same SentencePiece model, documents, workers and machine.
 
     python tests/benchmarks/tokenise.py [--input FILE.jsonl] [--workers 2] [--rounds 5] [--json FILE]
 
-Megatron-LM's `tools/preprocess_data.py` hands JSON lines to a `multiprocessing.Pool` (`imap`, 32 at a time), encodes one
-document per call, and writes what comes back with megatron-core's `IndexedDatasetBuilder`; so does this, with the
-library's encoder. The rounds alternate between the two. The clock runs from the first line read to the last file
-closed; for ours that is from the beginning of the first task to the end of the last, on the disk. The time that
-processes take to start is shown beside and not counted for either. Then all documents are compared.
+Megatron-LM's `tools/preprocess_data.py` passes JSON lines to a `multiprocessing.Pool` (`imap`, 32 at a time), encodes one
+document per call, and writes the results with megatron-core's `IndexedDatasetBuilder`; this script does the same with the
+library's encoder. The rounds alternate between the two methods. A measurement lasts from the first line read to the last file
+closed; for ours, from the beginning of the first task to the end of the last, flushed to the disk. The time to start the
+processes is shown separately and counted for neither. At the end all documents are compared.
 """
 
 import argparse
@@ -26,16 +26,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from data_pipeline.documents import RecordLog  # noqa: E402
-from data_pipeline.filters import Cleaning  # noqa: E402
+from data_pipeline.filters import ActiveFilters  # noqa: E402
 from data_pipeline.indexed import IndexedReader, token_dtype  # noqa: E402
 from data_pipeline.readers.inputs import resolve_input  # noqa: E402
+from data_pipeline.rejects import RecordCounter  # noqa: E402
 from data_pipeline.tasks.build import describe_tokenizer  # noqa: E402
-from data_pipeline.tasks.encode import TokenJob, task_documents  # noqa: E402
+from data_pipeline.tasks.encode import TokenJob  # noqa: E402
 from data_pipeline.tasks.options import TRAIN, Options  # noqa: E402
 from data_pipeline.tasks.processes import Report, run_tasks  # noqa: E402
+from data_pipeline.tasks.reading import task_documents  # noqa: E402
 from data_pipeline.tasks.sampling import HashSample  # noqa: E402
-from data_pipeline.tasks.tasks import Task, cut_into_tasks  # noqa: E402
+from data_pipeline.tasks.task import Task, cut_into_tasks  # noqa: E402
 from data_pipeline.tasks.work import task_name  # noqa: E402
 from data_pipeline.tokenizers.training import train_sentencepiece  # noqa: E402
 
@@ -106,7 +107,7 @@ def our_way(setting: Setting, folder: Path) -> Timing:
     info, vocab_size = describe_tokenizer(setting.model)
     options = Options(
         text_key="text", tokenizer=setting.model, vocab_size=0, model_type="bpe", seq_len=1024, packing="concat",
-        validation_fraction=0.0, strict=True, cleaning=Cleaning(),
+        validation_fraction=0.0, strict=True,
     )  # fmt: skip
     job = TokenJob(folder, setting.model, info, vocab_size, options)
     tasks = cut_into_tasks([resolve_input(str(setting.corpus))])
@@ -136,7 +137,7 @@ def usual_setting(word: str, model: Path | None, vocab_size: int, workers: int, 
     corpus, text_bytes, sample = folder / "corpus.jsonl", 0, HashSample()
     with corpus.open("w", encoding="utf-8") as file:
         for task in cut_into_tasks([resolve_input(word)]):
-            for document in task_documents(task, RecordLog("text", strict=False), Cleaning()):
+            for document in task_documents(task, RecordCounter(), "text", ActiveFilters()):
                 file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
                 text_bytes += document.num_bytes
                 sample.add(document)

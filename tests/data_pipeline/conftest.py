@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_pipeline.prepare import add_arguments, run
+from data_pipeline import prepare as prepare_verb
+from data_pipeline import repack as repack_verb
+from data_pipeline import verify as verify_verb
 from data_pipeline.tokenizers.training import train_sentencepiece
 
 TEXT = "the of loop mask token stream layer\tnaïve 12 345 == (x) — 漢字 return None # print lattice wood river"
@@ -51,24 +53,44 @@ def several_tasks(texts, tmp_path):
 
 
 @pytest.fixture
-def prepare(capsys, tokenizer_file):
-    """Run `prepare` with words of a command line; the small tokenizer unless one is trained or nothing is read."""
+def command(capsys):
+    """Run a verb with the words of its command line; returns its exit status and what it printed."""
 
-    def call(*words, train=False):
-        words = [str(word) for word in words]
-        if not train and not {"--tokenizer", "--verify", "--repack"} & set(words):
-            words += ["--tokenizer", str(tokenizer_file)]
-        if not {"--verify", "--repack"} & set(words):
-            words += [] if "--workers" in words else ["--workers", "1"]
-            words += [] if "--seq-len" in words else ["--seq-len", "32"]
+    def call(verb, words):
         parser = argparse.ArgumentParser()
-        add_arguments(parser)
+        verb.add_arguments(parser)
         capsys.readouterr()
-        code = run(parser.parse_args(words))
+        code = verb.run(parser.parse_args([str(word) for word in words]))
         captured = capsys.readouterr()
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return call
+
+
+@pytest.fixture
+def prepare(command, tokenizer_file):
+    """Run `prepare`, with the small tokenizer unless one is trained."""
+
+    def call(*words, train=False):
+        words = [str(word) for word in words]
+        words += [] if train or "--tokenizer" in words else ["--tokenizer", str(tokenizer_file)]
+        words += [] if "--workers" in words else ["--workers", "1"]
+        words += [] if "--seq-len" in words else ["--seq-len", "32"]
+        return command(prepare_verb, words)
+
+    return call
+
+
+@pytest.fixture
+def verify(command):
+    """Run `verify`."""
+    return lambda *words: command(verify_verb, words)
+
+
+@pytest.fixture
+def repack(command):
+    """Run `repack`."""
+    return lambda *words: command(repack_verb, words)
 
 
 @pytest.fixture

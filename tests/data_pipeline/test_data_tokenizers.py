@@ -161,7 +161,7 @@ def test_huggingface_config_names_the_end_token(huggingface, eos):
         ("x.model", "abc", "not a SentencePiece"),
         ("x.txt", "abc", "expected a SentencePiece"),
         ("missing.model", None, "no tokenizer at"),
-        ("folder/readme", "", "holds no tokenizer"),
+        ("folder/readme", "", "has no tokenizer"),
     ],
 )
 def test_a_bad_tokenizer_is_named(tmp_path, name, content, message):

@@ -1,4 +1,4 @@
-"""Documents that are read piece after piece give what they give in one piece."""
+"""Documents that are read in chunks give the same as documents that are read whole."""
 
 import bz2
 import filecmp
@@ -17,12 +17,15 @@ from conftest import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import Cause, RecordLog
+from data_pipeline import documents
 from data_pipeline.errors import DataError
+from data_pipeline.filters import ActiveFilters
 from data_pipeline.indexed import IndexedWriter
-from data_pipeline.readers import long_texts, readers, records
-from data_pipeline.readers.file_ranges import Span
-from data_pipeline.readers.readers import read_span
+from data_pipeline.readers import long_documents, readers
+from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.rejects import Cause, RecordCounter
+from data_pipeline.tasks.reading import task_documents
+from data_pipeline.tasks.task import Task
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 from tests.launching import ROOT, run
@@ -42,22 +45,22 @@ TEXTS = st.text(CHARACTERS, max_size=60)
 def small_limits():
     """Limits of a few bytes, so that nearly every text is long and every cut comes up."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (long_texts, readers, records):
+        for module in (long_documents, readers, documents):
             patch.setattr(module, "LONG_BYTES", 4)
-        patch.setattr(long_texts, "PIECE_BYTES", 7)
-        patch.setattr(long_texts, "KEPT_BYTES", 5)
+        patch.setattr(long_documents, "CHUNK_BYTES", 7)
+        patch.setattr(long_documents, "KEPT_BYTES", 5)
         yield
 
 
 def read(path, kind):
-    log = RecordLog("text", strict=False)
-    documents = list(read_span(Span(kind, str(path), path.name, path.stat().st_size), log))
-    return documents, log
+    counter = RecordCounter()
+    task = Task(0, 0, (FileRange(kind, str(path), path.name, path.stat().st_size),), "")
+    return list(task_documents(task, counter, "text", ActiveFilters())), counter
 
 
 def outcome(path, kind):
-    documents, log = read(path, kind)
-    return [(d.text, d.num_bytes, d.digest) for d in documents], log.rejected, log.lines
+    found, counter = read(path, kind)
+    return [(d.text, d.num_bytes, d.digest) for d in found], counter.rejected, counter.lines
 
 
 RECORDS = st.dictionaries(st.sampled_from(["text", "id", "other"]), TEXTS | st.lists(TEXTS, max_size=2) | st.none())
@@ -94,7 +97,7 @@ def folder(tmp_path_factory):
 
 @settings(max_examples=400, deadline=None)
 @given(lines=st.lists(LINES, max_size=4), mark=st.booleans(), ends=st.booleans())
-def test_json_lines_in_pieces_are_read_as_whole_ones(folder, lines, mark, ends):
+def test_json_lines_in_chunks_are_read_as_whole_ones(folder, lines, mark, ends):
     path = folder / "corpus.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" * mark + b"\n".join(lines) + b"\n" * ends)
     expected = outcome(path, "lines")
@@ -104,7 +107,7 @@ def test_json_lines_in_pieces_are_read_as_whole_ones(folder, lines, mark, ends):
 
 @settings(max_examples=200, deadline=None)
 @given(content=TEXTS.map(str.encode) | st.binary(max_size=30), mark=st.booleans(), packed=st.booleans())
-def test_text_files_in_pieces_are_read_as_whole_ones(folder, content, mark, packed):
+def test_text_files_in_chunks_are_read_as_whole_ones(folder, content, mark, packed):
     path = folder / ("text.gz" if packed else "text.txt")
     content = b"\xef\xbb\xbf" * mark + content
     path.write_bytes(gzip.compress(content) if packed else content)
@@ -115,14 +118,14 @@ def test_text_files_in_pieces_are_read_as_whole_ones(folder, content, mark, pack
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
-def test_long_texts_are_read_from_files_packed_in_any_way(folder, kind, suffix):
+def test_long_documents_are_read_from_files_packed_in_any_way(folder, kind, suffix):
     texts = ["a", "b\u00e9 \n" * 40, "漢 " * 30]
     content = ("".join(json.dumps({"text": t}) + "\n" for t in texts) if kind == "jsonl" else texts[1]).encode()
     path = folder / f"packed.{kind}{suffix}"
     path.write_bytes(PACKERS[suffix](content))
     with small_limits():
-        documents, log = read(path, "lines" if kind == "jsonl" else "text")
-        assert [d.text for d in documents] == (texts if kind == "jsonl" else texts[1:2]) and not log.rejected
+        found, counter = read(path, "lines" if kind == "jsonl" else "text")
+        assert [d.text for d in found] == (texts if kind == "jsonl" else texts[1:2]) and not counter.rejected
 
 
 @pytest.mark.parametrize(
@@ -130,23 +133,23 @@ def test_long_texts_are_read_from_files_packed_in_any_way(folder, kind, suffix):
     [
         (b"ok " * 9 + b"\xff more", Cause.NOT_UTF8, "byte 0xff at position 27"),
         (b"ok " * 9 + b"\xe6\xbc", Cause.NOT_UTF8, "byte 0xe6 at position 27"),
-        (b" \n" * 20, Cause.EMPTY, "nothing but white space"),
+        (b" \n" * 20, Cause.EMPTY, "only white space"),
     ],
 )
 def test_a_long_text_that_is_wrong_says_where(folder, content, cause, why):
     path = folder / "wrong.txt"
     path.write_bytes(content)
     with small_limits():
-        _, log = read(path, "text")
-    assert (log.rejected, log.examples[0].why) == ({cause: 1}, why)
+        _, counter = read(path, "text")
+    assert (counter.rejected, counter.examples[0].why) == ({cause: 1}, why)
 
 
 def test_a_long_text_in_a_damaged_file_is_left_out(folder):
     path = folder / "cut.txt.gz"
     path.write_bytes(gzip.compress(random.Random(0).randbytes(2000).hex().encode())[:-200])
     with small_limits():
-        documents, log = read(path, "text")
-    assert not documents and log.rejected == {Cause.BROKEN_FILE: 1}
+        found, counter = read(path, "text")
+    assert not found and counter.rejected == {Cause.BROKEN_FILE: 1}
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +165,19 @@ def tokenizers(texts, tokenizer_file, tmp_path_factory):
 
 
 @settings(max_examples=300, deadline=None)
-@given(pieces=st.lists(st.text(CHARACTERS | st.sampled_from("the of loop"), max_size=12), max_size=8))
-def test_ids_of_pieces_are_those_of_the_whole(tokenizers, pieces):
+@given(chunks=st.lists(st.text(CHARACTERS | st.sampled_from("the of loop"), max_size=12), max_size=8))
+def test_ids_of_chunks_are_those_of_the_whole(tokenizers, chunks):
     for tokenizer in tokenizers:
-        parts = list(tokenizer.encode_long(iter(pieces)))
+        parts = list(tokenizer.encode_long(iter(chunks)))
         ids = np.concatenate([np.zeros(0, np.int32), *parts])
-        assert np.array_equal(ids, tokenizer.encode_batch(["".join(pieces)])[0]), tokenizer.kind
+        assert np.array_equal(ids, tokenizer.encode_batch(["".join(chunks)])[0]), tokenizer.kind
 
 
 def test_a_document_longer_than_the_index_can_count_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("data_pipeline.indexed.MAX_LENGTH", 5)
     with IndexedWriter(tmp_path / "x", 100) as writer:
         assert writer.append_document(np.arange(4).reshape(2, 2)) == 4
-        with pytest.raises(DataError, match=r"6 tokens: .* up to 5 in one"):
+        with pytest.raises(DataError, match=r"has 6 tokens, the index allows 5"):
             writer.append_document(np.arange(6).reshape(2, 3))
 
 
@@ -183,11 +186,11 @@ def test_long_documents_among_others_give_the_same_folder(prepare, tmp_path, tex
     options = ("--input", tmp_path / "corpus.jsonl", "--seq-len", 32, "--workers", 1)
     prepare(*options, "--output", tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (long_texts, readers, records):
+        for module in (long_documents, readers, documents):
             patch.setattr(module, "LONG_BYTES", 4000)
-        patch.setattr(long_texts, "PIECE_BYTES", 700)
-        patch.setattr(long_texts, "KEPT_BYTES", 100)
-        prepare(*options, "--output", tmp_path / "pieces")
+        patch.setattr(long_documents, "CHUNK_BYTES", 700)
+        patch.setattr(long_documents, "KEPT_BYTES", 100)
+        prepare(*options, "--output", tmp_path / "chunks")
     names = [path.name for path in sorted((tmp_path / "whole").iterdir())]
     assert filecmp.cmpfiles(tmp_path / "whole", tmp_path / "pieces", names, shallow=False)[0] == names
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.dataset.blend import load_blend
+from data_pipeline.dataset.blend_schedule import MAX_CYCLE, BlendSchedule, fair_order
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.dataset.schedule import MAX_CYCLE, MixSchedule, fair_order
 from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.errors import DataError
 
@@ -55,7 +55,7 @@ weights_and_caps = st.lists(
 @settings(max_examples=200, deadline=None)
 def test_caps_hold_and_leave_their_share_to_the_others(parts):
     weights, caps = [Fraction(w, 7) for w, _ in parts], [cap for _, cap in parts]
-    schedule = MixSchedule(weights, caps)
+    schedule = BlendSchedule(weights, caps)
     total = 1500 if schedule.num_samples is None else schedule.num_samples
     assert (schedule.num_samples is None) == (None in caps)
     corpus, count = schedule.locate(np.arange(total))
@@ -84,7 +84,7 @@ def test_caps_hold_and_leave_their_share_to_the_others(parts):
 @given(weights_and_caps, st.lists(st.integers(0, 3000), min_size=1, max_size=40))
 @settings(max_examples=100, deadline=None)
 def test_a_sample_depends_on_its_index_alone(parts, indices):
-    schedule = MixSchedule(
+    schedule = BlendSchedule(
         [Fraction(w) for w, _ in parts], [None if i == 0 else cap for i, (_, cap) in enumerate(parts)]
     )
     corpus, count = schedule.locate(np.arange(3001))
@@ -93,13 +93,13 @@ def test_a_sample_depends_on_its_index_alone(parts, indices):
 
 
 def test_what_a_schedule_refuses():
-    with pytest.raises(DataError, match=r"0\.123457, 0\.876543 repeats only after .* round the weights"):
-        MixSchedule([Fraction("0.1234567"), Fraction("0.8765433")], [None, None])
+    with pytest.raises(DataError, match=r"0\.123457, 0\.876543 give a cycle of .* round the weights"):
+        BlendSchedule([Fraction("0.1234567"), Fraction("0.8765433")], [None, None])
     with pytest.raises(IndexError):
-        MixSchedule([Fraction(1)], [5]).locate(np.array([5]))
+        BlendSchedule([Fraction(1)], [5]).locate(np.array([5]))
     with pytest.raises(IndexError):
-        MixSchedule([Fraction(1)], [None]).locate(np.array([-1]))
-    assert MixSchedule([Fraction(0.5)], [5]).num_samples == 5
+        BlendSchedule([Fraction(1)], [None]).locate(np.array([-1]))
+    assert BlendSchedule([Fraction(0.5)], [5]).num_samples == 5
 
 
 class Counting:
@@ -118,7 +118,7 @@ class Counting:
 
 
 def test_rows_of_each_corpus_come_in_its_own_shuffled_epochs():
-    source = Samples([Counting(0, 50), Counting(1, 7)], MixSchedule([Fraction(3), Fraction(1)], [None, None]), seed=9)
+    source = Samples([Counting(0, 50), Counting(1, 7)], BlendSchedule([Fraction(3), Fraction(1)], [None, None]), seed=9)
     rows = source.rows(np.arange(400))
     for number, size, taken in ((0, 50, 300), (1, 7, 100)):
         visited = rows[rows[:, 0] == number, 1]
@@ -138,13 +138,13 @@ import resource, time
 from fractions import Fraction
 import numpy as np
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.dataset.schedule import MixSchedule
+from data_pipeline.dataset.schedule import BlendSchedule
 from test_mixture import Counting
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def batches(rows):
     begin = time.perf_counter()
     weights, caps = [Fraction(w) for w in ("0.6177", "0.2521", "0.1302")], [None, None, rows]
-    source = Samples([Counting(k, rows) for k in range(3)], MixSchedule(weights, caps), 0)
+    source = Samples([Counting(k, rows) for k in range(3)], BlendSchedule(weights, caps), 0)
     source.rows(np.arange(512))
     first = time.perf_counter() - begin
     source.rows(np.arange(10**12, 10**12 + 512))
@@ -243,7 +243,7 @@ def test_a_run_longer_than_its_caps_is_refused(two):
     blend = blend_of(two, "corpora: [{path: web, weight: 1, max_epochs: 1}, {path: code, weight: 1, max_epochs: 2}]")
     available = blend.corpora[0].rows * 3
     blend.check(available)
-    with pytest.raises(DataError, match=f"ends after {available:,} samples.*the run takes {available + 1:,}"):
+    with pytest.raises(DataError, match=f"has {available:,} samples until .*the run needs {available + 1:,}"):
         blend.check(available + 1)
 
 
@@ -257,7 +257,7 @@ def test_a_run_longer_than_its_caps_is_refused(two):
         ("corpora: [{path: web, weight: -1}]", r"corpora\.0\.weight: Input should be greater than 0"),
         ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight: Input should be a finite number"),
         ("corpora: [{path: web, weight: 1, epochs: 2}]", r"corpora\.0\.epochs: Extra inputs"),
-        ("corpora: [{path: web, weight: 1}, {path: ./web, weight: 2}]", "stands there twice"),
+        ("corpora: [{path: web, weight: 1}, {path: ./web, weight: 2}]", "is listed twice"),
         ("corpora: [{path: none, weight: 1}]", r"blend\.yaml: no prepared data folder"),
         (
             "corpora: [{path: web, weights: 1}, {path: x, weight: 0}]",
@@ -276,12 +276,14 @@ def test_a_blend_file_that_is_not_there_is_called_one(tmp_path):
         load_blend(tmp_path / "mix.yml")
 
 
-def test_corpora_that_differ_are_named(two, prepare, jsonl):
+def test_corpora_that_differ_are_named(two, prepare, jsonl, repack):
     text = "corpora: [{path: web, weight: 1}, {path: code, weight: 1}]"
-    prepare("--repack", two / "code", "--seq-len", 64)
-    with pytest.raises(DataError, match=r"code has rows of 64 tokens, .*web of 32; .*--repack .*code --seq-len 32"):
+    repack(two / "code", "--seq-len", 64)
+    with pytest.raises(
+        DataError, match=r"code has rows of 64 tokens, .*web of 32; .*loopmdm repack .*code --seq-len 32"
+    ):
         blend_of(two, text)
-    prepare("--repack", two / "code", "--seq-len", 32, "--pack", "best_fit")
+    repack(two / "code", "--seq-len", 32, "--pack", "best_fit")
     blend_of(two, text)  # another packing is fine
     prepare("--input", jsonl, "--output", two / "code", "--overwrite", "--vocab-size", 380, train=True)
     with pytest.raises(DataError, match=r"another tokenizer than .*--tokenizer .*web/tokenizer\.model"):

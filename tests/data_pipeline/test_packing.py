@@ -16,7 +16,7 @@ from conftest import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.atomic_files import lock_rows
+from data_pipeline.atomic_files import lock_prepared_folder
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.errors import DataError
@@ -82,7 +82,7 @@ def test_best_fit_rows_unpack_to_the_documents(shards, seq_len):
 
 
 def _starts(dataset):
-    return dataset._plan.pieces(np.arange(dataset.num_rows)).starts.tolist()
+    return dataset._plan.segments(np.arange(dataset.num_rows)).starts.tolist()
 
 
 @given(shards=SHARDS, seq_len=st.integers(1, 24))
@@ -116,7 +116,7 @@ def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
                 with IndexedWriter(Path(name) / f"train-{number:05}", 500) as writer:
                     writer.append(np.concatenate([np.zeros(0, int), *part]), np.array([len(ids) for ids in part], int))
             dataset, counts = dataset_of(Path(name), ["train-00000", "train-00001"], packing, seq_len)
-            pieces = dataset.pieces(np.arange(counts.rows))
+            pieces = dataset.segments(np.arange(counts.rows))
             rows = dataset.rows(np.arange(counts.rows))
         found = {
             start: rows[row, column : column + length].tolist()
@@ -198,8 +198,12 @@ def test_a_row_outside_the_plan_is_an_error(tmp_path, packing, index):
         ("train.pack.concat-3.json", b'{"strategy": "concat"}', "Field required"),
         ("train.pack.concat-3.json", None, "No such file"),
         ("train.pack.best_fit-3.starts.npy", b"", "not a pack plan"),
-        ("train.pack.best_fit-3.lengths.npy", "train.pack.best_fit-3.row_starts.npy", "do not have the size"),
-        ("train.pack.best_fit-3.json", "train.pack.concat-3.json", "a plan of concat rows of 3"),
+        (
+            "train.pack.best_fit-3.lengths.npy",
+            "train.pack.best_fit-3.row_starts.npy",
+            "sizes of its arrays do not match",
+        ),
+        ("train.pack.best_fit-3.json", "train.pack.concat-3.json", "a plan of concat rows of 3 tokens"),
     ],
 )
 def test_a_broken_plan_is_named(tmp_path, name, content, message):
@@ -211,10 +215,10 @@ def test_a_broken_plan_is_named(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else (tmp_path / content).read_bytes())
     with pytest.raises(DataError, match=message) as raised:
         load_plan(tmp_path, "train", "best_fit" if "best_fit" in name else "concat", 3)
-    assert "train.pack." in str(raised.value) and "--repack" in str(raised.value)
+    assert "train.pack." in str(raised.value) and f"loopmdm repack {tmp_path}" in str(raised.value)
 
 
-def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, jsonl, tmp_path):
+def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, jsonl, tmp_path, verify, repack):
     result = prepare("--input", jsonl, "--output", tmp_path / "data", "--pack", "best_fit", "--seq-len", 512)
     assert result.code == 0, result.err
     folder = tmp_path / "data"
@@ -222,7 +226,7 @@ def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, js
     assert manifest.packing == "best_fit" and manifest.splits["train"].padded_tokens > 0
     assert "best_fit rows of 512" in result.out and "padding" in result.out
     date = (folder / "manifest.json").stat().st_mtime_ns
-    result = prepare("--repack", folder, "--seq-len", 64, "--pack", "concat")
+    result = repack(folder, "--seq-len", 64, "--pack", "concat")
     assert result.code == 0 and "concat rows of 64" in result.out
     fresh = prepare("--input", jsonl, "--output", tmp_path / "fresh", "--seq-len", 64)
     assert fresh.code == 0
@@ -231,17 +235,17 @@ def test_prepare_packs_whole_documents_and_repack_changes_rows_alone(prepare, js
         p.name: p.read_bytes() for p in (tmp_path / "fresh").iterdir()
     }
     assert (folder / "train-00000.bin").read_bytes() == tokens and (folder / "manifest.json").stat().st_mtime_ns == date
-    assert "as prepared" in prepare("--verify", folder).out
+    assert "match the manifest" in verify(folder).out
     assert "nothing to do" in prepare("--input", jsonl, "--output", folder, "--seq-len", 64).out
 
 
 def test_prepare_points_to_repack_when_only_the_rows_differ(prepare, prepared, jsonl):
     result = prepare("--input", jsonl, "--output", prepared, "--pack", "best_fit")
-    assert result.code == 2 and f"--repack {prepared} --seq-len 32 --pack best_fit" in result.err
+    assert result.code == 2 and f"loopmdm repack {prepared} --seq-len 32 --pack best_fit" in result.err
 
 
 @pytest.mark.parametrize("moment", ["data_pipeline.repack.sha256_of", "data_pipeline.repack.write_manifest"])
-def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepare, prepared, monkeypatch, moment):
+def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepared, monkeypatch, moment, verify, repack):
     class Killed(BaseException):
         pass
 
@@ -253,36 +257,34 @@ def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepare, prepared, monke
     with monkeypatch.context() as patch:
         patch.setattr(moment, die)
         with pytest.raises(Killed):
-            prepare("--repack", prepared, "--pack", "best_fit", "--seq-len", 100)
-    assert "as prepared" in prepare("--verify", prepared).out
+            repack(prepared, "--pack", "best_fit", "--seq-len", 100)
+    assert "match the manifest" in verify(prepared).out
     assert np.array_equal(PackedDataset(prepared, "train").rows(np.arange(before.num_rows)), expected)
-    assert prepare("--repack", prepared, "--pack", "best_fit", "--seq-len", 50).code == 0
+    assert repack(prepared, "--pack", "best_fit", "--seq-len", 50).code == 0
     plans = {p.name for p in prepared.glob("train.pack.*")}
     assert plans == set(plan_files("train", "best_fit", 50))
-    assert np.array_equal(
-        before.rows(np.arange(before.num_rows)), expected
-    )  # who had mapped the old plan goes on with it
+    assert np.array_equal(before.rows(np.arange(before.num_rows)), expected)  # the old plan stays mapped
 
 
-def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepare, prepared, tmp_path):
+def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepared, tmp_path, verify, repack):
     """kill -9 after random times, some before the work, some in it, some after; the folder always verifies."""
     dataset, moments = PackedDataset(prepared, "train"), np.random.default_rng(0).uniform(0.08, 0.3, 10)
     stream = dataset.rows(np.arange(dataset.num_rows)).ravel()
     for number, moment in enumerate(moments):
-        words = ["--repack", str(prepared), "--seq-len", str(20 + number), "--pack", ("best_fit", "concat")[number % 2]]
-        process = subprocess.Popen([sys.executable, "-m", "data_pipeline.prepare", *words], stdout=subprocess.DEVNULL)
+        words = ["repack", str(prepared), "--seq-len", str(20 + number), "--pack", ("best_fit", "concat")[number % 2]]
+        process = subprocess.Popen([sys.executable, "-m", "pretrain.cli", *words], stdout=subprocess.DEVNULL)
         time.sleep(moment)
         process.kill()
         process.wait(timeout=60)
-        assert "as prepared" in prepare("--verify", prepared).out
+        assert "match the manifest" in verify(prepared).out
         assert PackedDataset(prepared, "train").num_rows > 0
-    assert prepare("--repack", prepared, "--seq-len", 32, "--pack", "concat").code == 0
+    assert repack(prepared, "--seq-len", 32, "--pack", "concat").code == 0
     assert len(list(prepared.glob("*.pack.*"))) == 2
     again = PackedDataset(prepared, "train")
     assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
 
 
-def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path):
+def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path, verify, repack):
     """One task of the four has no document for the validation split, so that the shards' numbers have a gap."""
     cuts = [0, 40, 41, 150, len(texts)]
     parts = [write_jsonl(tmp_path / f"part{i}.jsonl", texts[cuts[i] : cuts[i + 1]]) for i in range(4)]
@@ -296,8 +298,8 @@ def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path
     for packing, seq_len in (("best_fit", 32), ("concat", 50), ("best_fit", 50), ("concat", 32)):
         words, found = ("--pack", packing, "--seq-len", seq_len), []
         for output, files in inputs.items():
-            assert prepare("--repack", output, *words).code == 0
-            assert "as prepared" in prepare("--verify", output).out
+            assert repack(output, *words).code == 0
+            assert "match the manifest" in verify(output).out
             again = prepare("--input", *files, "--output", output, "--validation-fraction", 0.2, *words)
             assert "nothing to do" in again.out, again.err
             for split in shards:
@@ -310,42 +312,42 @@ def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path
 
 def test_a_folder_prepared_again_is_not_replaced_under_a_repack(prepare, prepared, jsonl):
     words = ("--input", jsonl, "--output", prepared, "--overwrite", "--seq-len", 64)
-    with lock_rows(prepared):
+    with lock_prepared_folder(prepared):
         result = prepare(*words)
-    assert result.code == 2 and f"another process packs or replaces {prepared}" in result.err
+    assert result.code == 2 and f"another process is repacking or replacing {prepared}" in result.err
     assert load_manifest(prepared).seq_len == 32
     again = prepare(*words)
     assert again.code == 0 and "1 of them done before" in again.err
 
 
 @pytest.mark.parametrize("damage", [b"", None])
-def test_repack_mends_a_damaged_plan(prepare, prepared, damage):
-    prepare("--repack", prepared, "--pack", "best_fit")
+def test_repack_makes_a_damaged_plan_again(prepared, damage, verify, repack):
+    repack(prepared, "--pack", "best_fit")
     before = {path.name: path.read_bytes() for path in prepared.iterdir()}
     path = prepared / "train.pack.best_fit-32.starts.npy"
     path.unlink()
     if damage is not None:
         path.write_bytes(damage)
-    assert "starts.npy" in prepare("--verify", prepared).err
-    assert prepare("--repack", prepared).code == 0
+    assert "starts.npy" in verify(prepared).err
+    assert repack(prepared).code == 0
     assert {path.name: path.read_bytes() for path in prepared.iterdir()} == before
 
 
-def test_one_repack_at_a_time(prepare, prepared):
+def test_one_repack_at_a_time(prepared, repack):
     descriptor = os.open(prepared, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    result = prepare("--repack", prepared, "--seq-len", 64)
+    result = repack(prepared, "--seq-len", 64)
     os.close(descriptor)
-    assert result.code == 2 and f"another process packs or replaces {prepared}" in result.err
+    assert result.code == 2 and f"another process is repacking or replacing {prepared}" in result.err
 
 
-def test_repack_refuses_what_it_cannot_do(prepare, prepared, tmp_path):
-    result = prepare("--repack", prepared, "--seq-len", 10**7)
+def test_repack_refuses_what_it_cannot_do(prepared, tmp_path, repack):
+    result = repack(prepared, "--seq-len", 10**7)
     assert result.code == 2 and "fewer than one row of 10,000,000" in result.err
     assert json.loads((prepared / "manifest.json").read_text())["seq_len"] == 32
     assert {p.name for p in prepared.glob("*.pack.*")} == {f"{s}.pack.concat-32.json" for s in ("train", "validation")}
-    assert "no prepared data folder" in prepare("--repack", tmp_path / "none").err
-    assert "at least 2" in prepare("--repack", prepared, "--seq-len", 1).err
+    assert "no prepared data folder" in repack(tmp_path / "none").err
+    assert "at least 2" in repack(prepared, "--seq-len", 1).err
     (prepared / "train-00000.idx").unlink()
     (prepared / "train-00000.idx").write_bytes(b"")
-    assert "train-00000.idx has 0 bytes" in prepare("--repack", prepared, "--seq-len", 64).err
+    assert "train-00000.idx has 0 bytes" in repack(prepared, "--seq-len", 64).err

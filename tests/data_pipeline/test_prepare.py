@@ -310,5 +310,7 @@ def test_imports_stay_light():
 
 def test_files_that_several_inputs_name_are_said_to_count_as_often(prepare, jsonl, tmp_path, texts):
     result = prepare("--input", jsonl, tmp_path / "*.jsonl", "--output", tmp_path / "data")
-    assert f"note: 1 files are in more than one --input and read as often, such as {jsonl}" in result.out
+    assert (
+        f"note: 1 files belong to more than one --input and are read once for each, for example {jsonl}" in result.out
+    )
     assert load_manifest(tmp_path / "data").splits["train"].documents > len(texts)

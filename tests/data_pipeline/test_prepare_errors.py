@@ -13,6 +13,7 @@ import pytest
 from conftest import make_texts, write_jsonl
 from pyarrow import parquet
 
+from data_pipeline import prepare as prepare_verb
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import check_files, load_manifest
@@ -49,7 +50,7 @@ def refused(prepare, tmp_path):
         ({"x.jsonl": ""}, "no usable text (no records at all)"),
         ({"x.txt": ""}, "no usable text (1 empty text)"),
         ({"x.jsonl": "{\n"}, "no usable text (1 broken JSON)"),
-        ({"x.zip": "?"}, ".zip files are not read"),
+        ({"x.zip": "?"}, ".zip files cannot be read"),
         ({"x.tar.gz": "?"}, None),
     ],
 )
@@ -219,7 +220,7 @@ def test_a_foreign_output_is_never_touched(refused, jsonl, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("precious")
     for extra in ([], ["--overwrite"]):
-        assert "not a prepared folder" in refused("--input", jsonl, *extra)
+        assert "is not a prepared folder" in refused("--input", jsonl, *extra)
     assert "is a file" in refused("--input", jsonl, output=jsonl)
     assert "lies inside the input" in refused("--input", tmp_path)
 
@@ -277,30 +278,30 @@ def test_a_real_disk_that_fills_up(prepare, several_tasks, small_disk, monkeypat
 def test_a_worker_that_dies(refused, several_tasks, monkeypatch):
     monkeypatch.setattr("data_pipeline.tasks.processes._start_worker", _die)
     monkeypatch.setattr("data_pipeline.tasks.processes._serve", _die)
-    assert "a tokenising process was killed" in refused("--input", several_tasks, "--workers", 2)
+    assert "a worker process was killed" in refused("--input", several_tasks, "--workers", 2)
 
 
 def _die(*args):
     os._exit(9)
 
 
-def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepare, prepared):
-    assert "as prepared" in prepare("--verify", prepared).out
+def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepared, verify):
+    assert "match the manifest" in verify(prepared).out
     data = bytearray((prepared / "train-00000.bin").read_bytes())
     data[len(data) // 2] ^= 1
     (prepared / "train-00000.bin").write_bytes(data)
     check_files(prepared, load_manifest(prepared))
-    result = prepare("--verify", prepared)
+    result = verify(prepared)
     assert result.code == 2 and "train-00000.bin has changed" in result.err and "--overwrite" in result.err
 
 
 @pytest.mark.parametrize("key", ["documents", "tokens", "rows", "dropped_tokens", "padded_tokens"])
-def test_verify_holds_the_counts_of_the_manifest_against_the_files(prepare, prepared, key):
+def test_verify_compares_the_counts_of_the_manifest_with_the_files(prepared, key, verify):
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["splits"]["train"][key] += 1
     (prepared / "manifest.json").write_text(json.dumps(manifest))
-    result = prepare("--verify", prepared)
-    assert result.code == 2 and f" {key} in train, its files hold " in result.err
+    result = verify(prepared)
+    assert result.code == 2 and f" {key} in the train split, its files hold " in result.err
 
 
 @pytest.mark.parametrize(
@@ -308,28 +309,38 @@ def test_verify_holds_the_counts_of_the_manifest_against_the_files(prepare, prep
     [
         (
             ("--verify", "DATA", "--overwrite"),
-            "--overwrite does not go with --verify, which works on its folder and takes no other",
+            "--overwrite cannot be combined with --verify, which takes no other option",
         ),
         (
             ("--repack", "DATA", "--seq-len", "64", "--strict"),
-            "--strict does not go with --repack, .* takes --seq-len and --pack",
+            "--strict cannot be combined with --repack, which takes --seq-len and --pack",
         ),
-        (("--repack", "DATA", "--output", "elsewhere"), "--output does not go with --repack"),
+        (("--repack", "DATA", "--output", "elsewhere"), "--output cannot be combined with --repack"),
     ],
 )
-def test_options_that_would_be_ignored_are_refused(prepare, prepared, words, message):
+def test_options_that_would_be_ignored_are_refused(command, prepared, words, message):
     before = (prepared / "manifest.json").read_bytes()
-    result = prepare(*(str(prepared) if word == "DATA" else word for word in words))
+    result = command(prepare_verb, [prepared if word == "DATA" else word for word in words])
     assert result.code == 2 and re.search(message, result.err)
     assert (prepared / "manifest.json").read_bytes() == before
+
+
+def test_the_flags_of_prepare_are_the_verbs(command, prepared, verify, repack):
+    assert command(prepare_verb, ["--verify", prepared]).out == verify(prepared).out != ""
+    flag = command(prepare_verb, ["--repack", prepared, "--seq-len", 64])
+    assert flag.code == 0 and load_manifest(prepared).seq_len == 64
+    assert repack(prepared, "--seq-len", 64).out == flag.out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--min-letters", "40"), "--min-letters 40: is a share, from 0 to 1"),
-        (("--max-repeated-lines", "-1"), "--max-repeated-lines -1: is a share"),
-        (("--min-chars", "50", "--max-chars", "20"), "--min-chars 50 --max-chars 20: no document"),
+        (("--min-letters", "40"), "--min-letters 40: give a share from 0 to 1"),
+        (("--max-repeated-lines", "-1"), "--max-repeated-lines -1: give a share from 0 to 1"),
+        (
+            ("--min-chars", "50", "--max-chars", "20"),
+            "--max-chars 20: no document can be that short with --min-chars 50",
+        ),
     ],
 )
 def test_limits_that_nothing_passes_are_refused(refused, jsonl, words, message):
@@ -353,7 +364,7 @@ def test_a_key_is_not_called_wrong_where_the_limits_dropped_the_text(refused, tm
         ("train.pack.concat-32.json", None, "is missing"),
     ],
 )
-def test_the_quick_check_finds_damage(prepare, prepared, name, damage, message):
+def test_the_quick_check_finds_damage(prepared, name, damage, message, verify):
     path = prepared / name
     content = path.read_bytes()
     path.unlink()
@@ -363,7 +374,7 @@ def test_the_quick_check_finds_damage(prepare, prepared, name, damage, message):
         with pytest.raises(DataError, match=message) as raised:
             check()
         assert name in str(raised.value)
-    assert name in prepare("--verify", prepared).err
+    assert name in verify(prepared).err
 
 
 def test_a_damaged_folder_is_not_called_up_to_date(prepare, prepared, jsonl):
@@ -409,4 +420,4 @@ def test_an_unknown_split_lists_the_known(prepared):
 
 def test_a_single_document_says_what_to_do_about_validation(refused, tmp_path):
     (tmp_path / "one.txt").write_text("\n".join(make_texts(30)))
-    assert "--validation-fraction 0 to go without" in refused("--input", tmp_path / "one.txt")
+    assert "--validation-fraction 0 for no validation split" in refused("--input", tmp_path / "one.txt")

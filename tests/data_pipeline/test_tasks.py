@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_prepare import all_texts, token_documents
 
-from data_pipeline.documents import RecordLog
-from data_pipeline.filters import Cleaning
+from data_pipeline.filters import ActiveFilters
 from data_pipeline.manifest import load_manifest
 from data_pipeline.readers.inputs import resolve_input
-from data_pipeline.tasks import tasks
-from data_pipeline.tasks.encode import task_documents
-from data_pipeline.tasks.tasks import cut_into_tasks
+from data_pipeline.rejects import RecordCounter
+from data_pipeline.tasks import task as task_module
+from data_pipeline.tasks.reading import task_documents
+from data_pipeline.tasks.task import cut_into_tasks
 
 INPUTS = ["lines", "parquet", "dataset", "texts"]
 
@@ -40,7 +40,7 @@ def write(kind, folder, texts):
 def read(word, size):
     tasks_of_word = cut_into_tasks([resolve_input(str(word))])
     documents = [
-        [document.text for document in task_documents(task, RecordLog("text", strict=True), Cleaning())]
+        [document.text for document in task_documents(task, RecordCounter(), "text", ActiveFilters(), strict=True)]
         for task in tasks_of_word
     ]
     return [texts for texts in documents if texts]
@@ -49,7 +49,7 @@ def read(word, size):
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("size", [1, 300, 5000, 10**9])
 def test_each_record_is_in_one_task(tmp_path, monkeypatch, kind, size):
-    monkeypatch.setattr(tasks, "_task_size", lambda total: size)
+    monkeypatch.setattr(task_module, "_task_size", lambda total: size)
     texts = make_texts(50)
     found = read(write(kind, tmp_path, texts), size)
     assert [text for part in found for text in part] == texts
@@ -60,19 +60,19 @@ def test_each_record_is_in_one_task(tmp_path, monkeypatch, kind, size):
 @given(
     lines=st.lists(st.text("abé ", max_size=30), min_size=1, max_size=20), size=st.integers(1, 60), ends=st.booleans()
 )
-def test_lines_of_any_length_and_spans_of_any_size(tmp_path_factory, lines, size, ends):
+def test_lines_of_any_length_and_ranges_of_any_size(tmp_path_factory, lines, size, ends):
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"
     texts = [f"{i} {line}" for i, line in enumerate(lines)]
     content = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
     path.write_text(content + "\n" * ends, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "_task_size", lambda total: size)
+        patch.setattr(task_module, "_task_size", lambda total: size)
         found = read(path, size)
     assert [text for part in found for text in part] == texts
 
 
 def test_a_growing_corpus_keeps_the_size_of_its_tasks():
-    sizes = [tasks._task_size(total) for total in (0, 10**9, 2**40, 2**40 + 10**9, 2**60)]
+    sizes = [task_module._task_size(total) for total in (0, 10**9, 2**40, 2**40 + 10**9, 2**60)]
     assert sizes == [2 << 20, 4 << 20, 512 << 20, 512 << 20, 512 << 20]
 
 

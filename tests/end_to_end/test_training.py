@@ -22,8 +22,7 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.training.start import run_training
-from pretrain.writing import owned_folder
+from pretrain.training.start import owned_folder, run_training
 from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
 
 pytestmark = pytest.mark.end_to_end
@@ -261,7 +260,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(train_here, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(
-        UserError, match=r"0.0 MiB free, a checkpoint needs about \d\.\d MiB; free some space and run the same command again"
+        UserError,
+        match=r"0.0 MiB free, a checkpoint needs about \d\.\d MiB; free some space and run the same command again",
     ):
         train_here("run", "run.stop_after=2")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]

@@ -231,12 +231,17 @@ def test_one_mask_serves_all_layers_and_passes(world, tiny, precision):
     assert [(kind, size) for _, kind, size in addresses] == [(precision, clean.numel() * length * precision.itemsize)]
 
 
-def test_the_observer_is_called_after_every_pass(world, tiny):
+def test_a_hook_on_the_last_mid_layer_sees_every_pass(world, tiny):
+    """The documented way to look at H(1), ..., H(S); H(k) does not depend on S."""
     model = build(tiny)
     clean, masked, _ = batch(tiny)
     seen = []
-    model(clean, masked, 3, observe=lambda loop, states: seen.append((loop, tuple(states.shape))))
-    assert seen == [(k, (16, 3, tiny.hidden_size)) for k in (1, 2, 3)]
+    model.mid.layers[str(tiny.loop.mid - 1)].register_forward_hook(lambda layer, inputs, output: seen.append(output[0]))
+    model(clean, masked, 3)
+    model(clean, masked, 1)
+    assert [states.shape for states in seen] == [(16, 3, tiny.hidden_size)] * 4
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_parameter_formula_equals_the_model(world):

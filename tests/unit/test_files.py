@@ -48,7 +48,9 @@ def test_a_run_without_checkpoint_says_so(tmp_path):
 def test_unreadable_state_names_the_file_and_the_fix(tmp_path):
     folder = checkpoint(tmp_path, 5)
     (folder / "state.json").write_text('{"progress": ')
-    with pytest.raises(UserError, match=r"state.json: cannot be read .* remove the folder to use the previous checkpoint"):
+    with pytest.raises(
+        UserError, match=r"state.json: cannot be read .* remove the folder to use the previous checkpoint"
+    ):
         read_state(folder)
 
 

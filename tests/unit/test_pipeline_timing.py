@@ -1,4 +1,4 @@
-"""The planner's order of work and its times against megatron-core's own schedules, run event by event in virtual time."""
+"""The planner's order of work and its times, compared with megatron-core's own schedules run in virtual time."""
 
 import random
 
@@ -10,14 +10,16 @@ from pretrain.planning.programs import programs_of
 from pretrain.planning.timing import Case, case_of, makespans, step_times
 from tests.virtual_time import run_schedule
 
-pytestmark = pytest.mark.usefixtures("world")  # megatron-core takes every group for one rank while torch has none
+pytestmark = pytest.mark.usefixtures(
+    "world"
+)  # without process groups in torch, megatron-core treats every group as one rank
 PAPER = LoopSplit(head=1, mid=2, tail=9, max=12)
 DEEP = LoopSplit(head=4, mid=8, tail=12, max=12)
 FORWARD, BACKWARD = Costs(1.0, 0.05, 0.7), Costs(2.1, 0.0, 1.3)
 
 
 def simulate(case: Case) -> tuple[float, list[int]]:
-    """The case under megatron-core: time, and most chunks held on each stage."""
+    """The case under megatron-core's schedule: time, and the most chunks held on each stage."""
     stages = len(case.programs)
     return run_schedule(
         case.forward, case.backward, case.micro_batches, group_size(case.micro_batches, stages), case.hop
@@ -33,7 +35,7 @@ def simulate(case: Case) -> tuple[float, list[int]]:
         (2, 8, 4, "contiguous"), (4, 8, 12, "contiguous"), (16, 24, 6, "contiguous"),
     ],
 )  # fmt: skip
-def test_time_and_bubble_equal_the_schedule_run_event_by_event(split, stages, micro_batches, loops, kind):
+def test_time_and_bubble_equal_those_of_the_original_schedule(split, stages, micro_batches, loops, kind):
     placement = place(split, stages, FORWARD, [1 / 12] * 12, kind)
     case = case_of(placement, loops, micro_batches, FORWARD, BACKWARD, hop=0.03)
     simulated, held = simulate(case)
@@ -55,7 +57,7 @@ def test_random_costs_and_all_recompute_modes():
             assert time == pytest.approx(simulate(case)[0], rel=1e-9)
 
 
-def test_cases_side_by_side_do_not_mix():
+def test_cases_timed_together_do_not_affect_each_other():
     placement = place(PAPER, 4, FORWARD, [1 / 12] * 12)
     cases = [case_of(placement, loops, 8, FORWARD, BACKWARD, hop=0.1) for loops in (1, 5, 12)]
     assert makespans(cases) == [makespans([case])[0] for case in cases]
@@ -75,13 +77,13 @@ def test_one_stage_has_no_bubble():
 
 
 def test_messages_are_counted():
-    """A micro-batch makes a hop forward and one backward between any two consecutive visits."""
+    """A micro-batch makes one hop forward and one backward between any two consecutive chunks."""
     programs = programs_of(4, 5, 8)
     assert sum(program.sent() for program in programs) == 2 * 8 * (4 * 5 - 1)
 
 
-def test_long_steps_by_way_of_short_ones():
-    """Random costs, every kind of pipeline: the same time as stepping through all micro-batches."""
+def test_long_steps_are_timed_through_short_ones():
+    """Random costs, every kind of pipeline: the same time as simulating all micro-batches."""
     rng = random.Random(5)
     for stages in (1, 2, 3, 4, 8):
         for kind in ("looped", "contiguous"):

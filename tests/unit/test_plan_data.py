@@ -1,4 +1,4 @@
-"""The planner, and `parallel: auto`, with one prepared folder, a mixture, and no data at all."""
+"""The planner and `parallel: auto` with one prepared folder, a mixture, and no data at all."""
 
 import json
 
@@ -15,7 +15,7 @@ TINY = str(ROOT / "tests" / "tiny.yaml")
 
 @pytest.fixture
 def planned(tmp_path, capsys):
-    """The figures of `loopmdm plan` on two ranks, or what it says when it fails."""
+    """The figures of `loopmdm plan` on two ranks, or its error message."""
 
     def call(*words):
         out = tmp_path / "plan.json"
@@ -41,11 +41,11 @@ def test_a_folder_a_mixture_and_bare_sizes_give_the_same_plan(planned, corpus, m
 
 
 def test_without_data_unknown_sizes_are_named(planned, tmp_path):
-    told = planned(f"data.path={tmp_path / 'none'}", "data.seq_len=64")
-    assert "model.vocab_size: is taken from the prepared data" in told and "data.seq_len:" not in told
+    message = planned(f"data.path={tmp_path / 'none'}", "data.seq_len=64")
+    assert "model.vocab_size: is taken from the prepared data" in message and "data.seq_len:" not in message
 
 
-def test_other_sizes_than_the_datas_are_refused(planned, mixture):
+def test_sizes_that_differ_from_the_data_are_refused(planned, mixture):
     assert "holds rows of 32 tokens" in planned(f"data.path={mixture}", "data.seq_len=64")
 
 

@@ -1,10 +1,11 @@
-"""The direction of imports, and names that a start by path would shadow: what the folder listing promises."""
+"""The direction of imports, the size of files, and names that a start by path would shadow."""
 
 import ast
 import importlib.metadata
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,22 +32,87 @@ ONLY_IN = {
     },
 }
 
+BASE = {"errors", "writing"}
+SETTINGS = BASE | {"config"}
+TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "evaluation", "training"}
+ROOMS = {
+    "errors": set(),
+    "writing": {"errors"},
+    "config": BASE,
+    "machine": BASE,
+    "optimizer": SETTINGS | {"machine"},
+    "parallel": SETTINGS | {"machine", "optimizer"},
+    "evaluation": SETTINGS | {"machine", "optimizer", "parallel"},
+    "training": TRAINING - {"training"},
+    "commands": TRAINING,
+    "planning": SETTINGS,
+    "inspection": SETTINGS,
+    "recipes": set(),
+    "main": TRAINING | {"planning"},
+    "cli": TRAINING | {"planning", "inspection", "commands", "main"},
+}
+"""Folder or file of pretrain/ -> the others that it may import. Lower rooms first: no import points upwards."""
 
-def imported(path: Path) -> set[str]:
-    """Top-level names that a file imports anywhere in it."""
+CHEAP = (
+    "data_pipeline.dataset.shuffle",
+    "data_pipeline.manifest",
+    "model.architecture",
+    "model.flops",
+    "model.loops",
+    "model.noise",
+    "model.placement",
+    "pretrain.cli",
+    "pretrain.commands.doctor",
+    "pretrain.config.deepspeed_file",
+    "pretrain.config.layout_names",
+    "pretrain.config.load",
+    "pretrain.config.rules",
+    "pretrain.config.run_plan",
+    "pretrain.config.settings",
+    "pretrain.inspection.command",
+    "pretrain.machine.library_warnings",
+    "pretrain.machine.versions",
+    "pretrain.main",
+    "pretrain.parallel.launcher",
+    "pretrain.planning.command",
+)
+"""Modules that import neither torch nor another slow library."""
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere in it; of `from a import b`, both `a` and `a.b`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+IMPORTS = {path: imports(path) for path in FILES}
+
+
+def room(module: str) -> str:
+    """The folder or file of pretrain/ that a module belongs to; empty for other packages."""
+    package, *rest = module.split(".")
+    return rest[0] if package == "pretrain" and rest else ""
+
+
+def room_imports() -> dict[str, set[str]]:
+    """Every room of pretrain/ -> the other rooms that its files import."""
+    graph = {}
+    for path, names in IMPORTS.items():
+        own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if own not in ("", "__init__"):
+            graph.setdefault(own, set()).update({room(name) for name in names} - {"", own})
+    return graph
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_one_way(path):
     name = str(path.relative_to(ROOT))
-    names = imported(path)
+    names = {module.split(".")[0] for module in IMPORTS[path]}
     assert names & set(PACKAGES) <= MAY_IMPORT[name.split("/")[0]]
     for library, files in ONLY_IN.items():
         assert library not in names or name in files
@@ -54,29 +120,66 @@ def test_imports_go_one_way(path):
         assert "torch" not in names
 
 
-def test_rooms_of_the_data_pipeline_build_on_each_other():
-    """Readers, tokenizers and packing serve the tasks; the dataset needs packing alone."""
-    rooms = {path.name for path in (ROOT / "data_pipeline").iterdir() if (path / "__init__.py").is_file()}
-    below = {"tasks": {"readers", "tokenizers", "packing"}, "dataset": {"packing"}}
-    for room in rooms:
-        text = "".join(path.read_text() for path in (ROOT / "data_pipeline" / room).glob("*.py"))
-        used = set(re.findall(r"from data_pipeline\.(\w+)\.", text))
-        assert used <= {room} | below.get(room, set()), room
+@pytest.mark.parametrize(("name", "imported"), sorted(room_imports().items()), ids=lambda value: str(value)[:20])
+def test_rooms_of_pretrain_import_only_lower_rooms(name, imported):
+    assert imported <= ROOMS[name]
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["model.architecture", "model.loops", "model.noise", "model.flops", "pretrain.config.settings", "pretrain.config.load",
-     "pretrain.config.run_plan", "pretrain.config.rules", "pretrain.main", "pretrain.cli", "data_pipeline.manifest",
-     "data_pipeline.dataset.shuffle"],
-)  # fmt: skip
-def test_no_torch_behind(module):
-    code = f"import sys, {module}; assert not {{'torch', 'datasets', 'pyarrow'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+def test_pretrain_has_few_rooms_and_levels():
+    graph = room_imports()
+    level: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():  # raises CycleError
+        level[name] = 1 + max((level[below] for below in graph.get(name, ())), default=0)
+    assert max(level.values()) <= 7, level
+    folders = [path for path in (ROOT / "pretrain").iterdir() if (path / "__init__.py").is_file()]
+    assert len(folders) <= 12
+
+
+def test_no_two_files_import_each_other():
+    """No circle of any length, imports inside functions included."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): names for path, names in IMPORTS.items()}
+    tuple(TopologicalSorter({name: names & modules.keys() for name, names in modules.items()}).static_order())
+
+
+DATA_PIPELINE_LEVELS = (
+    {"errors", "stop_signals"},
+    {"atomic_files", "exit_status", "rejects", "indexed"},
+    {"manifest", "readers"},
+    {"split_table", "documents", "packing", "tokenizers"},
+    {"filters", "dedup", "dataset", "verify", "repack"},
+    {"tasks"},
+    {"prepare"},
+)
+"""Rooms and modules of data_pipeline; each imports from lower levels and, a room, from itself."""
+
+
+def test_rooms_and_modules_of_the_data_pipeline_import_downwards():
+    folder = ROOT / "data_pipeline"
+    level = {name: i for i, names in enumerate(DATA_PIPELINE_LEVELS) for name in names}
+    used_in_room: dict[str, dict[str, set[str]]] = {}
+    for path in folder.rglob("*.py"):
+        room, name = path.relative_to(folder).with_suffix("").parts[0], path.stem
+        for used, module in re.findall(r"from data_pipeline(?:\.(\w+)(?:\.(\w+))?)? import", path.read_text()):
+            if used == room:
+                used_in_room.setdefault(room, {}).setdefault(name, set()).add(module)
+            else:
+                assert level[used] < level[room], f"{path.relative_to(ROOT)} imports {used}"
+    assert set(level) == {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()} - {
+        "__init__"
+    }
+    for graph in used_in_room.values():
+        assert list(TopologicalSorter(graph).static_order())  # raises CycleError for a circle within a room
+
+
+def test_cheap_modules_import_no_slow_library():
+    lines = ["import importlib, sys"]
+    slow = {"torch", "datasets", "pyarrow", "deepspeed"}
+    lines += [f"importlib.import_module({name!r}); assert not {slow} & set(sys.modules), {name!r}" for name in CHEAP]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
 
 
 def test_no_file_of_pretrain_shadows_another_module():
-    """`deepspeed pretrain/main.py` puts pretrain/ first in the module path of whatever imports before main mends it."""
+    """`deepspeed pretrain/main.py` puts pretrain/ first in the module path until main.py replaces it."""
     taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
     names = {path.stem for path in (ROOT / "pretrain").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert not (names - {"__init__", "__pycache__"}) & taken

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 
+from data_pipeline.atomic_files import write_atomic
 from pretrain.evaluation.report import short_figures
 from pretrain.training.hooks.recorder import Record, Sink
 from pretrain.training.state import TrainingRun
-from pretrain.writing import replace_text
 
 
 class Console(Sink):
@@ -51,7 +51,7 @@ class MetricsFile(Sink):
         """Keep the lines up to the step at which this start begins; later ones will be written again."""
         path = run.folder / "metrics.jsonl"
         if path.exists():
-            replace_text(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
+            write_atomic(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
         self._file = path.open("a", encoding="utf-8")
 
     def write_training(self, record: Record) -> None:

@@ -1,13 +1,13 @@
-"""Which corpus each training sample comes from: a function of the sample's index, after one small table.
+"""Which corpus each training sample comes from: a function of the sample's index and one small table.
 
-Weights are exact fractions, so the mixture repeats after a cycle of some samples. Within a cycle every sample of a corpus
-has a window of slots, and each slot goes to the open window that ends first, which meets all windows whenever that can be
-done. The windows are the narrowest for which it always can (Tijdeman 1980, "The chairman assignment problem"): with K
-corpora, after any number n of samples, one with share w has had w * n of them up to 1 - 1 / (2K - 2).
+Weights are exact fractions, so the order repeats after a cycle. Within a cycle every sample of a corpus has a window of
+slots, and each slot is given to the open window that ends first, which satisfies all windows whenever that is possible. The
+windows are the narrowest for which it always is (Tijdeman 1980, "The chairman assignment problem"): with K corpora, after any
+number n of samples, a corpus with share w has had w * n samples, with a deviation of at most 1 - 1 / (2K - 2).
 
-Counted from the start this is exact to one sample. Between any two samples it is the difference of two such deviations: one
-for two corpora, below two for more, where no order is exact to one sample in every window, but for a few special
-weights (Fraenkel's conjecture).
+Counted from the first sample, shares are therefore exact to one sample. Between any two samples the deviation is the
+difference of two such deviations: at most one for two corpora, and below two for more, where no order is exact to one sample
+in every window except for a few special weights (Fraenkel's conjecture).
 """
 
 import heapq
@@ -23,20 +23,20 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 
-# The table of a cycle is made in a tenth of a second and takes a megabyte.
+# The table of a cycle this long takes a tenth of a second to make and a megabyte.
 MAX_CYCLE = 100_000
 
 
 def fair_order(counts: Sequence[int]) -> NDArray[np.int64]:
-    """An order of sum(counts) slots in which corpus k has counts[k] of them, spread as evenly as the module says."""
+    """An order of sum(counts) slots in which corpus k has counts[k] slots, spread evenly as described above."""
     total, parts = sum(counts), max(1, 2 * len([count for count in counts if count]) - 2)
 
     def opens(k: int) -> int:
-        """First slot at which corpus k, with one sample more, is not too far ahead."""
+        """First slot at which corpus k can have one more sample without being too far ahead."""
         return -(-(done[k] * parts + 1) * total // (parts * counts[k])) - 1
 
     def closes(k: int) -> int:
-        """First slot before which corpus k, without one sample more, is too far behind."""
+        """First slot by which corpus k is too far behind without one more sample."""
         return (done[k] * parts + parts - 1) * total // (parts * counts[k]) + 1
 
     order = np.empty(total, np.int64)
@@ -58,13 +58,13 @@ def fair_order(counts: Sequence[int]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class _Phase:
-    """A stretch of samples with the same corpora.
+class _Interval:
+    """An interval of samples with the same corpora.
 
     Attributes:
         start: its first sample.
         counts: samples of each corpus in a cycle, int64 [corpora]; 0 for one that has reached its cap.
-        before: samples of each corpus before the phase, int64 [corpora].
+        before: samples of each corpus before the interval, int64 [corpora].
     """
 
     start: int
@@ -78,7 +78,7 @@ class _Phase:
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
-        """For each slot of a cycle, how many earlier ones have the same corpus, [cycle]."""
+        """For each slot of a cycle, the number of earlier slots with the same corpus, [cycle]."""
         ranks = np.empty(self.order.size, np.int64)
         for k in np.flatnonzero(self.counts):
             ranks[self.order == k] = np.arange(self.counts[k])
@@ -91,7 +91,7 @@ class _Phase:
         return corpus, self.before[corpus] + cycle * self.counts[corpus] + self.ranks[slot]
 
     def end(self, caps: Sequence[int | None]) -> int | None:
-        """Sample after the last one that the first corpus to reach its cap may give; None when no cap ends the phase."""
+        """End of the interval: the sample after which the first corpus has reached its cap; None when no cap ends it."""
         ends = []
         for k, cap in enumerate(caps):
             if cap is not None and self.counts[k]:
@@ -101,27 +101,27 @@ class _Phase:
         return min(ends, default=None)
 
     def counted(self, end: int) -> NDArray[np.int64]:
-        """Samples of each corpus before sample `end` of this phase or its end, int64 [corpora]."""
+        """Samples of each corpus before sample `end`, which is in the interval or its end; int64 [corpora]."""
         cycles, slots = divmod(end - self.start, self.order.size)
         return self.before + cycles * self.counts + np.bincount(self.order[:slots], minlength=self.counts.size)
 
 
-class MixSchedule:
-    """Samples of several corpora in fixed shares; a corpus that reaches its cap leaves its share to the others.
+class BlendSchedule:
+    """Samples of several corpora in fixed shares; when a corpus reaches its cap, its share goes to the others.
 
     Attributes:
-        num_samples: samples until every corpus has reached its cap; None when one has none.
+        num_samples: samples until every corpus has reached its cap; None when a corpus has no cap.
 
     Args:
-        weights: of the corpora, above 0; only their ratios count.
-        caps: most samples to take of each, None for any number.
+        weights: of the corpora, above 0; only their ratios matter.
+        caps: largest number of samples to take from each corpus; None for no limit.
 
     Raises:
-        DataError: the ratios of the weights repeat only after more than MAX_CYCLE samples.
+        DataError: the cycle of the weights is longer than MAX_CYCLE samples.
     """
 
     def __init__(self, weights: Sequence[Fraction], caps: Sequence[int | None]) -> None:
-        self._phases: list[_Phase] = []
+        self._intervals: list[_Interval] = []
         self.num_samples: int | None = None
         start, before = 0, np.zeros(len(weights), np.int64)
         while True:
@@ -129,14 +129,14 @@ class MixSchedule:
             if not any(left):
                 self.num_samples = start
                 return
-            phase = _Phase(
+            interval = _Interval(
                 start, _cycle([w if open_ else Fraction(0) for w, open_ in zip(weights, left, strict=True)]), before
             )
-            self._phases.append(phase)
-            end = phase.end(caps)
+            self._intervals.append(interval)
+            end = interval.end(caps)
             if end is None:
                 return
-            start, before = end, phase.counted(end)
+            start, before = end, interval.counted(end)
 
     def locate(self, samples: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Corpus of each sample index [n], and which sample of that corpus it is, counted from 0; int64 [n] both.
@@ -147,28 +147,28 @@ class MixSchedule:
         samples = np.asarray(samples, np.int64)
         if samples.size and (samples.min() < 0 or (self.num_samples is not None and samples.max() >= self.num_samples)):
             raise IndexError(
-                f"samples {samples.min()} to {samples.max()} of a mixture of {self.num_samples or 'any number'}"
+                f"samples {samples.min()} to {samples.max()} of a blend of {self.num_samples or 'any number of'} samples"
             )
         corpus, count = np.empty_like(samples), np.empty_like(samples)
-        number = np.searchsorted([phase.start for phase in self._phases], samples, side="right") - 1
+        number = np.searchsorted([interval.start for interval in self._intervals], samples, side="right") - 1
         for i in np.unique(number):
-            corpus[number == i], count[number == i] = self._phases[i].locate(samples[number == i])
+            corpus[number == i], count[number == i] = self._intervals[i].locate(samples[number == i])
         return corpus, count
 
     def counts(self, end: int) -> NDArray[np.int64]:
         """Samples of each corpus among the first `end`, int64 [corpora]."""
-        return next(phase for phase in reversed(self._phases) if phase.start <= end).counted(end)
+        return next(interval for interval in reversed(self._intervals) if interval.start <= end).counted(end)
 
 
 def _cycle(weights: Sequence[Fraction]) -> NDArray[np.int64]:
-    """Smallest whole numbers in the ratio of the weights, int64 [corpora]."""
+    """Smallest integers in the ratio of the weights, int64 [corpora]."""
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = [int(weight * scale) for weight in weights]
     counts = [number // math.gcd(*whole) for number in whole]
     if sum(counts) > MAX_CYCLE:
         shown = ", ".join(f"{float(weight):g}" for weight in weights)
         raise DataError(
-            f"the ratio of the weights {shown} repeats only after {sum(counts):,} samples, at most {MAX_CYCLE:,} are kept as a "
-            "table; round the weights to fewer digits"
+            f"the weights {shown} give a cycle of {sum(counts):,} samples, but at most {MAX_CYCLE:,} are supported; round the "
+            "weights to fewer digits"
         )
     return np.array(counts, np.int64)

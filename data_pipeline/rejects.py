@@ -1,0 +1,137 @@
+"""Records that did not become documents: why, how many, and the first few of each cause as examples."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipeline.errors import DataError
+
+MAX_EXAMPLES = 3
+MAX_KEYS = 100
+# Once this many records lack the key and none has it, the key is reported as wrong without reading further.
+MISSING_KEY_LIMIT = 1000
+
+
+class Cause(StrEnum):
+    """Why a record was left out. Filters have causes of their own, see `data_pipeline.filters`."""
+
+    BROKEN_JSON = "broken JSON"
+    NOT_UTF8 = "not UTF-8"
+    MISSING_KEY = "key missing"
+    NOT_A_STRING = "text is not a string"
+    EMPTY = "empty text"
+    BROKEN_FILE = "broken or truncated file"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near duplicate"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Records that are left out.
+
+    Attributes:
+        cause: a `Cause`, or the cause of a filter.
+        number: line of the record within the file range, or its row in the file; None for a whole file.
+        why: the details, for the user.
+        count: number of records.
+        keys: where the text key is missing, the keys that the records have.
+    """
+
+    cause: str
+    number: int | None
+    why: str
+    count: int = 1
+    keys: tuple[str, ...] = ()
+
+
+def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
+    """The rejection of `count` records that have `keys` but not the text key."""
+    keys = tuple(keys)
+    why = f"no key {text_key!r} among {_listed(keys)}"
+    return Rejection(Cause.MISSING_KEY, number, why, count, keys[:MAX_KEYS])
+
+
+class Example(BaseModel):
+    """A rejected record.
+
+    Attributes:
+        file_range: index of its file range within the task.
+        number, why: see `Rejection`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
+
+    cause: str
+    file_range: int = Field(alias="span")  # its name in task records
+    number: int | None
+    why: str
+
+
+class RecordCounter:
+    """Counts the documents and the rejected records of some file ranges.
+
+    Args:
+        starts_corpus: the first record counted is the first of the whole corpus.
+
+    Attributes:
+        accepted: documents.
+        rejected: records left out, by cause.
+        examples: the first few of each cause.
+        lines: lines read from each file range so far.
+        other_keys: keys of the records that lack the text key.
+    """
+
+    def __init__(self, starts_corpus: bool = False) -> None:
+        self.accepted = 0
+        self.rejected: Counter[str] = Counter()
+        self.examples: list[Example] = []
+        self.lines: list[int] = []
+        self.other_keys: Counter[str] = Counter()
+        self._starts_corpus = starts_corpus
+        self._last_accepted: int | None = None
+
+    @property
+    def key_is_wrong(self) -> bool:
+        """Whether the corpus begins with `MISSING_KEY_LIMIT` records without the text key."""
+        missing = self.rejected[Cause.MISSING_KEY]
+        return self._starts_corpus and not self.accepted and missing >= MISSING_KEY_LIMIT
+
+    def begin_range(self) -> None:
+        """Count the records that follow to the next file range."""
+        self.lines.append(0)
+
+    def accept(self, number: int | None) -> None:
+        """Count a document; `number` is as in `Rejection`."""
+        self.accepted += 1
+        self._last_accepted = number
+
+    def reject(self, rejection: Rejection) -> None:
+        """Count rejected records."""
+        self.rejected[rejection.cause] += rejection.count
+        self.other_keys.update(rejection.keys)
+        if sum(example.cause == rejection.cause for example in self.examples) < MAX_EXAMPLES:
+            place = {"file_range": len(self.lines) - 1, "number": rejection.number}
+            self.examples.append(Example(cause=rejection.cause, why=rejection.why, **place))
+
+    def reject_last_accepted(self, cause: str, why: str) -> None:
+        """Count the document accepted last as rejected after all."""
+        self.accepted -= 1
+        self.reject(Rejection(cause, self._last_accepted, why))
+
+
+def wrong_key(text_key: str, other_keys: Counter[str]) -> DataError:
+    """The error for a corpus in which no record has the text key."""
+    keys = [key for key, _ in other_keys.most_common()]
+    close = difflib.get_close_matches(text_key, keys, n=1, cutoff=0.5)
+    hint = f"did you mean --text-key {close[0]}?" if close else "choose one of them with --text-key"
+    return DataError(f"no record has the key {text_key!r}; the records have {_listed(keys)}: {hint}")
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    shown = ", ".join(repr(key) for key in keys[:10])
+    return f"{shown}, ..." if len(keys) > 10 else shown or "none"

@@ -1,0 +1,99 @@
+"""A step whose loss or gradient is not finite raises before anything is updated, at every ZeRO stage and precision."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.dataset.blend import load_blend
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
+from pretrain.optimizer.ema import averaged_weights
+from pretrain.training.start import build_run
+from pretrain.training.state import TrainingRun
+from pretrain.training.step import train_step
+from tests.launching import ROOT
+
+LAYOUTS = [
+    ("parallel.zero_stage=0", "train.precision=fp32"),
+    *((f"parallel.zero_stage={z}", f"train.precision={p}") for z in (1, 2, 3) for p in ("fp32", "bf16")),
+    ("parallel.zero_stage=2", "train.precision=bf16", "parallel.offload=optimizer"),
+    ("parallel.zero_stage=3", "train.precision=bf16", "parallel.offload=parameters"),
+]
+
+
+@pytest.fixture
+def start(corpus, world) -> Callable[..., TrainingRun]:
+    """Builds a run of one rank that has taken one step."""
+
+    def started(*overrides: str) -> TrainingRun:
+        settings = load_settings(
+            str(ROOT / "tests" / "tiny.yaml"), [f"data.path={corpus}", "train.steps=9", *overrides]
+        )
+        blend = load_blend(Path(settings.data.path))
+        run = build_run(make_run_plan(settings, blend.manifest, 1), blend, world)
+        train_step(run, run.batches[0])
+        run.progress.step = 1
+        return run
+
+    return started
+
+
+def state_of(run: TrainingRun) -> dict[str, torch.Tensor]:
+    """Weights, their average and AdamW's moments."""
+    weights = {name: weight.clone() for name, weight in run.engine.full_weights()}
+    with averaged_weights(run.engine.optimizer):
+        averages = {f"ema of {name}": weight.clone() for name, weight in run.engine.full_weights()}
+    moments = {
+        f"{key} of {i}": state[key].clone()
+        for i, state in enumerate(run.engine.optimizer.state.values())
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    return weights | averages | moments
+
+
+def poison_loss(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the last micro-batch is NaN."""
+    from pretrain.training import step
+
+    true_loss = step.diffusion_loss
+    calls = iter(range(run.plan.micro_batches))
+    monkeypatch.setattr(
+        step,
+        "diffusion_loss",
+        lambda *inputs: true_loss(*inputs) * (float("nan") if next(calls) == run.plan.micro_batches - 1 else 1.0),
+    )
+
+
+def poison_gradient(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is finite, but the gradient overflows on its way back."""
+
+    def overflow(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.register_hook(lambda gradient: gradient * float("inf"))
+
+    run.engine.model.tail.register_forward_hook(overflow)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda words: "-".join(w.partition("=")[2] for w in words))
+@pytest.mark.parametrize(
+    ("poison", "message"), [(poison_loss, "the loss is nan"), (poison_gradient, "the gradient norm is")]
+)
+def test_nothing_is_updated(start, monkeypatch, layout, poison, message):
+    run = start(*layout)
+    before = state_of(run)
+    poison(run, monkeypatch)
+    with pytest.raises(FloatingPointError, match=message):
+        train_step(run, run.batches[1])
+    after = state_of(run)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+def test_the_comparison_sees_an_update(start):
+    run = start("parallel.zero_stage=1", "train.precision=bf16")
+    before = state_of(run)
+    train_step(run, run.batches[1])
+    after = state_of(run)
+    assert all(not torch.equal(value, after[name]) for name, value in before.items())
