@@ -1,4 +1,4 @@
-"""The layouts whose numbers must equal one rank's, what is compared, and the table that the README shows.
+"""The layouts whose numbers must equal one rank's, what is compared, and the table of tests/README.md.
 
 Deviations are relative: the largest over steps for loss and gradient norm, the largest over weights (of the norm of the
 difference) for the final weights and their moving average.
@@ -181,10 +181,15 @@ def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
     return loss, norm, worst
 
 
+def table_row(layout: Layout, *values: str) -> str:
+    """A row of the table in tests/README.md."""
+    loss, norm, weights = values
+    return f"{layout.ranks:>5}  {layout.name:<49}{loss:>5}{norm:>15}{weights:>9}"
+
+
 def table(rows: Iterable[tuple[Layout, tuple[float, float, float]]]) -> str:
-    """The README's table."""
-    lines = ["| ranks | layout | loss | gradient norm | weights |", "|---|---|---|---|---|"]
+    """The table in tests/README.md."""
+    lines = [f"{'ranks':>5}  {'layout':<49}{'loss':>5}{'gradient norm':>15}{'weights':>9}"]
     for layout, values in rows:
-        shown = " | ".join("0" if value == 0 else f"{value:.0e}" for value in values)
-        lines.append(f"| {layout.ranks} | {layout.name} | {shown} |")
+        lines.append(table_row(layout, *("0" if value == 0 else f"{value:.0e}" for value in values)))
     return "\n".join(lines)
