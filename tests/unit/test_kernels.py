@@ -61,6 +61,9 @@ def test_apex_with_its_extensions_is_used_on_a_gpu_alone(apex, monkeypatch):
     assert choice.implementation == "apex.optimizers.FusedAdam"
     assert choice.build([], lr=1.0) == {"adam_w_mode": True, "lr": 1.0}
     assert choose_adamw(CPU).implementation == "torch.optim.AdamW"
+    assert (
+        choose_adamw(CUDA, offloaded=True).implementation == "torch.optim.AdamW"
+    )  # a CUDA kernel cannot step CPU tensors
 
 
 def test_every_choice_has_a_reason():
