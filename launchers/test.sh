@@ -3,7 +3,7 @@
 #
 #   bash launchers/test.sh [--fast] [pytest options]
 #
-# --fast runs the tests that need one process, and the few end-to-end tests marked `fast`: under 5 minutes on two cores.
+# --fast runs the tests that need one process and the few end-to-end tests marked `fast`: about 4 minutes of CPU time.
 # Without it all tests run. Other arguments go to pytest, such as -k EXPRESSION or a path.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
