@@ -15,8 +15,8 @@ from data_pipeline.errors import DataError
 Limit = int | float
 
 
-def _never_wrong(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
-    return None
+def any_limit(limit: Limit, limits: Mapping[str, Limit]) -> None:
+    """The `problem` of a filter that works with every limit."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Filter:
     metavar: str
     help: str
     objection: Callable[[Document, Limit], str | None]
-    problem: Callable[[Limit, Mapping[str, Limit]], str | None] = _never_wrong
+    problem: Callable[[Limit, Mapping[str, Limit]], str | None] = any_limit
     always_recorded: bool = False
 
     @property
@@ -95,32 +95,50 @@ def _below_min_chars(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
     return _negative(limit, limits)
 
 
-def _no_share(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
+def _not_a_share(limit: Limit, limits: Mapping[str, Limit]) -> str | None:
     return None if 0 <= limit <= 1 else "give a share from 0 to 1"
 
 
 FILTERS = (
-    Filter("min_chars", "too short", 0, "N", "leave out shorter documents", _too_short, _negative, True),
-    Filter("max_chars", "too long", 0, "N", "leave out longer documents", _too_long, _below_min_chars, True),
     Filter(
-        "min_letters",
-        "few letters",
-        0.0,
-        "F",
-        "smallest share of letters, in any script, among the characters that are not white space, 0 to 1",
-        _few_letters,
-        _no_share,
-        True,
+        name="min_chars",
+        cause="too short",
+        default=0,
+        metavar="N",
+        help="leave out documents of fewer characters",
+        objection=_too_short,
+        problem=_negative,
+        always_recorded=True,
     ),
     Filter(
-        "max_repeated_lines",
-        "repeated lines",
-        1.0,
-        "F",
-        "largest share of lines that repeat an earlier line of the document, 0 to 1",
-        _repeated_lines,
-        _no_share,
-        True,
+        name="max_chars",
+        cause="too long",
+        default=0,
+        metavar="N",
+        help="leave out documents of more characters",
+        objection=_too_long,
+        problem=_below_min_chars,
+        always_recorded=True,
+    ),
+    Filter(
+        name="min_letters",
+        cause="few letters",
+        default=0.0,
+        metavar="F",
+        help="smallest share of letters, of any script, among the characters that are not white space, 0 to 1",
+        objection=_few_letters,
+        problem=_not_a_share,
+        always_recorded=True,
+    ),
+    Filter(
+        name="max_repeated_lines",
+        cause="repeated lines",
+        default=1.0,
+        metavar="F",
+        help="largest share of lines that repeat an earlier line of the document, 0 to 1",
+        objection=_repeated_lines,
+        problem=_not_a_share,
+        always_recorded=True,
     ),
 )
 """Every filter, in the order in which documents are judged."""

@@ -1,1 +1,1 @@
-"""DeepSpeed-owned keys, one file per ZeRO stage. Batch, clipping, precision and optimiser follow from the recipe."""
+"""DeepSpeed's own keys, one file per ZeRO stage. Batch size, clipping, precision and optimizer follow from the recipe."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make the virtual environment .venv with pinned packages, or bring it up to date:
+# Create the virtual environment .venv with pinned packages, or update it:
 #
-#   bash launchers/install.sh [EXTRA ...]      e.g. dev
+#   bash launchers/install.sh [EXTRA ...]      extras of setup.py, such as dev
 #
-# Needs nothing but Python 3.11 or 3.12. A second call with unchanged pins returns at once.
+# Needs only Python 3.11 or 3.12. A second call with unchanged pins returns immediately.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,10 +18,10 @@ find_python() {
             return
         fi
     done
-    die "no Python 3.11 or 3.12 with venv found; install one, or name it: PYTHON=/path/to/python3.11 bash $0"
+    die "no Python 3.11 or 3.12 with venv found; install one, or set its path: PYTHON=/path/to/python3.11 bash $0"
 }
 
-# The mark holds what was installed: a checksum of pins and setup.py, then the extras.
+# The mark file records what was installed: a checksum of pins.txt and setup.py, then the extras.
 mark=.venv/.loopmdm-installed
 checksum=$(cat launchers/pins.txt setup.py | cksum | tr ' ' '-')
 installed=()
@@ -38,7 +38,7 @@ fi
 
 if [[ ! -x .venv/bin/python ]]; then
     python=$(find_python)
-    echo "making .venv with $("$python" --version)"
+    echo "creating .venv with $("$python" --version)"
     "$python" -m venv .venv
 fi
 echo "installing pinned packages into .venv (several minutes the first time)"

@@ -4,21 +4,21 @@
 #   sbatch [sbatch options] launchers/prepare_data.sh --input ... --output ... [options of loopmdm prepare]
 #   sbatch --cpus-per-task 32 launchers/prepare_data.sh --input ... --output ...
 #
-# Many nodes: a first job that trains the tokenizer, an array whose N jobs share the tasks, and a last one that joins their
-# shards, each begun when the one before has ended well:
+# Many nodes: one job that trains the tokenizer, an array of N jobs that share the tasks, and one job that joins their shards.
+# Each starts when the one before has succeeded:
 #
 #   bash launchers/prepare_data.sh --array N --input ... --output ... [options of loopmdm prepare]
 #
-# There, options for sbatch are environment variables (SBATCH_PARTITION=cpu, SBATCH_TIMELIMIT=1-0; see man sbatch), and
-# PREPARE_CPUS is the CPUs of each job. A job that failed or was killed goes on from its finished tasks when the same
-# command is given again.
+# Options of sbatch are then given as environment variables (SBATCH_PARTITION=cpu, SBATCH_TIMELIMIT=1-0; see man sbatch), and
+# the CPUs of each job as PREPARE_CPUS. If a job fails or is killed, run the same command again to continue from the finished
+# tasks.
 #
 # Options on the sbatch command line override the lines below.
 #
 #SBATCH --job-name=loopmdm-prepare
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-# In the folder of the submission. A folder that does not exist would end the job without any log.
+# In the folder of submission. If the log's folder did not exist, the job would end without any log.
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append
 set -euo pipefail
@@ -31,11 +31,11 @@ usage="usage: sbatch [sbatch options] launchers/prepare_data.sh --input ... --ou
 $usage"
 [[ $1 != -h && $1 != --help ]] || { echo "$usage"; exit 0; }
 
-# Submit the three stages; every later one depends on the one before. With --array N.
+# For --array N: submit the three phases, each of which depends on the one before.
 submit() {
     local count=$1 job
     shift
-    [[ $count =~ ^[1-9][0-9]*$ ]] || die "--array $count: how many jobs are to share the work?"
+    [[ $count =~ ^[1-9][0-9]*$ ]] || die "--array $count: give the number of jobs that share the work"
     command -v sbatch >/dev/null || die "no sbatch on this machine; without SLURM: loopmdm prepare $*"
     local options=(--parsable --kill-on-invalid-dep=yes ${PREPARE_CPUS:+--cpus-per-task="$PREPARE_CPUS"})
     job=$(sbatch "${options[@]}" "${BASH_SOURCE[0]}" "$@" --stage start)
@@ -47,7 +47,7 @@ submit() {
 }
 
 if [[ $1 == --array ]]; then
-    [[ -z ${SLURM_JOB_ID:-} ]] || die "--array submits jobs: call it with bash, outside of one"
+    [[ -z ${SLURM_JOB_ID:-} ]] || die "--array submits jobs: run it with bash, outside a SLURM job"
     [[ $# -gt 2 ]] || die "$usage"
     submit "${@:2}"
     exit
@@ -56,8 +56,8 @@ fi
 $usage
 without SLURM: loopmdm prepare $*"
 
-# sbatch runs a copy of this file from its spool folder, so its place says nothing there; the job's Command is the original
-# path (relative to the submission if it was given so), then the arguments. Last, for `sbatch < FILE`, the submission's folder.
+# sbatch runs a copy of this file from its spool folder, so the path of the copy does not help. The job's Command has the original
+# path (relative to the folder of submission if it was given so) and the arguments. For `sbatch < FILE`, try that folder too.
 original=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || original=""
 [[ $original == /* ]] || original=${SLURM_SUBMIT_DIR:-$PWD}/$original
 for folder in "${BASH_SOURCE[0]%/*}" "${original%%/prepare_data.sh*}" "${SLURM_SUBMIT_DIR:-$PWD}/launchers" ""; do
@@ -73,13 +73,13 @@ for argument in "$@"; do
     [[ $argument != --workers && $argument != --workers=* ]] || workers=()
 done
 
-# A job of an array does its share of the tasks.
+# Each job of an array does its share of the tasks.
 share=()
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
     share=(--task-index "$((SLURM_ARRAY_TASK_ID - ${SLURM_ARRAY_TASK_MIN:-0}))" --task-count "$SLURM_ARRAY_TASK_COUNT")
     [[ " $* " == *" --stage "* ]] || share+=(--stage tokens)
 fi
 
-# srun does not take the number of CPUs over from the job.
+# srun does not inherit the number of CPUs from the job.
 exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     "$python" -m pretrain.cli prepare "$@" "${workers[@]}" "${share[@]}"

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# From a bare machine with Python 3.11 or 3.12 to a trained, evaluated and sampled model, on the CPU if that is all there is:
+# From a machine with Python 3.11 or 3.12 to a trained, evaluated and sampled model, on GPUs or, without them, on the CPU:
 #
 #   bash launchers/quickstart.sh
 #
-# prepare -> train on 2 ranks -> evaluate -> sample -> summary. A second call reuses what is there.
+# prepare -> train on 2 ranks -> evaluate -> sample -> summary. A second call reuses existing results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launchers/install.sh
-# Children such as the deepspeed launcher's ranks must find the same environment.
+# Child processes, such as the ranks started by the deepspeed launcher, must use the same environment.
 export PATH="$PWD/.venv/bin:$PATH"
 
 step() { printf '\n== %s\n' "$*"; }
 
-step "1/4 prepare: the standard library's own sources -> data/stdlib"
+step "1/4 prepare: the sources of Python's standard library -> data/stdlib"
 loopmdm prepare --input stdlib: --output data/stdlib --vocab-size 512 --seq-len 128 --validation-fraction 0.05
 
 step "2/4 train: 2 ranks, ZeRO-1 -> runs/quickstart"
-# A port of our own: DeepSpeed's fixed default would clash with any other job on the machine.
+# A free port: DeepSpeed's fixed default would collide with any other job on the machine.
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 deepspeed --num_gpus 2 --master_port "$port" --log_level error pretrain/main.py --config quickstart
 
 step "3/4 evaluate: validation NELBO at several numbers of loops"
 loopmdm evaluate runs/quickstart --loops 1,2,4,8
 
-step "4/4 sample"
+step "4/4 sample: text generated after a prompt"
 loopmdm sample runs/quickstart --loops 4 --steps 64 --prompt "import os"
 
 step "done"
@@ -33,10 +33,10 @@ runs/quickstart/   config.yaml  metrics.jsonl  tensorboard/  checkpoints/  eval/
 
 next:
   source .venv/bin/activate
-  tensorboard --logdir runs                                     look at the curves
+  tensorboard --logdir runs                                     plot the curves
   loopmdm sample runs/quickstart --loops 8 --prompt "class "    more loops, another prompt
   loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 4096 --seq-len 256
   deepspeed --num_gpus 2 pretrain/main.py --config quickstart data.path=data/mine run.name=mine
-  python pretrain/main.py --help                                every key with its meaning
-  loopmdm doctor                                                what this machine has
+  python pretrain/main.py --help                                all settings with their meaning
+  loopmdm doctor                                                versions, device, kernels in use
 EOF

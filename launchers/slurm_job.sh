@@ -1,9 +1,9 @@
-# What pretrain.sh and prepare_data.sh share inside a SLURM job; sourced by them, from the repository's launchers/.
+# Functions for pretrain.sh and prepare_data.sh inside a SLURM job; they source this file from the repository's launchers/.
 # Sets: repository, python. Exports: PYTHONPATH.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# The project's own environment, else a python3 that has what the job needs ($1, a package).
+# The repository's .venv, else a python3 that has the package $1.
 find_python() {
     local python=$repository/.venv/bin/python
     if [[ ! -x $python ]]; then

@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
-# From a bare machine to the test result: set-up, linters, then the tests. Further arguments go to pytest:
+# Set up the environment, then run the linters and the tests:
 #
-#   bash launchers/test.sh [-k EXPRESSION ...]
+#   bash launchers/test.sh [--fast] [pytest options]
+#
+# --fast runs the tests that need one process and the few end-to-end tests marked `fast`: about 4 minutes of CPU time.
+# Without it all tests run. Other arguments go to pytest, such as -k EXPRESSION or a path.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+selection=()
+if [[ ${1:-} == --fast ]]; then
+    shift
+    selection=(-m "fast or not (distributed or end_to_end)")
+fi
 
 bash launchers/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
@@ -11,4 +20,4 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 codespell
-python -m pytest "$@"
+python -m pytest "${selection[@]}" "$@"

@@ -160,11 +160,12 @@ def place(
     """
     if stages == 1:
         return (whole(split),)
+    workload = _Workload(split, stages, costs, loop_probabilities)
     if kind == "contiguous":
-        return _place_contiguous(split, stages, costs, loop_probabilities)
+        return _place_contiguous(workload)
     choices = [n for n in range(1, stages + 1) if stages % n == 0] if replicas is None else [replicas]
-    placements = [_place_looped(split, stages, costs, loop_probabilities, n) for n in choices]
-    return min(placements, key=lambda p: round(_mean(lambda s: lockstep_time(p, s, costs), loop_probabilities), 6))
+    placements = [_place_looped(workload, n) for n in choices]
+    return min(placements, key=lambda p: round(workload.mean(lambda s: lockstep_time(p, s, costs)), 6))
 
 
 def bottleneck(placement: Sequence[Stage], loops: int, costs: Costs) -> float:
@@ -178,26 +179,39 @@ def lockstep_time(placement: Sequence[Stage], loops: int, costs: Costs) -> float
     return sum(max(chunk_cost(s, c, costs) for s, c in zip(placement, chunks, strict=True)) for chunks in rounds)
 
 
-def _place_looped(
-    split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float], replicas: int
-) -> tuple[Stage, ...]:
+@dataclass(frozen=True)
+class _Workload:
+    """What is divided among the stages; see `place`."""
+
+    split: LoopSplit
+    stages: int
+    costs: Costs
+    loop_probabilities: Sequence[float]
+
+    def mean(self, value: Callable[[int], float]) -> float:
+        """Expectation of a function of S."""
+        return sum(p * value(loops) for loops, p in enumerate(self.loop_probabilities, start=1) if p)
+
+
+def _place_looped(workload: _Workload, replicas: int) -> tuple[Stage, ...]:
     """Try divisions of head and tail into chunks; take the least `lockstep_time`, bottleneck, longest chunk, chunk count."""
+    split, stages, costs = workload.split, workload.stages, workload.costs
     layers_per_chunk = -(-split.mid // (stages // replicas))
     likely = [-(-layers // layers_per_chunk) for layers in (split.head, split.tail)]
     around = [[count + d for d in range(-stages, stages + 1)] for count in likely]
     candidates = [
-        _candidate(split, stages, costs, probabilities, replicas, head_chunks, tail_chunks, even_chunks)
+        _candidate(workload, replicas, head_chunks, tail_chunks, even_chunks)
         for head_chunks, tail_chunks in product(*around)
         if (head_chunks + tail_chunks) % stages == 0
         and head_chunks >= (split.head > 0)
         and tail_chunks >= (split.tail > 0)
         for even_chunks in (False, True)
     ]
-    typical = round(_mean(float, probabilities))
+    typical = round(workload.mean(float))
 
     def criteria(placement: tuple[Stage, ...]) -> tuple[float, ...]:
         time = lockstep_time(placement, typical, costs)
-        heaviest = _mean(lambda loops: bottleneck(placement, loops, costs), probabilities)
+        heaviest = workload.mean(lambda loops: bottleneck(placement, loops, costs))
         longest = max(chunk_cost(stage, chunk, costs) for stage in placement for chunk in stage.chunks(typical))
         in_layers = (round(time / costs.layer, 6), round(heaviest / costs.layer, 6), round(longest / costs.layer))
         return *in_layers, len(placement[0].chunks(typical))
@@ -206,14 +220,7 @@ def _place_looped(
 
 
 def _candidate(
-    split: LoopSplit,
-    stages: int,
-    costs: Costs,
-    probabilities: Sequence[float],
-    replicas: int,
-    head_chunks: int,
-    tail_chunks: int,
-    even_chunks: bool,
+    workload: _Workload, replicas: int, head_chunks: int, tail_chunks: int, even_chunks: bool
 ) -> tuple[Stage, ...]:
     """The looped split with these numbers of chunks: the first for the head, the last for the tail, the mid block between.
 
@@ -221,13 +228,14 @@ def _candidate(
         head_chunks, tail_chunks: their sum is a multiple of `stages`, so that every stage has the same number of chunks.
         even_chunks: give each layer to the chunk with the least work instead of the stage with the least work.
     """
+    split, stages, costs = workload.split, workload.stages, workload.costs
     per_copy = stages // replicas
     parts = _consecutive(_even_counts(split.mid, per_copy))
     # Position of each stage in a pass of the mid block, which starts on the stage after the last chunk of the head.
     position = [(stage - head_chunks) % stages for stage in range(stages)]
     none: tuple[range, ...] = ()
     mids = [Stage(i, stages, none, parts[p % per_copy], none, p // per_copy, replicas) for i, p in enumerate(position)]
-    loads = [_mean(lambda loops, s=stage: stage_load(s, loops, costs), probabilities) for stage in mids]
+    loads = [workload.mean(lambda loops, s=stage: stage_load(s, loops, costs)) for stage in mids]
     heads = _fill(
         split.head, [c % stages for c in range(head_chunks)], loads, [0.0] * head_chunks, costs.layer, even_chunks
     )
@@ -264,10 +272,10 @@ def _fill(
     return _consecutive(counts)
 
 
-def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities: Sequence[float]) -> tuple[Stage, ...]:
+def _place_contiguous(workload: _Workload) -> tuple[Stage, ...]:
     """Cut the sequence of head layers, mid block (indivisible, E[S] times its cost) and tail layers."""
-    mean = sum(loops * p for loops, p in enumerate(probabilities, start=1))
-    row = [costs.layer] * split.head + [mean * split.mid * costs.layer] + [costs.layer] * split.tail
+    split, stages, costs = workload.split, workload.stages, workload.costs
+    row = [costs.layer] * split.head + [workload.mean(float) * split.mid * costs.layer] + [costs.layer] * split.tail
     row[0] += costs.embedding
     row[-1] += costs.lm_head
     ends = _cut(row, stages)
@@ -279,11 +287,6 @@ def _place_contiguous(split: LoopSplit, stages: int, costs: Costs, probabilities
         tail = range(max(low - after, 0), max(high - after, 0))
         placed.append(Stage(index, stages, (head,), mid, (tail,), split="contiguous"))
     return tuple(placed)
-
-
-def _mean(value: Callable[[int], float], probabilities: Sequence[float]) -> float:
-    """Expectation of a function of S."""
-    return sum(p * value(loops) for loops, p in enumerate(probabilities, start=1) if p)
 
 
 def _even_counts(total: int, parts: int) -> list[int]:

@@ -84,7 +84,7 @@ class Progress:
 
 def say_method(tokenizer_file: Path) -> None:
     """Print how texts will be encoded."""
-    print(f"{tokenizer_file.name} encodes {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
+    print(f"{tokenizer_file.name}: texts are encoded {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
 
 
 def _duration(seconds: float) -> str:

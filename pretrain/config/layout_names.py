@@ -21,9 +21,9 @@ def stage_contents(stage: Stage) -> str:
     copy = f", copy {stage.replica + 1} of {stage.replicas}" if stage.replicas > 1 else ""
     parts = [
         "embedding" if stage.first else "",
-        _numbers("head", [i for visit in stage.head for i in visit]),
+        _numbers("head", [i for layers in stage.head for i in layers]),
         _numbers("mid", list(stage.mid)) + (copy if stage.mid else ""),
-        _numbers("tail", [i for visit in stage.tail for i in visit]),
+        _numbers("tail", [i for layers in stage.tail for i in layers]),
         "norm, LM head" if stage.last else "",
     ]
     return "; ".join(part for part in parts if part) or "no layers"

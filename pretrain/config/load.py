@@ -5,7 +5,7 @@ Precedence, lowest first: the defaults in `settings`, the recipe (one YAML file)
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -57,15 +57,21 @@ def _validate(tree: dict[str, Any]) -> tuple[Settings, list[Problem]]:
         known = {key for key, *_ in describe_keys()}
         invalid: dict[str, Problem] = {}
         for one in error.errors():
-            key, expected = _key_of(one["loc"], known), one["msg"].removeprefix("Input should be ")
+            key, text = _key_of(one["loc"], known), _expectation(one["msg"])
             if key in invalid:  # one error for each member of a union
-                invalid[key] = replace(invalid[key], text=f"{invalid[key].text} or {expected}")
-            else:
-                value = one["input"] if isinstance(one["input"], str | int | float) else None
-                invalid[key] = Problem(key, value, f"should be {expected}")
+                text = f"{invalid[key].text} or {text.removeprefix('should be ')}"
+            value = one["input"] if isinstance(one["input"], str | int | float) else None
+            invalid[key] = Problem(key, value, text)
     for key in invalid:
         _delete(tree, key.split("."))
     return adapter.validate_python(tree), list(invalid.values())
+
+
+def _expectation(message: str) -> str:
+    """`should be a valid integer` of pydantic's `Input should be a valid integer, unable to parse string as an integer`."""
+    for subject in ("Input ", "Value ", "String "):
+        message = message.removeprefix(subject)
+    return message.partition(", unable to parse")[0]
 
 
 def _key_of(location: tuple[int | str, ...], known: set[str]) -> str:
@@ -110,8 +116,20 @@ def _walk(section: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
         if is_dataclass(info.annotation):
             yield from _walk(info.annotation, f"{key}.")
         else:
-            default = to_jsonable_python(info.default)
-            yield key, _type_name(info.annotation), "" if default is None else str(default), info.description or ""
+            yield key, _type_name(info.annotation), _as_override(info.default), info.description or ""
+
+
+def _as_override(default: Any) -> str:
+    """A default as it would be written on the command line; empty for None."""
+    match to_jsonable_python(default):
+        case None:
+            return ""
+        case bool(value):
+            return str(value).lower()
+        case list(values):
+            return ",".join(map(str, values))
+        case value:
+            return str(value)
 
 
 def _type_name(annotation: Any) -> str:

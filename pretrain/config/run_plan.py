@@ -185,8 +185,8 @@ def layout_problems(plan: RunPlan) -> list[Problem]:
     model_ranks = parallel.tensor * parallel.pipeline
     if ranks % model_ranks:
         text = (
-            f"with parallel.pipeline={parallel.pipeline}, one copy of the model takes {model_ranks} ranks, and {ranks} is not a "
-            f"multiple of {model_ranks}; start a multiple of {model_ranks} ranks, or change the layout"
+            f"with parallel.pipeline={parallel.pipeline}, one copy of the model needs {model_ranks} ranks, but {ranks} is not a "
+            f"multiple of that; start a multiple of {model_ranks} ranks, or change the layout"
         )
         return [Problem("parallel.tensor", parallel.tensor, text)]
     per_pass = plan.data_parallel_size * train.micro_batch_size

@@ -40,9 +40,14 @@ class AdamWChoice(KernelChoice):
     build: Callable[..., Optimizer]
 
 
-def choose_adamw(device: torch.device) -> AdamWChoice:
-    """On CUDA devices NVIDIA apex's FusedAdam if it is installed, else torch's fused AdamW; elsewhere torch's AdamW."""
+def choose_adamw(device: torch.device, offloaded: bool = False) -> AdamWChoice:
+    """On CUDA devices NVIDIA apex's FusedAdam if it is installed, else torch's fused AdamW; elsewhere torch's AdamW.
+
+    `offloaded`: the states are in the CPU's memory (`parallel.offload`), where CUDA kernels cannot step them.
+    """
     fused_adam, apex_state = _apex_fused_adam()
+    if offloaded:
+        return AdamWChoice("AdamW step", "torch.optim.AdamW", "parallel.offload: the states are on the CPU", AdamW)
     if device.type != "cuda":
         return AdamWChoice("AdamW step", "torch.optim.AdamW", f"no CUDA device; {apex_state}", AdamW)
     if fused_adam is None:
@@ -60,12 +65,12 @@ def choose_adamw(device: torch.device) -> AdamWChoice:
     )
 
 
-def choose_kernels(device: torch.device) -> list[KernelChoice]:
+def choose_kernels(device: torch.device, offloaded: bool = False) -> list[KernelChoice]:
     """The choice for every operation that has an optional faster implementation."""
     found = _attribute("transformer_engine.pytorch", "TransformerLayer") is not None
     reason = "Transformer Engine is installed but not supported" if found else "Transformer Engine is not installed"
     layers = KernelChoice("layer kernels", "torch RMSNorm and SDPA in megatron-core's local spec", reason)
-    return [choose_adamw(device), layers]
+    return [choose_adamw(device, offloaded), layers]
 
 
 def _apex_fused_adam() -> tuple[Callable[..., Optimizer] | None, str]:

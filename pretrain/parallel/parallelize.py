@@ -41,7 +41,8 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     require_identical_on_all_ranks(weight_facts(model, world))
 
     # 5. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
-    optimizer = build_optimizer(model, optim, world.device)
+    #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
+    optimizer = build_optimizer(model, optim, world.device, offloaded=parallel.offload != "none")
 
     # 6. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
     #    DeepSpeed installs its hooks in step 7, so the mark comes before.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from model.placement import Costs
 from pretrain.config.run_plan import RunPlan
 from pretrain.planning.memory import Memory, hidden_bytes, memory_of
-from pretrain.planning.timing import Case, case_of, step_times
+from pretrain.planning.timing import Case, Durations, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
 
 H100_BF16_TFLOPS = 989.4
@@ -121,9 +121,8 @@ def _case(plan: RunPlan, loops: int) -> Case:
     layer, embedding, lm_head = plan.costs.layer, plan.costs.embedding, plan.costs.lm_head
     forward = Costs(compute * layer + ahead, compute * embedding, compute * lm_head)
     backward = Costs(compute * BACKWARD * layer + back, compute * BACKWARD * embedding, compute * BACKWARD * lm_head)
-    return case_of(
-        plan.placement, loops, plan.micro_batches, forward, backward, plan.settings.parallel.recompute, rates.hop
-    )
+    durations = Durations(forward, backward, rates.hop, plan.settings.parallel.recompute)
+    return case_of(plan.placement, loops, plan.micro_batches, durations)
 
 
 def _rates(plan: RunPlan) -> _Rates:

@@ -48,29 +48,33 @@ class Case:
         return max(0.0, 1.0 - self.work / (len(self.programs) * makespan))
 
 
-def case_of(
-    placement: Sequence[Stage],
-    loops: int,
-    micro_batches: int,
-    forward: Costs,
-    backward: Costs,
-    recompute: Recompute = "none",
-    hop: float = 0.0,
-) -> Case:
-    """The pipeline of a step at S = `loops`.
+@dataclass(frozen=True)
+class Durations:
+    """How long the parts of a step take, in seconds.
 
-    Args:
-        forward, backward: time of one micro-batch in a layer, the embedding and the LM head.
-        hop: time of one exchange.
+    Attributes:
+        forward, backward: of one micro-batch in a layer, the embedding and the LM head.
+        hop: of one exchange between stages.
+        recompute: what the backward pass computes again.
     """
+
+    forward: Costs
+    backward: Costs
+    hop: float = 0.0
+    recompute: Recompute = "none"
+
+
+def case_of(placement: Sequence[Stage], loops: int, micro_batches: int, durations: Durations) -> Case:
+    """The pipeline of a step at S = `loops`."""
+    forward, backward = durations.forward, durations.backward
     chunks_of = [stage.chunks(loops) for stage in placement]
     ahead = [[chunk_cost(s, c, forward) for c in chunks] for s, chunks in zip(placement, chunks_of, strict=True)]
     back = [
-        [chunk_cost(s, c, backward) + chunk_cost(s, recomputed_part(c, recompute), forward) for c in chunks]
+        [chunk_cost(s, c, backward) + chunk_cost(s, recomputed_part(c, durations.recompute), forward) for c in chunks]
         for s, chunks in zip(placement, chunks_of, strict=True)
     ]
     programs = programs_of(len(placement), len(chunks_of[0]), micro_batches)
-    return Case(programs, np.array(ahead), np.array(back), hop, micro_batches)
+    return Case(programs, np.array(ahead), np.array(back), durations.hop, micro_batches)
 
 
 def recomputed_part(chunk: Chunk, recompute: Recompute) -> Chunk:

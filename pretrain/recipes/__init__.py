@@ -1,1 +1,1 @@
-"""Shipped recipes: one YAML file per run that somebody has a reason to start."""
+"""Shipped recipes, one YAML file each; `--config NAME` finds them."""

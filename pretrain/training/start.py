@@ -145,7 +145,8 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    print_banner(run, choose_kernels(run.world.device), notes)
+    kernels = choose_kernels(run.world.device, offloaded=settings.parallel.offload != "none")
+    print_banner(run, kernels, notes)
     write_atomic(run.folder / "config.yaml", dump_settings(settings))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ sys.path[0] = str(ROOT)
 from model.placement import Costs, Stage, place  # noqa: E402
 from pretrain.config.load import load_settings  # noqa: E402
 from pretrain.planning.layouts import plan_of  # noqa: E402
-from pretrain.planning.timing import case_of, makespans  # noqa: E402
+from pretrain.planning.timing import Durations, case_of, makespans  # noqa: E402
 
 STAGES = (2, 4, 8, 16)
 LOOPS = (1, 6, 12)
@@ -51,7 +51,7 @@ def main() -> None:
     for stages in STAGES:
         for name, placement in placements(stages, forward).items():
             micro_batches = arguments.micro_batches * stages
-            cases = [case_of(placement, s, micro_batches, forward, backward, hop=HOP) for s in range(1, 13)]
+            cases = [case_of(placement, s, micro_batches, Durations(forward, backward, HOP)) for s in range(1, 13)]
             times = makespans(cases)
             speedups = [case.work / time for case, time in zip(cases, times, strict=True)]
             mean = sum(case.work for case in cases) / sum(times)

@@ -1,11 +1,11 @@
-"""Tokens per second that the data side gives, against what the quickstart's training takes on one process.
+"""Tokens per second that the data pipeline delivers, compared with those that the quickstart trains on with one process.
 
     python tests/benchmarks/serving.py [--rounds 5] [--data FOLDER] [--json FILE]
 
-In every round each source serves consecutive steps of the quickstart's batches on one thread, and training takes steps of the same
-kind; the table shows medians over rounds, and the ratio within a round. `rows` is reading alone; `batches` adds the noise, as
-training receives it; `documents` are the boundaries. `first` is the time from opening a folder to its first batch, `one` that of
-one sample anywhere in the run.
+In every round, each source delivers the batches of consecutive steps of the quickstart on one thread, and training takes such
+steps. The table shows medians over rounds, and the ratio within a round. `rows` is reading only; `batches` adds the noise, as
+training receives it; `documents` are the document ids. `first` is the time from opening a folder to its first batch, `one` the time
+for one sample anywhere in the run.
 """
 
 import argparse
@@ -35,14 +35,14 @@ TRAINED_STEPS = 8
 
 
 def sources_of(data: Path, folder: Path) -> dict[str, Path]:
-    """The folder as it is, its documents whole, and a mixture of both."""
+    """The folder as prepared, repacked with whole documents, and a blend of both."""
     shutil.copytree(data, folder / "concat")
     shutil.copytree(data, folder / "best_fit")
-    if loopmdm(["prepare", "--repack", str(folder / "best_fit"), "--pack", "best_fit"]):
+    if loopmdm(["repack", str(folder / "best_fit"), "--pack", "best_fit"]):
         sys.exit(1)
-    mixture = folder / "mixture.yaml"
-    mixture.write_text("corpora: [{path: concat, weight: 0.7}, {path: best_fit, weight: 0.3}]")
-    return {"concat": folder / "concat", "best_fit": folder / "best_fit", "mixture": mixture}
+    blend = folder / "blend.yaml"
+    blend.write_text("corpora: [{path: concat, weight: 0.7}, {path: best_fit, weight: 0.3}]")
+    return {"concat": folder / "concat", "best_fit": folder / "best_fit", "blend": blend}
 
 
 def plan_of(path: Path) -> RunPlan:
@@ -99,7 +99,7 @@ class Training:
         self.speed()  # the first steps allocate
 
     def speed(self) -> float:
-        """Take some steps; their loops are those that the schedule draws."""
+        """Take some steps, with the numbers of loops that the run draws."""
         from pretrain.training.step import train_step
 
         begin = time.perf_counter()

@@ -3,7 +3,8 @@ import random
 import pytest
 from conftest import make_texts, write_jsonl
 
-from data_pipeline.filters import share_of_letters, share_of_repeated_lines
+from data_pipeline import filters
+from data_pipeline.filters import FILTERS, Filter, share_of_letters, share_of_repeated_lines
 from data_pipeline.manifest import load_manifest
 
 
@@ -33,6 +34,34 @@ def test_each_rule_leaves_out_what_it_names(prepare, tmp_path, texts, words, lef
     assert manifest.records == {cause.split(":")[0]: 1} and manifest.inputs[0].documents == len(texts)
     assert prepare("--input", path, "--output", tmp_path / "kept").code == 0
     assert load_manifest(tmp_path / "kept").records == {}
+
+
+def test_a_new_filter_is_one_entry(prepare, tmp_path, texts, monkeypatch):
+    """Its option, the check of the option, the manifest and the cause follow; off, it leaves no trace in the manifest."""
+
+    def problem(limit, limits):
+        return "give a number of lines" if limit < 0 else None
+
+    def objection(document, limit):
+        lines = document.text.count("\n") + 1
+        return f"{lines} lines" if lines < limit else None
+
+    path = write_jsonl(tmp_path / "x.jsonl", [*texts, "one line"])
+    assert prepare("--input", path, "--output", tmp_path / "before").code == 0
+    new = Filter("min_lines", "few lines", 0, "N", "fewest lines", objection, problem)
+    monkeypatch.setattr(filters, "FILTERS", (*FILTERS, new))
+    assert prepare("--input", path, "--output", tmp_path / "off").code == 0
+    before, off = (tmp_path / name / "manifest.json" for name in ("before", "off"))
+    assert before.read_bytes() == off.read_bytes()
+    result = prepare("--input", path, "--output", tmp_path / "on", "--min-lines", 2)
+    assert "left out, few lines: 1" in result.out and "x.jsonl:301: 1 lines" in result.out
+    manifest = load_manifest(tmp_path / "on")
+    assert manifest.records == {"few lines": 1} and manifest.options["min_lines"] == 2
+    assert read_back(tmp_path / "on") == sorted(texts)
+    assert "--min-lines -1: give a number of lines" in prepare("--input", path, "--output", "x", "--min-lines", -1).err
+    assert (
+        "with min_lines unset instead of 2" in prepare("--input", path, "--output", before.parent, "--min-lines", 2).err
+    )
 
 
 @pytest.mark.parametrize(("text", "share"), [("", 0), ("ab 12", 0.5), ("漢字 кот", 1), ("== 1", 0)])

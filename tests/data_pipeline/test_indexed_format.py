@@ -73,7 +73,7 @@ def test_the_writer_refuses_lengths_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("x.idx", lambda data: data[:20], "cut short"),
+        ("x.idx", lambda data: data[:20], "is truncated"),
         ("x.idx", lambda data: data[:-8], "its header describes"),
         ("x.idx", lambda data: b"NOTMAGIC" + data[8:], "not a Megatron index"),
         ("x.idx", lambda data: data[:17] + b"\x07" + data[18:], "not a Megatron index"),

@@ -192,7 +192,7 @@ def test_long_documents_among_others_give_the_same_folder(prepare, tmp_path, tex
         patch.setattr(long_documents, "KEPT_BYTES", 100)
         prepare(*options, "--output", tmp_path / "chunks")
     names = [path.name for path in sorted((tmp_path / "whole").iterdir())]
-    assert filecmp.cmpfiles(tmp_path / "whole", tmp_path / "pieces", names, shallow=False)[0] == names
+    assert filecmp.cmpfiles(tmp_path / "whole", tmp_path / "chunks", names, shallow=False)[0] == names
 
 
 PEAK = """

@@ -1,4 +1,4 @@
-"""The mixture as a function of the sample index: exact shares, caps, the corpus's own order, no start-up pass."""
+"""The blend as a function of the sample index: exact shares, caps, the corpus's own order, no start-up pass."""
 
 import hashlib
 import json
@@ -60,14 +60,14 @@ def test_caps_hold_and_leave_their_share_to_the_others(parts):
     assert (schedule.num_samples is None) == (None in caps)
     corpus, count = schedule.locate(np.arange(total))
     for k, cap in enumerate(caps):
-        # The n-th sample of a corpus has the number n, through every phase.
+        # The n-th sample of a corpus has the number n, through every interval.
         assert np.array_equal(count[corpus == k], np.arange(np.sum(corpus == k)))
         if schedule.num_samples is not None:
             assert np.sum(corpus == k) == cap
         elif cap is not None:
             assert np.sum(corpus == k) <= cap
     start, taken = 0, np.zeros(len(parts), int)
-    while start < total:  # in each phase the corpora that are left keep their shares
+    while start < total:  # in each interval the corpora that are left keep their shares
         left = [w if cap is None or taken[k] < cap else 0 for k, (w, cap) in enumerate(zip(weights, caps, strict=True))]
         ends = [
             np.flatnonzero(corpus == k)[cap - 1] + 1
@@ -138,7 +138,7 @@ import resource, time
 from fractions import Fraction
 import numpy as np
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.dataset.schedule import BlendSchedule
+from data_pipeline.dataset.blend_schedule import BlendSchedule
 from test_mixture import Counting
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def batches(rows):

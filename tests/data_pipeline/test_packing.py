@@ -50,8 +50,8 @@ def dataset_of(folder, stems, packing, seq_len):
     return dataset, counts
 
 
-def pieces_of(dataset):
-    """(tokens, starts its document) of every stretch of one document, in the order of rows and columns."""
+def segments_of(dataset):
+    """(tokens, starts its document) of every segment of one document, in the order of rows and columns."""
     indices = np.arange(dataset.num_rows)
     rows, documents, lengths = dataset.rows(indices), dataset.document_ids(indices), dataset.lengths(indices)
     for row, document, length in zip(rows, documents, lengths, strict=True):
@@ -71,12 +71,12 @@ def test_best_fit_rows_unpack_to_the_documents(shards, seq_len):
     lengths = [length for shard in shards for length in shard]
     with tempfile.TemporaryDirectory() as name:
         dataset, counts = dataset_of(Path(name), write_shards(Path(name), shards), "best_fit", seq_len)
-        pieces = sorted(zip(_starts(dataset), (p for row in pieces_of(dataset) for p in row), strict=True))
-    stream = [token for _, piece in pieces for token in piece]
+        segments = sorted(zip(_starts(dataset), (p for row in segments_of(dataset) for p in row), strict=True))
+    stream = [token for _, segment in segments for token in segment]
     assert stream == [i % 251 for i in range(sum(lengths))]
     # What fits is whole; what does not is cut into full rows and one remainder.
     expected = [part for n in lengths for part in [seq_len] * (n // seq_len) + [n % seq_len] * (n % seq_len > 0)]
-    assert [len(piece) for _, piece in pieces] == expected
+    assert [len(segment) for _, segment in segments] == expected
     assert counts.tokens == sum(lengths) and counts.dropped_tokens == 0
     assert counts.padded_tokens == counts.rows * seq_len - counts.tokens
 
@@ -106,7 +106,7 @@ def test_concat_rows_are_the_stream_and_its_documents(shards, seq_len):
 @given(texts=st.lists(st.text(max_size=80), max_size=12), seq_len=st.integers(1, 40))
 @settings(max_examples=80, deadline=None)
 def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
-    """Text -> tokens -> shards -> rows -> tokens -> text, the pieces put together in the order of the stream."""
+    """Text -> tokens -> shards -> rows -> tokens -> text, the segments put together in the order of the stream."""
     texts = [text.encode("utf-8", "replace").decode() for text in texts]  # half of a surrogate pair is no text
     tokenizer = load_tokenizer(tokenizer_file)
     encoded = [np.append(ids, tokenizer.eod_id) for ids in tokenizer.encode_batch(texts)]
@@ -116,12 +116,12 @@ def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
                 with IndexedWriter(Path(name) / f"train-{number:05}", 500) as writer:
                     writer.append(np.concatenate([np.zeros(0, int), *part]), np.array([len(ids) for ids in part], int))
             dataset, counts = dataset_of(Path(name), ["train-00000", "train-00001"], packing, seq_len)
-            pieces = dataset.segments(np.arange(counts.rows))
+            segments = dataset.segments(np.arange(counts.rows))
             rows = dataset.rows(np.arange(counts.rows))
         found = {
             start: rows[row, column : column + length].tolist()
             for row, column, start, length in zip(
-                pieces.rows, pieces.columns, pieces.starts, pieces.lengths, strict=True
+                segments.rows, segments.columns, segments.starts, segments.lengths, strict=True
             )
         }
         stream = [token for start in sorted(found) for token in found[start]]
@@ -184,7 +184,7 @@ def test_padding_is_little_on_lengths_as_of_text(seq_len):
 @pytest.mark.parametrize("index", [-1, 99])
 def test_a_row_outside_the_plan_is_an_error(tmp_path, packing, index):
     dataset, _ = dataset_of(tmp_path, write_shards(tmp_path, [[5, 5]]), packing, 3)
-    for method in (dataset.rows, dataset.lengths, dataset.documents):
+    for method in (dataset.rows, dataset.lengths, dataset.document_ids):
         with pytest.raises(IndexError, match="row indices must be 0 to"):
             method(np.array([0, index]))
         assert len(method(np.array([], np.int64))) == 0

@@ -142,10 +142,19 @@ def test_the_line_of_a_broken_record_is_that_of_the_file(prepare, several_tasks,
     assert f"error: {several_tasks}:{len(lines) // 2}: broken JSON" in strict.err
 
 
+def test_blank_lines_count_for_the_lines_of_later_tasks(prepare, tmp_path, texts, monkeypatch):
+    monkeypatch.setattr("data_pipeline.tasks.task._task_size", lambda total: total // 3)
+    path = write_jsonl(tmp_path / "x.jsonl", texts)
+    lines = path.read_bytes().replace(b"\n", b"\n\n") + b"{\n"
+    path.write_bytes(lines)
+    result = prepare("--input", path, "--output", tmp_path / "data")
+    assert result.code == 0 and f"x.jsonl:{lines.count(10)}: " in result.out, result.err
+
+
 def test_a_share_that_does_not_exist(prepare, parts, tmp_path):
     words = ("--input", *parts, "--output", tmp_path / "data", "--task-count", 2)
     assert "only --stage tokens can be shared" in prepare(*words).err
-    assert "give an index below the count" in prepare(*words, "--stage", "tokens", "--task-index", 2).err
+    assert "give an index from 0 to below the count" in prepare(*words, "--stage", "tokens", "--task-index", 2).err
 
 
 def test_two_runs_at_once_are_refused(shared, tmp_path):

@@ -83,8 +83,8 @@ def test_a_batch_gives_each_text_its_own_ids(name, texts):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_long_texts_in_segments_get_the_librarys_ids(name, monkeypatch):
-    monkeypatch.setattr(word_table, "SEGMENT_BYTES", 50)
+def test_long_texts_in_blocks_get_the_librarys_ids(name, monkeypatch):
+    monkeypatch.setattr(word_table, "BLOCK_BYTES", 50)
     library, _, encoder = model(name)
     rng = random.Random(1)
     for _ in range(50):
@@ -105,11 +105,11 @@ def test_a_crowded_table_that_starts_anew_gives_the_librarys_ids(name, monkeypat
     assert len(encoder._table._begins) < 50
 
 
-def test_a_model_that_disagrees_on_a_probe_is_left_to_the_library(monkeypatch):
+def test_a_model_that_disagrees_in_a_test_is_left_to_the_library(monkeypatch):
     library, content, _ = model("pieces across words")
     assert word_encoder(library, content) == "its pieces cross words"
     monkeypatch.setattr(words, "_holds_every_piece", lambda classes, proto: True)
-    assert "on a probe" in word_encoder(library, content)
+    assert "gave other ids in a test" in word_encoder(library, content)
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])

@@ -1,4 +1,4 @@
-"""The layouts whose numbers must equal one rank's, what is compared, and the table that the README shows.
+"""The layouts whose numbers must equal one rank's, what is compared, and the table of tests/README.md.
 
 Deviations are relative: the largest over steps for loss and gradient norm, the largest over weights (of the norm of the
 difference) for the final weights and their moving average.
@@ -30,7 +30,7 @@ class Layout:
     Attributes:
         name: as the table shows it.
         ranks: processes.
-        words: overrides of the recipe; those of `model` also go to the reference run.
+        overrides: of the recipe; those of `model` also go to the reference run.
         model: which model and numbers of rows, shared with the reference.
         limits: largest relative deviation of loss, gradient norm, weights.
         data: the fixture with the prepared folder.
@@ -38,7 +38,7 @@ class Layout:
 
     name: str
     ranks: int
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     model: tuple[str, ...] = SMALL
     limits: tuple[float, float, float] = FP32_LIMITS
     data: str = "corpus"
@@ -49,9 +49,9 @@ class Layout:
         return "".join(c if c.isalnum() else "-" for c in f"{self.ranks} {self.name}").lower()
 
 
-def p(*words: str) -> tuple[str, ...]:
+def p(*overrides: str) -> tuple[str, ...]:
     """`tensor=2` -> `parallel.tensor=2`."""
-    return tuple(f"parallel.{word}" for word in words)
+    return tuple(f"parallel.{word}" for word in overrides)
 
 
 UNEVEN = (*SMALL, "train.global_batch_size=6")
@@ -104,8 +104,8 @@ LAYOUTS = [
     Layout("DP2 x TP2 + SP, ZeRO-3", 4, p("tensor=2", "sequence=true", "zero_stage=3")),
 ]
 LAYOUTS += [
-    Layout(f"{name}, bf16", ranks, (*p(*words), "train.precision=bf16"), WIDE, BF16_LIMITS)
-    for name, ranks, words in (
+    Layout(f"{name}, bf16", ranks, (*p(*overrides), "train.precision=bf16"), WIDE, BF16_LIMITS)
+    for name, ranks, overrides in (
         ("ZeRO-1", 1, ("zero_stage=1",)),
         ("DP2, ZeRO-1", 2, ("zero_stage=1",)),
         ("DP2, ZeRO-2", 2, ("zero_stage=2",)),
@@ -118,8 +118,8 @@ LAYOUTS += [
 ]
 
 LAYOUTS += [
-    Layout(f"{name}, within documents", ranks, words, DOCUMENTS, data="short_documents")
-    for name, ranks, words in (
+    Layout(f"{name}, within documents", ranks, overrides, DOCUMENTS, data="short_documents")
+    for name, ranks, overrides in (
         ("micro-batch 8, recompute full", 1, ("train.micro_batch_size=8", *p("recompute=full"))),
         ("DP2, ZeRO-3", 2, p("zero_stage=3")),
         ("TP2 + SP", 2, p("tensor=2", "sequence=true")),
@@ -146,12 +146,19 @@ def launch(
     layouts = list(layouts)
     (ranks,) = {layout.ranks for layout in layouts}
     common = [f"run.dir={folder}", f"train.steps={STEPS}"]
-    words = [
-        [*common, f"data.path={corpora[one.data]}", f"run.name={prefix}{one.folder}", *one.model, *one.words, *extra]
+    overrides = [
+        [
+            *common,
+            f"data.path={corpora[one.data]}",
+            f"run.name={prefix}{one.folder}",
+            *one.model,
+            *one.overrides,
+            *extra,
+        ]
         for one in layouts
     ]
     listed = folder / f"{prefix}layouts-{ranks}.json"
-    listed.write_text(json.dumps(words))
+    listed.write_text(json.dumps(overrides))
     script = [ROOT / "tests/distributed/ranks.py", RECIPE, listed]
     torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
     done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=600, PYTHONPATH=str(ROOT))
@@ -181,10 +188,15 @@ def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
     return loss, norm, worst
 
 
+def table_row(layout: Layout, *values: str) -> str:
+    """A row of the table in tests/README.md."""
+    loss, norm, weights = values
+    return f"{layout.ranks:>5}  {layout.name:<49}{loss:>5}{norm:>15}{weights:>9}"
+
+
 def table(rows: Iterable[tuple[Layout, tuple[float, float, float]]]) -> str:
-    """The README's table."""
-    lines = ["| ranks | layout | loss | gradient norm | weights |", "|---|---|---|---|---|"]
+    """The table in tests/README.md."""
+    lines = [f"{'ranks':>5}  {'layout':<49}{'loss':>5}{'gradient norm':>15}{'weights':>9}"]
     for layout, values in rows:
-        shown = " | ".join("0" if value == 0 else f"{value:.0e}" for value in values)
-        lines.append(f"| {layout.ranks} | {layout.name} | {shown} |")
+        lines.append(table_row(layout, *("0" if value == 0 else f"{value:.0e}" for value in values)))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Trains several layouts one after the other in the same ranks: starting ranks is what costs.
 
-torchrun --nproc-per-node=N tests/distributed/ranks.py RECIPE LAYOUT.json: a file with a list of lists of key=value words.
+torchrun --nproc-per-node=N tests/distributed/ranks.py RECIPE LAYOUT.json: a file with a list of lists of key=value overrides.
 """
 
 import json
@@ -18,8 +18,8 @@ if __name__ == "__main__":
     from pretrain.parallel.world import leave_world
     from pretrain.training.start import run_training
 
-    for words in json.loads(Path(sys.argv[2]).read_text()):
-        settings = load_settings(sys.argv[1], words)
+    for overrides in json.loads(Path(sys.argv[2]).read_text()):
+        settings = load_settings(sys.argv[1], overrides)
         blend = load_blend(settings.data.path)
         run_training(make_run_plan(settings, blend.manifest, read_launcher()[1]), blend, resume=True)
     leave_world()

@@ -75,7 +75,7 @@ def poison_gradient(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run.engine.model.tail.register_forward_hook(overflow)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda words: "-".join(w.partition("=")[2] for w in words))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda overrides: "-".join(w.partition("=")[2] for w in overrides))
 @pytest.mark.parametrize(
     ("poison", "message"), [(poison_loss, "the loss is nan"), (poison_gradient, "the gradient norm is")]
 )

@@ -23,7 +23,7 @@ from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.training.start import owned_folder, run_training
-from tests.launching import BIN, ROOT, environment, free_port, metrics, train, training_command
+from tests.launching import BIN, ROOT, environment, free_port, metrics, records, train, training_command
 
 pytestmark = pytest.mark.end_to_end
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -302,6 +302,17 @@ def test_record_fields(trained):
     assert len(record["loss_by_timestep"]) == 10
 
 
+def test_validation_is_in_the_metrics_file(trained):
+    """The same figures as in eval/, with their place in the run, after the training record of that step."""
+    validations = [record for record in records(trained) if "validation" in record]
+    assert [record["step"] for record in validations] == [10, 20]
+    during = json.loads((trained / "eval" / "train_step_20.json").read_text())
+    assert validations[-1]["validation"]["loops"] == during["loops"]
+    assert {key: validations[-1][key] for key in ("samples", "tokens", "flops", "elapsed")} == {
+        key: metrics(trained)[-1][key] for key in ("samples", "tokens", "flops", "elapsed")
+    }
+
+
 def test_tensorboards_own_reader_reads_the_run(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -396,5 +407,5 @@ def test_doctor_says_what_is_used(capsys):
     assert loopmdm(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "AdamW step" in output
-    assert "apex not installed" in output
+    assert "apex is not installed" in output
     assert "ready to train" in output

@@ -1,6 +1,6 @@
-"""The SLURM launchers: what they say without SLURM, and real jobs where a controller runs.
+"""The SLURM launchers: their messages without SLURM, and real jobs where a SLURM controller runs.
 
-`tests/slurm/one_node.sh start` gives this machine a SLURM of one node; set SLURM_CONF as it prints.
+`tests/slurm/one_node.sh start` starts SLURM with one node on this machine; set SLURM_CONF as it prints.
 """
 
 import os
@@ -19,7 +19,7 @@ TIMEOUT = 180
 
 
 def run_outside(script, *arguments):
-    """Run a launcher with plain bash, as if no SLURM job were around."""
+    """Run a launcher with plain bash, outside any SLURM job."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return subprocess.run(
         ["bash", LAUNCHERS / script, *arguments], env=environment, check=False, capture_output=True, text=True
@@ -61,8 +61,8 @@ def test_hint_outside_slurm(script, arguments, hint):
 
 
 @pytest.fixture
-def pretended(tmp_path):
-    """`sbatch`, `srun` and `scontrol` that run jobs at once, one after the other, and write down what they were told."""
+def fake_slurm(tmp_path):
+    """`sbatch`, `srun` and `scontrol` that run each job immediately and record their arguments."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     scripts = {
@@ -91,9 +91,9 @@ def pretended(tmp_path):
 
 
 @pytest.mark.timeout(180)
-def test_an_array_of_jobs_gives_what_one_run_gives(tmp_path, pretended):
-    """The jobs really run, by turns; a SLURM controller is not there to order them."""
-    environment, jobs = pretended
+def test_an_array_of_jobs_gives_what_one_run_gives(tmp_path, fake_slurm):
+    """The jobs run one after the other, without a SLURM controller to order them."""
+    environment, jobs = fake_slurm
     inputs = []
     for i in range(4):
         inputs.append(tmp_path / f"{i}.txt")
@@ -114,7 +114,7 @@ def test_an_array_of_jobs_gives_what_one_run_gives(tmp_path, pretended):
 
 
 def why_no_slurm():
-    """The reason for which no job can run here; empty where one can."""
+    """The reason why no job can run here; empty if one can."""
     if shutil.which("sbatch") is None:
         return "no sbatch on this machine (see tests/slurm/one_node.sh)"
     try:
@@ -137,7 +137,7 @@ def slurm():
 
 
 def submit(folder, options, launcher, *arguments):
-    """Submit `launcher` from `folder` and wait; (exit code of the job, its log)."""
+    """Submit `launcher` from `folder` and wait; returns (exit code of the job, its log)."""
     log = folder / "job.out"
     log.unlink(missing_ok=True)
     command = ["sbatch", "--parsable", "--wait", f"--output={log}", *options, launcher, *map(str, arguments)]
@@ -166,7 +166,7 @@ if "stop" in sys.argv:
         print("saved by rank", os.environ["RANK"], flush=True)
         os._exit(0)
     signal.signal(signal.SIGTERM, save)
-    time.sleep(1)  # both ranks listen by now
+    time.sleep(1)  # by now both ranks handle the signal
     if os.environ["RANK"] == "0":
         os.system("scancel --signal=TERM " + os.environ["SLURM_JOB_ID"])
     time.sleep(60)
@@ -178,7 +178,7 @@ sys.exit(7 if "fail" in sys.argv else 0)
 
 @pytest.fixture
 def pretrain(tmp_path):
-    """The launcher in a repository with a small script for a trainer, under a folder with a space in its name."""
+    """The launcher in a repository whose pretrain/main.py is a small script, in a folder with a space in its name."""
     repository = tmp_path / "a repository"
     (repository / "pretrain").mkdir(parents=True)
     (repository / "pretrain" / "main.py").write_text(STAND_IN)
@@ -218,7 +218,7 @@ class TestRanks:
         monkeypatch.setenv("LOOPMDM_RANKS_PER_NODE", "100000")
         code, log = submit(tmp_path, [], pretrain, "recipe")
         assert code == 2
-        assert "ask for more" in log
+        assert "request more CPUs" in log
 
     def test_relative_path_to_the_script(self, pretrain):
         code, log = submit(pretrain.parent.parent, ["--ntasks-per-node=1"], "launchers/pretrain.sh", "recipe")

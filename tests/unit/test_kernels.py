@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def apex(tmp_path, monkeypatch):
-    """Make a package named apex importable; returns a function that writes its __init__.py."""
+    """A function that writes the __init__.py of a package named apex, which can then be imported."""
     (tmp_path / "apex").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "apex", raising=False)
@@ -61,6 +61,9 @@ def test_apex_with_its_extensions_is_used_on_a_gpu_alone(apex, monkeypatch):
     assert choice.implementation == "apex.optimizers.FusedAdam"
     assert choice.build([], lr=1.0) == {"adam_w_mode": True, "lr": 1.0}
     assert choose_adamw(CPU).implementation == "torch.optim.AdamW"
+    assert (
+        choose_adamw(CUDA, offloaded=True).implementation == "torch.optim.AdamW"
+    )  # a CUDA kernel cannot step CPU tensors
 
 
 def test_every_choice_has_a_reason():

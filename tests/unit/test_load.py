@@ -27,13 +27,15 @@ ONE_MISTAKE = {
     "nonsense": "'nonsense': is not of the form key=value, such as optim.lr=3e-4",
     "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.lr",
     "optim.lr=[": "optim.lr=[: the value is not valid YAML; quote it",
-    "optim.lr=fast": "optim.lr=fast: should be a valid number, unable to parse string as a number",
+    "optim.lr=fast": "optim.lr=fast: should be a valid number",
     "optim.lr=-1": "optim.lr=-1: should be greater than 0",
     "train.steps=1.5": "train.steps=1.5: should be a valid integer, got a number with a fractional part",
+    "train.loops=uniformm": "train.loops=uniformm: should be a valid integer or 'uniform' or 'inverse_flops'",
+    "eval.loops=[]": "eval.loops: should have at least 1 item",
     "train.loops=0": "train.loops=0: should be greater than or equal to 1",
     "optim.schedule=true": "optim.schedule=true: should be 'constant', 'cosine' or 'wsd'",
     "train.precision=fp8": "train.precision=fp8: should be 'fp32' or 'bf16'",
-    "run.name=a/b": "run.name=a/b:",
+    "run.name=a/b": "run.name=a/b: should match pattern",
     "eval.loops=1,x": "eval.loops=x: should be a valid integer",
     "model.num_layers=5": "model.num_layers=5: model.loop has 1 + 2 + 1 = 4 layers (head + mid + tail); make them equal",
     "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; choose a divisor",
@@ -43,8 +45,8 @@ ONE_MISTAKE = {
     "train.loops=9": "train.loops=9: is larger than model.loop.max=4; raise model.loop.max",
     "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; change one of them",
     "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; shorten the warm-up or train longer",
-    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; choose a divisor",
-    "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1; raise",
+    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; choose",
+    "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1",
     "parallel.ds_config=none.json": "parallel.ds_config=none.json: cannot be read (No such file or directory)",
 }
 
@@ -89,15 +91,17 @@ def test_bf16_without_zero_is_refused_with_the_reason():
     ]
 
 
+PIPELINE = "parallel.pipeline=2 "
+REDUCES = "ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass"
 REFUSED = {
-    "parallel.pipeline=2 parallel.zero_stage=2": "parallel.zero_stage=2: ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass",
-    "parallel.pipeline=2 parallel.zero_stage=3": "parallel.zero_stage=3: ZeRO-2 and ZeRO-3 reduce gradients inside DeepSpeed's backward pass",
-    "parallel.pipeline=2 parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads inside its own backward pass",
-    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: offloading needs ZeRO; set parallel.zero_stage=1, 2 or 3",
-    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 can offload weights, and parallel.zero_stage=2",
+    f"{PIPELINE}parallel.zero_stage=2": f"parallel.zero_stage=2: {REDUCES}",
+    f"{PIPELINE}parallel.zero_stage=3": f"parallel.zero_stage=3: {REDUCES}",
+    f"{PIPELINE}parallel.offload=optimizer": "parallel.offload=optimizer: DeepSpeed offloads inside its own backward pass",
+    f"{PIPELINE}parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: parallel.pipeline_split=c",
     "parallel.pipeline=4 parallel.mid_replicas=3": "parallel.mid_replicas=3: does not divide parallel.pipeline=4",
-    "parallel.pipeline=2 parallel.mid_replicas=2 parallel.pipeline_split=contiguous": "parallel.mid_replicas=2: parallel.pipeline_split=contiguous holds",
-    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=true: data.seq_len=33 is not a multiple",
+    "parallel.zero_stage=0 parallel.offload=optimizer": "parallel.offload=optimizer: offloading needs ZeRO; set parallel.zero",
+    "parallel.zero_stage=2 parallel.offload=parameters": "parallel.offload=parameters: only ZeRO-3 can offload weights, and ",
+    "parallel.tensor=2 parallel.sequence=true data.seq_len=33": "parallel.sequence=true: data.seq_len=33 is not a multiple of",
 }
 
 
@@ -186,6 +190,9 @@ def test_every_key_has_a_meaning():
     keys = list(describe_keys())
     assert len(keys) == len(flatten(load_settings(TINY)))
     assert all(text and kind for _, kind, _, text in keys)
+    defaults = {key: default for key, _, default, _ in keys}
+    shown = ("eval.loops", "log.tensorboard", "optim.lr", "run.stop_after")
+    assert [defaults[key] for key in shown] == ["1,2,4,8", "true", "0.0003", ""]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from model.architecture import LoopSplit
 from model.placement import Costs, group_size, place
 from pretrain.planning.programs import programs_of
-from pretrain.planning.timing import Case, case_of, makespans, step_times
+from pretrain.planning.timing import Case, Durations, case_of, makespans, step_times
 from tests.virtual_time import run_schedule
 
 pytestmark = pytest.mark.usefixtures(
@@ -37,7 +37,7 @@ def simulate(case: Case) -> tuple[float, list[int]]:
 )  # fmt: skip
 def test_time_and_bubble_equal_those_of_the_original_schedule(split, stages, micro_batches, loops, kind):
     placement = place(split, stages, FORWARD, [1 / 12] * 12, kind)
-    case = case_of(placement, loops, micro_batches, FORWARD, BACKWARD, hop=0.03)
+    case = case_of(placement, loops, micro_batches, Durations(FORWARD, BACKWARD, hop=0.03))
     simulated, held = simulate(case)
     (time,) = makespans([case])
     assert time == pytest.approx(simulated, rel=1e-9)
@@ -52,27 +52,29 @@ def test_random_costs_and_all_recompute_modes():
         for recompute in ("none", "full", "loop"):
             forward, backward = (Costs(rng.random() + 0.1, rng.random(), 3 * rng.random()) for _ in range(2))
             placement = place(PAPER, stages, forward, [0.25] * 4)
-            case = case_of(placement, 3, 7, forward, backward, recompute, hop=rng.random())
+            case = case_of(placement, 3, 7, Durations(forward, backward, rng.random(), recompute))
             (time,) = makespans([case])
             assert time == pytest.approx(simulate(case)[0], rel=1e-9)
 
 
 def test_cases_timed_together_do_not_affect_each_other():
     placement = place(PAPER, 4, FORWARD, [1 / 12] * 12)
-    cases = [case_of(placement, loops, 8, FORWARD, BACKWARD, hop=0.1) for loops in (1, 5, 12)]
+    cases = [case_of(placement, loops, 8, Durations(FORWARD, BACKWARD, hop=0.1)) for loops in (1, 5, 12)]
     assert makespans(cases) == [makespans([case])[0] for case in cases]
 
 
 def test_recompute_adds_its_forward_to_the_backward():
     placement = place(PAPER, 2, FORWARD, [1 / 12] * 12)
-    none, loop, full = (case_of(placement, 4, 8, FORWARD, BACKWARD, mode) for mode in ("none", "loop", "full"))
+    none, loop, full = (
+        case_of(placement, 4, 8, Durations(FORWARD, BACKWARD, recompute=mode)) for mode in ("none", "loop", "full")
+    )
     assert loop.work - none.work == pytest.approx(8 * 4 * 2 * FORWARD.layer)
     assert full.work - none.work == pytest.approx(8 * (10 + 4 * 2) * FORWARD.layer)
 
 
 def test_one_stage_has_no_bubble():
     placement = place(PAPER, 1, FORWARD, [1.0])
-    case = case_of(placement, 3, 4, FORWARD, BACKWARD)
+    case = case_of(placement, 3, 4, Durations(FORWARD, BACKWARD))
     assert makespans([case]) == [pytest.approx(4 * (16 * 3.1 + 0.05 + 2.0))]
 
 
@@ -90,5 +92,5 @@ def test_long_steps_are_timed_through_short_ones():
             forward, backward = (Costs(rng.random() + 0.1, rng.random(), 4 * rng.random()) for _ in range(2))
             placement = place(PAPER, stages, forward, [1 / 12] * 12, kind)
             for loops, groups in ((1, 6), (5, 9), (12, 16)):
-                case = case_of(placement, loops, groups * stages, forward, backward, hop=0.3 * rng.random())
+                case = case_of(placement, loops, groups * stages, Durations(forward, backward, hop=0.3 * rng.random()))
                 assert step_times([case]) == pytest.approx(makespans([case]), rel=1e-9)

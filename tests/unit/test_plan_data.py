@@ -17,9 +17,9 @@ TINY = str(ROOT / "tests" / "tiny.yaml")
 def planned(tmp_path, capsys):
     """The figures of `loopmdm plan` on two ranks, or its error message."""
 
-    def call(*words):
+    def call(*overrides):
         out = tmp_path / "plan.json"
-        status = main(["plan", "--config", TINY, "--ranks", "2", "--json", str(out), *map(str, words)])
+        status = main(["plan", "--config", TINY, "--ranks", "2", "--json", str(out), *map(str, overrides)])
         return json.loads(out.read_text()) if status == 0 else capsys.readouterr().err
 
     return call

@@ -24,12 +24,12 @@ UNPREPARED = ("data.path=nowhere", "model.vocab_size=321", "data.seq_len=32")
 PAPER = ("model.vocab_size=50258", "data.path=nowhere")
 
 
-def plan(*words, ranks=1, recipe=TINY, unprepared=UNPREPARED):
-    return plan_of(load_settings(recipe, [*unprepared, *words]), None, ranks)
+def plan(*overrides, ranks=1, recipe=TINY, unprepared=UNPREPARED):
+    return plan_of(load_settings(recipe, [*unprepared, *overrides]), None, ranks)
 
 
-def paper(*words, ranks=8):
-    return plan(*words, ranks=ranks, recipe="paper_170m", unprepared=PAPER)
+def paper(*overrides, ranks=8):
+    return plan(*overrides, ranks=ranks, recipe="paper_170m", unprepared=PAPER)
 
 
 def test_weights_per_stage_are_those_of_the_built_model(world):
@@ -97,8 +97,8 @@ def test_a_pipeline_keeps_a_mask_for_every_chunk_with_layers():
 
 
 def test_loop_recomputation_keeps_one_hidden_state_per_pass():
-    words = ("parallel.recompute=loop", "model.loop.max=12")
-    one, twelve = (plan(*words, f"train.loops={s}") for s in (1, 12))
+    overrides = ("parallel.recompute=loop", "model.loop.max=12")
+    one, twelve = (plan(*overrides, f"train.loops={s}") for s in (1, 12))
     hidden = 2 * 32 * 32 * 4  # rows x tokens x width x bytes
     grown = memory_of(twelve, twelve.placement[0]).activations - memory_of(one, one.placement[0]).activations
     assert grown == 11 * hidden
@@ -136,8 +136,8 @@ def test_traffic_of_tensor_and_pipeline_ranks():
     assert (sent.pipeline, sent.copies) == (0, 0)
     stages = paper("parallel.pipeline=2")
     sent = [traffic_of(stages, stage, 4) for stage in stages.placement]
-    visits = len(stages.placement[0].chunks(4)) * 2
-    assert sum(s.pipeline for s in sent) == stages.micro_batches * 2 * (visits - 1) * hidden
+    chunks = len(stages.placement[0].chunks(4)) * 2
+    assert sum(s.pipeline for s in sent) == stages.micro_batches * 2 * (chunks - 1) * hidden
     copied = paper("parallel.pipeline=4")
     layer = copied.settings.model.parameters_per_layer()
     assert traffic_of(copied, copied.placement[1], 4).copies == 2 * layer * 4 / 2
@@ -175,8 +175,8 @@ def test_the_best_fits_and_is_the_fastest_that_does():
 
 def test_a_slow_network_moves_the_traffic_into_nodes():
     fast, slow = (
-        ranked(legal_layouts(paper("train.micro_batch_size=1", *words, ranks=16)))[0]
-        for words in ((), ("hardware.network_gb_per_second=0.05",))
+        ranked(legal_layouts(paper("train.micro_batch_size=1", *overrides, ranks=16)))[0]
+        for overrides in ((), ("hardware.network_gb_per_second=0.05",))
     )
     assert slow.traffic.data < fast.traffic.data and slow.traffic.tensor > fast.traffic.tensor
 

@@ -33,4 +33,5 @@ class Validation(Hook):
         step = run.progress.step
         for figures in results:
             write_figures(run.folder, f"train_step_{step}", figures | {"step": step, "weights": "raw"})
-            self._recorder.record_validation(position(run) | {"validation": figures | {"weights": "raw"}})
+            record = {"elapsed": run.progress.elapsed, "validation": figures | {"weights": "raw"}}
+            self._recorder.record_validation(position(run) | record)
