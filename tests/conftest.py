@@ -2,11 +2,15 @@
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A job in the background (`pytest &` in a script) inherits an ignored SIGINT, and the tests that send one would hang or fail.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pretrain.machine.library_warnings import filter_library_warnings
 
