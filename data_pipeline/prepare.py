@@ -30,7 +30,7 @@ DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
 
 DESCRIPTION = """\
-Tokenise text and pack it into rows for pre-training.
+Tokenize text and pack it into rows for pre-training.
 
 An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; any other: one document of plain text; all
 but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,

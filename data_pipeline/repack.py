@@ -1,4 +1,4 @@
-"""`loopmdm repack DIR`: another row length or packing for a prepared folder, without tokenising again."""
+"""`loopmdm repack DIR`: another row length or packing for a prepared folder, without tokenizing again."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ from data_pipeline.split_table import split_table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `loopmdm repack`."""
     parser.description = (
-        "Change the rows of a prepared folder in place. Nothing is tokenised again. A training run that uses the folder keeps "
+        "Change the rows of a prepared folder in place. Nothing is tokenized again. A training run that uses the folder keeps "
         "its rows. Without options, missing or damaged pack plans are made again."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `loopmdm prepare` wrote")

@@ -45,7 +45,7 @@ class Corpus:
 
     Attributes:
         path: the folder.
-        weight: its share, not normalised.
+        weight: its share, not normalized.
         max_epochs: passes over its rows after which its share goes to the others; None for no limit.
     """
 
@@ -66,7 +66,7 @@ class Corpus:
 
     @property
     def token_weight(self) -> float:
-        """Its share of the tokens, not normalised; rows with padding have fewer."""
+        """Its share of the tokens, not normalized; rows with padding have fewer."""
         return float(self.weight) * (1 - self.padding)
 
     @property

@@ -5,7 +5,7 @@ keeps documents whole (`data_pipeline.packing.best_fit`).
 
 `SPLIT.pack.STRATEGY-SEQLEN.json` holds the counts, which is all of a `concat` plan. `best_fit` adds three arrays, 12 bytes
 per segment and 8 per row, which are memory-mapped. Plans are made from the `.idx` files only, so that packing again does not
-tokenise again. Their names contain the strategy and the length, so that a new plan does not overwrite one in use.
+tokenize again. Their names contain the strategy and the length, so that a new plan does not overwrite one in use.
 """
 
 from collections.abc import Sequence

@@ -100,7 +100,7 @@ class Build:
         missing = [task for task in share.of(tasks) if not job.record(task)]
         left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
         require_space(self.work, int(left * self._estimate(job.vocab_size)))
-        progress = Progress("tokenising", self._expected_text_bytes(missing), len(missing), len(share.of(tasks)))
+        progress = Progress("tokenizing", self._expected_text_bytes(missing), len(missing), len(share.of(tasks)))
         for _ in run_tasks(job, missing, self.workers, progress.update):
             progress.task_done()
         progress.close()

@@ -1,4 +1,4 @@
-"""Tokenise one task into shards of its own."""
+"""Tokenize one task into shards of its own."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -91,7 +91,7 @@ class TokenJob:
 
 @dataclass
 class _Shard:
-    """One split's documents on their way to a file, tokenised in batches."""
+    """One split's documents on their way to a file, tokenized in batches."""
 
     writer: IndexedWriter
     tokenizer: Tokenizer

@@ -18,7 +18,7 @@ MAX_LINE_CHARS = 4096
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, model_path: Path, model_type: ModelType = "bpe") -> None:
     """Train a byte-fallback model of exactly `vocab_size` pieces and write it to `model_path`.
 
-    The model is lossless: `decode(encode(text)) == text` for every text that UTF-8 can encode, because nothing is normalised,
+    The model is lossless: `decode(encode(text)) == text` for every text that UTF-8 can encode, because nothing is normalized,
     no space is added or removed, unknown characters become bytes, and `SentencePieceTokenizer` encodes a literal U+2581
     (which SentencePiece uses for a space) as bytes. Digits are single pieces; the end-of-document piece has id 1; there is no
     beginning-of-text or padding piece. Training uses one thread, so that equal texts in equal order give equal bytes.

@@ -37,8 +37,8 @@ class WordEncoder:
     """Encodes text word by word.
 
     Args:
-        normalize: the model's normalisation of a text, with spaces as spaces.
-        table: encodes normalised text.
+        normalize: the model's normalization of a text, with spaces as spaces.
+        table: encodes normalized text.
         takes_chunks: `normalize` gives the same for a text as for its chunks one by one.
     """
 
@@ -142,7 +142,7 @@ def _keeps_text(proto: "ModelProto") -> bool:
 
 
 def _without_normalizer(proto: "ModelProto") -> bytes:
-    """The serialised model without its normalisation."""
+    """The serialised model without its normalization."""
     bare = type(proto)()
     bare.CopyFrom(proto)
     spec = bare.normalizer_spec

@@ -22,7 +22,7 @@ class EvaluationSet:
 
     Attributes:
         name: in figures and file names; "" if there is only one set.
-        weight: share of the tokens that training draws from this corpus, not normalised.
+        weight: share of the tokens that training draws from this corpus, not normalized.
     """
 
     name: str

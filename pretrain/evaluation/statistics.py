@@ -26,7 +26,7 @@ class Estimate:
 def estimate_from_rows(loops: int, nats_per_row: np.ndarray, weights: np.ndarray, strata: np.ndarray) -> Estimate:
     """The estimate of all rows together: a ratio of sums over rows, nats over tokens.
 
-    Its error is that of the linearised rows (Cochran, "Sampling Techniques", 1977, section 6.3), which are the rows' own
+    Its error is that of the linearized rows (Cochran, "Sampling Techniques", 1977, section 6.3), which are the rows' own
     estimates if all rows have the same length.
 
     Args:

@@ -191,7 +191,7 @@ class _Held:
         return self._tokens * (replicated + sharded / tensor) + angles
 
     def _norm(self) -> float:
-        """Saved by one RMSNorm per token: input and normalised input in fp32, output, and 1 / rms."""
+        """Saved by one RMSNorm per token: input and normalized input in fp32, output, and 1 / rms."""
         return self._model.hidden_size * (2 * FP32 + self._size) + FP32
 
     def _masked(self) -> float:

@@ -121,7 +121,7 @@ def restore(run: TrainingRun) -> Path | None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint. Raises UserError if it cannot be read.
 
-    A setting that did not exist when the checkpoint was made gets its default, which reproduces the behaviour of that time.
+    A setting that did not exist when the checkpoint was made gets its default, which reproduces the behavior of that time.
     """
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Compare the speed of tokenising with Megatron-LM's method: same SentencePiece model, documents, workers and machine.
+"""Compare the speed of tokenizing with Megatron-LM's method: same SentencePiece model, documents, workers and machine.
 
     python tests/benchmarks/tokenise.py [--input FILE.jsonl] [--workers 2] [--rounds 5] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Optional kernels are recognised by what they offer, not by their name."""
+"""Optional kernels are recognized by what they offer, not by their name."""
 
 import sys
 import types
