@@ -51,7 +51,7 @@ class Engine:
         self._names = _names_by_stage(model, world)
         self._norm: Tensor | None = None
         if self.zero_stage == 0:
-            self._clip_without_zero(plan.settings.optim.clip_norm)
+            self._clip_without_zero()
 
     def forward_backward(self, inputs: Sequence[Inputs], loops: int, loss_of: LossFunction) -> None:
         """Add the gradients of all micro-batches of a step.
@@ -103,7 +103,7 @@ class Engine:
             gradient = weight.grad if getattr(weight, "_hp_grad", None) is None else weight._hp_grad
             dist.all_reduce(gradient, group=self._world.replica_group)
 
-    def _clip_without_zero(self, clip_norm: float) -> None:
+    def _clip_without_zero(self) -> None:
         """Clip between DeepSpeed's reduction and the update: without ZeRO it clips fp32 gradients but reports no norm."""
         counted = [weight for weight in self.model.parameters() if _counts_here(weight, self._world)]
         every = list(self.model.parameters())
@@ -112,7 +112,8 @@ class Engine:
             squares = torch.stack([weight.grad.float().square().sum() for weight in counted]).sum()
             self._norm = self._world.sum_over_model(squares).sqrt()
             _require_finite(float(self._norm))
-            torch.nn.utils.clip_grads_with_norm_(every, clip_norm or float("inf"), self._norm)
+            limit = self._plan.settings.optim.clip_norm or float("inf")
+            torch.nn.utils.clip_grads_with_norm_(every, limit, self._norm)
 
         self.optimizer.register_step_pre_hook(clip)
 
@@ -125,8 +126,17 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote on the same layout. Collective."""
+        """Read what `save` wrote on the same layout. Collective.
+
+        States come from the checkpoint, hyperparameters from the settings of this start: `load_checkpoint` would bring
+        back the old betas, epsilon and weight decay, and with ZeRO-1, ZeRO-2 and bf16 the old `optim.clip_norm`.
+        """
+        current = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self._engine.load_checkpoint(str(folder), tag=tag)
+        for group, hyperparameters in zip(self.optimizer.param_groups, current, strict=True):
+            group.update(hyperparameters)
+        if self.zero_stage:
+            self._engine.optimizer.clip_grad = self._plan.settings.optim.clip_norm
 
     def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
         """(name, fp32 tensor on the CPU) of every weight of the model, gathered one at a time. Collective.
