@@ -35,8 +35,8 @@ next:
   source .venv/bin/activate
   tensorboard --logdir runs                                     plot the curves
   loopmdm sample runs/quickstart --loops 8 --prompt "class "    more loops, another prompt
-  loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 4096 --seq-len 256
-  deepspeed --num_gpus 2 pretrain/main.py --config quickstart data.path=data/mine run.name=mine
-  python pretrain/main.py --help                                all settings with their meaning
+  loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 1024 --seq-len 128
+  loopmdm train --config quickstart data.path=data/mine run.name=mine
+  loopmdm train --help                                          all settings with their meaning
   loopmdm doctor                                                versions, device, kernels in use
 EOF
