@@ -210,10 +210,27 @@ def _remove_unknown_keys(tree: dict[str, Any]) -> list[Problem]:
         if inside:
             text = f"is a section and has no value; set one of its keys, such as {inside[0]}"
         else:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            text = f"unknown key; {f'did you mean {close[0]}?' if close else '`--help` lists all keys'}"
+            meant = _nearest_key(key, known)
+            text = f"unknown key; {f'did you mean {meant}?' if meant else '`--help` lists all keys'}"
         problems.append(Problem(key, None, text))
     return problems
+
+
+OTHER_NAMES = {
+    "learning_rate": "lr", "batch_size": "global_batch_size", "max_steps": "steps", "num_steps": "steps",
+    "gradient_clipping": "clip_norm", "max_grad_norm": "clip_norm", "dtype": "precision", "num_loops": "loops",
+    "max_loops": "loop.max", "sequence_length": "seq_len",
+}  # fmt: skip
+"""Last parts of keys as other systems call them -> ours."""
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The known key that a wrong one stands for: the same last part, by our name or another's, else similar letters."""
+    last = key.rpartition(".")[2].lower()
+    last = OTHER_NAMES.get(last, last)
+    same = [k for k in known if k == last or k.endswith(f".{last}")]
+    close = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.5)
+    return close[0] if close else None
 
 
 def _delete(tree: dict[str, Any], path: list[str]) -> None:

@@ -23,6 +23,10 @@ def problems(*overrides: str) -> list[str]:
 ONE_MISTAKE = {
     "optm.lr=1": "optm.lr: unknown key; did you mean optim.lr?",
     "train.step=5": "train.step: unknown key; did you mean train.steps?",
+    "optim.learning_rate=1": "optim.learning_rate: unknown key; did you mean optim.lr?",
+    "lr=1": "lr: unknown key; did you mean optim.lr?",
+    "train.batch_size=4": "train.batch_size: unknown key; did you mean train.global_batch_size?",
+    "zero_stage=1": "zero_stage: unknown key; did you mean parallel.zero_stage?",
     "zzz=1": "zzz: unknown key; `--help` lists all keys",
     "nonsense": "'nonsense': is not of the form key=value, such as optim.lr=3e-4",
     "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.lr",
