@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A job in the background (`pytest &` in a script) inherits an ignored SIGINT, and the tests that send one would hang or fail.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A job in the background inherits an ignored SIGINT, one under nohup an ignored SIGHUP: tests that send these would fail.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 from pretrain.machine.library_warnings import filter_library_warnings
 
