@@ -13,7 +13,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
-from pretrain.machine.library_warnings import filter_library_warnings
+from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 
 filter_library_warnings()
 
