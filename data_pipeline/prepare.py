@@ -111,8 +111,15 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="run one phase only: start (tokenizer, duplicates) on one machine, then tokens on all, then join on one",
     )
-    add("--task-index", type=int, default=0, metavar="I", help="with --stage tokens: this machine's share, from 0")
-    add("--task-count", type=int, default=1, metavar="N", help="with --stage tokens: number of shares")
+    add("--task-index", type=int, default=0, metavar="I", help="with --stage tokens: number of this machine, from 0")
+    add(
+        "--task-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --stage tokens: number of machines, so that each begins at another task; they share all tasks, whatever these "
+        "two say",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -155,11 +162,8 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
     from data_pipeline.readers.inputs import resolve_input
-    from data_pipeline.tasks.build import Build, Share, run_phases
     from data_pipeline.tasks.existing import is_up_to_date
-    from data_pipeline.tasks.join import join
-    from data_pipeline.tasks.report import summary
-    from data_pipeline.tasks.work import open_work, remove_work
+    from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     options = _options(args)
     output = args.output.resolve()
@@ -167,15 +171,29 @@ def _prepare(args: argparse.Namespace) -> None:
     _refuse_output_inside_input(output, args.input)
     _mention_repeated_files(inputs)
     if is_up_to_date(output, inputs, options, args.overwrite):
-        remove_work(output)
+        remove_joined_work(output)
         print(f"{args.output}: already prepared, nothing to do")
         return
-    share = Share(args.task_index, args.task_count)
-    with open_work(output, str(share)) as work:
+    try:
+        _build(args, output, inputs, options)
+    except WorkRemovedError:
+        if not is_up_to_date(output, inputs, options, overwrite=False):
+            raise
+        print(f"{args.output}: prepared, joined by another process")
+
+
+def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", options: "Options") -> None:
+    """Do the phases that were asked for."""
+    from data_pipeline.tasks.build import Build, Share, run_phases
+    from data_pipeline.tasks.join import join
+    from data_pipeline.tasks.report import summary
+    from data_pipeline.tasks.work import open_work, remove_work
+
+    with open_work(output, args.stage) as work:
         build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
-        tasks = run_phases(build, args.stage, share)
+        tasks = run_phases(build, args.stage, Share(args.task_index, args.task_count))
         if args.stage in ("start", "tokens"):
-            print(f"stage {args.stage} is done for {len(share.of(tasks)):,} of {len(tasks):,} tasks")
+            print(f"stage {args.stage} is done for all {len(tasks):,} tasks")
             return
         manifest, counts = join(build, output)
         remove_work(output)

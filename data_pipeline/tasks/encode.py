@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from data_pipeline.documents import Document
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
 from data_pipeline.rejects import RecordCounter
-from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.processes import Report
 from data_pipeline.tasks.reading import new_digest, task_documents
-from data_pipeline.tasks.task import Task
+from data_pipeline.tasks.results import ResultJob
+from data_pipeline.tasks.task import Task, require_unmodified, task_name
 from data_pipeline.tasks.task_records import RECORD_NAME, RecordCounts, ShardInfo, TaskRecord, read_task_record
-from data_pipeline.tasks.work import task_folder, task_name
+from data_pipeline.tasks.work import TOKENS, result_folder
 from data_pipeline.tokenizers.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
@@ -28,41 +30,53 @@ BATCH_DOCUMENTS = 512
 SHARD_SUFFIXES = (".bin", ".idx")
 
 
+# The packages that decide the tokens, by the kind of the tokenizer.
+ENCODERS = {"sentencepiece": ("sentencepiece",), "huggingface": ("tokenizers",), "bytes": ()}
+
+
 @dataclass(frozen=True)
-class TokenJob:
+class TokenJob(ResultJob):
     """Tokenises one task at a time. Everything that decides the content of the shards is part of a task's address.
 
     Attributes:
-        folder: the tasks write to `folder/NUMBER`.
         decisions: folder of the decisions about duplicates; None when all are kept.
     """
 
-    folder: Path
     tokenizer_file: Path
     tokenizer: TokenizerInfo
     vocab_size: int
-    options: Options
     decisions: Path | None = None
+    kind: ClassVar[str] = TOKENS
 
     def address(self, task: Task) -> str:
         """Content address of a task's output."""
         decisions = hashlib.blake2b(self._decisions(task), digest_size=16).hexdigest()
-        return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions])
+        settings = [self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions]
+        return content_address(task.identity, settings, software(*ENCODERS[self.tokenizer.kind]))
 
     def __call__(self, task: Task, report: Report) -> TaskRecord:
         """Write the task's folder of shards, all or nothing; returns its record."""
-        with task_folder(self.folder, task.number) as folder:
+        final = self.path(task)
+        with result_folder(final, lambda: read_task_record(final, record.address, record.digest) is not None) as folder:
             record = self._write(task, folder, report)
             (folder / RECORD_NAME).write_text(record.model_dump_json(), encoding="utf-8")
+            require_unmodified(task)
+        self.digests.keep(task, record.digest)
         return record
 
     def _decisions(self, task: Task) -> bytes:
         """Which of the task's documents are duplicates, one byte per document; empty when all are kept."""
         return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
 
+    def result_digest(self, task: Task) -> str | None:
+        """See `ResultJob`."""
+        record = read_task_record(self.path(task), self.address(task))
+        return record.digest if record else None
+
     def record(self, task: Task) -> TaskRecord | None:
         """The record of a task that is finished, else None."""
-        return read_task_record(self.folder / task_name(task.number), self.address(task))
+        digest = self.digests.digest(task)
+        return digest and read_task_record(self.path(task), self.address(task), digest)
 
     def _write(self, task: Task, folder: Path, report: Report) -> TaskRecord:
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)

@@ -48,6 +48,11 @@ class Progress:
         """Count a task as done."""
         self._done += 1
 
+    def note(self, line: str) -> None:
+        """Print a line above the progress line."""
+        self._stream.write(f"\r\x1b[2K{line}\n" if self._is_terminal else f"{line}\n")
+        self._stream.flush()
+
     def close(self) -> None:
         """Print the final counts."""
         self._write(self._line(time.monotonic() - self._started), last=True)

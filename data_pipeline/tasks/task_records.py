@@ -63,13 +63,14 @@ class TaskRecord(_Record):
     shards: dict[str, ShardInfo]
 
 
-def read_task_record(folder: Path, address: str) -> TaskRecord | None:
-    """The record in a task's folder; None when the task is not finished or has another address."""
+def read_task_record(folder: Path, address: str, digest: str | None = None) -> TaskRecord | None:
+    """The record in a task's folder; None when the task is not finished or has another address or, if given, digest."""
     try:
         record = TaskRecord.model_validate_json((folder / RECORD_NAME).read_bytes())
     except (OSError, ValidationError):
         return None
-    return record if record.address == address and _is_complete(folder, record) else None
+    is_wanted = record.address == address and digest in (None, record.digest)
+    return record if is_wanted and _is_complete(folder, record) else None
 
 
 def _is_complete(folder: Path, record: TaskRecord) -> bool:

@@ -240,7 +240,7 @@ def test_an_unreadable_file(refused, jsonl):
 def test_too_little_space_is_said_before_the_work(refused, jsonl, monkeypatch, train):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr("data_pipeline.tasks.build.run_tasks", None)
+    monkeypatch.setattr("data_pipeline.tasks.build.do_tasks", None)
     monkeypatch.setattr("data_pipeline.tasks.build.train_sentencepiece", None)
     message = refused("--input", jsonl, train=train)
     assert "0.1 MB are needed" in message and "0.0 MB free" in message
@@ -273,16 +273,6 @@ def test_a_real_disk_that_fills_up(prepare, several_tasks, small_disk, monkeypat
     assert result.code == 2
     assert f"error: the disk of {small_disk} is full" in result.err and "Traceback" not in result.err
     assert not (small_disk / "data").exists()
-
-
-def test_a_worker_that_dies(refused, several_tasks, monkeypatch):
-    monkeypatch.setattr("data_pipeline.tasks.processes._start_worker", _die)
-    monkeypatch.setattr("data_pipeline.tasks.processes._serve", _die)
-    assert "a worker process was killed" in refused("--input", several_tasks, "--workers", 2)
-
-
-def _die(*args):
-    os._exit(9)
 
 
 def test_verify_finds_a_flipped_bit_that_the_quick_check_cannot(prepared, verify):
