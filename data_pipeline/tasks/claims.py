@@ -143,16 +143,6 @@ class Claims:
                 with suppress(OSError, LockError):
                     lock.unlock(unconditionally=True)
 
-    def owner(self, name: str) -> Owner | None:
-        """The process that holds `name`, None if there is none or it is gone."""
-        owner = _owner(self._path(name))
-        return None if owner is None or owner.is_gone else owner
-
-    def live_owners(self) -> list[Owner]:
-        """All processes that hold a claim in the folder."""
-        found = map(_owner, self._folder.glob("*.lock"))
-        return [owner for owner in found if owner and not owner.is_gone]
-
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.lock"
 

@@ -94,7 +94,7 @@ class _Queue:
             self._progress.task_done()
             return
         attempt = self._work.folder / ATTEMPTS / f"{self._name(task)}.{process_name()}-{time.time_ns()}"
-        attempt.write_text(why, encoding="utf-8")
+        attempt.write_text(why, encoding="utf-8", errors="backslashreplace")
         failed = self._attempts(task)
         place = f"task {task.number} ({task.shown})"
         if len(failed) <= RETRIES:
