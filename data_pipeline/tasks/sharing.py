@@ -152,8 +152,10 @@ class _Queue:
     def _say_waiting(self) -> None:
         if self._of_others and not self._is_waiting:
             self._is_waiting = True
-            _, owner = next(iter(self._of_others.values()))
-            self._progress.note(f"waiting for {len(self._of_others):,} tasks of other processes, such as {owner}")
+            number, (_, owner) = next(iter(self._of_others.items()))
+            self._progress.note(
+                f"waiting for other processes to finish {len(self._of_others):,} of the tasks: {owner} does task {number}"
+            )
 
 
 def do_tasks(work: Work, job: Job, missing: Sequence[Task], num_tasks: int, workers: int, verb: str) -> None:
