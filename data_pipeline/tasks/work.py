@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from secrets import token_hex
 
@@ -119,8 +120,9 @@ def remove_work(output: Path) -> None:
     try:
         folder.rename(removed)
     except OSError:  # a mount point, for example
-        removed = folder
-    shutil.rmtree(removed, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in folder.parent.glob(f"{escape(folder.name)}.removed-*"):  # also of a process that was killed here
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_joined_work(output: Path) -> None:
