@@ -118,7 +118,7 @@ def _grouped(found: Input, ranges: Iterable[FileRange], size: int) -> Iterator[l
     A group ends after a file whose name has a low hash, at the latest before it becomes too large. So the groups are the same
     again soon after a file that was added or removed (content-defined chunking, by the names instead of the content).
     """
-    root = _root(found)
+    prefix = os.path.join(_root(found), "")  # noqa: PTH118 (ends with a separator)
     group: list[FileRange] = []
     num_bytes = 0
     for each in ranges:
@@ -128,7 +128,7 @@ def _grouped(found: Input, ranges: Iterable[FileRange], size: int) -> Iterator[l
             group, num_bytes = [], 0
         group.append(each)
         num_bytes += each.num_bytes
-        if is_part or _hash(os.path.relpath(each.source, root)) < each.num_bytes / size:
+        if is_part or _hash(each.source.removeprefix(prefix)) < each.num_bytes / size:
             yield group
             group, num_bytes = [], 0
     if group:
@@ -200,9 +200,10 @@ def _identified(found: Input, task: Task) -> Task:
     described: list[object] = [found.fingerprint]
     files = []
     for each in task.ranges:
-        suffix = Path(each.source).suffix.lower() if is_compressed(Path(each.source)) else ""
+        sources = found.files if each.kind == "dataset" else (Path(each.source),)
+        suffix = sources[0].suffix.lower() if each.kind != "dataset" and is_compressed(sources[0]) else ""
         probes = []
-        for path in found.files if each.kind == "dataset" else (Path(each.source),):
+        for path in sources:
             stat = path.stat()
             files.append((str(path), stat.st_mtime_ns))
             # Row groups and rows are not bytes: there, the whole file is looked at.
