@@ -21,8 +21,8 @@ from data_pipeline.tasks.work import ATTEMPTS, Work, remove_partial
 
 # After the first time.
 RETRIES = 2
-# Stop when this many tasks were set aside before one was finished: it is not the tasks then.
-HOPELESS_TASKS = 10
+# Stop when tasks failed this often before one was finished: it is not the tasks then.
+HOPELESS_FAILURES = 10
 # How often to look whether other processes have finished.
 LOOK_SECONDS = 2.0
 
@@ -50,10 +50,11 @@ class _Queue:
     def __init__(self, work: Work, job: Job, tasks: Sequence[Task], progress: Progress) -> None:
         self._work, self._job, self._progress = work, job, progress
         self._open = deque(tasks)
-        self._again: list[Task] = []
+        self._again: deque[Task] = deque()
         self._of_others: dict[int, tuple[Task, Owner]] = {}
         self._look_at = 0.0
         self._is_waiting = self._has_finished = False
+        self._failures = 0
         self.set_aside: dict[int, tuple[Task, list[str]]] = {}
 
     @property
@@ -64,8 +65,6 @@ class _Queue:
     def take(self) -> Task | None:
         """Claim the next task that nobody does; None when there is none at the moment."""
         self._work.require_present()
-        if self._again:
-            return self._again.pop()
         if not self._open and self._of_others and time.monotonic() >= self._look_at:
             self._open.extend(task for task, _ in self._of_others.values())
             self._of_others.clear()
@@ -74,6 +73,8 @@ class _Queue:
             task = self._open.popleft()
             if self._claim(task):
                 return task
+        if self._again:  # last, because what went wrong may pass
+            return self._again.popleft()
         self._say_waiting()
         return None
 
@@ -96,13 +97,20 @@ class _Queue:
         attempt = self._work.folder / ATTEMPTS / f"{self._name(task)}.{process_name()}-{time.time_ns()}"
         attempt.write_text(why, encoding="utf-8", errors="backslashreplace")
         failed = self._attempts(task)
+        remove_partial(self._job.path(task))
+        self._failures += 1
+        is_hopeless = self._failures >= HOPELESS_FAILURES and not self._has_finished
         place = f"task {task.number} ({task.shown})"
-        if len(failed) <= RETRIES:
+        if len(failed) <= RETRIES and not is_hopeless:
             self._progress.note(f"{place}: {why}; trying again ({len(failed)} of {RETRIES})")
             self._again.append(task)
             return
         self._progress.note(f"{place}: {why}; set aside")
         self._set_aside(task, failed)
+        if is_hopeless:
+            for each in self._again:
+                self._set_aside(each, self._attempts(each))
+            self.require_none_set_aside()
 
     def _claim(self, task: Task) -> bool:
         if self._job.is_done(task):
@@ -124,8 +132,6 @@ class _Queue:
     def _set_aside(self, task: Task, failed: list[str]) -> None:
         self._work.claims.release(self._name(task))
         self.set_aside[task.number] = task, failed
-        if len(self.set_aside) >= HOPELESS_TASKS and not self._has_finished:
-            self.require_none_set_aside()
 
     def require_none_set_aside(self) -> None:
         """Raise DataError with the tasks that were set aside, if there are any."""
