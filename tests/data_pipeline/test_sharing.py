@@ -14,7 +14,7 @@ from test_claims import claimed_by
 from data_pipeline.readers.inputs import resolve_input
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.task import cut_into_tasks
-from data_pipeline.tasks.work import open_work
+from data_pipeline.tasks.work import open_work, result_folder
 
 KILLS = 6
 # Another host name, and claims that expire soon.
@@ -203,6 +203,23 @@ def test_a_work_folder_with_results_stays(tmp_path):
     with open_work(tmp_path / "data", "all") as work:
         (work.folder / "samples" / ("0" * 32)).mkdir()
     assert work.folder.is_dir()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_of_two_equal_results_the_first_stays(tmp_path, is_whole):
+    """Unless it is damaged."""
+    final = tmp_path / "tokens" / "1234"
+    tmp_path.joinpath("tokens").mkdir()
+    with result_folder(final, lambda: is_whole) as slower:
+        (slower / "text").write_text("slower")
+        with result_folder(final, lambda: is_whole) as faster:
+            (faster / "text").write_text("faster")
+    assert (final / "text").read_text() == ("faster" if is_whole else "slower")
+    with pytest.raises(KeyError), result_folder(final, lambda: False) as failing:
+        (failing / "text").write_text("failing")
+        raise KeyError
+    assert (final / "text").read_text() != "failing"
+    assert list(final.parent.iterdir()) == [final]
 
 
 def test_what_a_join_that_was_killed_left_is_removed(prepare, words, tmp_path, monkeypatch):
