@@ -16,7 +16,8 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
 
 from data_pipeline.dataset.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
-from pretrain.config.load import describe_keys, load_settings  # noqa: E402
+from pretrain.config.keys import describe_keys  # noqa: E402
+from pretrain.config.load import load_settings  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402

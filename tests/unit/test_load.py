@@ -7,7 +7,8 @@ import sys
 import pytest
 import yaml
 
-from pretrain.config.load import RECIPES, describe_keys, dump_settings, flatten, load_settings
+from pretrain.config.keys import describe_keys, flatten
+from pretrain.config.load import RECIPES, dump_settings, load_settings
 from pretrain.errors import ConfigError, UserError
 from tests.launching import ROOT
 

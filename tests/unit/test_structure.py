@@ -62,8 +62,10 @@ CHEAP = (
     "pretrain.cli",
     "pretrain.commands.doctor",
     "pretrain.config.deepspeed_file",
+    "pretrain.config.keys",
     "pretrain.config.layout_names",
     "pretrain.config.load",
+    "pretrain.config.overrides",
     "pretrain.config.rules",
     "pretrain.config.run_plan",
     "pretrain.config.settings",
@@ -142,7 +144,7 @@ def test_no_two_files_import_each_other():
 
 DATA_PIPELINE_LEVELS = (
     {"errors", "stop_signals"},
-    {"atomic_files", "exit_status", "rejects", "indexed"},
+    {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words"},
     {"manifest", "readers"},
     {"split_table", "documents", "packing", "tokenizers"},
     {"filters", "dedup", "dataset", "verify", "repack"},
