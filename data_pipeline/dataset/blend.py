@@ -86,7 +86,9 @@ class Corpus:
     @property
     def cap(self) -> int | None:
         """Largest number of samples to take; None for no limit."""
-        return None if self.max_epochs is None else max(1, int(self.rows * self.max_epochs))
+        if self.max_epochs is None or self.rows * self.max_epochs >= 2**62:  # more samples than can be counted
+            return None
+        return max(1, int(self.rows * self.max_epochs))
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def dump_settings(settings: Settings) -> str:
 def _read_settings(recipe: str, overrides: Sequence[str]) -> tuple[Settings, list[Problem]]:
     """Settings from what is valid, and all problems."""
     path = find_recipe(recipe)
-    words, problems = parse_overrides(overrides)
+    words, unreadable = parse_overrides(overrides)
     given = _read_recipe(path)
     for key, value in words:
         given |= _flat(key, value, "")
@@ -117,11 +117,11 @@ def _read_settings(recipe: str, overrides: Sequence[str]) -> tuple[Settings, lis
         given["run.name"] = Given(Word(_legal_name(path.stem)))
     values, wrong = _typed(given)
     settings, invalid = _validate(values, given)
-    problems += wrong + invalid
+    problems = wrong + invalid
     # The rules see defaults in the place of what was invalid, so those that involve such a key say nothing of use.
-    reported = [problem.key for problem in problems]
+    reported = [problem.key for problem in unreadable + problems]
     problems += [p for p in problems_of(settings) if not any(p.involves(key) for key in reported)]
-    return settings, [replace(p, place=given[p.key].place) if p.key in given else p for p in problems]
+    return settings, unreadable + [replace(p, place=given[p.key].place) if p.key in given else p for p in problems]
 
 
 def _read_recipe(path: Path) -> dict[str, Given]:
