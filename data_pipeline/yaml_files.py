@@ -63,7 +63,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Value:
-    """Content of a YAML or JSON file; an empty file gives an empty section.
+    """Content of a YAML or JSON file; a file without content gives an empty section.
 
     Raises:
         OSError: the file cannot be read.
@@ -93,7 +93,7 @@ def parse_yaml(text: str, name: str) -> Value:
     value = tree.build(node, ())
     if tree.repeated:
         raise YamlError("; ".join(tree.repeated))
-    return value
+    return Section() if isinstance(value, Word) and value.is_null else value
 
 
 def _what_is_wrong(error: yaml.MarkedYAMLError, text: str) -> str:

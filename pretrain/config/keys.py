@@ -83,7 +83,8 @@ OTHER_NAMES = {
     "gradient_checkpointing": "recompute", "deepspeed": "ds_config", "deepspeed_config": "ds_config",
     "output_dir": "dir", "save_dir": "dir", "run_name": "name", "data_path": "path", "data_dir": "path",
     "save_interval": "checkpoint.every", "save_steps": "checkpoint.every", "eval_interval": "eval.every",
-    "eval_steps": "eval.every", "log_interval": "log.every", "logging_steps": "log.every", "random_seed": "seed",
+    "interval": "every", "frequency": "every", "eval_steps": "eval.every", "log_interval": "log.every",
+    "logging_steps": "log.every", "random_seed": "seed",
 }  # fmt: skip
 """Last parts of keys as other systems call them -> ours."""
 

@@ -46,8 +46,9 @@ ROOMS = {
     "planning": SETTINGS,
     "inspection": SETTINGS,
     "recipes": set(),
-    "main": TRAINING | {"planning"},
-    "cli": TRAINING | {"planning", "inspection", "commands", "main"},
+    "command_line": SETTINGS | {"parallel"},
+    "main": TRAINING | {"planning", "command_line"},
+    "cli": TRAINING | {"planning", "inspection", "commands", "main", "command_line"},
 }
 """Folder or file of pretrain/ -> the others that it may import. Lower rooms first: no import points upwards."""
 
@@ -60,6 +61,7 @@ CHEAP = (
     "model.noise",
     "model.placement",
     "pretrain.cli",
+    "pretrain.command_line",
     "pretrain.commands.doctor",
     "pretrain.config.deepspeed_file",
     "pretrain.config.keys",
