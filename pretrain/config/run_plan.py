@@ -162,10 +162,12 @@ def budget_problems(plan: RunPlan) -> list[Problem]:
     counted = min(train.max_flops / typical, train.steps or math.inf)
     if counted <= COUNTABLE_STEPS or (train.steps is not None and train.max_flops >= train.steps * largest):
         return []
-    shown = f"{float(f'{train.max_flops / typical:.2g}'):,.0f}"
+    steps, enough = train.max_flops / typical, COUNTABLE_STEPS * typical
+    digits = 10 ** (math.floor(math.log10(enough)) - 1)
+    rounded = float(f"{steps:.2g}")
     text = (
-        f"would take about {shown} steps of {typical:.3g} FLOPs, and at most {COUNTABLE_STEPS:,} are counted; set it to "
-        f"{float(f'{COUNTABLE_STEPS * typical:.2g}'):g} or less, or set train.steps and leave it empty"
+        f"would take about {format(rounded, ',.0f' if rounded < 1e15 else '.2g')} steps of {typical:.3g} FLOPs, and at most "
+        f"{COUNTABLE_STEPS:,} are counted; set it to {enough // digits * digits:.2g} or less, or set train.steps and leave it empty"
     )
     return [Problem("train.max_flops", train.max_flops, text, related=("train.steps",))]
 
