@@ -44,9 +44,9 @@ SIZES = {
         8,
     ): "parallel.tensor=8: does not divide model.ffn_hidden_size=12; set it to 4",
     (
-        "parallel.tensor=3 model.hidden_size=48 model.num_heads=12 model.num_kv_heads=12 model.ffn_hidden_size=96",
-        3,
-    ): "parallel.tensor=3: does not divide the vocabulary, which is padded to 448 ids; set it to 2",
+        "parallel.tensor=5 model.hidden_size=80 model.num_heads=20 model.num_kv_heads=20 model.ffn_hidden_size=160",
+        5,
+    ): "parallel.tensor=5: does not divide the vocabulary, which is padded to 384 ids; set it to 4",
     (
         "train.global_batch_size=6 train.micro_batch_size=2",
         2,
