@@ -39,6 +39,8 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
         known = any(option.startswith(name) for option in options) if name.startswith("--") else name in options
         if not known and name.startswith("-") and name.strip("-")[:1].isalpha():
             parser.error(_unknown_option(words[number:], options, overridable))
+    if sum(word.partition("=")[0] == "--config" for word in words) > 1:
+        parser.error("--config: is given twice; give one recipe, and override its keys with key=value")
     return parser.parse_intermixed_args(words)
 
 

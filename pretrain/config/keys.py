@@ -49,8 +49,10 @@ def hint(key: str) -> str:
     """What to write in place of an unknown key or section."""
     known = list(annotations())
     first, _, rest = key.partition(".")
-    section = SECTIONS.get(first.lower(), first)
-    if not rest and section != first:
+    sections = {name.partition(".")[0] for name in known}
+    close = difflib.get_close_matches(first.lower(), sorted(sections), n=1, cutoff=0.75)
+    section = SECTIONS.get(first.lower()) or (close[0] if close else first)
+    if not rest and section in sections:
         return f"did you mean the section {section}?"
     meant = _nearest(f"{section}.{rest}" if rest else key, known)
     return f"did you mean {meant}?" if meant else "`--help` lists all keys"

@@ -21,8 +21,8 @@ from data_pipeline.typed_words import path_of
 from data_pipeline.yaml_files import Section, Value, Word, YamlError, read_yaml
 from pretrain.config.keys import annotations, hint, inside
 from pretrain.config.overrides import parse_overrides
-from pretrain.config.rules import problems_of
-from pretrain.config.settings import Settings
+from pretrain.config.rules import AUTO_CHOOSES, problems_of
+from pretrain.config.settings import Parallel, Settings
 from pretrain.config.typed import MistypedError, typed
 from pretrain.errors import ConfigError, Problem, UserError
 
@@ -117,7 +117,7 @@ def _read_settings(recipe: str, overrides: Sequence[str]) -> tuple[Settings, lis
         given["run.name"] = Given(Word(_legal_name(path.stem)))
     values, wrong = _typed(given)
     settings, invalid = _validate(values, given)
-    problems = wrong + invalid
+    problems = wrong + invalid + _layout_beside_auto(values, given)
     # The rules see defaults in the place of what was invalid, so those that involve such a key say nothing of use.
     reported = [problem.key for problem in unreadable + problems]
     problems += [p for p in problems_of(settings) if not any(p.involves(key) for key in reported)]
@@ -204,6 +204,23 @@ def _validate(values: dict[str, Any], given: dict[str, Given]) -> tuple[Settings
             problems.setdefault(key, Problem(key, item, _expectation(one)))
     rest = {key: value for key, value in values.items() if key not in problems}
     return adapter.validate_python(_nested(rest)), list(problems.values())
+
+
+def _layout_beside_auto(values: dict[str, Any], given: dict[str, Given]) -> list[Problem]:
+    """A default that was typed beside `parallel=auto`, which would replace it; the rule about other values is in `rules`.
+
+    A recipe's own default gives way to `parallel=auto` on the command line.
+    """
+    if not values.get("parallel.auto"):
+        return []
+    keys = [
+        key
+        for key in (f"parallel.{name}" for name in AUTO_CHOOSES)
+        if values.get(key) is not None and (given["parallel.auto"].place or not given[key].place)
+        and values[key] == getattr(Parallel(), key.removeprefix("parallel."))
+    ]  # fmt: skip
+    text = "chooses {0} itself, but {0}={1} is given; leave one of the two out"
+    return [Problem("parallel.auto", True, text.format(key, given[key].value)) for key in keys[:1]]
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

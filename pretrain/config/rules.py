@@ -203,7 +203,7 @@ def _auto_chooses_alone(s: Settings) -> Iterator[Problem]:
         yield Problem(
             "parallel.auto",
             True,
-            f"chooses these keys itself, but {keys} is given; leave one of the two out",
+            f"chooses {' and '.join(f'parallel.{name}' for name in given)} itself, but {keys} is given; leave one of the two out",
             related=tuple(f"parallel.{name}" for name in given),
         )
 

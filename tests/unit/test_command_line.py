@@ -41,6 +41,7 @@ WRONG = {
     "--lr 3e-4": "--lr: no such option or key; did you mean optim.lr=3e-4?",
     "--batch-size 16": "--batch-size: no such option or key; did you mean train.global_batch_size=16?",
     "--resumed": "--resumed: no such option; did you mean --resume?",
+    "--config quickstart": "--config: is given twice; give one recipe, and override its keys with key=value",
     "--qqq": "--qqq: no such option; --help lists all options",
 }
 
@@ -73,7 +74,7 @@ def test_help_shows_options_and_words(words, capsys):
         assert "key=value" in shown and "override a key of the recipe" in shown
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["--config", "smoke"]])
+@pytest.mark.parametrize("words", [[], ["learn"], ["--config", "smoke"]])
 def test_a_verb_that_does_not_exist(words, capsys):
     with pytest.raises(SystemExit) as ended:
         loopmdm(words)

@@ -205,3 +205,17 @@ def test_auto_and_another_key_of_its_section_are_both_kept(tmp_path, auto, auto_
             ConfigError, match=r"parallel.auto=true: chooses .* but parallel.tensor=2 is given; leave one"
         ):
             load_settings(str(recipe), overrides)
+
+
+def test_auto_does_not_replace_a_default_that_was_typed_beside_it(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(TINY.read_text() + "parallel: {zero_stage: 1, mid_replicas: null}\n")
+    assert load_settings(str(recipe), ["parallel=auto"]).parallel.auto
+    for words in (["parallel=auto", "parallel.tensor=1"], ["parallel.tensor=1", "parallel=auto"]):
+        with pytest.raises(
+            ConfigError, match=r"auto=true: chooses parallel.tensor itself, but parallel.tensor=1 is given"
+        ):
+            load_settings(str(TINY), words)
+    recipe.write_text(TINY.read_text() + "parallel: {zero_stage: 1, auto: true}\n")
+    with pytest.raises(ConfigError, match=r"but parallel.zero_stage=1 is given; leave one .*line 21 of .*r.yaml"):
+        load_settings(str(recipe))
