@@ -160,6 +160,17 @@ def test_the_steps_of_a_budget_are_those_of_adding_up_step_by_step(plan_of, loop
         assert plan_of(*words, f"train.max_flops={budget!r}").total_steps == expected
 
 
+def test_a_budget_above_the_expected_flops_of_all_steps_can_still_end_the_run(plan_of):
+    """With a seed whose first steps draw the largest S."""
+    first_steps = plan_of().loops
+    seed = next(seed for seed in range(20_000) if (replace(first_steps, seed=seed).between(0, 5) == 4).all())
+    words = (f"run.seed={seed}", "train.steps=6", "optim.warmup_steps=0")
+    plain = plan_of(*words)
+    budget = sum(plain.step_flops(step) for step in range(5))
+    assert budget > 6 * plain.tokens_per_step * plain.expected_flops_per_token
+    assert plan_of(*words, f"train.max_flops={budget!r}").total_steps == 5
+
+
 FAR = {
     "train.max_flops=1e20 train.steps=null": "would take about 510,000,000,000 steps of ",
     "train.max_flops=1e300 train.steps=null": "would take about 5.1e+291 steps of ",
