@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "One process: loopmdm train, or python pretrain/main.py.\n"
         "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM."
     )
-    parser.epilog = f"keys, with their type and [default]:\n{keys}"
+    parser.epilog = f"keys, with their type and [default]; ~ and $NAME are expanded in paths:\n{keys}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file"

@@ -1,6 +1,6 @@
 """Training data of a run: one prepared folder, or a blend file that mixes several.
 
-A blend file is YAML (or JSON). Paths are relative to it; only the ratios of the weights matter:
+A blend file is YAML (or JSON). Paths are relative to it, with `~` and `$NAME` expanded; only the ratios of the weights matter:
 
     corpora:
       - {path: web, weight: 0.7}

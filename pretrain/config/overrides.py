@@ -20,8 +20,10 @@ def parse_overrides(words: Sequence[str]) -> tuple[list[tuple[str, Value]], list
         else:
             try:
                 values.append((key, _value(key, text)))
-            except YamlError:
-                problems.append(Problem(key, text, "the brackets or quotation marks are not closed; correct the value"))
+            except YamlError as error:
+                what = str(error).partition(": ")[2]
+                unclosed = "the brackets or quotation marks are not closed; correct the value"
+                problems.append(Problem(key, text, unclosed if what.startswith("not valid YAML") else what))
     return values, problems
 
 

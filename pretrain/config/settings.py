@@ -48,7 +48,7 @@ class Train:
     """Optimizer steps. Set this, max_flops or both; with both, the run ends at whichever is reached first."""
     max_flops: float | None = Field(None, gt=0)
     """Budget of training FLOPs, counted for the loops actually run (convention: model/flops.py)."""
-    global_batch_size: int = Field(512, ge=1)
+    global_batch_size: int = Field(512, ge=1, le=10_000_000)
     """Rows per optimizer step over all ranks. The gradient does not depend on how they are split."""
     micro_batch_size: int = Field(8, ge=1)
     """Rows per forward pass of one rank. Lower it if memory runs out; the result stays the same."""

@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
+from data_pipeline.errors import DataError
 from pretrain.config import deepspeed_keys
 from pretrain.config.deepspeed_keys import DEEPSPEED_KEYS
-from pretrain.config.load import load_settings
+from pretrain.config.load import dump_settings, load_settings
 from pretrain.errors import ConfigError
 from tests.launching import ROOT
 
@@ -178,3 +179,17 @@ def test_the_text_of_a_file_in_place_of_its_path():
 
 def test_all_mistakes_of_a_file_at_once(problems):
     assert len(problems({"a": 1, "zero_optimization": {"stage": 2, "b": 1, "offload_param": {"c": 1}}})) == 4
+
+
+def test_a_run_trained_with_a_file_of_its_own_is_opened_without_it(tmp_path, monkeypatch):
+    """Evaluation needs no ZeRO: neither the file, which may be gone, nor its stage counts."""
+    from pretrain.commands import load_run
+
+    ds_config = tmp_path / "ds.json"
+    ds_config.write_text('{"zero_optimization": {"stage": 3}}')
+    settings = load_settings(TINY, [f"parallel.ds_config={ds_config}", "parallel.zero_stage=3", "model.vocab_size=100"])
+    (tmp_path / "config.yaml").write_text(dump_settings(settings))
+    ds_config.unlink()
+    monkeypatch.setattr(load_run, "latest_checkpoint", lambda folder: folder / "step_1")
+    with pytest.raises(DataError, match="no prepared data"):  # the next thing that is read
+        load_run.open_run(tmp_path, None)

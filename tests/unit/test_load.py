@@ -46,6 +46,7 @@ ONE_MISTAKE = {
     "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; set it to 4 or 8",
     "model.num_heads=32": "model.num_heads=32: with model.hidden_size=32 a head has 1 components, but RoPE needs an even",
     "model.num_kv_heads=3": "model.num_kv_heads=3: does not divide model.num_heads=4; set it to 2 or 4",
+    "model.loop.max=1e9": "model.loop.max=1e9: should be less than or equal to 100000",
     "train.steps=null": "train.steps: is empty, and so is train.max_flops, so the run would never end; set one of them",
     "train.loops=9": "train.loops=9: is larger than model.loop.max=4; set it to 4, or model.loop.max to 9",
     "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; set train.micro_batch",

@@ -92,6 +92,7 @@ REFUSED = {
     ("optim.lr", ".nan"): "should be a finite number",
     ("optim.lr", "1e999"): "should be a finite number; this one is too large",
     ("optim.lr", "1:30"): "should be a number, such as 0.5 or 1e-3",
+    ("train.global_batch_size", "1e12"): "should be less than or equal to 10000000",
     ("optim.clip_norm", "-0.5"): "should be greater than or equal to 0",
     ("log.tensorboard", "2"): "should be true or false",
     ("log.tensorboard", "maybe"): "should be true or false",
@@ -183,6 +184,17 @@ def test_of_a_key_given_twice_the_last_override_counts():
 
 def test_quotation_marks_that_reach_us_are_removed():
     assert load_settings(str(TINY), ['run.name="on"', "optim.lr='1e-3'"]).run.name == "on"
+
+
+def test_a_section_in_braces_is_read_as_strictly_as_a_recipe():
+    for word, text in {
+        "optim={lr: 1, lr: 2}": "optim={lr: 1, lr: 2}: lr is already on line 1; keep one of them",
+        "optim={lr: 1": "optim={lr: 1: the brackets or quotation marks are not closed; correct the value",
+        "optim={learning_rate: 1}": "optim.learning_rate: unknown key; did you mean optim.lr?",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            load_settings(str(TINY), [word])
+        assert [str(problem) for problem in caught.value.problems] == [text]
 
 
 AUTO = ["parallel=auto", "parallel.auto=true", "parallel={auto: on}"]
