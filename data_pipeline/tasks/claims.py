@@ -95,7 +95,7 @@ class Claims:
         self._mutex = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._keep_fresh, name="claims", daemon=True)
-        self._has_hard_links = True
+        self._has_locks = True
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -128,7 +128,11 @@ class Claims:
         except OSError as error:
             if error.errno not in NO_HARD_LINKS:
                 raise
-            self._say_no_locks(error)
+            self._say_no_locks(f"is on a file system without hard links ({error.strerror})")
+            return None
+        except UnicodeEncodeError:
+            Path(lock.claimfile).unlink(missing_ok=True)
+            self._say_no_locks("has a name that is not text")
             return None
         self._extend(lock)
         with self._mutex:
@@ -168,14 +172,15 @@ class Claims:
         with suppress(FileNotFoundError):
             os.utime(lock.claimfile, (expires, expires))
 
-    def _say_no_locks(self, error: OSError) -> None:
-        if self._has_hard_links:
+    def _say_no_locks(self, why: str) -> None:
+        if self._has_locks:
+            folder = os.fsencode(self._folder).decode("utf-8", "backslashreplace")
             print(
-                f"note: {self._folder} is on a file system without hard links ({error.strerror}), so processes cannot see what "
-                "others are doing and may do the same tasks; the result is the same",
+                f"note: {folder} {why}, so processes cannot see what others are doing and may do the same tasks; the result "
+                "is the same",
                 file=sys.stderr,
             )
-        self._has_hard_links = False
+        self._has_locks = False
 
 
 class _MachineLock(Lock):
@@ -189,9 +194,9 @@ class _MachineLock(Lock):
 def _owner(path: Path) -> Owner | None:
     """The process that a lock file names, None if there is no such file."""
     try:
-        content = path.read_text(encoding="utf-8")
+        content = os.fsdecode(path.read_bytes())
         expires = path.stat().st_mtime
-    except (FileNotFoundError, UnicodeDecodeError):
+    except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno == errno.ESTALE:
@@ -211,7 +216,7 @@ def _break(path: Path, owner: Owner) -> None:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if aside.read_text(encoding="utf-8") == owner.content:
+    if os.fsdecode(aside.read_bytes()) == owner.content:
         claim = owner.content.rpartition("/")[2]
         (path.parent / claim).unlink(missing_ok=True)
     else:

@@ -73,8 +73,12 @@ class _Queue:
             task = self._open.popleft()
             if self._claim(task):
                 return task
-        if self._again:  # last, because what went wrong may pass
-            return self._again.popleft()
+        while self._again:  # last, because what went wrong may pass
+            task = self._again.popleft()
+            if not self._job.is_done(task):
+                return task
+            self._work.claims.release(self._name(task))
+            self._progress.task_done()
         self._say_waiting()
         return None
 

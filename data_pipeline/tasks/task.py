@@ -8,9 +8,10 @@ the others as they are.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,8 +81,9 @@ def cut_into_tasks(inputs: Sequence[Input]) -> list[Task]:
     for i, found in enumerate(inputs):
         size = max(_task_size(_num_bytes(found)), smallest)
         tasks += (Task(0, i, tuple(group), "") for group in _grouped(found, _file_ranges(found, size), size))
+    look = cache(_look)  # all tasks of a dataset have the same files
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        tasks = list(pool.map(lambda task: _identified(inputs[task.input], task), tasks))
+        tasks = list(pool.map(lambda task: _identified(inputs[task.input], task, look), tasks))
     return _told_apart(tasks)
 
 
@@ -195,22 +197,27 @@ def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
             start = stop
 
 
-def _identified(found: Input, task: Task) -> Task:
-    """The task with its identity and its files."""
+def _identified(found: Input, task: Task, look: Callable[[Path, int, int | None], tuple[int, int, str]]) -> Task:
+    """The task with its identity and its files. `look` is `_look`, or remembers what it returned."""
     described: list[object] = [found.fingerprint]
     files = []
     for each in task.ranges:
         sources = found.files if each.kind == "dataset" else (Path(each.source),)
         suffix = sources[0].suffix.lower() if each.kind != "dataset" and is_compressed(sources[0]) else ""
-        probes = []
+        described.append([each.kind, suffix, each.start, each.stop])
         for path in sources:
-            stat = path.stat()
-            files.append((str(path), stat.st_mtime_ns))
             # Row groups and rows are not bytes: there, the whole file is looked at.
-            start, stop = (each.start, each.stop or stat.st_size) if each.kind == "lines" else (0, stat.st_size)
-            probes.append((stop - start, probe(str(path), start, stop, stat.st_size, stat.st_mtime_ns)))
-        described.append([each.kind, suffix, each.start, each.stop, probes])
+            modified, *content = look(path, each.start, each.stop) if each.kind == "lines" else look(path, 0, None)
+            described.append(content)
+            files.append((str(path), modified))
     return replace(task, identity=content_address(described), files=tuple(files))
+
+
+def _look(path: Path, start: int, stop: int | None) -> tuple[int, int, str]:
+    """Modification time of a file in ns; number of bytes, and hash of the beginning and end, of a part of it."""
+    stat = path.stat()
+    stop = stat.st_size if stop is None else stop
+    return stat.st_mtime_ns, stop - start, probe(str(path), start, stop, stat.st_size, stat.st_mtime_ns)
 
 
 def _told_apart(tasks: Sequence[Task]) -> list[Task]:

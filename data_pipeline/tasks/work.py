@@ -228,15 +228,15 @@ def _remove_unused(folder: Path) -> bool:
 
 def _explain_busy(output: Path, owner: Owner) -> str:
     try:
-        presence = next((work_folder(output) / PROCESSES).glob(f"{owner.machine}-{owner.pid}-*"))
-        since = datetime.fromtimestamp(presence.stat().st_mtime).astimezone()
+        found = (work_folder(output) / PROCESSES).glob(f"{owner.machine}-{owner.pid}-*")
+        seconds, presence = min((path.stat().st_mtime, path) for path in found)
+        since = datetime.fromtimestamp(seconds).astimezone()
         doing = f" (--stage {presence.read_text()}, since {since:%Y-%m-%d %H:%M:%S %Z})"
-    except (StopIteration, OSError):
+    except (ValueError, OSError):
         doing = ""
-    seconds = max(1, round(owner.seconds_left))
     return (
         f"another process is preparing {output}: {owner}{doing}; wait until it has finished, or stop it. If that machine has "
-        f"crashed, run the command again in {seconds} s"
+        f"crashed, run the command again in {max(1, round(owner.seconds_left))} s"
     )
 
 

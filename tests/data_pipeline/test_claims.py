@@ -119,6 +119,15 @@ def test_a_file_system_without_hard_links_is_mentioned_once(folder, monkeypatch,
     assert list(folder.iterdir()) == []
 
 
+def test_a_folder_with_a_name_that_is_not_text(folder, capsys):
+    odd = folder / os.fsdecode(b"\xff")
+    odd.mkdir()
+    with Claims(odd) as claims:
+        assert claims.take("a") is None
+    assert "has a name that is not text" in capsys.readouterr().err
+    assert list(odd.iterdir()) == []
+
+
 def test_the_clocks_going_back_do_not_matter(folder, monkeypatch):
     """The library computes in local time, which is ambiguous in the hour after they went back."""
     monkeypatch.setattr(Lock, "_touch", lambda self, filename=None: os.utime(filename or self.claimfile, (0, 0)))
