@@ -3,9 +3,8 @@
 import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -79,23 +78,3 @@ def lock_prepared_folder(folder: Path) -> AbstractContextManager[int]:
         DataError: another process holds it.
     """
     return locked(folder, DataError(f"another process is repacking or replacing {folder}; wait until it has finished"))
-
-
-def replace_folder(partial: Path, output: Path) -> None:
-    """Move a finished folder to `output`, and remove what was there once the new one is in place.
-
-    Raises:
-        DataError: it cannot be moved, or another process is repacking the folder at `output`.
-    """
-    replaced = output.with_name(f"{output.name}.replaced-{os.getpid()}")
-    had_content = output.is_dir() and any(output.iterdir())
-    with lock_prepared_folder(output) if had_content else nullcontext():
-        try:
-            if had_content:
-                output.rename(replaced)
-            move_into_place(partial, output)
-        except OSError as error:
-            if replaced.exists() and not output.exists():
-                replaced.rename(output)
-            raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -8,6 +8,7 @@ from data_pipeline.exit_status import exit_status
 from data_pipeline.indexed import Index
 from data_pipeline.manifest import REPAIR_HINT, Manifest, SplitInfo, check_hash, check_size, load_manifest
 from data_pipeline.packing.pack_plan import load_plan
+from data_pipeline.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Read every byte of a prepared folder and compare sizes, SHA-256 hashes and counts with its manifest. "
         "A training run checks sizes and the smaller files only."
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
 
 
 def run(args: argparse.Namespace) -> int:

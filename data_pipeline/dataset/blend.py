@@ -20,6 +20,7 @@ from data_pipeline.dataset.blend_schedule import BlendSchedule
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, load_manifest
 from data_pipeline.packing.pack_plan import plan_files
+from data_pipeline.paths import expanded
 
 BLEND_SUFFIXES = (".yaml", ".yml", ".json")
 EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epochs: 4}]"
@@ -142,12 +143,13 @@ def load_blend(path: Path) -> Blend:
         return Blend(path, (Corpus(path, load_manifest(path)),))
     entries = _read(path).corpora
     try:
-        manifests = [load_manifest(path.parent / entry.path) for entry in entries]
+        folders = [path.parent / expanded(str(entry.path)) for entry in entries]
+        manifests = [load_manifest(folder) for folder in folders]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     corpora = tuple(
-        Corpus(path.parent / entry.path, manifest, _exact(entry.weight), entry.max_epochs)
-        for entry, manifest in zip(entries, manifests, strict=True)
+        Corpus(folder, manifest, _exact(entry.weight), entry.max_epochs)
+        for folder, entry, manifest in zip(folders, entries, manifests, strict=True)
     )
     for problem in _incompatibilities(corpora):
         raise DataError(f"{path}: {problem}")

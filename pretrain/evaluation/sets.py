@@ -37,13 +37,14 @@ def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
         DataError: the only corpus has no such split. UserError: none of several corpora has it.
     """
     if len(blend.corpora) == 1:
-        return [EvaluationSet("", PackedDataset(blend.corpora[0].path, split), 1.0)]
+        only = blend.corpora[0]
+        return [EvaluationSet("", PackedDataset(only.path, split, only.manifest), 1.0)]
     named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if split in c.manifest.splits]
     if not named:
         raise UserError(
             f"no corpus of {blend.path} has a {split} split; evaluate another split, or leave eval.every empty"
         )
-    return [EvaluationSet(name, PackedDataset(c.path, split), c.token_weight) for name, c in named]
+    return [EvaluationSet(name, PackedDataset(c.path, split, c.manifest), c.token_weight) for name, c in named]
 
 
 def evaluate_sets(evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Sequence[int]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from data_pipeline.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "folder",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="folder written by `loopmdm prepare`, or a blend file (shows only its shares)",
     )
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--t", type=float, default=0.5, help="timestep: the fraction of tokens that is masked [0.5]")
     add("--seed", type=int, default=0, help="run.seed, which determines the masks and the row of each --sample [0]")
     add("--max-tokens", type=int, default=400, metavar="N", help="tokens to show of a document or row [400]")
-    add("--html", type=Path, metavar="FILE", help="write a self-contained HTML page instead of printing")
+    add("--html", type=user_path, metavar="FILE", help="write a self-contained HTML page instead of printing")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -144,9 +144,10 @@ DATA_PIPELINE_LEVELS = (
     {"errors", "stop_signals"},
     {"atomic_files", "exit_status", "rejects", "indexed"},
     {"manifest", "readers"},
-    {"split_table", "documents", "packing", "tokenizers"},
-    {"filters", "dedup", "dataset", "verify", "repack"},
+    {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
+    {"filters", "dedup", "dataset", "verify", "repack", "replace"},
     {"tasks"},
+    {"output_checks"},
     {"prepare"},
 )
 """Rooms and modules of data_pipeline; each imports from lower levels and, a room, from itself."""

@@ -1,0 +1,43 @@
+"""Paths as people type them: `~` is the home folder."""
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.readers.hub import HUB
+
+
+def expanded(text: str) -> str:
+    """`text` with a leading `~` or `~user` replaced by the home folder.
+
+    Raises:
+        DataError: there is no such home folder.
+    """
+    home, slash, rest = text.partition("/")
+    if not home.startswith("~"):
+        return text
+    try:
+        return f"{Path(home).expanduser()}{slash}{rest}"
+    except RuntimeError:
+        raise DataError(
+            f"{text}: {home} has no home folder on this machine; write the path in full, or ./{text} for a folder of that name"
+        ) from None
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line with its `~` replaced; a `type` of argparse.
+
+    Raises:
+        ArgumentTypeError: it is empty, or there is no such home folder.
+    """
+    return Path(user_input(text))
+
+
+def user_input(text: str) -> str:
+    """A value of `--input` with its `~` replaced, the rest as given: it may be a pattern. Raises as `user_path`."""
+    if not text:
+        raise ArgumentTypeError("the path is empty; is a shell variable unset?")
+    try:
+        return HUB + expanded(text.removeprefix(HUB)) if text.startswith(HUB) else expanded(text)
+    except DataError as error:
+        raise ArgumentTypeError(str(error)) from None
