@@ -1,5 +1,6 @@
 """Paths as people type them: `~` is the home folder."""
 
+import glob
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -37,7 +38,13 @@ def user_input(text: str) -> str:
     """A value of `--input` with its `~` replaced, the rest as given: it may be a pattern. Raises as `user_path`."""
     if not text:
         raise ArgumentTypeError("the path is empty; is a shell variable unset?")
+    prefix = HUB if text.startswith(HUB) else ""
+    given = text.removeprefix(prefix)
     try:
-        return HUB + expanded(text.removeprefix(HUB)) if text.startswith(HUB) else expanded(text)
+        path = expanded(given)
     except DataError as error:
         raise ArgumentTypeError(str(error)) from None
+    if path != given and glob.has_magic(given) and not Path(path).exists():
+        _, slash, pattern = given.partition("/")
+        path = glob.escape(path.removesuffix(slash + pattern)) + slash + pattern
+    return prefix + path

@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -161,13 +162,15 @@ def _require_alone(args: argparse.Namespace, verb: str, *allowed: str) -> None:
 
 
 def _mention_work(output: Path | None) -> None:
+    from data_pipeline.output_checks import resolve_output
     from data_pipeline.tasks.work import work_folder
 
-    if output and (work := work_folder(output.resolve())).is_dir():
-        print(
-            f"finished tasks are kept in {work}; run the same command, or a corrected one, to continue from them",
-            file=sys.stderr,
-        )
+    with suppress(DataError):  # of an output that was refused
+        if output and (work := work_folder(resolve_output(output))).is_dir():
+            print(
+                f"finished tasks are kept in {work}; run the same command, or a corrected one, to continue from them",
+                file=sys.stderr,
+            )
 
 
 def _prepare(args: argparse.Namespace) -> None:
