@@ -3,7 +3,7 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -51,13 +51,14 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: Exception) -> Iterator[int]:
+def locked(path: Path, busy: Exception, unguarded: Callable[[str], None] = lambda _: None) -> Iterator[int]:
     """Hold an advisory lock on a folder, or on a file that is created, and yield its descriptor.
 
-    The system releases the lock however the process ends. On a file system without locks there is no protection.
+    The system releases the lock however the process ends.
 
     Args:
         busy: raised when another process holds the lock.
+        unguarded: on a file system without locks, called with the system's reason.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -66,6 +67,7 @@ def locked(path: Path, busy: Exception) -> Iterator[int]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise busy from error
+            unguarded(error.strerror)
         yield descriptor
     finally:
         os.close(descriptor)

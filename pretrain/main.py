@@ -18,6 +18,7 @@ from data_pipeline.dataset.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
 from pretrain.config.load import describe_keys, load_settings  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
+from pretrain.config.validation_split import require_validation_split  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 from pretrain.parallel.launcher import read_launcher  # noqa: E402
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         rank, world_size, _ = read_launcher()
         settings = load_settings(arguments.config, arguments.overrides)
         blend = load_blend(settings.data.path)
+        require_validation_split(settings, blend)
         if settings.parallel.auto:
             settings = choose(settings, blend.manifest, world_size)
         plan = make_run_plan(settings, blend.manifest, world_size)

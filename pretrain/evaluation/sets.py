@@ -60,13 +60,14 @@ def mixed_figures(sets: Sequence[EvaluationSet], parts: Sequence[dict[str, Any]]
     """Figures of a mixture from those of its corpora.
 
     The mean over the tokens of the mixture is the mean of the corpora's means weighted by their shares. The squared errors add
-    up with the squared shares, because no row belongs to two corpora.
+    up with the squared shares, because no row belongs to two corpora; a corpus of one row leaves the mixture without an error.
     """
     weights = np.array([one.weight for one in sets])
     shares = weights / weights.sum()
     rows = []
     for same in zip(*(part["loops"] for part in parts), strict=True):
-        nats, errors = (np.array([row[key] for row in same]) for key in ("nats_per_token", "nats_per_token_se"))
-        error = float(np.sqrt(((shares * errors) ** 2).sum()))
+        nats = np.array([row["nats_per_token"] for row in same])
+        errors = [row["nats_per_token_se"] for row in same]
+        error = None if None in errors else float(np.sqrt(((shares * np.array(errors)) ** 2).sum()))
         rows.append({"loops": same[0]["loops"], "nats_per_token": float(shares @ nats), "nats_per_token_se": error})
     return {"corpora": [one.name for one in sets], "shares": shares.tolist(), "loops": rows}

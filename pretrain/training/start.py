@@ -1,6 +1,9 @@
 """From checked settings to a trained run: build the parts in order, then hand them to the loop."""
 
+import errno
+import os
 import shutil
+import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -37,6 +40,10 @@ from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import StopRequest
+
+LOCK = ".lock"
+WRITTEN = (".", "config.yaml", "metrics.jsonl", "checkpoints", "eval", "logs", "tensorboard", "tokenizer")
+"""What a start writes or replaces in its run folder."""
 
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
@@ -111,29 +118,45 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
 def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
     """Create the run folder or reuse the existing one, and lock it until the end of this start."""
     folder = settings.run_folder
-    if not resume and folder.exists():
-        with owned_folder(folder):
-            pass
-        aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
-        folder.rename(aside)
-        print(f"moved {folder} to {aside}", flush=True)
     try:
+        if not resume and folder.exists():
+            with locked(folder / LOCK, _busy(folder)):
+                pass
+            aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.rename(aside)
+            print(f"moved {folder} to {aside}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         held.enter_context(owned_folder(folder))
+        for path in (folder / name for name in WRITTEN):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be created ({error.strerror}); set run.dir to a folder you can write to"
+            f"{error.filename or folder}: cannot be written ({error.strerror}); set run.dir or run.name so that the run folder is "
+            "one you can write to"
         ) from None
 
 
 def owned_folder(folder: Path) -> AbstractContextManager[int]:
-    """Lock a run folder until the end of the block or of the process.
+    """Lock a run folder until the end of the block or of the process; print a warning where there are no locks.
 
     Raises:
         UserError: another process holds the lock.
     """
-    busy = f"{folder}: another process is training here; wait for it or set another run.name"
-    return locked(folder / ".lock", UserError(busy))
+
+    def warn(reason: str) -> None:
+        print(
+            f"warning: {folder}: its file system has no locks ({reason}), so nothing prevents a second process from training "
+            "here; start only one",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return locked(folder / LOCK, _busy(folder), warn)
+
+
+def _busy(folder: Path) -> UserError:
+    return UserError(f"{folder}: another process is training here; wait for it or set another run.name")
 
 
 def _describe(run: TrainingRun, restored: Path | None) -> None:
@@ -147,7 +170,10 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
         ]
     kernels = choose_kernels(run.world.device, offloaded=settings.parallel.offload != "none")
     print_banner(run, kernels, notes)
-    write_atomic(run.folder / "config.yaml", dump_settings(settings))
+    # With absolute paths the run can be used from any folder; `find_data` looks for data that was moved along with it.
+    places = {"data": replace(settings.data, path=settings.data.path.absolute()),
+              "run": replace(settings.run, dir=settings.run.dir.absolute())}  # fmt: skip
+    write_atomic(run.folder / "config.yaml", dump_settings(replace(settings, **places)))
     tokenizer = run.folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
     for name in (run.blend.manifest.tokenizer.file, MANIFEST_NAME):

@@ -141,7 +141,7 @@ def test_no_two_files_import_each_other():
 
 
 DATA_PIPELINE_LEVELS = (
-    {"errors", "stop_signals"},
+    {"errors", "stop_signals", "json_text"},
     {"atomic_files", "exit_status", "rejects", "indexed"},
     {"manifest", "readers"},
     {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
