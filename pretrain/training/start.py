@@ -1,24 +1,16 @@
 """From checked settings to a trained run: build the parts in order, then hand them to the loop."""
 
-import errno
-import os
-import shutil
-import sys
-import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
-from pretrain.config.load import dump_settings
+from data_pipeline.manifest import VALIDATION
 from pretrain.config.run_plan import RunPlan
-from pretrain.config.settings import Settings
-from pretrain.errors import RankError, UserError
+from pretrain.errors import RankError
 from pretrain.evaluation.sets import evaluation_sets
 from pretrain.machine.devices import peak_flops
 from pretrain.machine.kernels import choose_kernels
@@ -38,12 +30,9 @@ from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, for
 from pretrain.training.hooks.validation import Validation
 from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
+from pretrain.training.run_folder import claim_folder, describe_run
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import StopRequest
-
-LOCK = ".lock"
-WRITTEN = (".", "config.yaml", "metrics.jsonl", "checkpoints", "eval", "logs", "tensorboard", "tokenizer")
-"""What a start writes or replaces in its run folder."""
 
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
@@ -109,54 +98,10 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
     if world.is_main:
         try:
             blend.check(plan.total_steps * plan.settings.train.global_batch_size)
-            _claim_folder(plan.settings, resume, held)
+            claim_folder(plan.settings.run_folder, resume, held)
         except Exception as caught:
             error = caught
     world.raise_on_all_ranks(error)
-
-
-def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
-    """Create the run folder or reuse the existing one, and lock it until the end of this start."""
-    folder = settings.run_folder
-    try:
-        if not resume and folder.exists():
-            with locked(folder / LOCK, _busy(folder)):
-                pass
-            aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
-            folder.rename(aside)
-            print(f"moved {folder} to {aside}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(owned_folder(folder))
-        for path in (folder / name for name in WRITTEN):
-            if path.exists() and not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); set run.dir or run.name so that the run folder is "
-            "one you can write to"
-        ) from None
-
-
-def owned_folder(folder: Path) -> AbstractContextManager[int]:
-    """Lock a run folder until the end of the block or of the process; print a warning where there are no locks.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-
-    def warn(reason: str) -> None:
-        print(
-            f"warning: {folder}: its file system has no locks ({reason}), so nothing prevents a second process from training "
-            "here; start only one",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return locked(folder / LOCK, _busy(folder), warn)
-
-
-def _busy(folder: Path) -> UserError:
-    return UserError(f"{folder}: another process is training here; wait for it or set another run.name")
 
 
 def _describe(run: TrainingRun, restored: Path | None) -> None:
@@ -170,14 +115,7 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
         ]
     kernels = choose_kernels(run.world.device, offloaded=settings.parallel.offload != "none")
     print_banner(run, kernels, notes)
-    # With absolute paths the run can be used from any folder; `find_data` looks for data that was moved along with it.
-    places = {"data": replace(settings.data, path=settings.data.path.absolute()),
-              "run": replace(settings.run, dir=settings.run.dir.absolute())}  # fmt: skip
-    write_atomic(run.folder / "config.yaml", dump_settings(replace(settings, **places)))
-    tokenizer = run.folder / "tokenizer"
-    tokenizer.mkdir(exist_ok=True)
-    for name in (run.blend.manifest.tokenizer.file, MANIFEST_NAME):
-        shutil.copyfile(run.blend.corpora[0].path / name, tokenizer / name)
+    describe_run(run.folder, settings, run.blend)
 
 
 def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:

@@ -22,7 +22,8 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.training.start import owned_folder, run_training
+from pretrain.training.run_folder import owned_folder
+from pretrain.training.start import run_training
 from tests.launching import BIN, ROOT, environment, free_port, metrics, records, train, training_command
 
 pytestmark = pytest.mark.end_to_end
