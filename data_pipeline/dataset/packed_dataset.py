@@ -1,5 +1,6 @@
 """Rows of a prepared split, by memory map."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ class PackedDataset:
     def __init__(self, folder: Path, split: str, expected: Manifest | None = None) -> None:
         folder = Path(folder)
         # Held as long as the dataset exists, so that the files are not removed from under the map.
-        self.manifest, self._held = hold(folder)
+        self.manifest, held = hold(folder)
+        if held is not None:
+            weakref.finalize(self, held.close)
         if expected is not None and self.manifest != expected:
             raise DataError(f"{folder} was prepared again or repacked while this command started; run it again")
         self.split, self.seq_len = split, self.manifest.seq_len

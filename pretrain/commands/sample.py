@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(texts, 1):
         print(f"--- sample {number} of {len(texts)}, S={arguments.loops}, {arguments.steps} denoising steps\n{text}")
     saved = keep_result(arguments.folder / "samples", stem, record, arguments.output)
-    print(f"---\n{saved} ({seconds:.1f} s)")
+    print(f"--- {len(rows)} samples in {seconds:.1f} s\n{saved}")
     return 0
 
 
