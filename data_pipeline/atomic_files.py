@@ -30,6 +30,18 @@ def write_atomic(path: Path, content: str | bytes, modified_ns: int | None = Non
         partial.unlink(missing_ok=True)
 
 
+def write_output(option: str, path: Path, content: str) -> None:
+    """Write a file that an option of the command line names.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be written ({error.strerror}); choose another file") from error
+
+
 def move_into_place(partial: Path, final: Path) -> None:
     """Flush a file, or a folder of files, to the disk and rename it to `final`.
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, load_manifest
 
 BUSY = (errno.EWOULDBLOCK, errno.EACCES)
+# A reader waits for the seconds in which a folder is exchanged.
+ATTEMPTS, PAUSE = 25, 0.2
 
 
 def hold(folder: Path) -> tuple[Manifest, BinaryIO | None]:
@@ -29,16 +32,18 @@ def hold(folder: Path) -> tuple[Manifest, BinaryIO | None]:
     Raises:
         DataError: as `load_manifest`; or the folder is being replaced.
     """
-    manifest = load_manifest(folder)
-    path = folder / manifest.tokenizer.file
-    try:
-        file = path.open("rb")
-    except OSError:
-        return manifest, None
-    # Once the lock is held, the folder stays; it may have been replaced between the two steps above.
-    if _lock(file, fcntl.LOCK_SH) and _is_still(path, file) and load_manifest(folder) == manifest:
-        return manifest, file
-    file.close()
+    for _ in range(ATTEMPTS):
+        manifest = load_manifest(folder)
+        path = folder / manifest.tokenizer.file
+        try:
+            file = path.open("rb")
+        except OSError:
+            return manifest, None
+        # Once the lock is held, the folder stays; it may have been replaced between the steps above.
+        if _lock(file, fcntl.LOCK_SH) and _is_still(path, file) and load_manifest(folder) == manifest:
+            return manifest, file
+        file.close()
+        time.sleep(PAUSE)
     raise DataError(f"{folder} is being replaced or repacked; run the command again when that has finished")
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.atomic_files import write_atomic
+from data_pipeline.atomic_files import write_atomic, write_output
 from data_pipeline.json_text import json_text
-from pretrain.errors import UserError
 
 
 def keep_result(folder: Path, stem: str, content: Mapping[str, Any], output: Path | None = None) -> str:
@@ -19,7 +18,7 @@ def keep_result(folder: Path, stem: str, content: Mapping[str, Any], output: Pat
         output: the file to write instead.
 
     Raises:
-        UserError: `output` cannot be written.
+        DataError: `output` cannot be written.
     """
     if output is None:
         try:
@@ -28,10 +27,7 @@ def keep_result(folder: Path, stem: str, content: Mapping[str, Any], output: Pat
             return (
                 f"not saved: {folder} cannot be written ({error.strerror}); to save the result, give --output FILE.json"
             )
-    try:
-        write_atomic(output, json_text(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another file") from error
+    write_output("--output", output, json_text(content, indent=2) + "\n")
     return f"wrote {output}"
 
 

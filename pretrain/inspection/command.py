@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report or write the page; returns the exit status."""
-    from data_pipeline.atomic_files import write_atomic
+    from data_pipeline.atomic_files import write_output
     from data_pipeline.dataset.blend import load_blend
     from pretrain.errors import UserError
     from pretrain.inspection.facts import collect
@@ -68,6 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is None:
         print(render(facts, arguments.t, colours=sys.stdout.isatty()))
         return 0
-    write_atomic(arguments.html, page(facts, arguments.t))
+    write_output("--html", arguments.html, page(facts, arguments.t))
     print(f"wrote {arguments.html}")
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from data_pipeline.atomic_files import write_atomic
+from data_pipeline.atomic_files import write_output
 from data_pipeline.dataset.blend import is_prepared, load_blend
 from data_pipeline.json_text import json_text
 from data_pipeline.paths import user_path
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_assumptions(base)))
         print(f"\n{_table(shown, fastest=estimates[0])}\n\n{_summary(estimates)}")
     if arguments.json:
-        write_atomic(arguments.json, json_text([_record(e) for e in estimates], indent=2) + "\n")
+        write_output("--json", arguments.json, json_text([_record(e) for e in estimates], indent=2) + "\n")
     print("\n" + "\n".join(_describe(best(base, estimates))))
     return 0
 

@@ -71,13 +71,14 @@ def test_a_reader_that_comes_during_the_work_keeps_the_folder(prepare, prepared,
     assert again.code == 0 and "1 of them done before" in again.err
 
 
-def test_a_folder_replaced_between_two_looks_is_noticed(prepare, prepared, jsonl, repack):
+def test_a_folder_replaced_between_two_looks_is_noticed(prepared, repack, monkeypatch):
     manifest = load_manifest(prepared)
     repack(prepared, "--seq-len", 16)
     with pytest.raises(DataError, match="was prepared again or repacked while this command started; run it again"):
         PackedDataset(prepared, "train", manifest)
     descriptor = os.open(prepared / manifest.tokenizer.file, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
+    monkeypatch.setattr("data_pipeline.in_use.PAUSE", 0.01)
     with pytest.raises(DataError, match="is being replaced or repacked; run the command again when that has finished"):
         PackedDataset(prepared, "train")
     os.close(descriptor)
@@ -100,20 +101,6 @@ def test_without_locks_a_folder_can_be_read_and_replaced(prepare, prepared, json
 
 class Killed(BaseException):
     """Ends the command as SIGKILL would: no handler of the code catches it."""
-
-
-def kill_in_place_of(monkeypatch, owner, name, number):
-    """The `number`-th call of a function does not return."""
-    original, calls = getattr(owner, name), []
-
-    def die(*args):
-        calls.append(args)
-        if len(calls) == number:
-            raise Killed
-        return original(*args)
-
-    monkeypatch.setattr(owner, name, die)
-    return calls
 
 
 def no_exchange(*_):
@@ -354,6 +341,9 @@ def test_a_tilde_is_the_home_folder_everywhere(
     assert [corpus.path for corpus in load_blend(tmp_path / "mix.yaml").corpora] == [home / "out1", home / "out2"]
     assert main(["inspect", "~/out0", "--html", "~/page.html"]) == 0 and (home / "page.html").is_file()
     assert list((tmp_path / "cwd").iterdir()) == []
+    capsys.readouterr()
+    assert main(["inspect", "~/out0", "--html", "~/t.model/page.html"]) == 2
+    assert "t.model/page.html: cannot be written (" in capsys.readouterr().err
     for words in (["prepare", "--input", "x", "--output", "~nobody-here/x"], ["verify", ""]):
         with pytest.raises(SystemExit) as ended:
             main(words)

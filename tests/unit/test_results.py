@@ -18,6 +18,7 @@ import pytest
 
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.errors import DataError
 from data_pipeline.json_text import json_text
 from pretrain.commands.load_run import find_data
 from pretrain.commands.options import check_options
@@ -108,8 +109,8 @@ def test_a_folder_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch, 
         assert line.startswith(f"not saved: {tmp_path}/run/eval cannot be written (cannot be written here)")
         assert "--output FILE.json" in line and "\n" not in line
     assert keep_result(tmp_path, "s", {"settings": 1}, tmp_path / "new" / "o.json") == f"wrote {tmp_path}/new/o.json"
-    monkeypatch.setattr("pretrain.evaluation.result_files.write_atomic", refuse)
-    with pytest.raises(UserError, match=r"--output .*o.json: cannot be written \(cannot be written here\)"):
+    monkeypatch.setattr("data_pipeline.atomic_files.write_atomic", refuse)
+    with pytest.raises(DataError, match=r"--output .*o.json: cannot be written \(cannot be written here\)"):
         keep_result(tmp_path, "s", {"settings": 1}, tmp_path / "o.json")
 
 
