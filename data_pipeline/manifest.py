@@ -106,6 +106,8 @@ def load_manifest(folder: Path) -> Manifest:
     """
     folder = Path(folder)
     path = folder / MANIFEST_NAME
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; give the folder that `loopmdm prepare` wrote")
     if not folder.is_dir():
         raise DataError(f"no prepared data folder at {folder}; {_missing_hint(folder)}")
     if not path.is_file():

@@ -45,7 +45,10 @@ class PackedDataset:
         self.split, self.seq_len = split, self.manifest.seq_len
         if split not in self.manifest.splits:
             known = ", ".join(sorted(self.manifest.splits))
-            raise DataError(f"{folder} has no split {split!r}; it has: {known}")
+            raise DataError(
+                f"{folder} has no split {split!r}; it has: {known}. `loopmdm prepare` makes a validation split unless its "
+                "--validation-fraction is 0"
+            )
         check_files(folder, self.manifest)
         info = self.manifest.splits[split]
         self._plan = load_plan(folder, split, self.manifest.packing, self.seq_len)
