@@ -303,7 +303,7 @@ def test_outputs_that_cannot_be_replaced(refused, prepare, prepared, jsonl, tmp_
     assert "cannot be followed" in refused(*words, tmp_path / "loop")
     (tmp_path / "mix.yaml").write_text("corpora: []\n")
     assert "is a file; choose another name" in refused(*words, tmp_path / "mix.yaml")
-    with pytest.raises(DataError, match="mix.yaml is a file; give the folder"):
+    with pytest.raises(DataError, match=r"mix.yaml is a file; give the folder"):
         load_manifest(tmp_path / "mix.yaml")
     assert "Not a directory" in refused(*words, tmp_path / "mix.yaml" / "out")
     (tmp_path / "new.work").write_text("")
