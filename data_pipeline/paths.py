@@ -1,28 +1,11 @@
-"""Paths as people type them: `~` is the home folder."""
+"""Paths of command lines: `~` is the home folder."""
 
 import glob
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from data_pipeline.errors import DataError
 from data_pipeline.readers.hub import HUB
-
-
-def expanded(text: str) -> str:
-    """`text` with a leading `~` or `~user` replaced by the home folder.
-
-    Raises:
-        DataError: there is no such home folder.
-    """
-    home, slash, rest = text.partition("/")
-    if not home.startswith("~"):
-        return text
-    try:
-        return f"{Path(home).expanduser()}{slash}{rest}"
-    except RuntimeError:
-        raise DataError(
-            f"{text}: {home} has no home folder on this machine; write the path in full, or ./{text} for a folder of that name"
-        ) from None
+from data_pipeline.typed_words import home_expanded
 
 
 def user_path(text: str) -> Path:
@@ -41,9 +24,9 @@ def user_input(text: str) -> str:
     prefix = HUB if text.startswith(HUB) else ""
     given = text.removeprefix(prefix)
     try:
-        path = expanded(given)
-    except DataError as error:
-        raise ArgumentTypeError(str(error)) from None
+        path = home_expanded(given)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text}: {error}") from None
     if path != given and glob.has_magic(given) and not Path(path).exists():
         _, slash, pattern = given.partition("/")
         path = glob.escape(path.removesuffix(slash + pattern)) + slash + pattern

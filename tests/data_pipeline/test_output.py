@@ -351,5 +351,5 @@ def test_a_tilde_is_the_home_folder_everywhere(
             main(words)
         message = capsys.readouterr().err
         assert ended.value.code == 2 and (
-            "~nobody-here has no home folder" in message or "the path is empty" in message
+            "~nobody-here is not the home of a user" in message or "the path is empty" in message
         )
