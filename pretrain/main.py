@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Started by path, Python puts `pretrain/` first in the module path: put the repository there instead.
+# Started by path, Python puts `pretrain/` first in the module path (`python -P`: nothing). Put the repository there instead.
 HERE = Path(__file__).resolve().parent
-if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
-    sys.path[0] = str(HERE.parent)
+if not __package__:
+    sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
 
+import pretrain  # noqa: E402, F401 - before the other packages: it makes sure that they are this project's
 from data_pipeline.dataset.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
 from pretrain.config.load import describe_keys, load_settings  # noqa: E402
