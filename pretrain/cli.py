@@ -1,7 +1,6 @@
 """`loopmdm VERB`: all commands. The modules of a verb are imported only when it runs."""
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import DataError
 from pretrain.errors import UserError
+from pretrain.machine.console import prepare_console
 from pretrain.machine.library_warnings import filter_library_warnings
 from pretrain.training.stop_request import end_process
 
@@ -26,12 +26,25 @@ VERBS = {
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""
 
+ONLY_PRINT = ("inspect", "plan", "verify", "doctor")
+"""Verbs that end when nobody reads what they print (`loopmdm inspect ... | head`). The others write files, and go on."""
+
+WITHOUT_REPOSITORY = """\
+Everything works from an installed package too. To train without a copy of the repository:
+  loopmdm train --config RECIPE                                       one process
+  torchrun --nproc-per-node 8 -m pretrain.main --config RECIPE        several; deepspeed: --module pretrain.main
+`loopmdm train --help` lists the settings. RECIPE is smoke, quickstart, paper_170m or a YAML file.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit status, 2 for errors that the user can fix."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="loopmdm", description="Pre-training of looped masked diffusion language models."
+        prog="loopmdm",
+        description="Pre-training of looped masked diffusion language models.",
+        epilog=WITHOUT_REPOSITORY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     chosen = words[0] if words else ""
@@ -49,10 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     filter_library_warnings()
     try:
         return run(arguments)
-    except BrokenPipeError:
-        # `loopmdm ... | head` has closed the pipe: let the interpreter's last flush succeed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,7 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The console command: run one verb and exit, leaving the process groups if the verb joined any and succeeded."""
-    status = main()
+    prepare_console(outlive_reader=not any(word in ONLY_PRINT for word in sys.argv[1:2]))
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = 128 + signal.SIGPIPE
+    except OSError as error:  # a full disk under standard output or under a result
+        print(f"error: {error}{'' if error.filename else ', while writing'}", file=sys.stderr)
+        status = 2
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
     sys.exit(status)

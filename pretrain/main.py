@@ -20,6 +20,7 @@ from data_pipeline.errors import DataError  # noqa: E402
 from pretrain.config.load import describe_keys, load_settings  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
+from pretrain.machine.console import prepare_console  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 from pretrain.parallel.launcher import read_launcher  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
@@ -42,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train a looped masked diffusion language model.\n"
         "One process: loopmdm train, or python pretrain/main.py.\n"
-        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM."
+        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM.\n"
+        "Without the repository: torchrun -m pretrain.main, deepspeed --module pretrain.main."
     )
     parser.epilog = f"keys, with their type and [default]:\n{keys}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -95,4 +97,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    prepare_console(outlive_reader=True)
     end_process(main())
