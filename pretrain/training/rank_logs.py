@@ -53,7 +53,7 @@ def logged(run_folder: Path, rank: int) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"rank_{rank}.log"
     tee = Tee(sys.stdout, log)
-    with redirect_stdout(tee), library_messages(tee):
+    with library_messages(tee), redirect_stdout(tee):
         try:
             yield log
         except BaseException:
@@ -92,4 +92,5 @@ def library_messages(tee: Tee) -> Iterator[None]:
 
 
 def _writes_to_console(handler: logging.Handler) -> bool:
-    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    console = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return any(getattr(handler, "stream", None) is stream for stream in console)
