@@ -2,7 +2,6 @@
 
 import atexit
 import codecs
-import errno
 import io
 import os
 import sys
@@ -18,10 +17,6 @@ ASCII = {
 
 ERRORS = "loopmdm.replace"
 """Name of the error handler of `codecs` that writes them so, and other characters as escapes such as \\u6f22."""
-
-READER_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET, errno.EBADF, errno.ESTALE)
-"""Errors of a pipe whose reader has ended, and of a terminal that was closed. Other errors, such as a full disk, may pass."""
-
 
 def prepare_console(outlive_reader: bool = False) -> None:
     """Set up `sys.stdout` and `sys.stderr`; every entry point calls this first.
@@ -62,24 +57,18 @@ class ConsoleStream:
     def _drop_or_raise(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except OSError:
             if not self._outlive_reader:
                 raise
-            if error.errno in READER_GONE:
-                self._discard()
 
     def _finish(self) -> None:
-        """Leave nothing in the buffer: the interpreter's own flush at its end would report an error."""
+        """Let what is still in the buffer disappear: the interpreter's own flush at its end would report an error."""
         try:
             self._stream.flush()
         except OSError:
-            self._discard()
-
-    def _discard(self) -> None:
-        """Let everything that is written from now on, or is still in the buffer, disappear."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())
-        os.close(null)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
