@@ -1,12 +1,16 @@
 """Other people's `pretrain.py`, `model/`, `data_pipeline/` and `tests/` on the module path do not take the place of ours."""
 
+import re
 import subprocess
 import sys
+import sysconfig
+from argparse import Namespace
 from types import ModuleType
 
 import pytest
 
 from pretrain.machine.own_packages import OWN_FOLDER, foreign_files, prefer_own_packages
+from pretrain.machine.versions import changed_files, source_version
 from tests.launching import ROOT, environment
 
 REFUSED = ["--config", "smoke", "optm.lr=1"]
@@ -103,3 +107,37 @@ def test_foreign_files_are_listed(foreign, monkeypatch):
     ours = ("data_pipeline", "ds_configs", "model", "pretrain")
     assert foreign_files() == [(name, folder / f"{name}.py") for name in ours]
     assert OWN_FOLDER == ROOT
+
+
+def test_doctor_says_which_files_are_in_use(foreign, monkeypatch, capsys):
+    from pretrain.commands import doctor
+
+    folder = foreign("file")
+    (folder / "numpy").mkdir()
+    (folder / "numpy" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "numpy", raising=False)
+    monkeypatch.setattr(doctor, "_device_rows", list)
+    assert doctor.run(Namespace()) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"^loopmdm +{ROOT} \(checkout at commit \w+(, changed since)?\)$", printed, re.MULTILINE)
+    assert sys.executable in printed and f"libraries            {sysconfig.get_path('purelib')}" in printed
+    assert f", {folder / 'numpy'}" in printed and f"model: {folder / 'model.py'}" in printed
+
+
+def test_files_that_another_package_has_overwritten_are_named(tmp_path):
+    """As a wheel installs: a record with the hash of every file."""
+    info = tmp_path / "loopmdm-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loopmdm\nVersion: 0.1.0\n")
+    names, empty = ("pretrain/cli.py", "model/__init__.py"), "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"
+    (info / "RECORD").write_text("".join(f"{name},sha256={empty},0\n" for name in names))
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert changed_files(tmp_path) == [] and source_version(tmp_path) == "installed, loopmdm 0.1.0"
+    (tmp_path / "model" / "__init__.py").write_text("foreign = True")
+    (tmp_path / "pretrain" / "cli.py").unlink()
+    assert changed_files(tmp_path) == [tmp_path / "pretrain" / "cli.py", tmp_path / "model" / "__init__.py"]
+    (info / "RECORD").unlink()
+    assert source_version(tmp_path) == "a copy, without version"
