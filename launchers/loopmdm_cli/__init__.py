@@ -11,7 +11,12 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import NoReturn
 
-SIGNATURE = ("pretrain/machine/own_packages.py", "model/denoiser.py", "data_pipeline/prepare.py", "ds_configs/zero1.json")
+SIGNATURE = (
+    "pretrain/machine/own_packages.py",
+    "model/denoiser.py",
+    "data_pipeline/prepare.py",
+    "ds_configs/zero1.json",
+)
 """Files that only a folder with this project's packages has. Worker processes that are spawned import this module too."""
 
 
@@ -24,12 +29,16 @@ def import_own_pretrain() -> None:
     if "pretrain.machine.own_packages" in sys.modules:
         return
     if "pretrain" in sys.modules:
-        raise ImportError(f"{sys.modules['pretrain']!r} is already imported, but loopmdm has a package of that name; rename it")
+        raise ImportError(
+            f"{sys.modules['pretrain']!r} is already imported, but loopmdm has a package of that name; rename it"
+        )
     for folder in (*map(Path, sys.path), *Path(__file__).resolve().parents):
         if all((folder / name).is_file() for name in SIGNATURE):
             break
     else:
-        raise ImportError(f"the packages of loopmdm are neither on the module path nor above {__file__}; install it again")
+        raise ImportError(
+            f"the packages of loopmdm are neither on the module path nor above {__file__}; install it again"
+        )
     spec = PathFinder.find_spec("pretrain", [str(folder.resolve())])
     assert spec is not None and spec.loader is not None
     sys.modules["pretrain"] = module = module_from_spec(spec)

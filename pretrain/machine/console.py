@@ -3,6 +3,7 @@
 import atexit
 import codecs
 import io
+import locale
 import os
 import sys
 from collections.abc import Iterator
@@ -18,14 +19,18 @@ ASCII = {
 ERRORS = "loopmdm.replace"
 """Name of the error handler of `codecs` that writes them so, and other characters as escapes such as \\u6f22."""
 
+
 def prepare_console(outlive_reader: bool = False) -> None:
     """Set up `sys.stdout` and `sys.stderr`; every entry point calls this first.
 
     Characters that the encoding does not have are replaced. A stream that the parent has closed (`>&-`) discards its text.
+    Where the locale is ASCII, the process starts itself again in Python's UTF-8 mode: libraries read their own files in the
+    encoding of the locale.
 
     Args:
         outlive_reader: text that cannot be written is dropped, and the command goes on. Otherwise printing raises OSError.
     """
+    _leave_ascii_locale()
     for descriptor in (0, 1, 2):
         _open_if_closed(descriptor)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
@@ -72,6 +77,14 @@ class ConsoleStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _leave_ascii_locale() -> None:
+    """Replace this process by one in UTF-8 mode, which still prints ASCII. With `python -I` that is not possible."""
+    is_ascii = codecs.lookup(locale.getencoding()).name == "ascii"
+    if is_ascii and not sys.flags.utf8_mode and not sys.flags.ignore_environment:
+        variables = {"PYTHONIOENCODING": "ascii"} | os.environ | {"PYTHONUTF8": "1"}
+        os.execve(sys.executable, sys.orig_argv, variables)
 
 
 def _open_if_closed(descriptor: int) -> None:

@@ -34,7 +34,9 @@ class OwnPackageFinder:
             return None
         spec = PathFinder.find_spec(name, [str(self.folder)])
         if spec is None or spec.origin is None:
-            raise ImportError(f"{self.folder / name}: this package of loopmdm is missing; install loopmdm again", name=name)
+            raise ImportError(
+                f"{self.folder / name}: this package of loopmdm is missing; install loopmdm again", name=name
+            )
         return spec
 
 

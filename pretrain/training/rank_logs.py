@@ -70,7 +70,9 @@ def library_messages(tee: Tee) -> Iterator[None]:
     to_log, to_console = LibraryMessages(tee), logging.StreamHandler()
     to_console.setLevel(logging.ERROR)
     others = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
-    console = [handler for logger in (logging.root, *others) for handler in logger.handlers if _writes_to_console(handler)]
+    console = [
+        handler for logger in (logging.root, *others) for handler in logger.handlers if _writes_to_console(handler)
+    ]
     levels = [handler.level for handler in console]
     takers = [logging.root, *(logger for logger in others if logger.handlers and not logger.propagate)]
     for handler, level in zip(console, levels, strict=True):

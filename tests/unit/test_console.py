@@ -27,7 +27,11 @@ def test_characters_that_the_encoding_lacks_are_replaced(encoding, text, shown):
 
 
 def test_every_character_that_the_project_prints_has_a_spelling():
-    files = [*(ROOT / "pretrain").rglob("*.py"), *(ROOT / "model").rglob("*.py"), *(ROOT / "data_pipeline").rglob("*.py")]
+    files = [
+        *(ROOT / "pretrain").rglob("*.py"),
+        *(ROOT / "model").rglob("*.py"),
+        *(ROOT / "data_pipeline").rglob("*.py"),
+    ]
     only_in_html_or_data = {"é", "漢"}
     printed = {c for path in files for c in path.read_text(encoding="utf-8") if ord(c) > 127} - only_in_html_or_data
     assert printed <= ASCII.keys() and "".join(ASCII.values()).isascii()
@@ -38,7 +42,14 @@ def start(code, stdout=subprocess.PIPE, shell="", **variables):
     if shell:
         words = ["bash", "-c", f'exec "$@" {shell}', "bash", *words]
     return subprocess.run(
-        words, cwd=ROOT, env=environment() | variables, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        words,
+        cwd=ROOT,
+        env=environment() | variables,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

@@ -4,6 +4,7 @@ A stand-in for uv makes real environments and writes the records of packages wit
 """
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,9 @@ def package(name, *files, record=True):
         info.joinpath("RECORD").write_text("".join(f"{{name}}/{{file}},,{{len(text)}}\\n" for file, text in files))
 if sys.argv[1] == "venv":
     subprocess.run([sys.argv[sys.argv.index("--python") + 1], "-m", "venv", "--without-pip", ".venv"], check=True)
-    pip = "import sys; print(\\"global.index-url='https://mirror/simple'\\\\nglobal.find-links='/a /b'\\"); sys.exit('config' not in sys.argv)"
+    pip = "import sys; "
+    pip += "print(\\"global.index-url='https://mirror/simple'\\\\nglobal.find-links='/a /b'\\"); "
+    pip += "sys.exit('config' not in sys.argv)"
     package("pip", ("__init__.py", ""), ("__main__.py", pip))
 else:
     how = os.environ.get("UV_DOES", "")
@@ -107,8 +110,10 @@ def test_a_named_python_that_cannot_be_used_is_refused(repository, named, messag
 def test_without_a_named_python_the_search_says_which_one_it_takes(repository):
     done = install(repository)
     assert done.returncode == 0, done.stderr
-    version = "%d.%d.%d" % sys.version_info[:3]
-    assert f"creating .venv with Python {version} ({repository.parent / 'bin' / 'python3.11'})" in done.stdout
+    assert (
+        f"creating .venv with Python {platform.python_version()} ({repository.parent / 'bin' / 'python3.11'})"
+        in done.stdout
+    )
     (repository.parent / "bin" / "python3.11").unlink()
     shutil.rmtree(repository / ".venv")
     for name in ("python3.11", "python3.12", "python3", "python"):
@@ -147,7 +152,9 @@ def test_an_environment_of_another_python_is_not_replaced(repository):
 def test_a_killed_installation_is_repaired_by_the_next_call(repository):
     """The killed call's child goes on for a while: the next call waits for it, then finds the package without its record."""
     words = ["bash", "launchers/install.sh"]
-    first = subprocess.Popen(words, cwd=repository, env=variables(repository, UV_DOES="sleep"), stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        words, cwd=repository, env=variables(repository, UV_DOES="sleep"), stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 30
     while not (repository / "../uv.log").exists() or "pip install" not in (repository / "../uv.log").read_text():
         assert time.monotonic() < deadline and first.poll() is None
@@ -222,7 +229,10 @@ def test_what_is_not_ours_is_not_removed(repository, kind):
     (other / "file").touch()
     (repository / ".venv").symlink_to(other) if kind == "link" else other.rename(repository / ".venv")
     done = install(repository)
-    assert done.returncode == 2 and (".venv is a link to" if kind == "link" else "is not a virtual environment") in done.stderr
+    assert (
+        done.returncode == 2
+        and (".venv is a link to" if kind == "link" else "is not a virtual environment") in done.stderr
+    )
     assert (repository / ".venv" / "file").exists()
 
 

@@ -20,7 +20,13 @@ def start(folder, first, last, value, clock=None, monkeypatch=None):
     sink.open(SimpleNamespace(folder=folder, progress=SimpleNamespace(step=first)))
     for step in range(first + 1, last + 1):
         sink.write_training(
-            {"step": step, "loss": value + step, "mfu": None, "loss_by_timestep": [1.0, None], "loss_by_loops": {2: 3.0}}
+            {
+                "step": step,
+                "loss": value + step,
+                "mfu": None,
+                "loss_by_timestep": [1.0, None],
+                "loss_by_loops": {2: 3.0},
+            }
         )
         figures = {"name": "", "loops": [{"loops": 1, "nats_per_token": value}]}
         sink.write_validation({"step": step, "validation": figures})
@@ -38,7 +44,9 @@ def shown(folder, tag):
     return points
 
 
-@pytest.mark.parametrize("later", [5, 0, -1, -86_400], ids=["later", "in the same second", "a second back", "a day back"])
+@pytest.mark.parametrize(
+    "later", [5, 0, -1, -86_400], ids=["later", "in the same second", "a second back", "a day back"]
+)
 def test_repeated_steps_are_shown_once(tmp_path, monkeypatch, later):
     start(tmp_path, 0, 10, 100, NOW, monkeypatch)
     start(tmp_path, 5, 8, 200, NOW + later, monkeypatch)
