@@ -40,6 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("loops", "steps", "num_samples"):
         if getattr(arguments, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: must be at least 1")
+    try:
+        arguments.prompt.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(arguments.prompt[error.start]) & 0xFF
+        raise UserError(f"--prompt: byte 0x{byte:02x} at position {error.start} is not UTF-8") from None
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
     begin = time.perf_counter()

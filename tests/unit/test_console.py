@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 
+from pretrain.cli import main
 from pretrain.machine.console import ASCII, ERRORS
 from pretrain.training.rank_logs import Tee, logged
 from tests.launching import ROOT, environment
@@ -91,6 +92,18 @@ def test_a_verb_that_only_prints_ends_without_a_traceback(no_reader, corpus, tar
     code = f"import sys\nsys.argv[1:] = ['inspect', {str(corpus)!r}]\nfrom pretrain.cli import command\ncommand()"
     done = start(code, no_reader, "" if target == "pipe" else target)
     assert done.returncode == status and done.stderr.startswith(error) and done.stderr.count("\n") == bool(error)
+
+
+def test_a_folder_whose_name_is_not_utf8_has_a_page(corpus, tmp_path):
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.symlink_to(corpus)
+    assert main(["inspect", str(folder), "--html", str(tmp_path / "page.html"), "--documents", "1", "--rows", "1"]) == 0
+    assert "d\\udce9" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(tmp_path, capsys):
+    assert main(["sample", str(tmp_path), "--prompt", os.fsdecode(b"d\xe9")]) == 2
+    assert "error: --prompt: byte 0xe9 at position 1 is not UTF-8" in capsys.readouterr().err
 
 
 def test_the_log_takes_every_character(tmp_path):
