@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from data_pipeline.atomic_files import FULL_DISK
 from data_pipeline.errors import DataError
 from pretrain.errors import UserError
 from pretrain.machine.console import prepare_console
@@ -26,8 +27,8 @@ VERBS = {
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""
 
-ONLY_PRINT = ("inspect", "plan", "verify", "doctor")
-"""Verbs that end when nobody reads what they print (`loopmdm inspect ... | head`). The others write files, and go on."""
+ONLY_PRINT = ("inspect", "plan", "doctor")
+"""Verbs that end when nobody reads what they print (`loopmdm inspect ... | head`). The others go on to their result."""
 
 WITHOUT_REPOSITORY = """\
 Everything works from an installed package too. To train without a copy of the repository:
@@ -38,7 +39,11 @@ Everything works from an installed package too. To train without a copy of the r
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status, 2 for errors that the user can fix."""
+    """Run one verb; returns its exit status, 2 for errors that the user can fix.
+
+    Raises:
+        BrokenPipeError: nobody reads what is printed.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="loopmdm",
@@ -61,7 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_process(run(arguments))
     filter_library_warnings()
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fix = "; free some space and run the command again" if error.errno in FULL_DISK else ""
+        print(f"error: {error}{fix}", file=sys.stderr)
+        return 2
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,12 +85,8 @@ def command() -> NoReturn:
     prepare_console(outlive_reader=not any(word in ONLY_PRINT for word in sys.argv[1:2]))
     try:
         status = main()
-        sys.stdout.flush()
     except BrokenPipeError:
         status = 128 + signal.SIGPIPE
-    except OSError as error:  # a full disk under standard output or under a result
-        print(f"error: {error}{'' if error.filename else ', while writing'}", file=sys.stderr)
-        status = 2
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
     sys.exit(status)
