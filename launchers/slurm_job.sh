@@ -1,5 +1,5 @@
 # Functions for pretrain.sh and prepare_data.sh inside a SLURM job; they source this file from the repository's launchers/.
-# Sets: repository, python. Exports: PYTHONPATH.
+# Sets: repository. Exports: PYTHONPATH, PYTHONSAFEPATH.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -17,4 +17,5 @@ find_python() {
     echo "$python"
 }
 
-export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+# PYTHONSAFEPATH: a `pretrain.py` in the folder of submission must not take the place of ours.
+export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1

@@ -73,6 +73,29 @@ def test_every_way_to_start_finds_our_packages(foreign, kind):
     ), {name: each.stderr[-500:] for name, each in done.items()}
 
 
+def test_a_slurm_job_submitted_beside_foreign_files_finds_our_packages(foreign):
+    code = f'source "{ROOT}/launchers/slurm_job.sh"; exec "{sys.executable}" -m pretrain.cli train {" ".join(REFUSED)}'
+    folder = foreign("file")
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=folder, env=environment() | {"PYTHONPATH": str(folder)}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and ANSWER in done.stderr
+
+
+def test_a_slurm_job_does_not_replace_a_broken_environment_by_another_python(tmp_path):
+    (tmp_path / "launchers").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to("/no/such/python")
+    (tmp_path / "launchers" / "slurm_job.sh").write_text((ROOT / "launchers" / "slurm_job.sh").read_text())
+    code = 'die() { echo "$*" >&2; exit 2; }; source launchers/slurm_job.sh; find_python numpy'
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (
+        2,
+        "",
+    ) and f"{tmp_path}/.venv has no working Python: repair it" in done.stderr
+
+
 @pytest.mark.parametrize("main", [["-m", "pretrain.cli"], ["console.py"]], ids=["module", "script"])
 def test_worker_processes_find_our_packages(foreign, tmp_path, main):
     """They are spawned: each starts a new interpreter with the module path of the first process."""
