@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from data_pipeline.atomic_files import replace_folder
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
     MANIFEST_NAME,
@@ -19,12 +18,13 @@ from data_pipeline.manifest import (
     write_manifest,
 )
 from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task, cut_into_tasks, task_name
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
-from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, partial_folder, remove_partial
+from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
@@ -42,12 +42,11 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     counts = CorpusCounts(tasks, (record.counts for record in done))
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
-    remove_partial(build.work.folder / JOINED)
     with partial_folder(build.work.folder / JOINED) as folder:
         manifest = _write_output(build, job, folder, tasks, done, counts)
         write_manifest(folder, manifest, inputs_read)
-        (build.work.folder / JOINED_MANIFEST).write_text(sha256_of(folder / MANIFEST_NAME))
-        replace_folder(folder, output)
+    (build.work.folder / JOINED_MANIFEST).write_text(sha256_of(folder / MANIFEST_NAME))
+    replace_folder(folder, output, build.work.folder / REPLACED)
     return manifest, counts
 
 

@@ -10,6 +10,7 @@
     OUTPUT.work/processes/            a file for each process that uses the folder
     OUTPUT.work/attempts/             what went wrong in tasks that failed
     OUTPUT.work/joined.partial-*/     the output while it is put together
+    OUTPUT.work/replaced/             what was at OUTPUT, until the new folder is in its place
 
 ADDRESS is the content address of a result. Every result is flushed to the disk and then renamed, so it is complete or absent, and
 the next run continues from the results that exist, however this one ends. Any number of processes may use the folder at once.
@@ -31,9 +32,10 @@ from data_pipeline.manifest import MANIFEST_NAME, sha256_of
 from data_pipeline.tasks.claims import Claims, Owner, process_name
 
 TOKENIZERS, SAMPLES, SIGNATURES, DECISIONS, TOKENS = "tokenizers", "samples", "signatures", "decisions", "tokens"
-DOCUMENTS, CLAIMS, PROCESSES, ATTEMPTS, JOINED = "documents", "claims", "processes", "attempts", "joined"
-RESULTS = (SAMPLES, SIGNATURES, TOKENS)
-FOLDERS = (*RESULTS, TOKENIZERS, DECISIONS, DOCUMENTS, CLAIMS, ATTEMPTS)
+DOCUMENTS, CLAIMS, PROCESSES, ATTEMPTS = "documents", "claims", "processes", "attempts"
+JOINED, REPLACED = "joined", "replaced"
+KINDS = (SAMPLES, SIGNATURES, TOKENS)
+FOLDERS = (*KINDS, TOKENIZERS, DECISIONS, DOCUMENTS, CLAIMS, ATTEMPTS)
 # The claim of a process that makes the tokenizer or joins the shards: there is one at a time.
 WHOLE_FOLDER = "folder"
 # Holds the hash of the manifest of an output that was joined: what is left of its work folder is not needed any more.
@@ -137,18 +139,19 @@ def remove_joined_work(output: Path) -> None:
 
 def finished_tasks(folder: Path) -> int:
     """Number of task results, of all kinds, that the next run can use."""
-    return sum(PARTIAL not in path.name for kind in RESULTS for path in (folder / kind).glob("*"))
+    return sum(PARTIAL not in path.name for kind in KINDS for path in (folder / kind).glob("*"))
 
 
 @contextmanager
 def partial_folder(final: Path) -> Iterator[Path]:
-    """A new folder beside `final` that no other process writes to; removed at the end of the block, unless it was renamed."""
+    """A new folder beside `final` that no other process writes to; removed if the block fails."""
     partial = final.with_name(f"{final.name}{PARTIAL}{process_name()}-{token_hex(4)}")
     partial.mkdir()
     try:
         yield partial
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -172,12 +175,19 @@ def result_folder(final: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
         except OSError:
             if not (final.exists() and is_whole()):
                 raise
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partial(final: Path) -> None:
-    """Remove what processes that were killed have left of a result. For the process that has claimed it."""
+    """Remove what processes that were killed have left of a result. For the process that has claimed it.
+
+    Each is renamed first: if its process is alive after all, it either has renamed it to `final` already or cannot any more.
+    """
     for path in final.parent.glob(f"{final.name}{PARTIAL}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        removed = path.with_name(f"{path.name}-{token_hex(4)}")
+        with suppress(OSError):
+            path.rename(removed)
+            shutil.rmtree(removed)
 
 
 def _enter(folder: Path, stage: str) -> tuple[bool, Path]:
@@ -186,9 +196,8 @@ def _enter(folder: Path, stage: str) -> tuple[bool, Path]:
     is_new = False
     for tries_left in reversed(range(TRIES)):
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 is_new = True
             for kind in (PROCESSES, *FOLDERS):
                 (folder / kind).mkdir(exist_ok=True)
