@@ -68,13 +68,13 @@ def test_machines_of_one_name_are_told_apart(monkeypatch):
 
 
 def test_claims_are_kept_fresh_and_given_back(folder, monkeypatch):
-    monkeypatch.setattr(claims_module, "LIFETIME", 1.2)
+    monkeypatch.setattr(claims_module, "LIFETIME", 3.0)
     with Claims(folder) as claims, Claims(folder) as others:
         assert claims.take("a") is None and claims.take("b") is None
         assert others.take("a").pid == os.getpid()
         claims.release("b")
         assert others.take("b") is None
-        time.sleep(2)
+        time.sleep(3.5)
         assert others.take("a") is not None
     assert list(folder.iterdir()) == []
 
