@@ -11,6 +11,7 @@ from typing import NoReturn
 from data_pipeline.errors import DataError
 from pretrain.errors import UserError
 from pretrain.machine.library_warnings import filter_library_warnings
+from pretrain.parallel.reporting import run_reporting_errors
 from pretrain.training.stop_request import end_process
 
 VERBS = {
@@ -25,6 +26,10 @@ VERBS = {
     "doctor": ("pretrain.commands.doctor", "report versions, devices and which optional kernels are used"),
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""
+
+
+MAY_HAVE_RANKS = ("evaluate", "sample")
+"""Verbs that a launcher may start on several ranks, besides `train`. All others work alone wherever they are started."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_process(run(arguments))
     filter_library_warnings()
     try:
-        return run(arguments)
+        return run_reporting_errors(lambda _: run(arguments)) if chosen in MAY_HAVE_RANKS else run(arguments)
     except BrokenPipeError:
         # `loopmdm ... | head` has closed the pipe: let the interpreter's last flush succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,7 +68,7 @@ def command() -> NoReturn:
     status = main()
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
-    sys.exit(status)
+    end_process(status)
 
 
 if __name__ == "__main__":

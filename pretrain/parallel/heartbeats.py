@@ -6,7 +6,6 @@ agent). `watchdog.RANKS_PER_SECOND` stretches the interval of a large world to b
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from datetime import timedelta
 from typing import NamedTuple, Self
 
 import torch.distributed as dist
+
+from pretrain.parallel.store import agent_hosts_store, is_closed
 
 STORE_TIMEOUT = timedelta(hours=1)
 """Longer than any heartbeat timeout: the watchdog ends a process whose store call hangs, before torch raises its own error,
@@ -90,7 +91,7 @@ class HeartbeatStore:
         Raises:
             OSError, RuntimeError: the store cannot be reached.
         """
-        if self._idle is None or _is_closed(self._idle):
+        if self._idle is None or is_closed(self._idle):
             self._idle = socket.create_connection(self._address, timeout=5)
             self._store = dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
         try:
@@ -100,16 +101,6 @@ class HeartbeatStore:
         except RuntimeError:
             self._idle = None  # reconnect: a late reply would be read as the reply to the next call
             raise
-
-
-def _is_closed(connection: socket.socket) -> bool:
-    connection.setblocking(False)
-    try:
-        return connection.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 class PeerStatus:
@@ -150,7 +141,7 @@ class PeerStatus:
         """The ranks that have been silent for `limit` seconds, the longest first; empty if there are none."""
         if self._store_silence >= limit:
             host, seconds = self._heartbeats[0], self._store_silence
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            if not agent_hosts_store():
                 return _describe_silence(host, seconds)
             agent = f"torchrun on the node of {host}"
             return f"{agent} has not responded for {seconds:.0f} s; rank 0 was last seen in {host.where}"

@@ -71,7 +71,9 @@ CHEAP = (
     "pretrain.machine.library_warnings",
     "pretrain.machine.versions",
     "pretrain.main",
+    "pretrain.parallel.attendance",
     "pretrain.parallel.launcher",
+    "pretrain.parallel.reporting",
     "pretrain.planning.command",
 )
 """Modules that import neither torch nor another slow library."""
