@@ -147,7 +147,7 @@ class Rendezvous:
             raise RankError(f"{self._own}: rank 0 has not answered at {_address()} for {limit:.0f} s")
         zero, *failures = (Attendance(**fields) for fields in json.loads(self._store.get("result")))
         if not failures and zero.size != self._own.size:
-            raise RankError(_different_sizes([zero, self._own])[0].message)
+            raise RankError(f"{self._own}: {_different_sizes([zero, self._own])[0].message}")
         if prints_its_own_error(self._own, zero, failures):
             print_error(f"{self._own}: {self._own.message}")
         if failures:
@@ -214,7 +214,7 @@ def _different_sizes(present: list[Attendance]) -> list[Attendance]:
     size = present[0].size
     return [
         Attendance(
-            one.rank, size, f"{one} was started with WORLD_SIZE={one.size}, but rank 0 with WORLD_SIZE={size}", one.host
+            one.rank, size, f"was started with WORLD_SIZE={one.size}, but rank 0 with WORLD_SIZE={size}", one.host
         )
         for one in present
         if one.size != size

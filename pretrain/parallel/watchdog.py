@@ -66,6 +66,9 @@ class Watchdog:
     It ends this process with status 1 if a rank falls silent, if this rank spends too long in one call, or if another rank
     has exited and this one has not followed. An error that leaves the context is reported to the other ranks; the error of
     a failed collective becomes a PeerError that names the first cause.
+
+    Attributes:
+        log: file that also receives the watchdog's own messages, if there is one yet.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Watchdog:
         log: Path | None,
     ) -> None:
         """See `watch`, which makes the store. Without a store, in a world of one rank, all methods do nothing."""
-        self._rank, self._store, self._log = rank, store, log
+        self._rank, self._store, self.log = rank, store, log
         self._collective_timeout, self._heartbeat_timeout = collective_timeout, heartbeat_timeout
         self._interval = max(1.0, size / RANKS_PER_SECOND)  # seconds between heartbeats
         self._peers = PeerStatus(rank, size, LONGEST_UPDATE_INTERVALS * self._interval)
@@ -137,7 +140,10 @@ class Watchdog:
         elif isinstance(error, RuntimeError) and (
             isinstance(error, dist.DistError) or COMMUNICATION.search(str(error))
         ):
-            raise PeerError(self.explain(error)) from error
+            message = self.explain(error)
+            with suppress(OSError):
+                self._write_error(f"error: {message}\n", False, self.log)
+            raise PeerError(message) from error
         else:
             self.report_failure(_reason(error))
 
@@ -159,10 +165,13 @@ class Watchdog:
         self._close()
 
     def _publish_exit(self, state: str, cause: str) -> None:
-        """Write the last heartbeat of a rank that failed; the store's host gives the others time to read it."""
+        """Write the last heartbeat of a rank that failed; the store's host gives the others that run time to read it."""
         self._publish(state, cause, LINGER_INTERVALS * self._interval)
-        if self._rank == 0:
-            time.sleep(LINGER_INTERVALS * self._interval)
+        deadline = time.monotonic() + LINGER_INTERVALS * self._interval
+        while (
+            self._rank == 0 and any(one.state == "running" for one in self._peers.peers) and time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
 
     def _publish(self, state: str, cause: str, limit: float) -> None:
         """Set state and cause, and wait at most `limit` seconds until the store has them."""
@@ -221,14 +230,14 @@ class Watchdog:
         """End this process from a thread, because nothing interrupts a collective in the main thread."""
         try:
             with suppress(OSError):
-                self._write_error(f"error: {self._message(cause)}\n", stacks)
+                self._write_error(f"error: {self._message(cause)}\n", stacks, 2, self.log)
             self._publish_exit("stopped", cause)
         finally:
             os._exit(1)
 
-    def _write_error(self, text: str, stacks: bool) -> None:
-        """Write to stderr and the log, but not through sys.stderr, whose lock the main thread may hold."""
-        for path in (2, self._log):
+    def _write_error(self, text: str, stacks: bool, *paths: int | Path | None) -> None:
+        """Write to file descriptors and files, but not through sys.stderr, whose lock the main thread may hold."""
+        for path in paths:
             if path is not None:
                 with open(path, "a", encoding="utf-8", closefd=path != 2) as file:
                     file.write(text)

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from pretrain.config.run_plan import Shape
 from pretrain.errors import RankError, UserError
 from pretrain.parallel.launcher import require_interfaces
 from pretrain.parallel.rendezvous import meet
-from pretrain.parallel.watchdog import Watchdog, watch
+from pretrain.parallel.watchdog import Watchdog
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the other ranks before it fails. Longer than any `parallel.timeout_minutes`."""
@@ -84,10 +83,6 @@ class World:
         The last pipeline stage computes the loss, on every tensor-parallel rank alike: the first of them counts.
         """
         return self.stage == self.shape.pipeline - 1 and self.tensor_rank == 0
-
-    def watched(self, timeout_minutes: float, log: Path) -> Watchdog:
-        """A watchdog over all ranks, to be set by `replace(world, watchdog=...)`. Collective."""
-        return watch(self.rank, self.size, 60 * timeout_minutes, log=log)
 
     def enter_phase(self, call: str, step: int | None = None) -> None:
         """Report to the watchdog what this rank does next. All ranks report the same phases in the same order.
