@@ -79,11 +79,21 @@ class HeartbeatStore:
     prints a C++ backtrace, so the idle connection is checked before each call.
     """
 
-    def __init__(self, host: str, port: int, name: str, size: int) -> None:
+    def __init__(self, host: str, port: int, rank: int, size: int) -> None:
+        """Every rank makes one for the same purpose, as often as the others: the n-th of all ranks belong together.
+
+        Rank 0 writes a first heartbeat of every rank.
+
+        Raises:
+            OSError, RuntimeError: the store cannot be reached.
+        """
         self._address = (host, port)
-        self._keys = [f"watchdog/{name}/{rank}" for rank in range(size)]
         self._idle: socket.socket | None = None
-        self._store: dist.Store | None = None
+        self._store = self._connect()
+        name = self._store.add(f"watchdog/made by rank {rank}", 1)
+        self._keys = [f"watchdog/{name}/{peer}" for peer in range(size)]
+        if rank == 0:
+            self.exchange(*(Heartbeat(peer) for peer in range(size)))
 
     def exchange(self, *heartbeats: Heartbeat) -> list[Heartbeat]:
         """Write these heartbeats and read the latest one of every rank: O(world_size) per rank and call.
@@ -92,8 +102,7 @@ class HeartbeatStore:
             OSError, RuntimeError: the store cannot be reached.
         """
         if self._idle is None or is_closed(self._idle):
-            self._idle = socket.create_connection(self._address, timeout=5)
-            self._store = dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+            self._store = self._connect()
         try:
             for heartbeat in heartbeats:
                 self._store.set(self._keys[heartbeat.rank], heartbeat.to_json())
@@ -101,6 +110,10 @@ class HeartbeatStore:
         except RuntimeError:
             self._idle = None  # reconnect: a late reply would be read as the reply to the next call
             raise
+
+    def _connect(self) -> dist.Store:
+        self._idle = socket.create_connection(self._address, timeout=5)
+        return dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 class PeerStatus:

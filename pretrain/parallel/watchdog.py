@@ -17,7 +17,6 @@ import re
 import socket
 import threading
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from data_pipeline.errors import DataError
 from pretrain.errors import RankError, UserError
 from pretrain.parallel.heartbeats import START, Heartbeat, HeartbeatStore, PeerStatus, Position
+from pretrain.parallel.store import store_address
 
 RANKS_PER_SECOND = 256
 """The interval between heartbeats is world_size / RANKS_PER_SECOND seconds, at least 1. Every rank reads the heartbeats of all
@@ -256,22 +256,16 @@ class Watchdog:
 def watch(
     rank: int, size: int, collective_timeout: float, heartbeat_timeout: float = 45.0, log: Path | None = None
 ) -> Watchdog:
-    """Make a watchdog over the ranks of the default process group. Collective; in a world of one rank it does nothing.
+    """Make a watchdog over the ranks, which have met in the store. In a world of one rank it does nothing.
+
+    Every rank makes its watchdogs in the same order as the others.
 
     Args:
         collective_timeout: how many seconds a rank may spend in one call; less than the process group's timeout.
         heartbeat_timeout: after how many seconds of silence a rank is taken for dead.
         log: file that also receives what the watchdog prints when it ends this process.
     """
-    store = None
-    if size > 1:
-        # Rank 0 or torchrun's agent hosts the store at this address: the process group was made through it.
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        name = [uuid.uuid4().hex]  # unique to this watchdog: one process may train several times
-        if rank == 0:
-            HeartbeatStore(*address, name[0], size).exchange(*(Heartbeat(peer) for peer in range(size)))
-        dist.broadcast_object_list(name)
-        store = HeartbeatStore(*address, name[0], size)
+    store = HeartbeatStore(*store_address(), rank, size) if size > 1 else None
     return Watchdog(rank, size, store, collective_timeout, heartbeat_timeout, log)
 
 

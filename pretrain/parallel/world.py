@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -137,11 +137,12 @@ class DeepSpeedMpu:
         return dist.get_rank(parallel_state.get_model_parallel_group())
 
 
-def join_ranks(ranks: tuple[int, int, int]) -> torch.device:
+def join_ranks(ranks: tuple[int, int, int], once_met: Callable[[], None] = lambda: None) -> torch.device:
     """Connect to the other ranks (gloo on CPUs, NCCL on GPUs) and pick this rank's device.
 
     Args:
         ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a single process.
+        once_met: called when all ranks have come, before they connect to each other, which may wait for a rank that dies.
 
     Raises:
         UserError: this rank has no device, or the other ranks cannot be reached.
@@ -151,7 +152,9 @@ def join_ranks(ranks: tuple[int, int, int]) -> torch.device:
     device = _device(local_rank)
     if not dist.is_initialized():
         require_interfaces("GLOO_SOCKET_IFNAME" if device.type == "cpu" else "NCCL_SOCKET_IFNAME")
-        _join(rank, size, device)
+        _join(rank, size, device, once_met)
+    else:
+        once_met()
     return device
 
 
@@ -241,13 +244,15 @@ def device_index(local_rank: int, visible: int) -> int:
     return local_rank
 
 
-def _join(rank: int, size: int, device: torch.device) -> None:
+def _join(rank: int, size: int, device: torch.device, once_met: Callable[[], None]) -> None:
     # NCCL wants to know the device now: otherwise `barrier` guesses it from the rank, and warns.
     where = {"backend": "gloo"} if device.type == "cpu" else {"backend": "nccl", "device_id": device}
     if size == 1:
+        once_met()
         dist.init_process_group(**where, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         return
     store = meet(rank, size)
+    once_met()
     store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
         dist.init_process_group(
