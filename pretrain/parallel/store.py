@@ -110,7 +110,7 @@ def _open(host: str, port: int, name: str, seconds: float) -> dist.Store:
 
     def work() -> None:
         try:
-            timeout = timedelta(seconds=CONNECT_SECONDS)
+            timeout = timedelta(seconds=seconds + 5)  # later than ours: torch prints a backtrace
             opened.append(dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False))
         except dist.DistError as error:
             opened.append(error)
