@@ -66,10 +66,10 @@ def _names(ranks: Sequence[Attendance]) -> str:
 
 
 def name_ranks(numbers: Sequence[int]) -> str:
-    """`rank 3`, or `ranks 0-3, 5`."""
+    """`rank 3`, or `ranks 0-3, 5, 6`."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    listed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"rank{'s' * (len(numbers) > 1)} {listed}"
+    listed = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(listed)}"
 
 
 def prints_its_own_error(own: Attendance, zero: Attendance, failures: Sequence[Attendance]) -> bool:

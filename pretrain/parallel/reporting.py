@@ -75,6 +75,8 @@ def _message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error}; free some space and run the same command again"
+    if isinstance(error, OSError) and error.filename is not None:  # it names the file and the reason
+        return str(error)
     return None
 
 

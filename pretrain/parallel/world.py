@@ -103,10 +103,16 @@ class World:
         return bool(self.sum([float(flag)]).item() > 0)
 
     def raise_on_all_ranks(self, error: Exception | None) -> None:
-        """Raise UserError on all ranks if one of them has an error; the message names that rank. Collective."""
+        """Raise UserError on all ranks if one of them has an error; the message names that rank. Collective.
+
+        An error that is neither a UserError, a DataError nor an OSError is raised as it is on the rank that has it.
+        """
         messages: list[str | None] = [None] * self.size
+        expected = isinstance(error, UserError | DataError | OSError)
         own = error and (str(error) if isinstance(error, UserError | DataError) else f"{type(error).__name__}: {error}")
         dist.all_gather_object(messages, own)
+        if error is not None and not expected:
+            raise error
         failed = {rank: message for rank, message in enumerate(messages) if message is not None}
         if failed:
             rank, message = next(iter(failed.items()))

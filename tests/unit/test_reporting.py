@@ -47,6 +47,13 @@ def test_a_full_disk_is_an_error_of_the_user(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_a_file_that_cannot_be_read_is_named_without_a_traceback(monkeypatch, capsys):
+    assert end(monkeypatch, ALONE, OSError(errno.EIO, "Input/output error", "/data/x.bin")) == 2
+    assert capsys.readouterr().err == "error: [Errno 5] Input/output error: '/data/x.bin'\n"
+    with pytest.raises(OSError, match="too many"):
+        end(monkeypatch, ALONE, OSError("too many"))
+
+
 def test_an_unexpected_error_of_a_single_process_is_raised(monkeypatch):
     with pytest.raises(KeyError):
         end(monkeypatch, ALONE, KeyError("unexpected"))
