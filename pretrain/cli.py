@@ -68,7 +68,9 @@ def command() -> NoReturn:
     status = main()
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
-    end_process(status)
+    if "pretrain.parallel.rendezvous" in sys.modules:  # threads of torch may still wait for other ranks
+        end_process(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
