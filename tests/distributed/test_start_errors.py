@@ -93,9 +93,10 @@ def test_one_rank_fails_after_the_ranks_have_met(tmp_path, corpus, how):
 
 def test_under_torchrun_a_refusal_is_never_lost():
     """torchrun ends all ranks as soon as one has exited. It was lost in a third of the starts."""
-    for _ in range(3):
-        done = under_torchrun("pretrain/main.py", *ARGUMENTS, "model.num_kv_heads=1", "parallel.tensor=2")
+    layout = (["model.num_kv_heads=1", "parallel.tensor=2"], "parallel.tensor=2: does not divide model.num_kv_heads=1")
+    for words, message in (layout, layout, (["--optm"], "--optm: no such option")):
+        done = under_torchrun("pretrain/main.py", *ARGUMENTS, *words)
         assert done.returncode == 1
         assert done.stderr.count("error:") == 1, done.stderr
-        assert "parallel.tensor=2: does not divide model.num_kv_heads=1" in done.stderr
+        assert message in done.stderr
         assert not re.search(r"exitcode *: *-\d", done.stderr)
