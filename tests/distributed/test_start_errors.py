@@ -62,8 +62,8 @@ def under_torchrun(*words, ranks=2):
     return run(command, timeout=180, PYTHONPATH=PYTHONPATH)
 
 
-def test_a_mistake_of_all_ranks_is_printed_by_rank_0_alone(tmp_path):
-    printed, statuses = start(tmp_path, *2 * [[*TRAIN, "optm.lr=1"]])
+def test_a_mistake_of_all_ranks_is_printed_by_rank_0_alone(tmp_path, corpus):
+    printed, statuses = start(tmp_path, *2 * [[*TRAIN, f"data.path={corpus}", "optm.lr=1"]])
     expected = "error: 1 problem in the configuration:\n  - optm.lr: unknown key; did you mean optim.lr?\n"
     assert printed == [expected, ""] and statuses == [2, 2]
 
