@@ -230,7 +230,7 @@ class Watchdog:
         """End this process from a thread, because nothing interrupts a collective in the main thread."""
         try:
             with suppress(OSError):
-                self._write_error(f"error: {self._message(cause)}\n", stacks, 2, self.log)
+                self._write_error(f"error: {self._message(cause)}\n", stacks, self.log, 2)  # the console may be gone
             self._publish_exit("stopped", cause)
         finally:
             os._exit(1)
