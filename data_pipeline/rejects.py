@@ -39,6 +39,7 @@ class Rejection:
         why: the details, for the user.
         count: number of records.
         keys: where the text key is missing, the keys that the records have.
+        missing: of a broken file, what was not read, as far as known.
     """
 
     cause: str
@@ -46,6 +47,7 @@ class Rejection:
     why: str
     count: int = 1
     keys: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
