@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.atomic_files import write_atomic
-from data_pipeline.dedup import BANDS, SeenDocuments, band_keys
+from data_pipeline.dedup import BANDS, Decisions, SeenDocuments, band_keys
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import Report
@@ -59,7 +59,8 @@ class SignatureJob:
 
 
 def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path) -> None:
-    """Write which documents of each task to leave out, to `folder/NUMBER`: one byte per document, see `SeenDocuments`."""
+    """Write which documents of each task to leave out, to `folder/NUMBER`, see `Decisions`."""
     seen = SeenDocuments()
     for task in tasks:
-        write_atomic(folder / task_name(task.number), seen.decide(*job.result(task)))
+        digests, bands = job.result(task)
+        write_atomic(folder / task_name(task.number), Decisions.pack(digests, seen.decide(digests, bands)))
