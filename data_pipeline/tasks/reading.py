@@ -46,10 +46,14 @@ def _progress(file_range: FileRange, last: int | None) -> str:
     """How far a range was read, for messages."""
     if file_range.kind == "text":
         return ""
-    if file_range.kind != "lines":
-        return f"in row group {file_range.start} or later" if last is None else f"after row {last:,}"
-    counted = f", counted from byte {file_range.start:,}" if file_range.start else ""
-    return f"after line {last or 0:,}{counted}"
+    unit, start = {"lines": ("line", "byte"), "parquet": ("row", "row group"), "dataset": ("row", "row")}[
+        file_range.kind
+    ]
+    if last is None:
+        return f"before the first {unit} from {start} {file_range.start:,} on"
+    # Rows are numbered from the beginning of the file, lines from that of the range.
+    counted = f" from byte {file_range.start:,} on" if file_range.kind == "lines" and file_range.start else ""
+    return f"after {unit} {last:,}{counted}"
 
 
 def _range_documents(

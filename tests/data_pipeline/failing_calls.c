@@ -65,4 +65,5 @@ size_t fwrite(const void *buffer, size_t size, size_t count, FILE *stream) {
     if (fails(WRITE, fileno(stream))) { errno = error; return 0; }
     return REAL(fwrite)(buffer, size, count, stream);
 }
-int fsync(int fd) { WRITES(REAL(fsync)(fd), fd); }
+/* Nothing is flushed: the tests do not cut the power, and would wait for the disk. */
+int fsync(int fd) { WRITES(0, fd); }

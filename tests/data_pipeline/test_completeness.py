@@ -83,7 +83,7 @@ def test_a_parquet_file_that_breaks_in_the_middle(run, tmp_path, texts, monkeypa
     with parquet.ParquetFile(path) as file:
         column = file.metadata.row_group(1).column(0)
     content = bytearray(path.read_bytes())
-    start = column.data_page_offset
+    start = column.dictionary_page_offset
     content[start + 40 : start + 2000] = bytes(1960)
     path.write_bytes(content)
     refused = run("--input", path)
