@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.readers.mapped import require_readable
 from data_pipeline.readers.values import Found, TextValue
 from data_pipeline.rejects import missing_key
 
@@ -125,8 +126,10 @@ def read_dataset(file_range: FileRange, text_key: str) -> Iterator[Found]:
         return
     row, part = start, dataset.select_columns([text_key]).select(range(start, stop))
     try:
-        for batch in part.iter(batch_size=_rows_in_a_batch(part.data.num_rows, part.data.nbytes)):
-            values = batch[text_key]
+        rows_at_once = _rows_in_a_batch(part.data.num_rows, part.data.nbytes)
+        for batch in part.with_format("arrow").iter(batch_size=rows_at_once):
+            require_readable(batch.column(text_key))
+            values = batch.column(text_key).to_pylist()
             yield from _column_values(values, row)
             row += len(values)
     except Exception as error:  # the library raises its own exceptions, Arrow's, and many built-in ones

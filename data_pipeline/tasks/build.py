@@ -17,7 +17,7 @@ from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.readers.file_ranges import is_compressed
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import wrong_key
-from data_pipeline.tasks.completeness import lacks_the_key
+from data_pipeline.tasks.completeness import lacks_the_key, no_text
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import run_tasks
@@ -209,8 +209,7 @@ def require_text(counts: CorpusCounts, options: Options) -> None:
         return
     if lacks_the_key(counts):
         raise wrong_key(options.text_key, counts.other_keys)
-    rejected = ", ".join(f"{count} {cause}" for cause, count in counts.rejected.items())
-    raise DataError(f"the inputs hold no usable text ({rejected or 'no records at all'})")
+    raise no_text(counts)
 
 
 def describe_tokenizer(path: Path) -> tuple[TokenizerInfo, int]:

@@ -56,6 +56,13 @@ def lacks_the_key(counts: CorpusCounts) -> bool:
     return not counts.accepted and bool(counts.rejected[Cause.MISSING_KEY]) and set(counts.rejected) <= unread
 
 
+def no_text(counts: CorpusCounts) -> DataError:
+    """The error for inputs without any document, with an example of each cause."""
+    rejected = ", ".join(f"{count} {cause}" for cause, count in counts.rejected.items())
+    examples = "".join(f"\n    {shown[0]}" for shown in counts.examples.values())
+    return DataError(f"the inputs hold no usable text ({rejected or 'no records at all'}){examples}")
+
+
 def describe_broken(broken: Sequence[tuple[FileRange, BrokenFile]]) -> Iterator[str]:
     """A line for each broken file: what is wrong, what was kept, what is missing."""
     for file_range, each in islice(broken, MAX_LISTED):

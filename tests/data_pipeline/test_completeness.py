@@ -202,3 +202,15 @@ def test_bytes_after_the_end_of_a_gzip_file(run, tmp_path, jsonl):
     path.write_bytes(gzip.compress(jsonl.read_bytes()) + b"garbage after the end")
     result = run("--input", path)
     assert "kept 300 documents, up to line 300" in result.err
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_inputs_without_text_name_a_file_of_each_cause(prepare, tmp_path, train):
+    (tmp_path / "a.jsonl").write_text("{\n")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text " * 100)[:-8])
+    words = ("--input", tmp_path / "a.jsonl", tmp_path / "b.txt.gz", "--output", tmp_path / "data")
+    result = prepare(*words, train=train)
+    assert result.code == 2 and "no usable text (1 broken JSON, 1 broken or truncated file)" in result.err
+    assert (
+        f"    {tmp_path}/a.jsonl:1: " in result.err and f"    {tmp_path}/b.txt.gz: the gzip stream ends" in result.err
+    )

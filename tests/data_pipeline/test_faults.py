@@ -23,10 +23,11 @@ from data_pipeline import documents
 from data_pipeline.errors import ReadError
 from data_pipeline.filters import ActiveFilters
 from data_pipeline.readers import compression, long_documents, readers
+from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import resolve_input
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.reading import task_documents
-from data_pipeline.tasks.task import cut_into_tasks
+from data_pipeline.tasks.task import Task, cut_into_tasks
 from tests.launching import ROOT, run
 
 HERE = Path(__file__).parent
@@ -223,7 +224,7 @@ def test_a_dataset_that_fails_while_it_is_read(inputs, monkeypatch, error, expec
     path = inputs["saved"][1]
 
     def fail(self, batch_size):
-        yield {"text": ["one", "two"]}
+        yield pyarrow.table({"text": ["one", "two"]})
         raise error
 
     monkeypatch.setattr(datasets.Dataset, "iter", fail)
@@ -232,6 +233,28 @@ def test_a_dataset_that_fails_while_it_is_read(inputs, monkeypatch, error, expec
             read(path)
     else:
         assert read(path)[1] == {"broken or truncated file": 1}
+
+
+@pytest.mark.parametrize("type_name", ["string", "large_string"])
+def test_a_mapped_file_that_cannot_be_read_is_an_error_and_no_signal(inputs, tmp_path, type_name):
+    """Its end is cut off after it was opened, so that reading the pages behind it would raise SIGBUS."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value(type_name)})
+    texts = [f"row {i} " * 50 for i in range(1000)]
+    datasets.Dataset.from_dict({"text": texts}, features=features).save_to_disk(tmp_path / "saved")
+    assert len(read(tmp_path / "saved")[0]) == 1000
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    os.truncate(arrow, arrow.stat().st_size // 2)
+    child = os.fork()  # what fails here would end the tests
+    if child == 0:
+        counter, ranges = RecordCounter(), (FileRange("dataset", str(tmp_path / "saved"), "saved", 1),)
+        status = 1
+        try:
+            list(task_documents(Task(0, 0, ranges, ""), counter, "text", ActiveFilters()))
+        except ReadError as error:
+            status = 0 if error.errno == errno.EIO and "after row" in str(error) else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_footer_that_cannot_be_read_does_not_change_the_tasks(inputs, failing, monkeypatch):
