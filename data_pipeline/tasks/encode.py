@@ -120,8 +120,8 @@ class TokenJob:
         work = self.folder.parent
         return DataError(
             f"{file_range.place(counter.last)}: the duplicates were decided by other documents than the file holds now; remove "
-            f"{work / SIGNATURES} and {work / DECISIONS}, then run the same command again (on several machines, --stage start "
-            "first)"
+            f"{work / SIGNATURES} and {work / DECISIONS}, then run the same command again, with several machines from "
+            "--stage start on"
         )
 
 

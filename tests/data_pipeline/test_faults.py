@@ -22,6 +22,7 @@ from pyarrow import parquet
 from data_pipeline import documents
 from data_pipeline.errors import ReadError
 from data_pipeline.filters import ActiveFilters
+from data_pipeline.manifest import load_manifest
 from data_pipeline.readers import compression, long_documents, readers
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import resolve_input
@@ -89,10 +90,10 @@ def test_a_rerun_after_any_fault_gives_the_bytes_of_an_undisturbed_run(results, 
 def test_a_read_that_fails_names_the_file(results, inputs):
     for each in results:
         if each["fault"] == "EIO":
-            assert f"error: cannot read {inputs[each['name']][0]}: Input/output error" in each["said"], each
+            assert f"cannot read {inputs[each['name']][0]}: Input/output error" in each["said"], each
         elif each["fault"] in ("end of file", "flipped bit") and each["status"]:
             assert inputs[each["name"]][0] in each["said"] and "left out" not in each["said"], each
-    noticed = {(each["name"], each["fault"]) for each in results if each["status"]}
+    noticed = {(each["name"], each["fault"]) for each in results if each["status"] or "cannot read" in each["said"]}
     assert noticed >= {(name, "end of file") for name in inputs}
     assert noticed >= {(f"packed.jsonl.{suffix}", "flipped bit") for suffix in ("gz", "xz", "bz2")}
 
@@ -198,6 +199,7 @@ def test_a_broken_line_is_read_again(inputs, failing, tmp_path):
     """A byte that changes on its way is an error; one that is wrong in the file is a broken record."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(inputs["plain.jsonl"][1].read_bytes())
+    assert not read(path)[1]
     failing(3, lambda content: content[:50] + b"\xff" + content[51:])
     with pytest.raises(ReadError, match=r"two reads gave different content \(at byte .*after line \d+; run the same"):
         read(path)
@@ -329,19 +331,19 @@ def test_decisions_about_other_documents_are_noticed(prepare, tmp_path, texts, m
     line = {"other": 41, "fewer": 300, "more": 302}[change]
     real = long_documents.open_decompressed
 
+    monkeypatch.setattr(readers, "open_decompressed", lambda path, start=0: real(other, start))
+    result = prepare(*words, "--stage", "tokens")
+    assert result.code == 2 and f"error: {path}:{line}: the duplicates were decided by other documents" in result.err
+    assert "--stage start" in result.err
+
     def once(path, start=0):  # one pass reads the other file, those after it the right one
         monkeypatch.setattr(readers, "open_decompressed", real)
         return real(other, start)
 
     monkeypatch.setattr(readers, "open_decompressed", once)
-    result = prepare(*words, "--stage", "tokens")
-    assert result.code == 2 and f"{path}: two reads gave different content (at {path}:{line})" in result.err
-    monkeypatch.setattr(readers, "open_decompressed", lambda path, start=0: real(other, start))
-    result = prepare(*words, "--stage", "tokens")
-    assert result.code == 2 and f"error: {path}:{line}: the duplicates were decided by other documents" in result.err
-    assert "--stage start" in result.err
-    monkeypatch.setattr(readers, "open_decompressed", real)
+    assert f"{path}: two reads gave different content (at {path}:{line})" in prepare(*words).err
     assert prepare(*words).code == 0
+    assert load_manifest(tmp_path / "data").records == {"duplicate": 1}
 
 
 def test_a_finished_folder_is_not_judged_by_a_read_that_fails(prepare, tmp_path, jsonl, monkeypatch):
