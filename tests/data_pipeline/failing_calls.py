@@ -30,7 +30,6 @@ FAULTS = {"EIO": errno.EIO, "end of file": END}
 # Formats in which every changed bit is noticed.
 WITH_CHECKSUMS = (".gz", ".xz", ".bz2")
 ALL = 1 << 60
-MAX_CALLS = 4
 # Open files that the command may add: from none to more than it needs.
 OPEN_FILES = (0, 1, 2, 4, 8)
 FEW_OPEN_FILES = ("plain.jsonl", "rows.parquet", "saved", "writes")
@@ -115,11 +114,11 @@ class Situation:
             shutil.rmtree(path, ignore_errors=True)
 
     def each_call(self, kind: int, part: str, fault: str, error: int, lasting: bool) -> None:
-        """Let each of up to MAX_CALLS calls fail, spread over all."""
+        """Let the first three calls fail, one in the middle, and the last, one in each run."""
         self.clear()
         _, count = run(self.words, self.log, lambda: calls.fail_calls(kind, part.encode(), ALL, ALL, error))
         assert count, (self.name, part)
-        for i in sorted({1 + round(i * (count - 1) / (MAX_CALLS - 1)) for i in range(MAX_CALLS)}):
+        for i in sorted({1, 2, 3, (count + 1) // 2, count} & set(range(1, count + 1))):
             last = ALL if lasting else i
             self.disturb(fault, i, lambda i=i, last=last: calls.fail_calls(kind, part.encode(), i, last, error))
 

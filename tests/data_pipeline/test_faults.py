@@ -90,7 +90,8 @@ def test_a_rerun_after_any_fault_gives_the_bytes_of_an_undisturbed_run(results, 
 def test_a_read_that_fails_names_the_file(results, inputs):
     for each in results:
         if each["fault"] == "EIO":
-            assert f"cannot read {inputs[each['name']][0]}: Input/output error" in each["said"], each
+            assert f"cannot read {inputs[each['name']][0]}" in each["said"], each
+            assert "Input/output error" in each["said"], each
         elif each["fault"] in ("end of file", "flipped bit") and each["status"]:
             assert inputs[each["name"]][0] in each["said"] and "left out" not in each["said"], each
     noticed = {(each["name"], each["fault"]) for each in results if each["status"] or "cannot read" in each["said"]}
@@ -100,7 +101,7 @@ def test_a_read_that_fails_names_the_file(results, inputs):
 
 def test_a_write_that_fails_says_that_the_disk_is_full(results):
     full = [each for each in results if each["fault"] == "ENOSPC"]
-    assert len(full) == 4
+    assert len(full) == 5
     for each in full:
         assert each["status"] == 2 and ("is full" in each["said"] or "No space left on device" in each["said"]), each
     few = [each for each in results if each["fault"] == "EMFILE" and each["status"]]
@@ -168,8 +169,9 @@ FILES = [*(f"packed.jsonl.{suffix}" for suffix in PACKERS), "plain.jsonl", "text
 @pytest.mark.parametrize("name", FILES)
 def test_what_the_system_reports_is_no_verdict(inputs, failing, name, number):
     path = inputs[name][1]
-    failing(0, fail(number))
     expected = read(path)
+    failing(0, fail(number))
+    assert read(path) == expected  # the first time, more may be read to identify the file
     count = FailingFile.reads
     for nth in {1, 2, 3, count // 2, count} & set(range(1, count + 1)):
         failing(nth, fail(number))
@@ -184,8 +186,9 @@ def test_what_the_system_reports_is_no_verdict(inputs, failing, name, number):
 @pytest.mark.parametrize("name", FILES)
 def test_a_read_that_ends_too_early_drops_nothing(inputs, failing, name):
     path = inputs[name][1]
-    failing(0, fail(0))
     expected = read(path)
+    failing(0, fail(0))
+    assert read(path) == expected
     count = FailingFile.reads
     for nth in range(1, count + 1, max(1, count // 5)):
         failing(nth, lambda content: b"")
