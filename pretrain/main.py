@@ -9,16 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Started by path, Python puts `pretrain/` first in the module path: put the repository there instead.
+# Started by path, Python puts `pretrain/` first in the module path (`python -P`: nothing). Put the repository there instead.
 HERE = Path(__file__).resolve().parent
-if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
-    sys.path[0] = str(HERE.parent)
+if not __package__:
+    sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
 
-from data_pipeline.dataset.blend import load_blend  # noqa: E402
+import pretrain  # noqa: E402, F401 - before the other packages: it makes sure that they are this project's
 from data_pipeline.errors import DataError  # noqa: E402
-from pretrain.config.load import describe_keys, load_settings  # noqa: E402
+from pretrain.command_line import CommandLine, parse  # noqa: E402
+from pretrain.config.keys import describe_keys  # noqa: E402
+from pretrain.config.load import load_run  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
+from pretrain.config.validation_split import require_validation_split  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
+from pretrain.machine.console import prepare_console  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 from pretrain.parallel.launcher import read_launcher  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
@@ -27,9 +31,9 @@ from pretrain.training.stop_request import end_process  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train; returns the exit status of `run`."""
-    parser = argparse.ArgumentParser(prog="pretrain/main.py")
+    parser = CommandLine(prog="pretrain/main.py")
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return run(parse(parser, sys.argv[1:] if argv is None else argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train a looped masked diffusion language model.\n"
         "One process: loopmdm train, or python pretrain/main.py.\n"
-        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM."
+        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM.\n"
+        "Without the repository: torchrun -m pretrain.main, deepspeed --module pretrain.main."
     )
-    parser.epilog = f"keys, with their type and [default]:\n{keys}"
+    parser.epilog = f"keys, with their type and [default]; ~ and $NAME are expanded in paths:\n{keys}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file"
@@ -55,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, such as optim.lr=3e-4"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a key of the recipe, such as optim.lr=3e-4; of a key given twice, the last value counts",
     )
 
 
@@ -68,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     rank = 0
     try:
         rank, world_size, _ = read_launcher()
-        settings = load_settings(arguments.config, arguments.overrides)
-        blend = load_blend(settings.data.path)
+        settings, blend = load_run(arguments.config, arguments.overrides)
+        require_validation_split(settings, blend)
         if settings.parallel.auto:
             settings = choose(settings, blend.manifest, world_size)
         plan = make_run_plan(settings, blend.manifest, world_size)
@@ -94,4 +102,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    prepare_console(outlive_reader=True)
     end_process(main())
