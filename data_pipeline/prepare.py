@@ -74,21 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of documents, chosen by hash, for the validation split; 0 for no such split (default: %(default)s)",
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
-    add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
-    add(
-        "--max-rejected",
-        type=float,
-        default=DEFAULT_MAX_REJECTED,
-        metavar="F",
-        help="largest share of records that may be unreadable (broken, without the key, not a text), 0 to 1; with more, "
-        "nothing is written at the end (default: %(default)s)",
-    )
-    add(
-        "--accept-broken-files",
-        action="store_true",
-        help="write the output although files are broken or an input gives no document; otherwise they are named at the end "
-        "and nothing is written",
-    )
+    _add_acceptance(parser)
     add("--overwrite", action="store_true", help="replace the output folder, if it is a prepared one, when finished")
     add(
         "--verify",
@@ -104,6 +90,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(parser)
     _add_sharing(parser)
+
+
+def _add_acceptance(parser: argparse.ArgumentParser) -> None:
+    """Options for inputs that cannot be read completely."""
+    add = parser.add_argument
+    add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
+    add(
+        "--max-rejected",
+        type=float,
+        default=DEFAULT_MAX_REJECTED,
+        metavar="F",
+        help="largest share of records that may be unreadable (broken, without the key, not a text), 0 to 1; with more, "
+        "nothing is written at the end (default: %(default)s)",
+    )
+    add(
+        "--accept-broken-files",
+        action="store_true",
+        help="write the output although files are broken or an input gives no document; otherwise they are named at the end "
+        "and nothing is written",
+    )
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
