@@ -9,8 +9,10 @@ which spares the imports. Prints a JSON list of what happened, one object per fa
 import argparse
 import ctypes
 import errno
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import shutil
 import sys
@@ -21,8 +23,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+import data_pipeline
 from data_pipeline import prepare
-from data_pipeline.tasks import build, existing, join, report  # noqa: F401 (imported before the forks)
 
 READ, WRITE = 1, 2
 END, FLIP = -1, -2
@@ -139,6 +141,8 @@ def limit_files(extra: int) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    for module in pkgutil.walk_packages(data_pipeline.__path__, "data_pipeline."):  # before the forks
+        importlib.import_module(module.name)
     datasets.disable_progress_bars()
     pyarrow.set_cpu_count(1)
     results = []
