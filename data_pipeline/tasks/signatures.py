@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.atomic_files import write_atomic
-from data_pipeline.dedup import BANDS, SeenDocuments, band_keys
+from data_pipeline.dedup import BANDS, Decisions, SeenDocuments, band_keys
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import Report
@@ -41,8 +41,9 @@ class SignatureJob:
             if options.duplicates == "near":
                 bands.append(band_keys(document))
         with task_folder(self.folder, task.number) as folder:
-            np.save(folder / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
-            np.save(folder / "bands.npy", np.array(bands, np.uint64).reshape(-1, BANDS))
+            # Not np.save: its errors tell neither that the disk is full nor the name of the file.
+            (folder / "digests").write_bytes(b"".join(digests))
+            (folder / "bands").write_bytes(np.array(bands, "<u8").tobytes())
             (folder / "address").write_text(self.address(task))
 
     def is_done(self, task: Task) -> bool:
@@ -52,14 +53,16 @@ class SignatureJob:
 
     def result(self, task: Task) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """Digests [documents, 16] and band keys [documents, BANDS]; [0, BANDS] unless near duplicates are wanted."""
-        return np.load(self._path(task, "digests.npy")), np.load(self._path(task, "bands.npy"))
+        digests = np.frombuffer(self._path(task, "digests").read_bytes(), np.uint8).reshape(-1, 16)
+        return digests, np.frombuffer(self._path(task, "bands").read_bytes(), "<u8").reshape(-1, BANDS)
 
     def _path(self, task: Task, name: str) -> Path:
         return self.folder / task_name(task.number) / name
 
 
 def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path) -> None:
-    """Write which documents of each task to leave out, to `folder/NUMBER`: one byte per document, see `SeenDocuments`."""
+    """Write which documents of each task to leave out, to `folder/NUMBER`, see `Decisions`."""
     seen = SeenDocuments()
     for task in tasks:
-        write_atomic(folder / task_name(task.number), seen.decide(*job.result(task)))
+        digests, bands = job.result(task)
+        write_atomic(folder / task_name(task.number), Decisions.pack(digests, seen.decide(digests, bands)))
