@@ -30,6 +30,7 @@ DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
 DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
+DEFAULT_MAX_REJECTED = 0.01
 
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of documents, chosen by hash, for the validation split; 0 for no such split (default: %(default)s)",
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
-    add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
+    _add_acceptance(parser)
     add("--overwrite", action="store_true", help="replace the output folder, if it is a prepared one, when finished")
     add(
         "--verify",
@@ -89,6 +90,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(parser)
     _add_sharing(parser)
+
+
+def _add_acceptance(parser: argparse.ArgumentParser) -> None:
+    """Options for inputs that cannot be read completely."""
+    add = parser.add_argument
+    add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
+    add(
+        "--max-rejected",
+        type=float,
+        default=DEFAULT_MAX_REJECTED,
+        metavar="F",
+        help="largest share of records that may be unreadable (broken, without the key, not a text), 0 to 1; with more, "
+        "nothing is written at the end (default: %(default)s)",
+    )
+    add(
+        "--accept-broken-files",
+        action="store_true",
+        help="write the output although files are broken or an input gives no document; otherwise they are named at the end "
+        "and nothing is written",
+    )
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +260,8 @@ def _options(args: argparse.Namespace) -> "Options":
         strict=args.strict,
         filters=ActiveFilters.of(vars(args)),
         duplicates=args.duplicates,
+        accept_broken_files=args.accept_broken_files,
+        max_rejected=args.max_rejected,
     )
 
 
@@ -253,6 +276,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         require_seq_len(args.seq_len)
     if not 0 <= args.validation_fraction < 1:
         raise DataError(f"--validation-fraction {args.validation_fraction:g}: give a number from 0 to below 1")
+    if not 0 <= args.max_rejected <= 1:
+        raise DataError(f"--max-rejected {args.max_rejected:g}: give a share from 0 to 1")
     if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one process is needed")
     if not 0 <= args.task_index < args.task_count:

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ReadError
 
 # Raise it when a change of this package changes documents, tokens, samples or signatures of equal inputs.
 FORMAT = 1
@@ -46,7 +46,7 @@ def probe(path: str, start: int, stop: int, size: int, modified_ns: int) -> str:
         size, modified_ns: of the file now; with others, it is read again.
 
     Raises:
-        DataError: the file cannot be read.
+        ReadError: the file cannot be read.
     """
     del size, modified_ns
     digest = hashlib.blake2b(digest_size=16)
@@ -59,5 +59,5 @@ def probe(path: str, start: int, stop: int, size: int, modified_ns: int) -> str:
                 file.seek(tail)
                 digest.update(file.read(stop - tail))
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise ReadError.of(error, path) from error
     return digest.hexdigest()

@@ -14,8 +14,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
 from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.readers.inputs import Input
-from data_pipeline.rejects import Cause, wrong_key
+from data_pipeline.rejects import wrong_key
 from data_pipeline.tasks.addresses import content_address, software
+from data_pipeline.tasks.completeness import lacks_the_key, no_text
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.report import say_method
@@ -208,11 +209,9 @@ def require_text(counts: CorpusCounts, options: Options) -> None:
     """Raise DataError when the inputs hold no document."""
     if counts.accepted:
         return
-    unread = {Cause.MISSING_KEY, Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.BROKEN_FILE}
-    if counts.rejected[Cause.MISSING_KEY] and set(counts.rejected) <= unread:  # others had the key
+    if lacks_the_key(counts):
         raise wrong_key(options.text_key, counts.other_keys)
-    rejected = ", ".join(f"{count} {cause}" for cause, count in counts.rejected.items())
-    raise DataError(f"the inputs hold no usable text ({rejected or 'no records at all'})")
+    raise no_text(counts)
 
 
 def describe_tokenizer(path: Path) -> tuple[TokenizerInfo, int]:

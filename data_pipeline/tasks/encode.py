@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipeline.dedup import CAUSES
+from data_pipeline.dedup import Decisions
 from data_pipeline.documents import Document
+from data_pipeline.errors import DataError, ReadError
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
 from data_pipeline.rejects import RecordCounter
@@ -22,7 +23,7 @@ from data_pipeline.tasks.reading import new_digest, task_documents
 from data_pipeline.tasks.results import ResultJob
 from data_pipeline.tasks.task import Task, require_unmodified, task_name
 from data_pipeline.tasks.task_records import RECORD_NAME, RecordCounts, ShardInfo, TaskRecord, read_task_record
-from data_pipeline.tasks.work import TOKENS, result_folder
+from data_pipeline.tasks.work import DECISIONS, SIGNATURES, TOKENS, result_folder
 from data_pipeline.tokenizers.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
@@ -65,7 +66,7 @@ class TokenJob(ResultJob):
         return record
 
     def _decisions(self, task: Task) -> bytes:
-        """Which of the task's documents are duplicates, one byte per document; empty when all are kept."""
+        """Which of the task's documents are duplicates, see `Decisions`; empty when all are kept."""
         return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
 
     def result_digest(self, task: Task) -> str | None:
@@ -81,15 +82,12 @@ class TokenJob(ResultJob):
     def _write(self, task: Task, folder: Path, report: Report) -> TaskRecord:
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
-        digest, decisions = new_digest(), self._decisions(task)
+        digest = new_digest()
+        documents = self._without_duplicates(task, documents, counter, digest)
         tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
         shards: dict[str, _Shard] = {}
         with ExitStack() as stack:
-            for i, document in enumerate(documents):
-                digest.update(document.digest)
-                if decisions and decisions[i]:
-                    counter.reject_last_accepted(CAUSES[decisions[i]], f"digest {document.digest.hex()}")
-                    continue
+            for document in documents:
                 split = options.split_of(document)
                 if split not in shards:
                     writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
@@ -100,6 +98,43 @@ class TokenJob(ResultJob):
         infos = {split: shard.describe(folder / split) for split, shard in sorted(shards.items())}
         return TaskRecord(
             address=self.address(task), digest=digest.hexdigest(), counts=RecordCounts.of(counter), shards=infos
+        )
+
+    def _without_duplicates(
+        self, task: Task, documents: Iterable[Document], counter: RecordCounter, digest: "hashlib.blake2b"
+    ) -> Iterator[Document]:
+        """The documents that are no duplicates. `digest` is updated with those of all documents.
+
+        Raises:
+            ReadError, DataError: the documents are not those that were decided about.
+        """
+        decisions, count = Decisions(self._decisions(task)), 0
+        for document in documents:
+            digest.update(document.digest)
+            if self.decisions:
+                if decisions.digest(count) != document.digest:
+                    raise self._other_documents(task, decisions, counter)
+                if cause := decisions.cause(count):
+                    counter.reject_last_accepted(cause, f"digest {document.digest.hex()}")
+                    count += 1
+                    continue
+            count += 1
+            yield document
+        if self.decisions and count < len(decisions):
+            raise self._other_documents(task, decisions, counter)
+
+    def _other_documents(self, task: Task, decisions: Decisions, counter: RecordCounter) -> Exception:
+        """The error for documents other than those that were decided about: which of the two reads was wrong?"""
+        file_range = task.ranges[len(counter.lines) - 1]
+        options = self.options
+        again = task_documents(task, RecordCounter(), options.text_key, options.filters)
+        found = [document.digest for document in again]
+        if found == [decisions.digest(i) for i in range(len(decisions))]:
+            return ReadError.differs(file_range.source, f"at {file_range.place(counter.last)}")
+        return DataError(
+            f"{file_range.place(counter.last)}: the duplicates were decided by other documents than the file holds now; remove "
+            f"{self.work / SIGNATURES} and {self.work / DECISIONS}, then run the same command again, with several machines "
+            "from --stage start on"
         )
 
 

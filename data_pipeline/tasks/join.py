@@ -20,6 +20,7 @@ from data_pipeline.manifest import (
 from data_pipeline.packing.pack_plan import plan_files, write_plan
 from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
+from data_pipeline.tasks.completeness import require_complete
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task, cut_into_tasks, task_name
@@ -31,7 +32,8 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     """Write `output` from the finished tasks of a work folder, all or nothing.
 
     Raises:
-        DataError: tasks are missing, an input has changed since its task was done, or a split has no row.
+        DataError: tasks are missing, an input has changed since its task was done, a split has no row, or the inputs were
+            not read completely, see `require_complete`.
     """
     # The manifest's modification time: an input that changes from here on is newer.
     inputs_read = time.time_ns()
@@ -42,6 +44,7 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     counts = CorpusCounts(tasks, (record.counts for record in done))
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
+    require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
     with partial_folder(build.work.folder / JOINED) as folder:
         manifest = _write_output(build, job, folder, tasks, done, counts)
         write_manifest(folder, manifest, inputs_read)

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.rejects import Cause
 from data_pipeline.split_table import split_table
+from data_pipeline.tasks.completeness import describe_broken
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
@@ -107,4 +109,7 @@ def summary(manifest: Manifest, records: CorpusCounts, output: Path) -> str:
 def _rejections(records: CorpusCounts) -> Iterable[str]:
     for cause, count in records.rejected.most_common():
         yield f"left out, {cause}: {count:,}"
+        if cause == Cause.BROKEN_FILE:
+            yield from describe_broken(records.broken)
+            continue
         yield from (f"    {example}" for example in records.examples[cause])

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dedup import BANDS, SeenDocuments, band_keys
+from data_pipeline.dedup import BANDS, Decisions, SeenDocuments, band_keys
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.processes import Report
@@ -44,8 +44,9 @@ class SignatureJob(ResultJob):
                 bands.append(band_keys(document))
         require_unmodified(task)
         with result_folder(self.path(task), lambda: self.result_digest(task) == digest.hexdigest()) as folder:
-            np.save(folder / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
-            np.save(folder / "bands.npy", np.array(bands, np.uint64).reshape(-1, BANDS))
+            # Not np.save: its errors tell neither that the disk is full nor the name of the file.
+            (folder / "digests").write_bytes(b"".join(digests))
+            (folder / "bands").write_bytes(np.array(bands, "<u8").tobytes())
             (folder / "digest").write_text(digest.hexdigest())
         self.digests.keep(task, digest.hexdigest())
 
@@ -57,11 +58,13 @@ class SignatureJob(ResultJob):
     def result(self, task: Task) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """Digests [documents, 16] and band keys [documents, BANDS]; [0, BANDS] unless near duplicates are wanted."""
         folder = self.path(task)
-        return np.load(folder / "digests.npy"), np.load(folder / "bands.npy")
+        digests = np.frombuffer((folder / "digests").read_bytes(), np.uint8).reshape(-1, 16)
+        return digests, np.frombuffer((folder / "bands").read_bytes(), "<u8").reshape(-1, BANDS)
 
 
 def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path) -> None:
-    """Write which documents of each task to leave out, to `folder/NUMBER`: one byte per document, see `SeenDocuments`."""
+    """Write which documents of each task to leave out, to `folder/NUMBER`, see `Decisions`."""
     seen = SeenDocuments()
     for task in tasks:
-        (folder / task_name(task.number)).write_bytes(seen.decide(*job.result(task)))
+        digests, bands = job.result(task)
+        (folder / task_name(task.number)).write_bytes(Decisions.pack(digests, seen.decide(digests, bands)))

@@ -15,9 +15,10 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, ReadError
 from data_pipeline.readers.file_ranges import FileRange, file_kind, is_compressed
 from data_pipeline.readers.inputs import Input
+from data_pipeline.readers.rows import row_group_bytes
 from data_pipeline.tasks.addresses import content_address, probe
 
 # Enough tasks per input that the last ones do not leave workers idle for long, and few enough for the file system.
@@ -74,7 +75,7 @@ def cut_into_tasks(inputs: Sequence[Input]) -> list[Task]:
     """Cut all inputs into tasks, in their order. Depends on the inputs only.
 
     Raises:
-        DataError: a file cannot be read.
+        ReadError: a file cannot be read.
     """
     smallest = min(_power_of_two(sum(map(_num_bytes, inputs)) // MAX_TASKS), LARGEST_TASK)
     tasks: list[Task] = []
@@ -180,13 +181,11 @@ def _dataset_ranges(found: Input, size: int) -> Iterator[FileRange]:
 
 def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
     """Put row groups of a large file together up to the size of a task."""
-    import pyarrow
-    from pyarrow import parquet
-
     try:
-        with parquet.ParquetFile(whole.source) as file:
-            sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-    except (pyarrow.ArrowException, OSError):
+        sizes = row_group_bytes(whole.source)
+    except (OSError, MemoryError) as error:
+        raise ReadError.of(error, whole.source, "at its footer") from error
+    if sizes is None:
         yield whole  # the reader will report what is wrong
         return
     start = 0

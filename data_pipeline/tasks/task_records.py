@@ -8,7 +8,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.manifest import FileInfo
-from data_pipeline.rejects import MAX_EXAMPLES, MAX_KEYS, Example, RecordCounter
+from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.rejects import MAX_EXAMPLES, MAX_KEYS, BrokenFile, Example, RecordCounter
 from data_pipeline.tasks.task import Task
 
 RECORD_NAME = "mark.json"
@@ -24,6 +25,7 @@ class RecordCounts(_Record):
     accepted: int
     rejected: dict[str, int]
     examples: list[Example]
+    broken: list[BrokenFile]
     lines: list[int]
     other_keys: dict[str, int]
 
@@ -34,6 +36,7 @@ class RecordCounts(_Record):
             accepted=counter.accepted,
             rejected={str(cause): count for cause, count in counter.rejected.items()},
             examples=counter.examples,
+            broken=counter.broken,
             lines=counter.lines,
             other_keys=dict(counter.other_keys.most_common(MAX_KEYS)),
         )
@@ -89,6 +92,7 @@ class CorpusCounts:
         accepted: documents.
         rejected: records left out, by cause.
         examples: the first few of each cause, each with its file and line.
+        broken: the files that could not be read to their ends.
         other_keys: keys of the records that lack the text key.
     """
 
@@ -96,12 +100,14 @@ class CorpusCounts:
         self.accepted = 0
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.broken: list[tuple[FileRange, BrokenFile]] = []
         self.other_keys: Counter[str] = Counter()
         lines: Counter[str] = Counter()  # of each file, so far
         for task, of_task in zip(tasks, counts, strict=True):
             self.accepted += of_task.accepted
             self.rejected.update(of_task.rejected)
             self.other_keys.update(of_task.other_keys)
+            self.broken += [(task.ranges[each.file_range], each) for each in of_task.broken]
             before = []
             for file_range, count in zip(task.ranges, of_task.lines, strict=True):
                 before.append(lines[file_range.source] if file_range.start else 0)
