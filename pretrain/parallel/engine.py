@@ -49,7 +49,7 @@ class Engine:
         self._engine, self._pipeline, self._plan, self._world = deepspeed_engine, pipeline, plan, world
         self.zero_stage = plan.settings.parallel.zero_stage
         self._names = _names_by_stage(model, world)
-        self._norm: Tensor | None = None
+        self._norm: float | None = None
         if self.zero_stage == 0:
             self._clip_without_zero()
 
@@ -88,7 +88,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() if self._norm is None else self._norm)
+        norm = float(self._engine.get_global_grad_norm()) if self._norm is None else self._norm
         _require_finite(norm)
         return norm
 
@@ -110,10 +110,11 @@ class Engine:
 
         def clip(*_: Any) -> None:
             squares = torch.stack([weight.grad.float().square().sum() for weight in counted]).sum()
-            self._norm = self._world.sum_over_model(squares).sqrt()
-            _require_finite(float(self._norm))
+            norm = self._world.sum_over_model(squares).sqrt()
+            self._norm = norm.item()
+            _require_finite(self._norm)
             limit = self._plan.settings.optim.clip_norm or float("inf")
-            torch.nn.utils.clip_grads_with_norm_(every, limit, self._norm)
+            torch.nn.utils.clip_grads_with_norm_(every, limit, norm)
 
         self.optimizer.register_step_pre_hook(clip)
 

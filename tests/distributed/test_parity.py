@@ -34,6 +34,7 @@ from tests.distributed.parity import (
 )
 from tests.distributed.tied_copies import MODEL, bf16_copies_gradient, tied_name, unroll
 from tests.launching import BIN, ROOT, free_port, metrics, run
+from tests.rows import rows_of
 
 pytestmark = pytest.mark.distributed
 FP32 = [layout for layout in LAYOUTS if layout.limits == FP32_LIMITS]
@@ -114,8 +115,9 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
     source = Samples.of(load_blend(corpus), settings.run.seed)
     batch = Batches(plan, source, 0, torch.device("cpu"))[0]
-    clean, masked, t = (torch.cat([getattr(b, n) for b in batch]) for n in ("clean", "masked", "timesteps"))
-    documents = None if batch[0].document_ids is None else torch.cat([b.document_ids for b in batch])
+    clean, masked, t = rows_of(batch)
+    has_documents = batch[0].inputs.document_ids is not None
+    documents = torch.cat([b.inputs.document_ids for b in batch]) if has_documents else None
     t = t / (1 - train.min_timestep)
     loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, document_ids=documents)
     (loss * clean.numel() / batch[0].batch_tokens).backward()

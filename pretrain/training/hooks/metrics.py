@@ -10,7 +10,6 @@ import torch
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.recorder import Record, Recorder
 from pretrain.training.state import StepReport, TrainingRun
-from pretrain.training.step import TIMESTEP_BINS
 
 
 class Metrics(Hook):
@@ -84,9 +83,9 @@ def _eta(run: TrainingRun) -> float:
 
 def _by_timestep(reports: Sequence[StepReport]) -> list[float | None]:
     """Mean -log p of a masked token in each bin of t, in nats; null where no token was masked."""
-    nats = torch.stack([r.bin_nats for r in reports]).sum(dim=0)
-    tokens = torch.stack([r.bin_tokens for r in reports]).sum(dim=0)
-    return [(nats[i] / tokens[i]).item() if tokens[i] else None for i in range(TIMESTEP_BINS)]
+    nats = map(sum, zip(*(r.bin_nats for r in reports), strict=True))
+    tokens = map(sum, zip(*(r.bin_tokens for r in reports), strict=True))
+    return [in_bin / count if count else None for in_bin, count in zip(nats, tokens, strict=True)]
 
 
 def _by_loops(reports: Sequence[StepReport]) -> dict[str, float]:
