@@ -22,7 +22,7 @@ class LoopSplit:
     """Layers of the looped block (n_m), run S times with the same weights."""
     tail: int = Field(9, ge=0)
     """Layers after the looped block (n_o), run once."""
-    max: int = Field(12, ge=1)
+    max: int = Field(12, ge=1, le=100_000)
     """S_max: the largest number of passes in training. 1 trains a plain masked diffusion model."""
 
 

@@ -4,6 +4,7 @@ LoopMDM (arXiv 2605.26106) draws one S ~ Uniform{1, ..., S_max} per training ste
 module does not import torch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -63,15 +64,23 @@ class LoopSchedule:
 
     def between(self, first: int, last: int) -> np.ndarray:
         """S of the steps first, ..., last - 1, int64 [last - first]. Inverts the cumulative distribution."""
-        steps = np.arange(first, last)
-        maxima = np.array([self.maximum_at(step) for step in steps])
         draws = self._draws(first, last)
-        loops = np.empty(len(steps), dtype=np.int64)
-        for maximum in np.unique(maxima):
-            chosen = maxima == maximum
-            cumulative = np.cumsum(self.probabilities(int(steps[chosen][0])))
+        loops = np.empty(last - first, dtype=np.int64)
+        begin = first
+        while begin < last:  # one pass for each S_max in the interval
+            end = min(last, self._same_maximum_until(begin))
+            chosen = slice(begin - first, end - first)
+            cumulative = np.cumsum(self.probabilities(begin))
             loops[chosen] = 1 + np.searchsorted(cumulative[:-1], draws[chosen], side="right")
+            begin = end
         return loops
+
+    def _same_maximum_until(self, step: int) -> int | float:
+        """The first step after `step` that has a larger S_max; infinity after the ramp."""
+        if step >= self.ramp_steps:
+            return math.inf
+        # maximum_at(n) >= m if and only if (maximum - 1) n >= (m - 1) ramp_steps, in the ramp.
+        return min(self.ramp_steps, -(-self.maximum_at(step) * self.ramp_steps // max(1, self.maximum - 1)))
 
     def _draws(self, first: int, last: int) -> np.ndarray:
         """One uniform number per step, float64 [last - first]; drawn in blocks, which makes a million steps fast."""

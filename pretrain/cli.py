@@ -1,14 +1,14 @@
 """`loopmdm VERB`: all commands. The modules of a verb are imported only when it runs."""
 
-import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from data_pipeline.errors import DataError
+from pretrain.command_line import CommandLine, parse
 from pretrain.errors import UserError
 from pretrain.machine.library_warnings import filter_library_warnings
 from pretrain.training.stop_request import end_process
@@ -30,20 +30,14 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit status, 2 for errors that the user can fix."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="loopmdm", description="Pre-training of looped masked diffusion language models."
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     chosen = words[0] if words else ""
-    run: Callable[[argparse.Namespace], int] | None = None
-    for verb, (module_name, text) in VERBS.items():
-        subparser = verbs.add_parser(verb, help=text, description=text)
-        if verb == chosen:
-            module = import_module(module_name)
-            module.add_arguments(subparser)
-            run = module.run
-    arguments = parser.parse_args(words)
-    assert run is not None
+    if chosen not in VERBS:
+        _top_level().parse_args(words)
+    module_name, text = VERBS[chosen]
+    module = import_module(module_name)
+    parser = CommandLine(prog=f"loopmdm {chosen}", description=text)
+    module.add_arguments(parser)
+    arguments, run = parse(parser, words[1:]), module.run
     if chosen == "train":  # it reports its own errors and ends as pretrain/main.py does
         end_process(run(arguments))
     filter_library_warnings()
@@ -56,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _top_level() -> CommandLine:
+    """The parser of `loopmdm --help` and of a verb that does not exist."""
+    parser = CommandLine(prog="loopmdm", description="Pre-training of looped masked diffusion language models.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (_, text) in VERBS.items():
+        verbs.add_parser(verb, help=text)
+    return parser
 
 
 def command() -> NoReturn:

@@ -21,16 +21,19 @@ class Problem:
         value: what it is set to; None where there is no value to show.
         text: what is wrong; what to do.
         related: other keys that the text depends on.
+        place: where the key was set, such as `line 3 of mine.yaml`; empty for an override or a default.
     """
 
     key: str
     value: object
     text: str
     related: tuple[str, ...] = ()
+    place: str = ""
 
     def __str__(self) -> str:
         value = str(self.value).lower() if isinstance(self.value, bool) else self.value
-        return f"{self.key}: {self.text}" if value is None else f"{self.key}={value}: {self.text}"
+        shown = self.key if value is None else f"{self.key}={value}"
+        return f"{shown}: {self.text}" + (f" ({self.place})" if self.place else "")
 
     def involves(self, key: str) -> bool:
         """Whether the problem depends on `key`, or on a key inside the section `key`."""

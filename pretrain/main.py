@@ -14,9 +14,10 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 
-from data_pipeline.dataset.blend import load_blend  # noqa: E402
 from data_pipeline.errors import DataError  # noqa: E402
-from pretrain.config.load import describe_keys, load_settings  # noqa: E402
+from pretrain.command_line import CommandLine, parse  # noqa: E402
+from pretrain.config.keys import describe_keys  # noqa: E402
+from pretrain.config.load import load_run  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
@@ -27,9 +28,9 @@ from pretrain.training.stop_request import end_process  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train; returns the exit status of `run`."""
-    parser = argparse.ArgumentParser(prog="pretrain/main.py")
+    parser = CommandLine(prog="pretrain/main.py")
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return run(parse(parser, sys.argv[1:] if argv is None else argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "One process: loopmdm train, or python pretrain/main.py.\n"
         "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM."
     )
-    parser.epilog = f"keys, with their type and [default]:\n{keys}"
+    parser.epilog = f"keys, with their type and [default]; ~ and $NAME are expanded in paths:\n{keys}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="a shipped recipe (smoke, quickstart, ...) or a YAML file"
@@ -55,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, such as optim.lr=3e-4"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a key of the recipe, such as optim.lr=3e-4; of a key given twice, the last value counts",
     )
 
 
@@ -68,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     rank = 0
     try:
         rank, world_size, _ = read_launcher()
-        settings = load_settings(arguments.config, arguments.overrides)
-        blend = load_blend(settings.data.path)
+        settings, blend = load_run(arguments.config, arguments.overrides)
         if settings.parallel.auto:
             settings = choose(settings, blend.manifest, world_size)
         plan = make_run_plan(settings, blend.manifest, world_size)

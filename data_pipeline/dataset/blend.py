@@ -1,25 +1,37 @@
 """Training data of a run: one prepared folder, or a blend file that mixes several.
 
-A blend file is YAML (or JSON). Paths are relative to it; only the ratios of the weights matter:
+A blend file is YAML (or JSON). Paths are relative to it, with `~` and `$NAME` expanded; only the ratios of the weights matter:
 
     corpora:
       - {path: web, weight: 0.7}
       - {path: code, weight: 0.3, max_epochs: 4}
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from data_pipeline.dataset.blend_schedule import BlendSchedule
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, load_manifest
 from data_pipeline.packing.pack_plan import plan_files
+from data_pipeline.typed_words import path_of, real_number
+from data_pipeline.yaml_files import Section, Value, Word, read_yaml
+
+
+def only_words(read: Callable[[Word], Any]) -> Callable[[Any], Any]:
+    """Apply `read` to a word of the file; pydantic refuses what is no word."""
+    return lambda value: read(value) if isinstance(value, Word) else value
+
 
 BLEND_SUFFIXES = (".yaml", ".yml", ".json")
 EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epochs: 4}]"
@@ -28,9 +40,11 @@ EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epo
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: Path
-    weight: float = Field(gt=0, allow_inf_nan=False)
-    max_epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    path: Annotated[Path, BeforeValidator(only_words(path_of))]
+    weight: Annotated[float, BeforeValidator(only_words(real_number))] = Field(gt=0)
+    max_epochs: Annotated[
+        float | None, BeforeValidator(only_words(lambda w: None if w.is_null else real_number(w)))
+    ] = Field(default=None, gt=0)
 
 
 class _File(BaseModel):
@@ -72,7 +86,9 @@ class Corpus:
     @property
     def cap(self) -> int | None:
         """Largest number of samples to take; None for no limit."""
-        return None if self.max_epochs is None else max(1, int(self.rows * self.max_epochs))
+        if self.max_epochs is None or self.rows * self.max_epochs >= 2**62:  # more samples than can be counted
+            return None
+        return max(1, int(self.rows * self.max_epochs))
 
 
 @dataclass(frozen=True)
@@ -159,15 +175,32 @@ def _digest(hashes: Iterable[str]) -> str:
 
 
 def _read(path: Path) -> _File:
-    import yaml
-
     try:
-        return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from error
+        tree = read_yaml(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    try:
+        return _File.model_validate(tree)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in error.errors())
-        raise DataError(f"{path}: {'; '.join(problems)}; a blend is written as {EXAMPLE}") from error
+        problems = "; ".join(_problem(tree, each) for each in error.errors())
+        raise DataError(f"{path}: {problems}; a blend is written as {EXAMPLE}") from error
+
+
+def _problem(tree: Value, error: ErrorDetails) -> str:
+    """Such as `line 3: corpora.1.weight=yes: should be a number`."""
+    place, node = 0, tree
+    for part in error["loc"]:
+        if isinstance(node, Section):
+            place = node.lines.get(str(part), place)
+        with suppress(KeyError, IndexError, TypeError):
+            node = node[part]
+    typed = f"={node}" if isinstance(node, Word) else ""
+    text = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(str(error["loc"][-1]), [*_Entry.model_fields, *_File.model_fields], n=1)
+        text = "unknown key" + "".join(f"; did you mean {name}?" for name in close)
+    key = ".".join(map(str, error["loc"]))
+    return ": ".join(part for part in (f"line {place}" if place else "", key + typed, text) if part)
 
 
 def _exact(weight: float) -> Fraction:

@@ -78,7 +78,7 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
     settings = load_settings(
         str(folder / "config.yaml"),
         [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", "parallel.zero_stage=1", "parallel.offload=none",
-         "parallel.sequence=false", "parallel.mid_replicas=null", "parallel.pipeline_split=looped"],
+         "parallel.sequence=false", "parallel.mid_replicas=null", "parallel.pipeline_split=looped", "parallel.ds_config=null"],
     )  # fmt: skip
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
     manifest = load_manifest(folder / "tokenizer")

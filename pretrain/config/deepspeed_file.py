@@ -3,31 +3,23 @@
 Keys that follow from the recipe are added in `pretrain/parallel/engine.py`.
 """
 
+import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from pretrain.config.deepspeed_keys import (
+    DEEPSPEED_KEYS,
+    DERIVED_DEEPSPEED_KEYS,
+    REMOVED_DEEPSPEED_KEYS,
+    UNUSED_DEEPSPEED_KEYS,
+)
 from pretrain.config.settings import Settings
 from pretrain.errors import Problem
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
-
-DERIVED_DEEPSPEED_KEYS = {
-    "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.global_batch_size",
-    "managed_gradient_accumulation": "parallel.*",
-    "gradient_clipping": "optim.clip_norm",
-    "optimizer": "optim.*",
-    "scheduler": "optim.schedule",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-    "data_types": "train.precision",
-    "zero_allow_untested_optimizer": "optim.*",
-    "steps_per_print": "log.every",
-}
-"""Keys of DeepSpeed's configuration that follow from the recipe -> the key to set instead."""
 
 DEFAULT_REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default for `reduce_bucket_size`: how many gradients it reduces at once."""
@@ -39,35 +31,124 @@ def ds_config_path(settings: Settings) -> Path:
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:
-    """Content of a DeepSpeed file. Raises OSError, or ValueError when it is not a JSON object."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """Content of a DeepSpeed file. Raises OSError, or ValueError that says what is wrong and where."""
+    text = path.read_text(encoding="utf-8-sig")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                lines = " and ".join(str(line) for line in _lines_of(name, text))
+                raise ValueError(f"has the key {name!r} twice, on lines {lines}; keep one of them")
+        return dict(pairs)
+
+    def finite(constant: str) -> NoReturn:
+        raise ValueError(f"has {constant}, which is no JSON number; give a finite one")
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON: line {error.lineno}: {_what_is_wrong(error)}") from None
     if not isinstance(content, dict):
-        raise ValueError("the top level must be an object")
+        raise ValueError("is not a DeepSpeed configuration: the top level must be an object; correct the file")
     return content
 
 
+def _what_is_wrong(error: json.JSONDecodeError) -> str:
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip(", \t\r\n")
+    if after.startswith(("//", "#", "/*")):
+        return "JSON has no comments; remove it"
+    if after.startswith(("}", "]")) and (before.endswith(",") or error.doc[error.pos : error.pos + 1] == ","):
+        return "a comma before the closing bracket; remove it"
+    if after.startswith(("True", "False", "None")):
+        return "write true, false or null in lower case"
+    return f"{error.msg}; correct that line"
+
+
+def _lines_of(key: str, text: str) -> list[int]:
+    return [text.count("\n", 0, found.start()) + 1 for found in re.finditer(rf'"{re.escape(key)}"\s*:', text)]
+
+
 def deepspeed_file_problems(settings: Settings) -> Iterator[Problem]:
-    """A rule (see `rules`): the file can be read, holds no derived key, and agrees on the ZeRO stage."""
+    """A rule (see `rules`): the file can be read, has only keys that DeepSpeed reads, no derived one, and the right ZeRO stage."""
     path, stage = ds_config_path(settings), settings.parallel.zero_stage
 
     def problem(text: str) -> Problem:
         return Problem("parallel.ds_config", path, text, related=("parallel.zero_stage",))
 
+    if str(path).lstrip().startswith("{"):
+        yield problem("is the text of a file; save it as a JSON file and give its path")
+        return
     try:
         content = read_ds_config(path)
     except OSError as error:
         yield problem(f"cannot be read ({error.strerror}); give an existing file")
         return
-    except ValueError as error:
-        yield problem(f"is not valid JSON ({error}); correct the file")
+    except UnicodeDecodeError:
+        yield problem("is not UTF-8 text; save the file as UTF-8")
         return
-    for key in sorted(content.keys() & DERIVED_DEEPSPEED_KEYS.keys()):
-        yield problem(f"the key {key!r} follows from {DERIVED_DEEPSPEED_KEYS[key]}; remove it from the file")
-    zero = content.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        yield problem("the key 'zero_optimization' must be an object; correct the file")
-    elif zero.get("stage", stage) != stage:
+    except ValueError as error:
+        yield problem(str(error))
+        return
+    text = path.read_text(encoding="utf-8-sig")
+    for name, mistake in _mistakes(content, DEEPSPEED_KEYS, ""):
+        (line, *_) = [*_lines_of(name.rpartition(".")[2], text), 1]
+        yield problem(f"line {line}: {mistake}")
+    zero = content.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage", stage) != stage:
         yield problem(f"has ZeRO stage {zero['stage']}, but parallel.zero_stage={stage}; make them equal")
+
+
+def _mistakes(content: dict[str, Any], known: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, what is wrong) of every key that DeepSpeed would ignore, refuse or take from elsewhere."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if name not in known:
+            yield key, f"the key {key!r} {_unknown(name, known, prefix)}"
+        elif isinstance(known[name], dict):
+            if isinstance(value, dict):
+                yield from _mistakes(value, known[name], f"{key}.")
+            else:
+                yield key, f"the key {key!r} must be an object; correct the file"
+        elif not _has_type(value, known[name]):
+            if value in ("auto", None):
+                wrong = "has no value that DeepSpeed itself could use; give one or remove the key"
+            else:
+                wrong = f"should be {_named(known[name])}"
+            yield key, f"{key}={json.dumps(value)} {wrong}"
+
+
+def _unknown(name: str, known: dict[str, Any], prefix: str) -> str:
+    if not prefix and name in DERIVED_DEEPSPEED_KEYS:
+        return f"follows from {DERIVED_DEEPSPEED_KEYS[name]}; remove it from the file"
+    if not prefix and name in UNUSED_DEEPSPEED_KEYS + REMOVED_DEEPSPEED_KEYS:
+        return "has no effect on this training; remove it from the file"
+    for section, keys in {
+        "": DEEPSPEED_KEYS,
+        **{k: v for k, v in DEEPSPEED_KEYS.items() if isinstance(v, dict)},
+    }.items():
+        if name in keys and keys is not known:
+            return f"belongs {f'into {section!r}' if section else 'to the top level'}; move it there"
+    names = [*known, *(() if prefix else DERIVED_DEEPSPEED_KEYS)]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"does not exist in DeepSpeed; {f'did you mean {close[0]!r}?' if close else 'remove it from the file'}"
+
+
+def _has_type(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, tuple):
+        return any(value == one or (isinstance(one, type) and _has_type(value, one)) for one in wanted)
+    if wanted in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and value >= 0 and (wanted is float or value == int(value))
+    return isinstance(value, wanted) and value != "auto"
+
+
+def _named(wanted: Any) -> str:
+    """Such as `true or false`."""
+    if isinstance(wanted, tuple):
+        return " or ".join(_named(one) if isinstance(one, type) else json.dumps(one) for one in wanted)
+    names = {bool: "true or false", int: "a whole number from 0", float: "a number from 0", str: "a text"}
+    return names.get(wanted, "a list" if wanted is list else "an object")
 
 
 def reduce_bucket(settings: Settings, weights: int) -> int:

@@ -4,21 +4,46 @@ Precedence, lowest first: the defaults in `settings`, the recipe (one YAML file)
 """
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from pretrain.config.rules import problems_of
-from pretrain.config.settings import Settings
+from data_pipeline.dataset.blend import Blend, load_blend
+from data_pipeline.errors import DataError
+from data_pipeline.typed_words import path_of
+from data_pipeline.yaml_files import Section, Value, Word, YamlError, read_yaml
+from pretrain.config.keys import annotations, hint, inside
+from pretrain.config.overrides import parse_overrides
+from pretrain.config.rules import AUTO_CHOOSES, problems_of
+from pretrain.config.settings import Parallel, Settings
+from pretrain.config.typed import MistypedError, typed
 from pretrain.errors import ConfigError, Problem, UserError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that somebody typed.
+
+    Attributes:
+        place: such as `line 3 of mine.yaml`; empty for an override.
+    """
+
+    value: Value
+    place: str = ""
+
+    @property
+    def word(self) -> Word | None:
+        """The value for a message, if it is a single word."""
+        return self.value if isinstance(self.value, Word) and self.value else None
 
 
 def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
@@ -32,66 +57,48 @@ def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
         ConfigError: with all problems found, each naming its key and the fix.
         UserError: the recipe cannot be read.
     """
-    path = find_recipe(recipe)
-    tree = _read_yaml(path)
-    problems = _apply_overrides(tree, overrides)
-    if isinstance(tree.setdefault("run", {}), dict):
-        tree["run"].setdefault("name", path.stem)
-    problems += _remove_unknown_keys(tree)
-    settings, invalid = _validate(tree)
-    problems += invalid
-    # The rules see defaults in the place of what was invalid, so those that involve such a key say nothing of use.
-    reported = [problem.key for problem in problems]
-    problems += [p for p in problems_of(settings) if not any(p.involves(key) for key in reported)]
+    settings, problems = _read_settings(recipe, overrides)
     if problems:
         raise ConfigError(problems)
     return settings
 
 
-def _validate(tree: dict[str, Any]) -> tuple[Settings, list[Problem]]:
-    """Settings from the valid part of the tree, and one problem for each other key."""
-    adapter = TypeAdapter(Settings)
+def load_run(recipe: str, overrides: Sequence[str] = ()) -> tuple[Settings, Blend]:
+    """`load_settings`, and the data that the settings name.
+
+    Raises:
+        ConfigError, UserError: as `load_settings`; a problem of the data is reported with those of the settings.
+        DataError: only the data is wrong.
+    """
+    settings, problems = _read_settings(recipe, overrides)
     try:
-        return adapter.validate_python(tree), []
-    except ValidationError as error:
-        known = {key for key, *_ in describe_keys()}
-        invalid: dict[str, Problem] = {}
-        for one in error.errors():
-            key, text = _key_of(one["loc"], known), _expectation(one["msg"])
-            if key in invalid:  # one error for each member of a union
-                text = f"{invalid[key].text} or {text.removeprefix('should be ')}"
-            value = one["input"] if isinstance(one["input"], str | int | float) else None
-            invalid[key] = Problem(key, value, text)
-    for key in invalid:
-        _delete(tree, key.split("."))
-    return adapter.validate_python(tree), list(invalid.values())
-
-
-def _expectation(message: str) -> str:
-    """`should be a valid integer` of pydantic's `Input should be a valid integer, unable to parse string as an integer`."""
-    for subject in ("Input ", "Value ", "String "):
-        message = message.removeprefix(subject)
-    return message.partition(", unable to parse")[0]
-
-
-def _key_of(location: tuple[int | str, ...], known: set[str]) -> str:
-    """The setting that an error of pydantic's belongs to: its path also names list items and members of unions."""
-    for length in range(len(location), 0, -1):
-        key = ".".join(str(part) for part in location[:length])
-        if key in known:
-            return key
-    return str(location[0])
+        blend = load_blend(settings.data.path)
+    except DataError as error:
+        if not problems:
+            raise
+        if not any(problem.involves("data.path") for problem in problems):
+            problems.append(Problem("data.path", settings.data.path, str(error)))
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return settings, blend
 
 
 def find_recipe(recipe: str) -> Path:
     """Path of a recipe given by name or by path. Raises UserError that lists the shipped recipes."""
-    for candidate in (Path(recipe), RECIPES / f"{recipe}.yaml"):
+    try:
+        given = path_of(recipe)
+    except ValueError as error:
+        raise UserError(f"--config {recipe}: {error}") from None
+    for candidate in (given, RECIPES / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
+    if given.is_dir():
+        raise UserError(f"--config {recipe}: is a folder; give a YAML file, such as {given / 'config.yaml'}")
     names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
     close = difflib.get_close_matches(recipe, names, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"no recipe {recipe!r}: {hint}give the path of a YAML file or one of: {', '.join(names)}")
+    meant = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"no recipe {recipe!r}: {meant}give the path of a YAML file or one of: {', '.join(names)}")
 
 
 def dump_settings(settings: Settings) -> str:
@@ -99,144 +106,144 @@ def dump_settings(settings: Settings) -> str:
     return yaml.safe_dump(to_jsonable_python(settings), sort_keys=False)
 
 
-def describe_keys() -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help text) of every key, in the order of `settings`."""
-    yield from _walk(Settings, "")
+def _read_settings(recipe: str, overrides: Sequence[str]) -> tuple[Settings, list[Problem]]:
+    """Settings from what is valid, and all problems."""
+    path = find_recipe(recipe)
+    words, unreadable = parse_overrides(overrides)
+    given = _read_recipe(path)
+    for key, value in words:
+        given |= _flat(key, value, "")
+    if not given.get("run.name", Given(Word(""))).value:
+        given["run.name"] = Given(Word(_legal_name(path.stem)))
+    values, wrong = _typed(given)
+    settings, invalid = _validate(values, given)
+    problems = wrong + invalid + _layout_beside_auto(values, given)
+    # The rules see defaults in the place of what was invalid, so those that involve such a key say nothing of use.
+    reported = [problem.key for problem in unreadable + problems]
+    problems += [p for p in problems_of(settings) if not any(p.involves(key) for key in reported)]
+    return settings, unreadable + [replace(p, place=given[p.key].place) if p.key in given else p for p in problems]
 
 
-def flatten(settings: Settings) -> dict[str, Any]:
-    """Dotted key -> plain value of every key."""
-    return dict(_leaves(to_jsonable_python(settings)))
-
-
-def _walk(section: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    documented = section.__pydantic_fields__
-    for field in fields(section):
-        key, info = f"{prefix}{field.name}", documented[field.name]
-        if is_dataclass(info.annotation):
-            yield from _walk(info.annotation, f"{key}.")
-        else:
-            yield key, _type_name(info.annotation), _as_override(info.default), info.description or ""
-
-
-def _as_override(default: Any) -> str:
-    """A default as it would be written on the command line; empty for None."""
-    match to_jsonable_python(default):
-        case None:
-            return ""
-        case bool(value):
-            return str(value).lower()
-        case list(values):
-            return ",".join(map(str, values))
-        case value:
-            return str(value)
-
-
-def _type_name(annotation: Any) -> str:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return "|".join(str(a) for a in get_args(annotation))
-    if origin in (Union, UnionType):
-        return "|".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
-    if origin is tuple:
-        return "int,int,..."
-    if hasattr(annotation, "__metadata__"):
-        return _type_name(get_args(annotation)[0])
-    return getattr(annotation, "__name__", str(annotation)).lower()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path) -> dict[str, Given]:
+    """Every value of a recipe by its dotted key. Raises UserError."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}; correct that line") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: must hold sections such as `train:`, not a {type(tree).__name__}")
-    _expand_auto(tree)
+    except YamlError as error:
+        raise UserError(str(error)) from None
+    if not isinstance(tree, Section):
+        kind = "list" if isinstance(tree, list) else "single value"
+        raise UserError(f"{path}: must hold sections such as `train:`, not a {kind}")
+    given: dict[str, Given] = {}
+    for name, value in tree.items():
+        for key, one in _flat(name, value, str(path), tree.lines[name]).items():
+            if key in given:
+                raise UserError(f"{path}: {key} is on {given[key].place} and on {one.place}; keep one of them")
+            given[key] = one
+    return given
+
+
+def _flat(key: str, value: Value, path: str, line: int = 0) -> dict[str, Given]:
+    """The values of a key by dotted key; an empty section gives none, so that its defaults stay."""
+    if key == "parallel" and value == "auto":  # `parallel: auto` is short for `parallel: {auto: true}`
+        key, value = "parallel.auto", Word("true")
+    if isinstance(value, Section) and key not in annotations() and (value or inside(key)):
+        found: dict[str, Given] = {}
+        for name, child in value.items():
+            found |= _flat(f"{key}.{name}", child, path, value.lines[name])
+        return found
+    if inside(key) and isinstance(value, Word) and value.is_null:
+        return {}
+    return {key: Given(value, f"line {line} of {path}" if path else "")}
+
+
+def _legal_name(stem: str) -> str:
+    """A run name from the name of a file: other characters than letters, digits, `_`, `-` and `.` become `_`."""
+    name = re.sub(r"[^\w.\-]+", "_", unicodedata.normalize("NFC", stem))
+    return name if name.strip(".") else "run"
+
+
+def _typed(given: dict[str, Given]) -> tuple[dict[str, Any], list[Problem]]:
+    """Values of the right types by dotted key, and one problem for each other key."""
+    values, problems = {}, []
+    for key, one in given.items():
+        if (annotation := annotations().get(key)) is None:
+            problems.append(Problem(key, None, _unknown(key, one.value)))
+            continue
+        try:
+            values[key] = typed(one.value, annotation)
+        except MistypedError as error:
+            problems.append(Problem(key, error.word or None, str(error)))
+    return values, problems
+
+
+def _unknown(key: str, value: Value) -> str:
+    """What is wrong with a key that takes no value."""
+    if keys := inside(key):
+        colon = re.fullmatch(r"(\w+)\s*[:=]\s*(\S.*)", value) if isinstance(value, Word) else None
+        if colon:
+            return f"is a section; write its keys as `{colon[1]}: {colon[2]}`, with a space after the colon"
+        return f"is a section and has no value; set one of its keys, such as {keys[0]}"
+    for leaf in annotations():
+        if key.startswith(f"{leaf}."):
+            return f"unknown key; {leaf} takes a value and has no keys below it"
+    return f"unknown key; {hint(key)}"
+
+
+def _validate(values: dict[str, Any], given: dict[str, Given]) -> tuple[Settings, list[Problem]]:
+    """Settings from the valid values, and one problem for each other value."""
+    adapter = TypeAdapter(Settings)
+    try:
+        return adapter.validate_python(_nested(values)), []
+    except ValidationError as error:
+        problems: dict[str, Problem] = {}
+        for one in error.errors():
+            key = next(key for key in _prefixes(one["loc"]) if key in values)
+            item = one["input"] if isinstance(one["loc"][-1], int) else given[key].word
+            problems.setdefault(key, Problem(key, item, _expectation(one)))
+    rest = {key: value for key, value in values.items() if key not in problems}
+    return adapter.validate_python(_nested(rest)), list(problems.values())
+
+
+def _layout_beside_auto(values: dict[str, Any], given: dict[str, Given]) -> list[Problem]:
+    """A default that was typed beside `parallel=auto`, which would replace it; the rule about other values is in `rules`.
+
+    A recipe's own default gives way to `parallel=auto` on the command line.
+    """
+    if not values.get("parallel.auto"):
+        return []
+    keys = [
+        key
+        for key in (f"parallel.{name}" for name in AUTO_CHOOSES)
+        if values.get(key) is not None and (given["parallel.auto"].place or not given[key].place)
+        and values[key] == getattr(Parallel(), key.removeprefix("parallel."))
+    ]  # fmt: skip
+    text = "chooses {0} itself, but {0}={1} is given; leave one of the two out"
+    return [Problem("parallel.auto", True, text.format(key, given[key].value)) for key in keys[:1]]
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        node, (*sections, leaf) = tree, key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
     return tree
 
 
-def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
-    """Write each `a.b=value` into the tree; return the problems."""
-    problems = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            problems.append(Problem(repr(override), None, "is not of the form key=value, such as optim.lr=3e-4"))
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            problems.append(Problem(key, text, "the value is not valid YAML; quote it"))
-            continue
-        *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            child = node.get(section)
-            if not isinstance(child, dict):
-                child = node[section] = {}
-            node = child
-        node[leaf] = value
-        _expand_auto(tree)
-    return problems
+def _prefixes(location: tuple[int | str, ...]) -> Iterator[str]:
+    """Dotted keys that an error's place may belong to, longest first: it also names list items and members of unions."""
+    for length in range(len(location), 0, -1):
+        yield ".".join(str(part) for part in location[:length])
 
 
-def _expand_auto(tree: dict[str, Any]) -> None:
-    """`parallel: auto` stands for `parallel: {auto: true}`."""
-    if tree.get("parallel") == "auto":
-        tree["parallel"] = {"auto": True}
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _remove_unknown_keys(tree: dict[str, Any]) -> list[Problem]:
-    """Delete the keys that no setting has, so that the others can be checked too; return the problems."""
-    known = [key for key, *_ in describe_keys()]
-    problems = []
-    for key, value in list(_leaves(tree)):
-        inside = [k for k in known if k.startswith(f"{key}.")]
-        if key in known or (value is None and inside):
-            continue
-        _delete(tree, key.split("."))
-        if inside:
-            text = f"is a section and has no value; set one of its keys, such as {inside[0]}"
-        else:
-            meant = _nearest_key(key, known)
-            text = f"unknown key; {f'did you mean {meant}?' if meant else '`--help` lists all keys'}"
-        problems.append(Problem(key, None, text))
-    return problems
-
-
-OTHER_NAMES = {
-    "learning_rate": "lr", "batch_size": "global_batch_size", "max_steps": "steps", "num_steps": "steps",
-    "gradient_clipping": "clip_norm", "max_grad_norm": "clip_norm", "dtype": "precision", "num_loops": "loops",
-    "max_loops": "loop.max", "sequence_length": "seq_len",
-}  # fmt: skip
-"""Last parts of keys as other systems call them -> ours."""
-
-
-def _nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The known key that a wrong one stands for: the same last part, by our name or another's, else similar letters."""
-    last = key.rpartition(".")[2].lower()
-    last = OTHER_NAMES.get(last, last)
-    same = [k for k in known if k == last or k.endswith(f".{last}")]
-    close = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.5)
-    return close[0] if close else None
-
-
-def _delete(tree: dict[str, Any], path: list[str]) -> None:
-    """Remove a key, and every section that this leaves empty."""
-    if len(path) > 1 and isinstance(tree.get(path[0]), dict):
-        _delete(tree[path[0]], path[1:])
-        if tree[path[0]]:
-            return
-    tree.pop(path[0], None)
+def _expectation(error: Any) -> str:
+    """`should be greater than 0` of pydantic's `Input should be greater than 0`."""
+    if error["type"] == "string_pattern_mismatch":
+        return "may hold letters, digits, `_`, `-` and `.`, and not dots alone"
+    message = error["msg"]
+    for subject in ("Input ", "Value ", "String ", "Tuple "):
+        message = message.removeprefix(subject)
+    return message.partition(" after validation")[0]

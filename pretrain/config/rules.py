@@ -1,9 +1,11 @@
 """Rules between settings. Each rule yields its problems, so that all of them are reported at once. Imports no torch."""
 
+import math
 from collections.abc import Callable, Iterator
 
 from pretrain.config.deepspeed_file import deepspeed_file_problems
 from pretrain.config.settings import Parallel, Settings
+from pretrain.config.suggestions import divisors, nearest
 from pretrain.errors import Problem
 
 
@@ -18,32 +20,36 @@ def _layers_add_up(s: Settings) -> Iterator[Problem]:
         yield Problem(
             "model.num_layers",
             total,
-            f"model.loop has {split.head} + {split.mid} + {split.tail} = {layers} layers (head + mid + tail); make them equal",
+            f"model.loop has {split.head} + {split.mid} + {split.tail} = {layers} layers (head + mid + tail); set it to {layers}, "
+            "or change model.loop",
             related=("model.loop.head", "model.loop.mid", "model.loop.tail"),
         )
 
 
 def _heads_divide(s: Settings) -> Iterator[Problem]:
     model = s.model
+    even = [n for n in divisors(model.hidden_size) if model.hidden_size // n % 2 == 0]
+    way_out = f"set it to {nearest(even, model.num_heads)}" if even else "choose an even hidden_size"
     if model.hidden_size % model.num_heads:
         yield Problem(
             "model.num_heads",
             model.num_heads,
-            f"does not divide model.hidden_size={model.hidden_size}; choose a divisor",
+            f"does not divide model.hidden_size={model.hidden_size}; {way_out}",
             related=("model.hidden_size",),
         )
     elif model.head_dim % 2:
         yield Problem(
             "model.num_heads",
             model.num_heads,
-            f"RoPE rotates pairs of components, and a head has {model.head_dim}; make model.hidden_size / model.num_heads even",
+            f"with model.hidden_size={model.hidden_size} a head has {model.head_dim} components, but RoPE needs an even number; "
+            f"{way_out}",
             related=("model.hidden_size",),
         )
     if model.num_heads % model.kv_heads:
         yield Problem(
             "model.num_kv_heads",
             model.kv_heads,
-            f"does not divide model.num_heads={model.num_heads}; choose a divisor",
+            f"does not divide model.num_heads={model.num_heads}; set it to {nearest(divisors(model.num_heads), model.kv_heads)}",
             related=("model.num_heads",),
         )
 
@@ -66,13 +72,25 @@ def _run_ends(s: Settings) -> Iterator[Problem]:
         )
 
 
+def _samples_can_be_counted(s: Settings) -> Iterator[Problem]:
+    train = s.train
+    if train.steps is not None and train.steps * train.global_batch_size >= 2**63:
+        yield Problem(
+            "train.steps",
+            train.steps,
+            f"with train.global_batch_size={train.global_batch_size} the samples cannot be counted in 63 bits; set it to "
+            f"{(2**63 - 1) // train.global_batch_size} or less",
+            related=("train.global_batch_size",),
+        )
+
+
 def _loops_fit(s: Settings) -> Iterator[Problem]:
     loops, largest = s.train.loops, s.model.loop.max
     if isinstance(loops, int) and loops > largest:
         yield Problem(
             "train.loops",
             loops,
-            f"is larger than model.loop.max={largest}; raise model.loop.max",
+            f"is larger than model.loop.max={largest}; set it to {largest}, or model.loop.max to {loops}",
             related=("model.loop.max",),
         )
 
@@ -83,7 +101,8 @@ def _batch_divides(s: Settings) -> Iterator[Problem]:
         yield Problem(
             "train.global_batch_size",
             train.global_batch_size,
-            f"is not a multiple of train.micro_batch_size={train.micro_batch_size}; change one of them",
+            f"is not a multiple of train.micro_batch_size={train.micro_batch_size}; set train.micro_batch_size to "
+            f"{nearest(divisors(train.global_batch_size), train.micro_batch_size)}",
             related=("train.micro_batch_size",),
         )
 
@@ -93,7 +112,7 @@ def _warmup_fits(s: Settings) -> Iterator[Problem]:
         yield Problem(
             "optim.warmup_steps",
             s.optim.warmup_steps,
-            f"the run has only train.steps={s.train.steps}; shorten the warm-up or train longer",
+            f"the run has only train.steps={s.train.steps}; set it to {s.train.steps - 1} or less, or train longer",
             related=("train.steps",),
         )
 
@@ -101,20 +120,21 @@ def _warmup_fits(s: Settings) -> Iterator[Problem]:
 def _tensor_parallel_divides(s: Settings) -> Iterator[Problem]:
     size, model = s.parallel.tensor, s.model
     sizes = {"model.num_kv_heads": model.kv_heads, "model.ffn_hidden_size": model.ffn_size}
+    padded = model.padded_vocab_size if model.vocab_size is not None else 64
     uneven = [f"{key}={value}" for key, value in sizes.items() if value % size]
+    if padded % size and not uneven:
+        uneven = [f"the vocabulary, which is padded to {padded} ids"] if model.vocab_size is not None else []
     if uneven:
-        yield Problem(
-            "parallel.tensor",
-            size,
-            f"does not divide {' and '.join(uneven)}; choose a divisor",
-            related=(*sizes, "model.num_heads", "model.hidden_size"),
+        choices = nearest((n for n in divisors(math.gcd(*sizes.values(), padded)) if n < size), size)
+        kv_heads = nearest((n for n in divisors(model.num_heads) if n % size == 0), model.kv_heads)
+        other = (
+            f", or model.num_kv_heads to {kv_heads}" if kv_heads and len(uneven) == 1 and model.kv_heads % size else ""
         )
-    if model.vocab_size is not None and model.padded_vocab_size % size:
         yield Problem(
             "parallel.tensor",
             size,
-            f"does not divide the vocabulary, which is padded to {model.padded_vocab_size} ids; choose a power of two up to 64",
-            related=("model.vocab_size",),
+            f"does not divide {' and '.join(uneven)}; set it to {choices}{other}",
+            related=(*sizes, "model.num_heads", "model.hidden_size", "model.vocab_size"),
         )
 
 
@@ -133,7 +153,8 @@ def _sequence_divides(s: Settings) -> Iterator[Problem]:
         yield Problem(
             "parallel.sequence",
             True,
-            f"data.seq_len={seq_len} is not a multiple of parallel.tensor={size}; set it to false",
+            f"data.seq_len={seq_len} is not a multiple of parallel.tensor={size}; set it to false, or parallel.tensor to "
+            f"{nearest((n for n in divisors(seq_len) if n < size), size)}",
             related=("data.seq_len", "parallel.tensor"),
         )
 
@@ -147,7 +168,7 @@ def _pipeline_divides(s: Settings) -> Iterator[Problem]:
         yield Problem(
             "parallel.mid_replicas",
             copies,
-            f"does not divide parallel.pipeline={parallel.pipeline}; choose a divisor",
+            f"does not divide parallel.pipeline={parallel.pipeline}; set it to {nearest(divisors(parallel.pipeline), copies)}",
             related=("parallel.pipeline",),
         )
     if parallel.pipeline_split == "contiguous" and copies > 1:
@@ -174,12 +195,15 @@ AUTO_CHOOSES = (
 
 def _auto_chooses_alone(s: Settings) -> Iterator[Problem]:
     parallel, default = s.parallel, Parallel()
-    given = [name for name in AUTO_CHOOSES if getattr(parallel, name) != getattr(default, name)]
+    given = {
+        name: getattr(parallel, name) for name in AUTO_CHOOSES if getattr(parallel, name) != getattr(default, name)
+    }
     if parallel.auto and given:
+        keys = " and ".join(f"parallel.{name}={str(value).lower()}" for name, value in given.items())
         yield Problem(
             "parallel.auto",
             True,
-            f"chooses parallel.{given[0]} itself; leave one of the two out",
+            f"chooses {' and '.join(f'parallel.{name}' for name in given)} itself, but {keys} is given; leave one of the two out",
             related=tuple(f"parallel.{name}" for name in given),
         )
 
@@ -237,6 +261,7 @@ RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _layers_add_up,
     _heads_divide,
     _run_ends,
+    _samples_can_be_counted,
     _loops_fit,
     _batch_divides,
     _warmup_fits,

@@ -12,6 +12,7 @@ from model.loops import LoopSchedule
 from model.placement import Costs, Stage, place
 from pretrain.config.rules import problems_of
 from pretrain.config.settings import Settings
+from pretrain.config.suggestions import divisors, nearest
 from pretrain.errors import ConfigError, Problem
 
 _placed = lru_cache(maxsize=256)(place)  # many of the planner's layouts have the same pipeline
@@ -127,6 +128,8 @@ class RunPlan:
         if train.max_flops is None:
             assert train.steps is not None
             return train.steps
+        if train.steps is not None and train.max_flops >= train.steps * self._step_flops_range[1]:
+            return train.steps
         # FLOPs are linear in S, so S of many steps gives their cumulative FLOPs at once.
         first, spent, block = 0, 0.0, 16_384
         per_pass = self.tokens_per_step * (self.flops.training(2) - self.flops.training(1))
@@ -139,6 +142,35 @@ class RunPlan:
             first, spent = first + block, totals[-1]
         return first if train.steps is None else min(first, train.steps)
 
+    @property
+    def _step_flops_range(self) -> tuple[float, float]:
+        """Training FLOPs of a step at E[S] after the ramp, and at the largest S."""
+        largest = self.flops.training(self.settings.model.loop.max)
+        return self.tokens_per_step * self.expected_flops_per_token, self.tokens_per_step * largest
+
+
+COUNTABLE_STEPS = 10_000_000
+"""Largest number of steps whose FLOPs are added up one by one, as S differs from step to step. It takes some seconds."""
+
+
+def budget_problems(plan: RunPlan) -> list[Problem]:
+    """A budget that would take too many steps to count; none if train.steps ends the run before."""
+    train = plan.settings.train
+    if train.max_flops is None:
+        return []
+    typical, largest = plan._step_flops_range
+    counted = min(train.max_flops / typical, train.steps or math.inf)
+    if counted <= COUNTABLE_STEPS or (train.steps is not None and train.max_flops >= train.steps * largest):
+        return []
+    steps, enough = train.max_flops / typical, COUNTABLE_STEPS * typical
+    digits = 10 ** (math.floor(math.log10(enough)) - 1)
+    rounded = float(f"{steps:.2g}")
+    text = (
+        f"would take about {format(rounded, ',.0f' if rounded < 1e15 else '.2g')} steps of {typical:.3g} FLOPs, and at most "
+        f"{COUNTABLE_STEPS:,} are counted; set it to {enough // digits * digits:.2g} or less, or set train.steps and leave it empty"
+    )
+    return [Problem("train.max_flops", train.max_flops, text, related=("train.steps",))]
+
 
 def fill_from_manifest(settings: Settings, manifest: Manifest) -> Settings:
     """Fill in what the prepared data decides. Raises ConfigError where the settings contradict it."""
@@ -148,8 +180,8 @@ def fill_from_manifest(settings: Settings, manifest: Manifest) -> Settings:
             Problem(
                 "data.seq_len",
                 settings.data.seq_len,
-                f"{folder} holds rows of {manifest.seq_len} tokens; leave the key empty, or repack the data (`loopmdm repack "
-                f"FOLDER --seq-len {settings.data.seq_len}`)",
+                f"{folder} holds rows of {manifest.seq_len} tokens; set it to {manifest.seq_len} or leave it empty, or repack the "
+                f"data (`loopmdm repack FOLDER --seq-len {settings.data.seq_len}`)",
             )
         )
     if settings.model.vocab_size not in (None, manifest.vocab_size):
@@ -157,7 +189,7 @@ def fill_from_manifest(settings: Settings, manifest: Manifest) -> Settings:
             Problem(
                 "model.vocab_size",
                 settings.model.vocab_size,
-                f"{folder} has {manifest.vocab_size} token ids including [MASK]; leave the key empty",
+                f"{folder} has {manifest.vocab_size} token ids including [MASK]; set it to that or leave it empty",
             )
         )
     if problems:
@@ -173,7 +205,7 @@ def make_run_plan(settings: Settings, manifest: Manifest, world_size: int) -> Ru
     """Join settings, data and ranks. Raises ConfigError where they do not fit together."""
     filled = fill_from_manifest(settings, manifest)
     plan = RunPlan(filled, world_size)
-    problems = layout_problems(plan) or problems_of(filled)
+    problems = layout_problems(plan) or problems_of(filled) or budget_problems(plan)
     if problems:
         raise ConfigError(problems)
     return plan
@@ -184,15 +216,22 @@ def layout_problems(plan: RunPlan) -> list[Problem]:
     train, parallel, ranks = plan.settings.train, plan.settings.parallel, plan.world_size
     model_ranks = parallel.tensor * parallel.pipeline
     if ranks % model_ranks:
-        text = (
-            f"with parallel.pipeline={parallel.pipeline}, one copy of the model needs {model_ranks} ranks, but {ranks} is not a "
-            f"multiple of that; start a multiple of {model_ranks} ranks, or change the layout"
+        key, size, other = (
+            ("tensor", parallel.tensor, "pipeline")
+            if parallel.tensor > 1
+            else ("pipeline", parallel.pipeline, "tensor")
         )
-        return [Problem("parallel.tensor", parallel.tensor, text)]
+        rest = model_ranks // size
+        fitting = nearest((n for n in divisors(ranks) if ranks % (n * rest) == 0 and n < size), size)
+        choice = f" or set parallel.{key} to {fitting}" if fitting else f" or lower parallel.{other}"
+        text = (
+            f"with parallel.{other}={rest}, one copy of the model needs {model_ranks} ranks, but {ranks} is not a multiple of "
+            f"that; start {-(-ranks // model_ranks) * model_ranks} ranks,{choice}"
+        )
+        return [Problem(f"parallel.{key}", size, text)]
     per_pass = plan.data_parallel_size * train.micro_batch_size
     if train.global_batch_size % per_pass:
-        lower = train.global_batch_size // per_pass * per_pass
-        choices = " or ".join(str(size) for size in (lower, lower + per_pass) if size)
+        choices = nearest(_multiples_around(train.global_batch_size, per_pass), train.global_batch_size)
         text = (
             f"{plan.data_parallel_size} {'ranks' if model_ranks == 1 else 'data-parallel groups'} with train.micro_batch_size="
             f"{train.micro_batch_size} need a multiple of {per_pass}; set it to {choices}, or change the micro-batch"
@@ -201,8 +240,23 @@ def layout_problems(plan: RunPlan) -> list[Problem]:
     if plan.micro_batches < parallel.pipeline:
         text = (
             f"needs at least as many micro-batches as stages; a step has {plan.micro_batches} (batch {train.global_batch_size} / "
-            f"{plan.data_parallel_size} data-parallel / train.micro_batch_size={train.micro_batch_size}); lower the micro-batch "
-            "size or the number of stages, or raise the batch size"
+            f"{plan.data_parallel_size} data-parallel / train.micro_batch_size={train.micro_batch_size}); "
+            f"{_more_micro_batches(plan)}"
         )
         return [Problem("parallel.pipeline", parallel.pipeline, text)]
     return []
+
+
+def _multiples_around(number: int, unit: int) -> list[int]:
+    """The multiples of `unit` next to `number`, above 0."""
+    lower = number // unit * unit
+    return [size for size in (lower, lower + unit) if size]
+
+
+def _more_micro_batches(plan: RunPlan) -> str:
+    """A micro-batch, or else a batch, that gives every stage something to do."""
+    train, stages = plan.settings.train, plan.settings.parallel.pipeline
+    smaller = [n for n in divisors(plan.rows_per_rank) if plan.rows_per_rank // n >= stages]
+    if smaller:
+        return f"set train.micro_batch_size to {smaller[-1]} or less, or raise the batch size"
+    return f"set train.global_batch_size to {plan.data_parallel_size * train.micro_batch_size * stages} or more"

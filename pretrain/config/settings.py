@@ -3,25 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model.architecture import STRICT, Architecture, Recompute
 from model.loops import LoopDistribution
 from model.placement import PipelineSplit
 
-
-def _split_commas(value: object) -> object:
-    """Accept `eval.loops=1,2,4` and `eval.loops=4` as lists."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return [value] if isinstance(value, int) else value
-
-
 Scope = Literal["row", "document"]
 """What counts as one text: the whole row, or each document in it."""
 
-LoopList = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
+LoopList = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -30,7 +22,7 @@ class Run:
 
     dir: Path = Path("runs")
     """Folder that contains the run folders."""
-    name: str = Field("", pattern=r"^[\w.\-]*$")
+    name: str = Field("", pattern=r"^([\w.\-]*[\w\-][\w.\-]*)?$")
     """Name of this run's folder inside run.dir; empty: the recipe's name."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of initial weights, sample order, timesteps, masks and numbers of loops."""
@@ -56,7 +48,7 @@ class Train:
     """Optimizer steps. Set this, max_flops or both; with both, the run ends at whichever is reached first."""
     max_flops: float | None = Field(None, gt=0)
     """Budget of training FLOPs, counted for the loops actually run (convention: model/flops.py)."""
-    global_batch_size: int = Field(512, ge=1)
+    global_batch_size: int = Field(512, ge=1, le=10_000_000)
     """Rows per optimizer step over all ranks. The gradient does not depend on how they are split."""
     micro_batch_size: int = Field(8, ge=1)
     """Rows per forward pass of one rank. Lower it if memory runs out; the result stays the same."""

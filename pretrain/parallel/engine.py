@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +24,7 @@ from model.placement import weights_held
 from model.weights import shards_of
 from pretrain.config.deepspeed_file import ds_config_path, read_ds_config, reduce_bucket
 from pretrain.config.run_plan import RunPlan
+from pretrain.errors import UserError
 from pretrain.parallel.gather import gather_weight
 from pretrain.parallel.pipeline import LossFunction, Pipeline
 from pretrain.parallel.world import DeepSpeedMpu, World
@@ -193,8 +195,17 @@ def initialize_deepspeed(model: LoopedDenoiser, optimizer: Optimizer, plan: RunP
     weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
     config = deepspeed_config(plan, weights)
     with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use at every start
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
+        try:
+            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
+        except ValidationError as error:  # of a value in the DeepSpeed file; every rank reads the same
+            raise UserError(f"{ds_config_path(plan.settings)}: {_refused(error)}; correct the file") from error
     return engine
+
+
+def _refused(error: ValidationError) -> str:
+    """Such as `DeepSpeed refuses ratio=2: Input should be less than or equal to 1`."""
+    first = error.errors()[0]
+    return f"DeepSpeed refuses {'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}"
 
 
 def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:

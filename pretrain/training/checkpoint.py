@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.denoiser import LoopedDenoiser
 from model.weights import fill_weights
-from pretrain.config.load import flatten
+from pretrain.config.keys import flatten
 from pretrain.config.settings import Settings
 from pretrain.errors import RankError, UserError
 from pretrain.optimizer.ema import averaged_weights

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.dataset.blend import Blend
-from pretrain.config.load import flatten
+from pretrain.config.keys import flatten
 from pretrain.config.run_plan import RunPlan
 from pretrain.machine.versions import package_version
 from pretrain.parallel.consistency import checksum

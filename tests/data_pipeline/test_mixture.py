@@ -239,6 +239,20 @@ def test_a_blend_file_gives_weights_and_caps(two):
     assert blend.identity()["corpus 2 share"].startswith("3/10, at most")
 
 
+def test_words_of_a_blend_file_mean_what_they_say(two, monkeypatch):
+    """Names of digits and dates are names; a leading zero is decimal; home and environment are expanded."""
+    monkeypatch.setenv("HOME", str(two))
+    for name in ("2024-06-01", "1e3"):
+        (two / "web").rename(two / name)
+        blend = blend_of(
+            two, f"corpora: [{{path: {name}, weight: 010, max_epochs: null}}, {{path: ~/code, weight: 1e1}}]"
+        )
+        assert [corpus.path for corpus in blend.corpora] == [two / name, two / "code"]
+        assert [corpus.weight for corpus in blend.corpora] == [10, 10] and blend.corpora[0].cap is None
+        (two / name).rename(two / "web")
+    assert blend_of(two, "corpora: [{path: $HOME/web, weight: .5}]").corpora[0].path == two / "web"
+
+
 def test_a_run_longer_than_its_caps_is_refused(two):
     blend = blend_of(two, "corpora: [{path: web, weight: 1, max_epochs: 1}, {path: code, weight: 1, max_epochs: 2}]")
     available = blend.corpora[0].rows * 3
@@ -254,14 +268,25 @@ def test_a_run_longer_than_its_caps_is_refused(two):
         ("", "a blend is written as corpora: "),
         ("corpora: []", "corpora: List should have at least 1 item"),
         ("corpora: [{path: web}]", r"corpora\.0\.weight: Field required"),
-        ("corpora: [{path: web, weight: -1}]", r"corpora\.0\.weight: Input should be greater than 0"),
-        ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight: Input should be a finite number"),
-        ("corpora: [{path: web, weight: 1, epochs: 2}]", r"corpora\.0\.epochs: Extra inputs"),
+        ("corpora: [{path: web, weight: -1}]", r"line 1: corpora\.0\.weight=-1: should be greater than 0"),
+        ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight=.inf: should be a finite number"),
+        (
+            "corpora: [{path: web, weight: 1, epochs: 2}]",
+            r"corpora\.0\.epochs=2: unknown key; did you mean max_epochs\?",
+        ),
+        ("corpora:\n- path: web\n  weight: yes", r"line 3: corpora\.0\.weight=yes: should be a number, such as 0.5"),
+        (
+            "corpora: [{path: web, weight: 1_0}]",
+            r"corpora\.0\.weight=1_0: should be a number in decimal digits; write 10",
+        ),
+        ("corpora:\n- path: web\n  weight: 1\n  weight: 2", r"line 4: corpora\.weight is already on line 3; keep one"),
+        ("corpora: [{path: $NOT_SET_HERE/x, weight: 1}]", r"the environment variable NOT_SET_HERE is not set"),
+        ("corpora: [{path: web, weight: 010}, {path: ~nobody_here, weight: 1}]", r"corpora\.1\.path=~nobody_here: "),
         ("corpora: [{path: web, weight: 1}, {path: ./web, weight: 2}]", "is listed twice"),
         ("corpora: [{path: none, weight: 1}]", r"blend\.yaml: no prepared data folder"),
         (
             "corpora: [{path: web, weights: 1}, {path: x, weight: 0}]",
-            r"0\.weight: Field.*0\.weights: Extra.*1\.weight: Input",
+            r"0\.weight: Field.*0\.weights=1: unknown key; did you mean weight\?.*1\.weight=0: should be greater than 0",
         ),
     ],
 )

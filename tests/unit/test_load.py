@@ -7,7 +7,8 @@ import sys
 import pytest
 import yaml
 
-from pretrain.config.load import RECIPES, describe_keys, dump_settings, flatten, load_settings
+from pretrain.config.keys import describe_keys, flatten
+from pretrain.config.load import RECIPES, dump_settings, load_settings
 from pretrain.errors import ConfigError, UserError
 from tests.launching import ROOT
 
@@ -30,26 +31,27 @@ ONE_MISTAKE = {
     "zzz=1": "zzz: unknown key; `--help` lists all keys",
     "nonsense": "'nonsense': is not of the form key=value, such as optim.lr=3e-4",
     "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.lr",
-    "optim.lr=[": "optim.lr=[: the value is not valid YAML; quote it",
-    "optim.lr=fast": "optim.lr=fast: should be a valid number",
+    "optim.lr=[": "optim.lr=[: the brackets or quotation marks are not closed; correct the value",
+    "optim.lr=fast": "optim.lr=fast: should be a number, such as 0.5 or 1e-3",
     "optim.lr=-1": "optim.lr=-1: should be greater than 0",
-    "train.steps=1.5": "train.steps=1.5: should be a valid integer, got a number with a fractional part",
-    "train.loops=uniformm": "train.loops=uniformm: should be a valid integer or 'uniform' or 'inverse_flops'",
+    "train.steps=1.5": "train.steps=1.5: should be a whole number, without a fraction",
+    "train.loops=uniformm": "train.loops=uniformm: should be a whole number or 'uniform' or 'inverse_flops'",
     "eval.loops=[]": "eval.loops: should have at least 1 item",
     "train.loops=0": "train.loops=0: should be greater than or equal to 1",
     "optim.schedule=true": "optim.schedule=true: should be 'constant', 'cosine' or 'wsd'",
     "train.precision=fp8": "train.precision=fp8: should be 'fp32' or 'bf16'",
-    "run.name=a/b": "run.name=a/b: should match pattern",
-    "eval.loops=1,x": "eval.loops=x: should be a valid integer",
-    "model.num_layers=5": "model.num_layers=5: model.loop has 1 + 2 + 1 = 4 layers (head + mid + tail); make them equal",
-    "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; choose a divisor",
-    "model.num_heads=32": "model.num_heads=32: RoPE rotates pairs of components, and a head has 1; make",
-    "model.num_kv_heads=3": "model.num_kv_heads=3: does not divide model.num_heads=4; choose a divisor",
+    "run.name=a/b": "run.name=a/b: may hold letters, digits, `_`, `-` and `.`, and not dots alone",
+    "eval.loops=1,x": "eval.loops=x: should be a whole number, such as 20 or 1e3",
+    "model.num_layers=5": "model.num_layers=5: model.loop has 1 + 2 + 1 = 4 layers (head + mid + tail); set it to 4",
+    "model.num_heads=6": "model.num_heads=6: does not divide model.hidden_size=32; set it to 4 or 8",
+    "model.num_heads=32": "model.num_heads=32: with model.hidden_size=32 a head has 1 components, but RoPE needs an even",
+    "model.num_kv_heads=3": "model.num_kv_heads=3: does not divide model.num_heads=4; set it to 2 or 4",
+    "model.loop.max=1e9": "model.loop.max=1e9: should be less than or equal to 100000",
     "train.steps=null": "train.steps: is empty, and so is train.max_flops, so the run would never end; set one of them",
-    "train.loops=9": "train.loops=9: is larger than model.loop.max=4; raise model.loop.max",
-    "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; change one of them",
-    "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; shorten the warm-up or train longer",
-    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; choose",
+    "train.loops=9": "train.loops=9: is larger than model.loop.max=4; set it to 4, or model.loop.max to 9",
+    "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; set train.micro_batch",
+    "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; set it to 19 or less, or train longer",
+    "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; set it to 2",
     "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1",
     "parallel.ds_config=none.json": "parallel.ds_config=none.json: cannot be read (No such file or directory)",
 }
@@ -126,7 +128,7 @@ def test_derived_deepspeed_keys_are_refused(tmp_path, key):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({key: 1}))
     assert problems(f"parallel.ds_config={path}")[0].startswith(
-        f"parallel.ds_config={path}: the key {key!r} follows from "
+        f"parallel.ds_config={path}: line 1: the key {key!r} follows from "
     )
 
 

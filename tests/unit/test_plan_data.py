@@ -1,12 +1,15 @@
 """The planner and `parallel: auto` with one prepared folder, a mixture, and no data at all."""
 
 import json
+import time
 
 import pytest
 
 from data_pipeline.dataset.blend import load_blend
+from data_pipeline.errors import DataError
 from pretrain.cli import main
-from pretrain.config.load import load_settings
+from pretrain.config.load import load_run, load_settings
+from pretrain.errors import ConfigError
 from pretrain.planning.layouts import choose
 from tests.launching import ROOT
 
@@ -54,3 +57,21 @@ def test_auto_takes_the_best_layout_of_a_mixture(planned, mixture):
     settings = load_settings(TINY, [f"data.path={mixture}", "parallel=auto"])
     chosen = choose(settings, load_blend(mixture).manifest, 2).parallel
     assert {key: getattr(chosen, key) for key in best} == best and not chosen.auto
+
+
+def test_a_budget_far_beyond_the_model_is_planned_at_once(planned, corpus):
+    begin = time.perf_counter()
+    assert len(planned(f"data.path={corpus}", "train.steps=null", "train.max_flops=1e20")) > 10
+    assert time.perf_counter() - begin < 20
+
+
+def test_a_problem_of_the_data_is_told_with_those_of_the_settings(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_run(TINY, [f"data.path={tmp_path / 'none'}", "optim.lr=fast", "train.loops=9"])
+    keys = [problem.key for problem in caught.value.problems]
+    assert keys == ["optim.lr", "train.loops", "data.path"] and "no prepared data" in str(caught.value)
+    with pytest.raises(DataError, match="no prepared data"):
+        load_run(TINY, [f"data.path={tmp_path / 'none'}"])
+    with pytest.raises(ConfigError) as caught:
+        load_run(TINY, ["data.path=$NOT_SET_HERE"])
+    assert [problem.key for problem in caught.value.problems] == ["data.path"]

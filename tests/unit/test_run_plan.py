@@ -1,13 +1,18 @@
 """Arithmetic that follows from the settings."""
 
+import time
 from dataclasses import replace
+from itertools import accumulate
 
+import numpy as np
 import pytest
 
+from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.manifest import load_manifest
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan, make_run_plan
 from pretrain.errors import ConfigError
+from pretrain.optimizer.schedule import learning_rate
 from tests.launching import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
@@ -19,6 +24,114 @@ def plan_of(corpus):
         return make_run_plan(load_settings(TINY, [f"data.path={corpus}", *overrides]), load_manifest(corpus), ranks)
 
     return make
+
+
+SIZES = {
+    (
+        "parallel.tensor=2 model.num_kv_heads=1",
+        2,
+    ): "parallel.tensor=2: does not divide model.num_kv_heads=1; set it to 1, or model.num_kv_heads to 2",
+    (
+        "parallel.tensor=4",
+        4,
+    ): "parallel.tensor=4: does not divide model.num_kv_heads=2; set it to 2, or model.num_kv_heads to 4",
+    (
+        "parallel.tensor=2 model.ffn_hidden_size=65",
+        2,
+    ): "parallel.tensor=2: does not divide model.ffn_hidden_size=65; set it to 1",
+    (
+        "parallel.tensor=8 model.hidden_size=128 model.num_heads=8 model.num_kv_heads=8 model.ffn_hidden_size=12",
+        8,
+    ): "parallel.tensor=8: does not divide model.ffn_hidden_size=12; set it to 4",
+    (
+        "parallel.tensor=5 model.hidden_size=80 model.num_heads=20 model.num_kv_heads=20 model.ffn_hidden_size=160",
+        5,
+    ): "parallel.tensor=5: does not divide the vocabulary, which is padded to 384 ids; set it to 4",
+    (
+        "train.global_batch_size=6 train.micro_batch_size=2",
+        2,
+    ): "train.global_batch_size=6: 2 ranks with train.micro_batch_size=2 "
+    "need a multiple of 4; set it to 4 or 8, or change the micro-batch",
+    ("train.global_batch_size=8 train.micro_batch_size=3", 1): "train.global_batch_size=8: is not a multiple of "
+    "train.micro_batch_size=3; set train.micro_batch_size to 2 or 4",
+    (
+        "train.global_batch_size=8 train.micro_batch_size=16",
+        1,
+    ): "train.global_batch_size=8: is not a multiple of train.micro_batch_size=16; set train.micro_batch_size to 8",
+    (
+        "parallel.pipeline=2 train.micro_batch_size=8",
+        2,
+    ): "parallel.pipeline=2: needs at least as many micro-batches as stages; a "
+    "step has 1 (batch 8 / 1 data-parallel / train.micro_batch_size=8); set train.micro_batch_size to 4 or less, or raise the "
+    "batch size",
+    (
+        "parallel.pipeline=4 train.global_batch_size=2 train.micro_batch_size=1",
+        4,
+    ): "parallel.pipeline=4: needs at least as many "
+    "micro-batches as stages; a step has 2 (batch 2 / 1 data-parallel / train.micro_batch_size=1); set train.global_batch_size "
+    "to 4 or more",
+    (
+        "model.num_heads=5 model.num_kv_heads=5",
+        1,
+    ): "model.num_heads=5: does not divide model.hidden_size=32; set it to 4 or 8",
+    (
+        "model.num_heads=32",
+        1,
+    ): "model.num_heads=32: with model.hidden_size=32 a head has 1 components, but RoPE needs an even "
+    "number; set it to 16",
+    ("model.num_kv_heads=3", 1): "model.num_kv_heads=3: does not divide model.num_heads=4; set it to 2 or 4",
+    (
+        "model.num_layers=5",
+        1,
+    ): "model.num_layers=5: model.loop has 1 + 2 + 1 = 4 layers (head + mid + tail); set it to 4, or change model.loop",
+    (
+        "data.seq_len=4096",
+        1,
+    ): "data.seq_len=4096: {data} holds rows of 32 tokens; set it to 32 or leave it empty, or repack the "
+    "data (`loopmdm repack FOLDER --seq-len 4096`)",
+    (
+        "parallel.tensor=2",
+        1,
+    ): "parallel.tensor=2: with parallel.pipeline=1, one copy of the model needs 2 ranks, but 1 is not a "
+    "multiple of that; start 2 ranks, or set parallel.tensor to 1",
+    (
+        "parallel.pipeline=3",
+        2,
+    ): "parallel.pipeline=3: with parallel.tensor=1, one copy of the model needs 3 ranks, but 2 is not a "
+    "multiple of that; start 3 ranks, or set parallel.pipeline to 2",
+    (
+        "parallel.tensor=2 parallel.pipeline=2",
+        3,
+    ): "parallel.tensor=2: with parallel.pipeline=2, one copy of the model needs 4 "
+    "ranks, but 3 is not a multiple of that; start 4 ranks, or lower parallel.pipeline",
+    (
+        "parallel.tensor=2 parallel.pipeline=2",
+        6,
+    ): "parallel.tensor=2: with parallel.pipeline=2, one copy of the model needs 4 "
+    "ranks, but 6 is not a multiple of that; start 8 ranks, or set parallel.tensor to 1",
+    (
+        "parallel.pipeline=4 parallel.mid_replicas=3",
+        4,
+    ): "parallel.mid_replicas=3: does not divide parallel.pipeline=4; set it to 2 or 4",
+    ("train.loops=9", 1): "train.loops=9: is larger than model.loop.max=4; set it to 4, or model.loop.max to 9",
+    (
+        "optim.warmup_steps=20",
+        1,
+    ): "optim.warmup_steps=20: the run has only train.steps=20; set it to 19 or less, or train longer",
+    ("eval.rows=1", 1): "eval.rows=1: should be greater than or equal to 2",
+    (
+        "train.steps=5e18",
+        1,
+    ): "train.steps=5000000000000000000: with train.global_batch_size=8 the samples cannot be counted in 63 "
+    "bits; set it to 1152921504606846975 or less",
+}
+
+
+@pytest.mark.parametrize(("overrides", "ranks"), SIZES)
+def test_sizes_that_do_not_fit_name_the_key_both_numbers_and_a_value_that_would_do(plan_of, corpus, overrides, ranks):
+    with pytest.raises(ConfigError) as caught:
+        plan_of(*overrides.split(), ranks=ranks)
+    assert [str(problem) for problem in caught.value.problems] == [SIZES[overrides, ranks].format(data=corpus)]
 
 
 def test_batch_arithmetic(plan_of):
@@ -35,13 +148,63 @@ def test_flops_budget_ends_at_the_step_that_reaches_it(plan_of):
     assert plan_of(f"train.max_flops={sum(cost)}", "train.steps=12").total_steps == 12
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest_that_do(plan_of):
+@pytest.mark.parametrize("loops", ["uniform", "inverse_flops", "3"])
+@pytest.mark.parametrize("ramp", ["0", "0.5"])
+def test_the_steps_of_a_budget_are_those_of_adding_up_step_by_step(plan_of, loops, ramp):
+    """Also where the budget ends exactly with a step, before or after the end of the ramp, or beyond train.steps."""
+    words = (f"train.loops={loops}", f"train.loop_ramp={ramp}", "train.steps=400")
+    plain = plan_of(*words)
+    spent = list(accumulate(plain.step_flops(step) for step in range(400)))
+    for budget in (spent[0] / 2, spent[0], spent[99], spent[250] * 1.0001, spent[399], spent[399] * 3):
+        expected = next((step + 1 for step, total in enumerate(spent) if total >= budget), 400)
+        assert plan_of(*words, f"train.max_flops={budget!r}").total_steps == expected
+
+
+def test_a_budget_above_the_expected_flops_of_all_steps_can_still_end_the_run(plan_of):
+    """With a seed whose first steps draw the largest S."""
+    first_steps = plan_of().loops
+    seed = next(seed for seed in range(20_000) if (replace(first_steps, seed=seed).between(0, 5) == 4).all())
+    words = (f"run.seed={seed}", "train.steps=6", "optim.warmup_steps=0")
+    plain = plan_of(*words)
+    budget = sum(plain.step_flops(step) for step in range(5))
+    assert budget > 6 * plain.tokens_per_step * plain.expected_flops_per_token
+    assert plan_of(*words, f"train.max_flops={budget!r}").total_steps == 5
+
+
+FAR = {
+    "train.max_flops=1e20 train.steps=null": "would take about 510,000,000,000 steps of ",
+    "train.max_flops=1e300 train.steps=null": "would take about 5.1e+291 steps of ",
+    "train.max_flops=1e20 train.steps=null train.loops=2": "would take about 590,000,000,000 steps of ",
+    "train.max_flops=1e18 train.steps=6000000000": "would take about 5,100,000,000 steps of ",
+}
+
+
+@pytest.mark.parametrize("words", FAR)
+def test_a_budget_far_beyond_the_model_is_refused_at_once_with_its_steps(plan_of, words):
+    begin = time.perf_counter()
     with pytest.raises(ConfigError) as caught:
-        plan_of("train.global_batch_size=10", ranks=4)
-    assert [str(problem) for problem in caught.value.problems] == [
-        "train.global_batch_size=10: 4 ranks with train.micro_batch_size=2 need a multiple of 8; set it to 8 or 16, or change "
-        "the micro-batch"
-    ]
+        plan_of(*words.split())
+    assert time.perf_counter() - begin < 2
+    (problem,) = caught.value.problems
+    assert problem.key == "train.max_flops" and problem.text.startswith(FAR[words])
+    assert "at most 10,000,000 are counted; set it to " in problem.text
+    enough = problem.text.partition("set it to ")[2].partition(" or less")[0]
+    assert plan_of("train.steps=null", f"train.max_flops={enough}", *words.split()[2:])
+
+
+@pytest.mark.parametrize(
+    "words", ["train.steps=5000000000", "train.steps=5e9 train.loop_ramp=0.5 train.max_flops=1e30"]
+)
+def test_billions_of_steps_need_no_time_and_no_memory(plan_of, words):
+    begin = time.perf_counter()
+    plan = plan_of(*words.split(), "optim.schedule=wsd")
+    assert plan.total_steps == 5 * 10**9
+    step = 3 * 10**9
+    assert 1 <= plan.loops(step) <= 4 and plan.step_flops(step) > 0
+    assert learning_rate(plan.settings.optim, step, plan.total_steps) == plan.settings.optim.lr
+    rows = SampleOrder(0, 1000).rows(np.arange(step * 8, step * 8 + 8))
+    assert rows.min() >= 0 and rows.max() < 1000 and len(set(rows.tolist())) == 8
+    assert time.perf_counter() - begin < 2
 
 
 def test_settings_that_contradict_the_data(plan_of):

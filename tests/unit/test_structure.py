@@ -46,8 +46,9 @@ ROOMS = {
     "planning": SETTINGS,
     "inspection": SETTINGS,
     "recipes": set(),
-    "main": TRAINING | {"planning"},
-    "cli": TRAINING | {"planning", "inspection", "commands", "main"},
+    "command_line": SETTINGS | {"parallel"},
+    "main": TRAINING | {"planning", "command_line"},
+    "cli": TRAINING | {"planning", "inspection", "commands", "main", "command_line"},
 }
 """Folder or file of pretrain/ -> the others that it may import. Lower rooms first: no import points upwards."""
 
@@ -60,10 +61,13 @@ CHEAP = (
     "model.noise",
     "model.placement",
     "pretrain.cli",
+    "pretrain.command_line",
     "pretrain.commands.doctor",
     "pretrain.config.deepspeed_file",
+    "pretrain.config.keys",
     "pretrain.config.layout_names",
     "pretrain.config.load",
+    "pretrain.config.overrides",
     "pretrain.config.rules",
     "pretrain.config.run_plan",
     "pretrain.config.settings",
@@ -142,7 +146,7 @@ def test_no_two_files_import_each_other():
 
 DATA_PIPELINE_LEVELS = (
     {"errors", "stop_signals"},
-    {"atomic_files", "exit_status", "rejects", "indexed"},
+    {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words"},
     {"manifest", "readers"},
     {"split_table", "documents", "packing", "tokenizers"},
     {"filters", "dedup", "dataset", "verify", "repack"},

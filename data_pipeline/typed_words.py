@@ -1,0 +1,72 @@
+"""Words that people type -> numbers, truth values and paths. What is not plainly one of these is refused, never guessed."""
+
+import math
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+
+TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
+_NOT_FINITE = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
+
+
+def whole_number(word: str) -> int:
+    """`12`, `0012`, `1e3` or `1.0`. Raises ValueError that says what to write."""
+    if not _DECIMAL.fullmatch(word):
+        raise ValueError(f"should be a whole number{_respelled(word, 'such as 20 or 1e3')}")
+    number = Decimal(word)
+    if number and number.adjusted() >= 19:
+        raise ValueError("should be a whole number below 2^63")
+    if number != number.to_integral_value():
+        raise ValueError("should be a whole number, without a fraction")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("should be a whole number below 2^63")
+    return int(number)
+
+
+def real_number(word: str) -> float:
+    """`0.002`, `2e-3`, `.5` or `5.`. Raises ValueError that says what to write."""
+    if not _DECIMAL.fullmatch(word):
+        if _NOT_FINITE.fullmatch(word):
+            raise ValueError("should be a finite number")
+        raise ValueError(f"should be a number{_respelled(word, 'such as 0.5 or 1e-3')}")
+    value = float(word)
+    if math.isinf(value):
+        raise ValueError("should be a finite number; this one is too large")
+    return value
+
+
+def truth(word: str) -> bool:
+    """`true`, `yes`, `on`, `1` and their opposites. Raises ValueError."""
+    try:
+        return TRUTH[word.lower()]
+    except KeyError:
+        raise ValueError("should be true or false") from None
+
+
+def path_of(word: str | Path) -> Path:
+    """A path with `~`, `$NAME` and `${NAME}` expanded.
+
+    Raises:
+        ValueError: it is empty, or names a user or an environment variable that does not exist.
+    """
+    text = os.path.expandvars(str(word))
+    unset = re.search(r"\$(\w+|\{[^}]*\})", text)
+    if unset:
+        raise ValueError(f"the environment variable {unset[1].strip('{}')} is not set; set it or write the path out")
+    if not text:
+        raise ValueError("is empty; give a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text.partition('/')[0]} is not the home of a user; write the path out") from None
+
+
+def _respelled(word: str, example: str) -> str:
+    """` in decimal digits; write 10` for `1_0`, `1,0` or `0xA`, which some readers take for a number; else the example."""
+    try:
+        return f" in decimal digits; write {int(re.sub('[_, ]', '', word), 0)}"
+    except ValueError:
+        return f", {example}"

@@ -1,0 +1,61 @@
+"""Parsing of command lines: overrides may stand between options, and a wrong option names the right spelling."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pretrain.config.keys import annotations, hint
+from pretrain.errors import UserError
+from pretrain.parallel.launcher import read_launcher
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser whose errors are printed by rank 0 alone."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message; exit with status 2."""
+        try:
+            rank = read_launcher()[0]
+        except UserError:
+            rank = 0
+        if rank == 0:
+            self.print_usage(sys.stderr)
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Arguments from the words of a command line, options and other words in any order. Exits after --help or an error."""
+    if {"-h", "--help"} & set(words):
+        parser.parse_args(["--help"])
+    options = {option for action in parser._actions for option in action.option_strings}
+    overridable = any(action.dest == "overrides" for action in parser._actions)
+    for number, word in enumerate(words):
+        if word == "--":
+            break
+        name = word.partition("=")[0]
+        known = any(option.startswith(name) for option in options) if name.startswith("--") else name in options
+        if not known and name.startswith("-") and name.strip("-")[:1].isalpha():
+            parser.error(_unknown_option(words[number:], options, overridable))
+    if sum(word.partition("=")[0] == "--config" for word in words) > 1:
+        parser.error("--config: is given twice; give one recipe, and override its keys with key=value")
+    return parser.parse_intermixed_args(words)
+
+
+def _unknown_option(words: Sequence[str], options: set[str], overridable: bool) -> str:
+    """What to write in place of the first of the words."""
+    name, equals, value = words[0].partition("=")
+    if overridable:
+        key = name.strip("-").replace("-", "_")
+        given = value if equals else next((word for word in words[1:2] if not word.startswith("-")), "VALUE")
+        if key in annotations():
+            return f"{name}: keys are written without dashes; write {key}={given}"
+        meant = hint(key)
+        if meant.startswith("did you mean") and (
+            "." in key or not difflib.get_close_matches(name, options, cutoff=0.8)
+        ):
+            return f"{name}: no such option or key; {meant.removesuffix('?')}={given}?"
+    close = difflib.get_close_matches(name, sorted(options), n=1)
+    return f"{name}: no such option; {f'did you mean {close[0]}?' if close else '--help lists all options'}"
