@@ -237,8 +237,9 @@ def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
     if settings.train.precision == "bf16":
         config["bf16"] = {"enabled": True, "immediate_grad_update": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-        # DeepSpeed's default is the dtype of the weights: gradients would be rounded to bf16 before the sum over ranks.
-        config["communication_data_type"] = "fp32"
+        # DeepSpeed's default is the dtype of the weights: gradients would be rounded to bf16 before the sum over ranks. A run
+        # may choose that in its DeepSpeed file, for half the traffic.
+        config.setdefault("communication_data_type", "fp32")
     return config
 
 

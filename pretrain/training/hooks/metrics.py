@@ -75,9 +75,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _eta(run: TrainingRun) -> float:
-    """Seconds to the last step at the mean speed of this run, with the expected number of loops."""
-    plan, step = run.plan, run.progress.step
-    rest = (plan.total_steps - step) * plan.tokens_per_step * plan.expected_flops_per_token
+    """Seconds to the last step at the mean FLOP/s of this run, with the expected number of loops."""
+    rest = run.plan.expected_flops(run.progress.step, run.plan.total_steps)
     return rest * run.progress.elapsed / run.progress.flops
 
 
