@@ -153,25 +153,22 @@ def test_flops_budget_ends_at_the_step_that_reaches_it(plan_of):
 @pytest.mark.parametrize("ramp", ["0", "0.5"])
 def test_the_steps_of_a_budget_are_those_of_adding_up_step_by_step(plan_of, loops, ramp):
     """Also where the budget ends exactly with a step, or beyond train.steps. The ramp is a share of the run that results."""
-    words = (f"train.loops={loops}", f"train.loop_ramp={ramp}", "train.steps=400")
+    words = (f"train.loops={loops}", f"train.loop_ramp={ramp}", "train.steps=120")
     plain = plan_of(*words)
-    spent = list(accumulate(plain.step_flops(step) for step in range(400)))
-    for budget in (spent[0] / 2, spent[0], spent[99], spent[250] * 1.0001, spent[399], spent[399] * 3):
+    spent = list(accumulate(plain.step_flops(step) for step in range(120)))
+    for budget in (spent[0] / 2, spent[0], spent[39], spent[80] * 1.0001, spent[119], spent[119] * 3):
         plan = plan_of(*words, f"train.max_flops={budget!r}")
-        assert plan.total_steps == next(n for n in range(1, 401) if steps_with_ramp_of(plain, n, budget) == n)
+        assert plan.total_steps == next(n for n in range(1, 121) if steps_with_ramp_of(plain, n, budget) == n)
         assert plan.loops.ramp_steps == math.ceil(float(ramp) * plan.total_steps)
         alone = plan_of(*words, f"train.max_flops={budget!r}", "train.steps=null", "optim.warmup_steps=0")
-        assert alone.total_steps == plan.total_steps or plan.total_steps == 400
+        assert alone.total_steps == plan.total_steps or plan.total_steps == 120
 
 
 def steps_with_ramp_of(plan: RunPlan, total_steps: int, budget: float) -> int:
     """Steps until the budget is reached, one by one, if the ramp belongs to a run of `total_steps`."""
     schedule = replace(plan.loops, ramp_steps=math.ceil(plan.settings.train.loop_ramp * total_steps))
-    spent, step = 0.0, 0
-    while spent < budget and step < 400:
-        spent += plan.tokens_per_step * plan.flops.training(schedule(step))
-        step += 1
-    return step
+    costs = [plan.tokens_per_step * plan.flops.training(int(loops)) for loops in schedule.between(0, 120)]
+    return next((step + 1 for step, spent in enumerate(accumulate(costs)) if spent >= budget), 120)
 
 
 def test_a_resume_with_other_loops_counts_what_was_spent(plan_of):
