@@ -3,9 +3,8 @@
 import errno
 import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -31,6 +30,18 @@ def write_atomic(path: Path, content: str | bytes, modified_ns: int | None = Non
         partial.unlink(missing_ok=True)
 
 
+def write_output(option: str, path: Path, content: str) -> None:
+    """Write a file that an option of the command line names.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be written ({error.strerror}); choose another file") from error
+
+
 def move_into_place(partial: Path, final: Path) -> None:
     """Flush a file, or a folder of files, to the disk and rename it to `final`.
 
@@ -52,13 +63,14 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: Exception) -> Iterator[int]:
+def locked(path: Path, busy: Exception, unguarded: Callable[[str], None] = lambda _: None) -> Iterator[int]:
     """Hold an advisory lock on a folder, or on a file that is created, and yield its descriptor.
 
-    The system releases the lock however the process ends. On a file system without locks there is no protection.
+    The system releases the lock however the process ends.
 
     Args:
         busy: raised when another process holds the lock.
+        unguarded: on a file system without locks, called with the system's reason.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -67,6 +79,7 @@ def locked(path: Path, busy: Exception) -> Iterator[int]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise busy from error
+            unguarded(error.strerror)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -79,23 +92,3 @@ def lock_prepared_folder(folder: Path) -> AbstractContextManager[int]:
         DataError: another process holds it.
     """
     return locked(folder, DataError(f"another process is repacking or replacing {folder}; wait until it has finished"))
-
-
-def replace_folder(partial: Path, output: Path) -> None:
-    """Move a finished folder to `output`, and remove what was there once the new one is in place.
-
-    Raises:
-        DataError: it cannot be moved, or another process is repacking the folder at `output`.
-    """
-    replaced = output.with_name(f"{output.name}.replaced-{os.getpid()}")
-    had_content = output.is_dir() and any(output.iterdir())
-    with lock_prepared_folder(output) if had_content else nullcontext():
-        try:
-            if had_content:
-                output.rename(replaced)
-            move_into_place(partial, output)
-        except OSError as error:
-            if replaced.exists() and not output.exists():
-                replaced.rename(output)
-            raise DataError(f"cannot move the finished folder to {output}: {error.strerror}") from error
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,5 +1,6 @@
 """`manifest.json`: what a prepared folder holds, and checks that it still does."""
 
+import glob
 import hashlib
 import json
 from pathlib import Path
@@ -105,8 +106,10 @@ def load_manifest(folder: Path) -> Manifest:
     """
     folder = Path(folder)
     path = folder / MANIFEST_NAME
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; give the folder that `loopmdm prepare` wrote")
     if not folder.is_dir():
-        raise DataError(f"no prepared data folder at {folder}; {PREPARE_HINT.format(folder=folder)}")
+        raise DataError(f"no prepared data folder at {folder}; {_missing_hint(folder)}")
     if not path.is_file():
         raise DataError(
             f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder, or "
@@ -116,6 +119,27 @@ def load_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise DataError(_explain(path, error)) from error
+
+
+def replaced_folders(folder: Path) -> list[Path]:
+    """Where `loopmdm prepare` keeps the older folder while it replaces `folder`; versions before this one used the second."""
+    folder = folder.resolve()
+    older = (p for p in folder.parent.glob(f"{glob.escape(folder.name)}.replaced-*") if p.suffix[10:].isdigit())
+    return [
+        folder.with_name(f"{folder.name}.work") / "replaced",
+        *sorted(older, key=lambda path: path.stat().st_mtime, reverse=True),
+    ]
+
+
+def _missing_hint(folder: Path) -> str:
+    """What to do where there is no folder."""
+    kept = [path for path in replaced_folders(folder) if (path / MANIFEST_NAME).is_file()]
+    if kept:
+        return (
+            f"`loopmdm prepare` was interrupted while it replaced it: run that command again, which finishes the work, or move "
+            f"{kept[0]} back to {folder}"
+        )
+    return PREPARE_HINT.format(folder=folder)
 
 
 def write_manifest(folder: Path, manifest: Manifest, inputs_read: int) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -17,6 +18,7 @@ from data_pipeline.exit_status import exit_status
 from data_pipeline.filters import ActiveFilters, add_filter_options
 from data_pipeline.manifest import Packing
 from data_pipeline.packing.pack_plan import require_seq_len
+from data_pipeline.paths import user_input, user_path
 from data_pipeline.repack import repack_and_report
 from data_pipeline.verify import verify_and_report
 
@@ -45,8 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--input", nargs="+", action="extend", metavar="PATH", help="what to read; several may be given")
-    add("--output", type=Path, metavar="DIR", help="folder to write")
+    add(
+        "--input",
+        type=user_input,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="what to read; several may be given",
+    )
+    add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
     add("--seq-len", type=int, metavar="L", help=f"tokens per row (default: {DEFAULT_SEQ_LEN})")
@@ -66,8 +75,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
     add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
     add("--overwrite", action="store_true", help="replace the output folder, if it is a prepared one, when finished")
-    add("--verify", type=Path, metavar="DIR", help="same as `loopmdm verify DIR`; to be removed in the next release")
-    add("--repack", type=Path, metavar="DIR", help="same as `loopmdm repack DIR`; to be removed in the next release")
+    add(
+        "--verify",
+        type=user_path,
+        metavar="DIR",
+        help="same as `loopmdm verify DIR`; to be removed in the next release",
+    )
+    add(
+        "--repack",
+        type=user_path,
+        metavar="DIR",
+        help="same as `loopmdm repack DIR`; to be removed in the next release",
+    )
     _add_filters(parser)
     _add_sharing(parser)
 
@@ -76,7 +95,7 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--tokenizer",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="tokenizer.json, SentencePiece .model, a folder with one of them, or the word bytes",
     )
@@ -143,18 +162,22 @@ def _require_alone(args: argparse.Namespace, verb: str, *allowed: str) -> None:
 
 
 def _mention_work(output: Path | None) -> None:
+    from data_pipeline.output_checks import resolve_output
     from data_pipeline.tasks.work import work_folder
 
-    if output and (work := work_folder(output.resolve())).is_dir():
-        print(
-            f"finished tasks are kept in {work}; run the same command, or a corrected one, to continue from them",
-            file=sys.stderr,
-        )
+    with suppress(DataError):  # of an output that was refused
+        if output and (work := work_folder(resolve_output(output))).is_dir():
+            print(
+                f"finished tasks are kept in {work}; run the same command, or a corrected one, to continue from them",
+                file=sys.stderr,
+            )
 
 
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
+    from data_pipeline.output_checks import check_inputs, check_output, resolve_output
     from data_pipeline.readers.inputs import resolve_input
+    from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.build import Build, Share, run_phases
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.join import join
@@ -162,14 +185,16 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.tasks.work import open_work, remove_work
 
     options = _options(args)
-    output = args.output.resolve()
+    output = resolve_output(args.output)
     inputs = [resolve_input(value) for value in args.input]
-    _refuse_output_inside_input(output, args.input)
+    check_inputs(output, inputs)
     _mention_repeated_files(inputs)
+    restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):
         remove_work(output)
         print(f"{args.output}: already prepared, nothing to do")
         return
+    check_output(output)
     share = Share(args.task_index, args.task_count)
     with open_work(output, str(share)) as work:
         build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
@@ -218,14 +243,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if args.task_count > 1 and args.stage != "tokens":
         raise DataError(f"--task-count {args.task_count}: only --stage tokens can be shared")
-
-
-def _refuse_output_inside_input(output: Path, values: list[str]) -> None:
-    for folder in (Path(value).resolve() for value in values if Path(value).is_dir()):
-        if output == folder or folder in output.parents:
-            raise DataError(
-                f"--output {output} lies inside the input {folder}, so it would be read as an input; choose another folder"
-            )
 
 
 def _mention_repeated_files(inputs: "Sequence[Input]") -> None:

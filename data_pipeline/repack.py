@@ -8,6 +8,7 @@ from typing import get_args
 from data_pipeline.atomic_files import lock_prepared_folder, sync
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
+from data_pipeline.in_use import users
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     FileInfo,
@@ -20,6 +21,7 @@ from data_pipeline.manifest import (
     write_manifest,
 )
 from data_pipeline.packing.pack_plan import plan_files, require_seq_len, write_plan
+from data_pipeline.paths import user_path
 from data_pipeline.split_table import split_table
 
 
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Change the rows of a prepared folder in place. Nothing is tokenized again. A training run that uses the folder keeps "
         "its rows. Without options, missing or damaged pack plans are made again."
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
     parser.add_argument("--seq-len", type=int, metavar="L", help="tokens per row (default: unchanged)")
     parser.add_argument(
         "--pack",
@@ -55,8 +57,8 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
     """Plan the rows of every split again and return the new manifest.
 
     New plans have their own names and the manifest is replaced last, so whenever the process ends, the folder has either the
-    old rows or the new ones. A run that has mapped the old plan keeps using it. A plan that is missing or damaged is made
-    again even if its packing and length do not change.
+    old rows or the new ones. A run that has mapped the old plan keeps using it; the plan is removed by the next repack when no
+    process holds the folder. A plan that is missing or damaged is made again even if its packing and length do not change.
 
     Args:
         packing, seq_len: None keeps those of the folder.
@@ -75,6 +77,7 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
         new = (packing or manifest.packing, seq_len or manifest.seq_len)
         check_files(folder, _without_plans(manifest))
         if new == old and _is_intact(folder, manifest):
+            _remove_leftovers(folder, manifest)
             return manifest
         try:
             splits = {split: _planned(folder, split, info, old, new) for split, info in manifest.splits.items()}
@@ -129,7 +132,9 @@ def _is_intact(folder: Path, manifest: Manifest) -> bool:
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Remove plans that the manifest does not list, and what attempts that were killed have left."""
+    """Remove plans that the manifest does not list, unless a process may have mapped them, and the remains of killed attempts."""
+    if users(folder, manifest) is not None:
+        return
     listed = {name for info in manifest.splits.values() for name in info.files}
     plans = (path for split in manifest.splits for path in folder.glob(f"{split}.pack.*"))
     for path in (*plans, *folder.glob(f"{MANIFEST_NAME}.partial-*")):

@@ -58,10 +58,18 @@ def path_of(word: str | Path) -> Path:
         raise ValueError(f"the environment variable {unset[1].strip('{}')} is not set; set it or write the path out")
     if not text:
         raise ValueError("is empty; give a path")
+    return Path(home_expanded(text))
+
+
+def home_expanded(text: str) -> str:
+    """A path with a leading `~` or `~user` replaced by the home folder. Raises ValueError if there is no such user."""
+    home, slash, rest = text.partition("/")
+    if not home.startswith("~"):
+        return text
     try:
-        return Path(text).expanduser()
+        return f"{Path(home).expanduser()}{slash}{rest}"
     except RuntimeError:
-        raise ValueError(f"{text.partition('/')[0]} is not the home of a user; write the path out") from None
+        raise ValueError(f"{home} is not the home of a user; write the path out") from None
 
 
 def _respelled(word: str, example: str) -> str:

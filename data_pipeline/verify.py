@@ -1,13 +1,16 @@
 """`loopmdm verify DIR`: compare a prepared folder, read completely, with its manifest."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
+from data_pipeline.in_use import hold
 from data_pipeline.indexed import Index
-from data_pipeline.manifest import REPAIR_HINT, Manifest, SplitInfo, check_hash, check_size, load_manifest
+from data_pipeline.manifest import REPAIR_HINT, Manifest, SplitInfo, check_hash, check_size
 from data_pipeline.packing.pack_plan import load_plan
+from data_pipeline.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Read every byte of a prepared folder and compare sizes, SHA-256 hashes and counts with its manifest. "
         "A training run checks sizes and the smaller files only."
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="folder that `loopmdm prepare` wrote")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,14 +42,19 @@ def verify(folder: Path) -> Manifest:
         DataError: names the first difference, with what was found and what was expected.
     """
     folder = Path(folder)
-    manifest = load_manifest(folder)
+    manifest, held = hold(folder)
+    with held or nullcontext():
+        _check_content(folder, manifest)
+    return manifest
+
+
+def _check_content(folder: Path, manifest: Manifest) -> None:
     check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
     for name, split in manifest.splits.items():
         for file, info in split.files.items():
             check_size(folder / file, info.bytes)
             check_hash(folder / file, info.sha256)
         _check_counts(folder, name, manifest, split)
-    return manifest
 
 
 def _check_counts(folder: Path, name: str, manifest: Manifest, split: SplitInfo) -> None:

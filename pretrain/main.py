@@ -19,6 +19,7 @@ from pretrain.command_line import CommandLine, parse  # noqa: E402
 from pretrain.config.keys import describe_keys  # noqa: E402
 from pretrain.config.load import load_run  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
+from pretrain.config.validation_split import require_validation_split  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 from pretrain.parallel.launcher import read_launcher  # noqa: E402
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         rank, world_size, _ = read_launcher()
         settings, blend = load_run(arguments.config, arguments.overrides)
+        require_validation_split(settings, blend)
         if settings.parallel.auto:
             settings = choose(settings, blend.manifest, world_size)
         plan = make_run_plan(settings, blend.manifest, world_size)

@@ -1,5 +1,6 @@
 """Rows of a prepared split, by memory map."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import check_files, load_manifest
+from data_pipeline.in_use import hold
+from data_pipeline.manifest import Manifest, check_files
 from data_pipeline.packing.pack_plan import RowSegments, load_plan
 
 
@@ -25,18 +27,28 @@ class PackedDataset:
     Args:
         folder: what `loopmdm prepare --output` wrote.
         split: a name from the manifest, "train" or "validation".
+        expected: the manifest that was read before, if any, and on which other decisions rest.
 
     Raises:
-        DataError: the folder fails `check_files`, has no such split, or the split has no row.
+        DataError: the folder fails `check_files`, has no such split, or the split has no row; or it has been replaced since
+            `expected` was read.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, expected: Manifest | None = None) -> None:
         folder = Path(folder)
-        self.manifest = load_manifest(folder)
+        # Held as long as the dataset exists, so that the files are not removed from under the map.
+        self.manifest, held = hold(folder)
+        if held is not None:
+            weakref.finalize(self, held.close)
+        if expected is not None and self.manifest != expected:
+            raise DataError(f"{folder} was prepared again or repacked while this command started; run it again")
         self.split, self.seq_len = split, self.manifest.seq_len
         if split not in self.manifest.splits:
             known = ", ".join(sorted(self.manifest.splits))
-            raise DataError(f"{folder} has no split {split!r}; it has: {known}")
+            raise DataError(
+                f"{folder} has no split {split!r}; it has: {known}. `loopmdm prepare` makes a validation split unless its "
+                "--validation-fraction is 0"
+            )
         check_files(folder, self.manifest)
         info = self.manifest.splits[split]
         self._plan = load_plan(folder, split, self.manifest.packing, self.seq_len)

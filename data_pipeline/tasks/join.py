@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from data_pipeline.atomic_files import replace_folder
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import TRAIN, FileInfo, InputInfo, Manifest, SplitInfo, sha256_of, write_manifest
 from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
-from data_pipeline.tasks.work import JOINED, TOKENS, task_name
+from data_pipeline.tasks.work import JOINED, REPLACED, TOKENS, task_name
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
@@ -46,7 +46,7 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
     )
     write_manifest(folder, manifest, inputs_read)
-    replace_folder(folder, output)
+    replace_folder(folder, output, build.work / REPLACED)
     return manifest, counts
 
 

@@ -6,6 +6,7 @@
     OUTPUT.work/decisions/NUMBER     which of them are duplicates
     OUTPUT.work/tokens/NUMBER/       a task's shards and its record
     OUTPUT.work/joined/              the output while it is put together
+    OUTPUT.work/replaced/            what was at OUTPUT, until the new folder is in its place
 
 Every result is flushed to the disk and then renamed, so it is complete or absent, and the next run continues from the
 results that exist, however this one ends.
@@ -20,7 +21,8 @@ from pathlib import Path
 from data_pipeline.atomic_files import FULL_DISK, locked, move_into_place
 from data_pipeline.errors import DataError
 
-SAMPLES, SIGNATURES, DECISIONS, TOKENS, JOINED = "samples", "signatures", "decisions", "tokens", "joined"
+SAMPLES, SIGNATURES, DECISIONS, TOKENS = "samples", "signatures", "decisions", "tokens"
+JOINED, REPLACED = "joined", "replaced"
 KINDS = (SAMPLES, SIGNATURES, TOKENS)
 PARTIAL = "partial"
 

@@ -1,16 +1,19 @@
 """`loopmdm evaluate RUN`: validation NELBO with its standard error at several numbers of loops."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.paths import user_path
+from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
+
 if TYPE_CHECKING:
+    from data_pipeline.dataset.blend import Blend
     from pretrain.commands.load_run import LoadedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
+    add_run_arguments(parser)
     parser.add_argument(
         "--loops",
         type=loop_list,
@@ -21,21 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=1024, help="validation rows to use; all if there are fewer [1024]")
     parser.add_argument("--batch-size", type=int, default=32, help="rows per forward pass [32]")
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema if the run keeps it]"
-    )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"
+        "--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"
     )
     parser.add_argument("--split", default="validation", help="split of the folder [validation]")
     add_layout_arguments(parser)
-
-
-def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of a layout. Ranks beyond tensor x pipeline share the rows."""
-    parser.add_argument(
-        "--tensor", type=int, default=1, help="tensor-parallel size; start with a launcher if above 1 [1]"
-    )
-    parser.add_argument("--pipeline", type=int, default=1, help="pipeline stages; start with a launcher if above 1 [1]")
 
 
 def loop_list(text: str) -> list[int]:
@@ -52,16 +44,16 @@ def loop_list(text: str) -> list[int]:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
     from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import open_run
+    from pretrain.commands.load_run import find_data, open_run
     from pretrain.errors import UserError
     from pretrain.evaluation.nelbo import Evaluator
-    from pretrain.evaluation.report import write_figures
     from pretrain.evaluation.sets import evaluate_sets, evaluation_sets
 
+    check_options(arguments, {"batch_size": 1})
     if arguments.rows < 2:
         raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
-    blend = load_blend(arguments.data or loaded.settings.data.path)
+    blend = load_blend(arguments.data or find_data(loaded))
     if blend.manifest.tokenizer != loaded.manifest.tokenizer:
         raise UserError(
             f"{blend.path}: was prepared with a different tokenizer than that of {arguments.folder}; prepare it again with "
@@ -70,14 +62,31 @@ def run(arguments: argparse.Namespace) -> int:
     attention = loaded.settings.train.attention
     evaluator = Evaluator(loaded.logits, loaded.world, attention, arguments.rows, arguments.batch_size)
     results = evaluate_sets(evaluator, evaluation_sets(blend, arguments.split), arguments.loops)
-    if not loaded.world.is_main:
-        return 0
-    about = {"step": loaded.step, "weights": loaded.weights, "data": str(blend.path)}
+    if loaded.world.is_main:
+        _report(arguments, loaded, blend, results)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, loaded: "LoadedRun", blend: "Blend", results: list[dict[str, Any]]) -> None:
+    """Print every table, and save it."""
+    from pretrain.evaluation.report import evaluation_settings
+    from pretrain.evaluation.result_files import keep_result
+
+    about = {
+        "step": loaded.step,
+        "weights": loaded.weights,
+        "data": str(blend.path),
+        "settings": evaluation_settings(blend, arguments.split, arguments.loops, arguments.rows),
+    }
     print(f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, {arguments.split} of {blend.path}")
+    saved = []
     for figures in results:
         print(_shown(figures))
-        print(f"wrote {write_figures(arguments.folder, _stem(arguments, loaded), figures | about)}")
-    return 0
+        name = figures["name"] and f"_{figures['name']}"
+        content = {key: value for key, value in figures.items() if key != "name"} | about
+        output = arguments.output and arguments.output.with_stem(arguments.output.stem + name)
+        saved.append(keep_result(arguments.folder / "eval", _stem(arguments, loaded) + name, content, output))
+    print("\n".join(dict.fromkeys(saved)))  # a folder that cannot be written is mentioned once
 
 
 def _shown(figures: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Load a finished or running run for evaluation and sampling, on one process or on a layout of several."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data_pipeline.dataset.blend import is_prepared
 from data_pipeline.manifest import Manifest, load_manifest
 from model.denoiser import Inputs, LoopedDenoiser, positions_of
 from model.layers import Sharding
@@ -58,6 +60,32 @@ class LoadedRun:
     def step(self) -> int:
         """Optimizer steps taken to reach these weights."""
         return int(self.checkpoint.name.removeprefix("step_"))
+
+
+def find_data(loaded: LoadedRun) -> Path:
+    """The data of a run that may have been copied, linked or moved, or that is used from another working folder.
+
+    `config.yaml` has the path from the time of training. It also tells how the data lay relative to the run folder, which still
+    holds after a move of both, and for runs whose recorded paths are relative.
+
+    Raises:
+        UserError: nothing prepared at any of these places.
+    """
+    data, home = loaded.settings.data.path, loaded.settings.run_folder
+    places = [data]
+    if data.is_absolute() == home.is_absolute():
+        beside = Path(os.path.relpath(data, home))
+        relocated = [
+            Path(os.path.normpath(folder / beside)) for folder in (loaded.folder.absolute(), loaded.folder.resolve())
+        ]
+        places = [data, *relocated] if data.is_absolute() else [*relocated, data]
+    for place in places:
+        if is_prepared(place):
+            return place
+    raise UserError(
+        f"{loaded.folder}: its data, {data}, is not at {' or '.join(dict.fromkeys(str(place.absolute()) for place in places))}; "
+        "name the prepared folder with --data DIR"
+    )
 
 
 def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1) -> LoadedRun:

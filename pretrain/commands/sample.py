@@ -1,12 +1,11 @@
 """`loopmdm sample RUN`: draw text by the ancestral reverse process, print it and save it."""
 
 import argparse
-import json
+import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.commands.evaluate import add_layout_arguments
+from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,29 +16,23 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
+    add_run_arguments(parser)
     parser.add_argument("--loops", type=int, default=4, metavar="S", help="S, passes of the looped block [4]")
     parser.add_argument("--steps", type=int, default=32, help="denoising steps [32]")
     parser.add_argument("--prompt", default="", help="text that every sample begins with")
     parser.add_argument("--num-samples", type=int, default=2, help="number of samples [2]")
     parser.add_argument("--length", type=int, help="tokens per sample, including the prompt [the run's row length]")
-    parser.add_argument("--seed", type=int, default=0, help="random seed [0]")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema if the run keeps it]"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed, from 0 to 2^63 - 1 [0]")
     add_layout_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
-    from data_pipeline.atomic_files import write_atomic
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
-    from pretrain.errors import UserError
+    from pretrain.evaluation.result_files import keep_result
 
-    for option in ("loops", "steps", "num_samples"):
-        if getattr(arguments, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: must be at least 1")
+    _check(arguments)
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
     begin = time.perf_counter()
@@ -48,16 +41,36 @@ def run(arguments: argparse.Namespace) -> int:
     if not loaded.world.is_main:
         return 0
     texts = [tokenizer.decode(row) for row in rows]
-    record = {
-        "step": loaded.step, "weights": loaded.weights, "loops": arguments.loops, "denoising_steps": arguments.steps,
-        "seed": arguments.seed, "prompt": arguments.prompt, "seconds": seconds, "tokens": rows, "texts": texts,
+    settings = {
+        "loops": arguments.loops, "denoising_steps": arguments.steps, "seed": arguments.seed, "prompt": arguments.prompt,
+        "num_samples": len(rows), "length": len(rows[0]),
     }  # fmt: skip
-    name = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}_steps_{arguments.steps}_seed_{arguments.seed}.json"
-    write_atomic(arguments.folder / "samples" / name, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    record = {
+        "step": loaded.step, "weights": loaded.weights, **settings, "settings": settings, "seconds": seconds, "tokens": rows,
+        "texts": texts,
+    }  # fmt: skip
+    stem = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}_steps_{arguments.steps}_seed_{arguments.seed}"
     for number, text in enumerate(texts, 1):
         print(f"--- sample {number} of {len(texts)}, S={arguments.loops}, {arguments.steps} denoising steps\n{text}")
-    print(f"---\nwrote {arguments.folder / 'samples' / name} ({seconds:.1f} s)")
+    saved = keep_result(arguments.folder / "samples", stem, record, arguments.output)
+    print(f"--- {len(rows)} samples in {seconds:.1f} s\n{saved}")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a value that means nothing, and read the prompt as UTF-8 whatever the locale is."""
+    from pretrain.errors import UserError
+
+    check_options(arguments, {"loops": 1, "steps": 1, "num_samples": 1, "length": 1, "seed": 0})
+    if arguments.seed >= 2**63:
+        raise UserError(f"--seed {arguments.seed}: must be below 2^63")
+    try:
+        arguments.prompt.encode("utf-8")
+    except UnicodeEncodeError:  # bytes that the locale does not know
+        try:
+            arguments.prompt = os.fsencode(arguments.prompt).decode("utf-8")
+        except UnicodeError:
+            raise UserError("--prompt: is not UTF-8 text; convert it, for example with iconv") from None
 
 
 def draw(loaded: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: int, seed: int) -> list[list[int]]:
@@ -82,7 +95,7 @@ def _masked_rows(arguments: argparse.Namespace, loaded: "LoadedRun", tokenizer: 
 
     from pretrain.errors import UserError
 
-    length = arguments.length or loaded.settings.data.seq_len
+    length = loaded.settings.data.seq_len if arguments.length is None else arguments.length
     prompt = torch.from_numpy(tokenizer.encode_batch([arguments.prompt])[0].astype("int64"))
     if len(prompt) >= length:
         raise UserError(

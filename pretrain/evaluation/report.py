@@ -1,16 +1,16 @@
-"""Figures of an evaluation as a dictionary, a line, a table and a JSON file."""
+"""Figures of an evaluation as a dictionary, a line and a table."""
 
-import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
+from hashlib import sha256
 from typing import Any
 
-from data_pipeline.atomic_files import write_atomic
+from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
 from pretrain.evaluation.nelbo import FrozenNoise
-from pretrain.evaluation.statistics import Estimate, bits_per_byte, unigram_entropy
+from pretrain.evaluation.statistics import Estimate, bits_per_byte, standard_error_of_mean, unigram_entropy
+
+NO_ERROR_BAR = "no error bar, which needs at least 2 rows"
 
 
 def figures_of(dataset: PackedDataset, noise: FrozenNoise, estimates: Sequence[Estimate]) -> dict[str, Any]:
@@ -25,9 +25,23 @@ def figures_of(dataset: PackedDataset, noise: FrozenNoise, estimates: Sequence[E
     }
 
 
+def evaluation_settings(blend: Blend, split: str, loops: Sequence[int], rows: int) -> dict[str, Any]:
+    """What distinguishes an evaluation of a run from others: the data by its content, so that a moved folder stays the same."""
+    facts = [str((c.weight, c.manifest.splits.get(split), c.manifest.tokenizer)) for c in blend.corpora]
+    return {
+        "split": split,
+        "loops": list(loops),
+        "rows": rows,
+        "data_sha256": sha256("".join(facts).encode()).hexdigest(),
+    }
+
+
 def short_figures(figures: dict[str, Any]) -> str:
     """Nats per token at every S, in one line."""
-    return ", ".join(f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in figures["loops"])
+    rows = figures["loops"]
+    if any(row["nats_per_token_se"] is None for row in rows):
+        return ", ".join(f"S={f['loops']} {f['nats_per_token']:.4f}" for f in rows) + f" ({NO_ERROR_BAR})"
+    return ", ".join(f"S={f['loops']} {f['nats_per_token']:.4f}±{f['nats_per_token_se']:.4f}" for f in rows)
 
 
 def format_table(figures: dict[str, Any]) -> str:
@@ -36,34 +50,34 @@ def format_table(figures: dict[str, Any]) -> str:
     first = figures["loops"][0]["loops"]
     lines = [f"{'loops':<8}{'nats/token':>20}{'bits/byte':>20}{'vs unigram':>12}{f'vs S={first}, nats/token':>26}"]
     for row in figures["loops"]:
-        change = f"{row['change_from_first']:+.4f} ± {row['change_from_first_se']:.4f}" if row["loops"] != first else ""
+        change = (
+            f"{row['change_from_first']:+.4f}{_error(row['change_from_first_se'])}" if row["loops"] != first else ""
+        )
         ratio = row["bits_per_byte"] / unigram["bits_per_byte"] - 1
         lines.append(
-            f"S={row['loops']:<6}{row['nats_per_token']:>11.4f} ± {row['nats_per_token_se']:.4f}"
-            f"{row['bits_per_byte']:>11.4f} ± {row['bits_per_byte_se']:.4f}{ratio:>+12.1%}{change:>26}"
+            f"S={row['loops']:<6}{row['nats_per_token']:>11.4f}{_error(row['nats_per_token_se'])}"
+            f"{row['bits_per_byte']:>11.4f}{_error(row['bits_per_byte_se'])}{ratio:>+12.1%}{change:>26}"
         )
     lines.append(f"{'unigram':<8}{unigram['nats_per_token']:>11.4f}{'':9}{unigram['bits_per_byte']:>11.4f}")
+    if figures["loops"][0]["nats_per_token_se"] is None:
+        lines.append(NO_ERROR_BAR)
     return "\n".join(lines)
 
 
-def write_figures(run_folder: Path, stem: str, figures: dict[str, Any]) -> Path:
-    """Write `eval/STEM[_NAME].json` of a run folder and return its path."""
-    content = dict(figures)
-    name = content.pop("name")
-    path = run_folder / "eval" / f"{stem}{name and '_' + name}.json"
-    write_atomic(path, json.dumps(content, indent=2) + "\n")
-    return path
+def _error(error: float | None) -> str:
+    """A standard error of a table, or as much space."""
+    return " " * 9 if error is None else f" ± {error:.4f}"
 
 
-def _figures_of_loops(estimate: Estimate, first: Estimate, split: SplitInfo) -> dict[str, float]:
-    difference = estimate.residuals - first.residuals
+def _figures_of_loops(estimate: Estimate, first: Estimate, split: SplitInfo) -> dict[str, float | None]:
+    difference, error = estimate.residuals - first.residuals, estimate.standard_error
     return {
         "loops": estimate.loops,
         "nats_per_token": estimate.nats_per_token,
-        "nats_per_token_se": estimate.standard_error,
+        "nats_per_token_se": error,
         "bits_per_byte": bits_per_byte(estimate.nats_per_token, split),
-        "bits_per_byte_se": bits_per_byte(estimate.standard_error, split),
+        "bits_per_byte_se": None if error is None else bits_per_byte(error, split),
         # All S are evaluated on the same rows and masks, so their difference is known far better than either figure.
         "change_from_first": float(difference.mean()),
-        "change_from_first_se": float(difference.std(ddof=1) / math.sqrt(len(difference))),
+        "change_from_first_se": standard_error_of_mean(difference),
     }

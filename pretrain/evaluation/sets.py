@@ -37,13 +37,14 @@ def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
         DataError: the only corpus has no such split. UserError: none of several corpora has it.
     """
     if len(blend.corpora) == 1:
-        return [EvaluationSet("", PackedDataset(blend.corpora[0].path, split), 1.0)]
+        only = blend.corpora[0]
+        return [EvaluationSet("", PackedDataset(only.path, split, only.manifest), 1.0)]
     named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if split in c.manifest.splits]
     if not named:
         raise UserError(
             f"no corpus of {blend.path} has a {split} split; evaluate another split, or leave eval.every empty"
         )
-    return [EvaluationSet(name, PackedDataset(c.path, split), c.token_weight) for name, c in named]
+    return [EvaluationSet(name, PackedDataset(c.path, split, c.manifest), c.token_weight) for name, c in named]
 
 
 def evaluate_sets(evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Sequence[int]) -> list[dict[str, Any]]:
@@ -59,13 +60,14 @@ def mixed_figures(sets: Sequence[EvaluationSet], parts: Sequence[dict[str, Any]]
     """Figures of a mixture from those of its corpora.
 
     The mean over the tokens of the mixture is the mean of the corpora's means weighted by their shares. The squared errors add
-    up with the squared shares, because no row belongs to two corpora.
+    up with the squared shares, because no row belongs to two corpora; a corpus of one row leaves the mixture without an error.
     """
     weights = np.array([one.weight for one in sets])
     shares = weights / weights.sum()
     rows = []
     for same in zip(*(part["loops"] for part in parts), strict=True):
-        nats, errors = (np.array([row[key] for row in same]) for key in ("nats_per_token", "nats_per_token_se"))
-        error = float(np.sqrt(((shares * errors) ** 2).sum()))
+        nats = np.array([row["nats_per_token"] for row in same])
+        errors = [row["nats_per_token_se"] for row in same]
+        error = None if None in errors else float(np.sqrt(((shares * np.array(errors)) ** 2).sum()))
         rows.append({"loops": same[0]["loops"], "nats_per_token": float(shares @ nats), "nats_per_token_se": error})
     return {"corpora": [one.name for one in sets], "shares": shares.tolist(), "loops": rows}

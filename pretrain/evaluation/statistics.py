@@ -14,12 +14,13 @@ class Estimate:
     """A mean over tokens with its standard error, in nats per token.
 
     Attributes:
+        standard_error: None where one row tells nothing about the spread.
         residuals: contribution of every row, fp64 [n]: their mean is the estimate, their spread its error.
     """
 
     loops: int
     nats_per_token: float
-    standard_error: float
+    standard_error: float | None
     residuals: np.ndarray
 
 
@@ -39,17 +40,24 @@ def estimate_from_rows(loops: int, nats_per_row: np.ndarray, weights: np.ndarray
     return Estimate(loops, mean, collapsed_strata_error(residuals, strata), residuals)
 
 
-def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float:
+def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float | None:
     """Standard error of the mean of one draw per stratum: neighbours in stratum order form pairs.
 
     Cochran, "Sampling Techniques" (1977), section 5A.12: the variance is estimated from differences inside pairs of
     neighbouring strata, so the systematic change of the loss with the noise level is not counted as uncertainty,
-    but the spread between rows and masks is. Slightly conservative.
+    but the spread between rows and masks is. Slightly conservative. None for a single draw, which has no neighbour.
     """
+    if len(values) < 2:
+        return None
     ordered = values[np.argsort(strata, kind="stable")]
     differences = np.diff(ordered)
     # All neighbouring pairs instead of disjoint ones: each value is in two pairs, which halves the estimate's own noise.
-    return float(math.sqrt((differences**2).sum() / (2 * max(1, len(differences)) * len(values))))
+    return float(math.sqrt((differences**2).sum() / (2 * len(differences) * len(values))))
+
+
+def standard_error_of_mean(values: np.ndarray) -> float | None:
+    """Standard error of the mean of independent values; None for a single one."""
+    return None if len(values) < 2 else float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def unigram_entropy(dataset: PackedDataset) -> float:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from data_pipeline.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "folder",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="folder written by `loopmdm prepare`, or a blend file (shows only its shares)",
     )
@@ -34,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--t", type=float, default=0.5, help="timestep: the fraction of tokens that is masked [0.5]")
     add("--seed", type=int, default=0, help="run.seed, which determines the masks and the row of each --sample [0]")
     add("--max-tokens", type=int, default=400, metavar="N", help="tokens to show of a document or row [400]")
-    add("--html", type=Path, metavar="FILE", help="write a self-contained HTML page instead of printing")
+    add("--html", type=user_path, metavar="FILE", help="write a self-contained HTML page instead of printing")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report or write the page; returns the exit status."""
-    from data_pipeline.atomic_files import write_atomic
+    from data_pipeline.atomic_files import write_output
     from data_pipeline.dataset.blend import load_blend
     from pretrain.errors import UserError
     from pretrain.inspection.facts import collect
@@ -67,6 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is None:
         print(render(facts, arguments.t, colours=sys.stdout.isatty()))
         return 0
-    write_atomic(arguments.html, page(facts, arguments.t))
+    write_output("--html", arguments.html, page(facts, arguments.t))
     print(f"wrote {arguments.html}")
     return 0

@@ -1,14 +1,14 @@
 """`loopmdm plan`: every legal layout of a recipe on N ranks, what each costs, and the best one."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from data_pipeline.atomic_files import write_atomic
+from data_pipeline.atomic_files import write_output
 from data_pipeline.dataset.blend import is_prepared, load_blend
+from data_pipeline.json_text import json_text
+from data_pipeline.paths import user_path
 from pretrain.config.layout_names import layout_name, stage_contents
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="show every legal layout, including those that do not fit into memory"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write all figures of every legal layout to FILE"
+        "--json", type=user_path, metavar="FILE", help="also write all figures of every legal layout to FILE"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, such as hardware.memory_gib=36"
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_assumptions(base)))
         print(f"\n{_table(shown, fastest=estimates[0])}\n\n{_summary(estimates)}")
     if arguments.json:
-        write_atomic(arguments.json, json.dumps([_record(e) for e in estimates], indent=2) + "\n")
+        write_output("--json", arguments.json, json_text([_record(e) for e in estimates], indent=2) + "\n")
     print("\n" + "\n".join(_describe(best(base, estimates))))
     return 0
 

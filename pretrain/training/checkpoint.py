@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipeline.json_text import json_text
 from model.denoiser import LoopedDenoiser
 from model.weights import fill_weights
 from pretrain.config.keys import flatten
@@ -191,7 +192,7 @@ def _write(run: TrainingRun, folder: Path) -> None:
             "torch": torch.__version__,
             "settings": flatten(run.plan.settings),
         }
-        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        (folder / "state.json").write_text(json_text(state, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_gathered(run: TrainingRun, path: Path) -> None:

@@ -1,21 +1,16 @@
 """From checked settings to a trained run: build the parts in order, then hand them to the loop."""
 
-import shutil
-import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
-from data_pipeline.manifest import MANIFEST_NAME, VALIDATION
-from pretrain.config.load import dump_settings
+from data_pipeline.manifest import VALIDATION
 from pretrain.config.run_plan import RunPlan
-from pretrain.config.settings import Settings
-from pretrain.errors import RankError, UserError
+from pretrain.errors import RankError
 from pretrain.evaluation.sets import evaluation_sets
 from pretrain.machine.devices import peak_flops
 from pretrain.machine.kernels import choose_kernels
@@ -35,6 +30,7 @@ from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, for
 from pretrain.training.hooks.validation import Validation
 from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
+from pretrain.training.run_folder import claim_folder, describe_run
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import StopRequest
 
@@ -102,38 +98,10 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
     if world.is_main:
         try:
             blend.check(plan.total_steps * plan.settings.train.global_batch_size)
-            _claim_folder(plan.settings, resume, held)
+            claim_folder(plan.settings.run_folder, resume, held)
         except Exception as caught:
             error = caught
     world.raise_on_all_ranks(error)
-
-
-def _claim_folder(settings: Settings, resume: bool, held: ExitStack) -> None:
-    """Create the run folder or reuse the existing one, and lock it until the end of this start."""
-    folder = settings.run_folder
-    if not resume and folder.exists():
-        with owned_folder(folder):
-            pass
-        aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
-        folder.rename(aside)
-        print(f"moved {folder} to {aside}", flush=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(owned_folder(folder))
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be created ({error.strerror}); set run.dir to a folder you can write to"
-        ) from None
-
-
-def owned_folder(folder: Path) -> AbstractContextManager[int]:
-    """Lock a run folder until the end of the block or of the process.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-    busy = f"{folder}: another process is training here; wait for it or set another run.name"
-    return locked(folder / ".lock", UserError(busy))
 
 
 def _describe(run: TrainingRun, restored: Path | None) -> None:
@@ -147,11 +115,7 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
         ]
     kernels = choose_kernels(run.world.device, offloaded=settings.parallel.offload != "none")
     print_banner(run, kernels, notes)
-    write_atomic(run.folder / "config.yaml", dump_settings(settings))
-    tokenizer = run.folder / "tokenizer"
-    tokenizer.mkdir(exist_ok=True)
-    for name in (run.blend.manifest.tokenizer.file, MANIFEST_NAME):
-        shutil.copyfile(run.blend.corpora[0].path / name, tokenizer / name)
+    describe_run(run.folder, settings, run.blend)
 
 
 def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:

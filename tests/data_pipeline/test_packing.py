@@ -261,9 +261,12 @@ def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepared, monkeypatch, m
     assert "match the manifest" in verify(prepared).out
     assert np.array_equal(PackedDataset(prepared, "train").rows(np.arange(before.num_rows)), expected)
     assert repack(prepared, "--pack", "best_fit", "--seq-len", 50).code == 0
-    plans = {p.name for p in prepared.glob("train.pack.*")}
-    assert plans == set(plan_files("train", "best_fit", 50))
     assert np.array_equal(before.rows(np.arange(before.num_rows)), expected)  # the old plan stays mapped
+    old, new = (set(plan_files("train", *plan)) for plan in (("concat", 32), ("best_fit", 50)))
+    assert {p.name for p in prepared.glob("train.pack.*")} >= old | new  # another machine could not map a removed one
+    del before
+    assert repack(prepared).code == 0
+    assert {p.name for p in prepared.glob("train.pack.*")} == new
 
 
 def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepared, tmp_path, verify, repack):
@@ -278,6 +281,7 @@ def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepared, tmp_path,
         process.wait(timeout=60)
         assert "match the manifest" in verify(prepared).out
         assert PackedDataset(prepared, "train").num_rows > 0
+    del dataset
     assert repack(prepared, "--seq-len", 32, "--pack", "concat").code == 0
     assert len(list(prepared.glob("*.pack.*"))) == 2
     again = PackedDataset(prepared, "train")

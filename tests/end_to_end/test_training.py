@@ -22,7 +22,8 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.training.start import owned_folder, run_training
+from pretrain.training.run_folder import owned_folder
+from pretrain.training.start import run_training
 from tests.launching import BIN, ROOT, environment, free_port, metrics, records, train, training_command
 
 pytestmark = pytest.mark.end_to_end
@@ -210,8 +211,9 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(train_here, word):
     folder, _ = train_here("run", "run.stop_after=2")
 
     def times():
-        """Of everything but the log, which tells of the refused start too."""
-        return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs"}
+        """Of everything but the log and the lock, which tell of the refused start too."""
+        files = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs" and p.name != ".lock")
+        return {p: p.stat().st_mtime_ns for p in files}
 
     before = times()
     with pytest.raises(UserError, match=f"step_2: cannot resume: .*{CANNOT_RESUME[word]}"):

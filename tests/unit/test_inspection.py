@@ -211,8 +211,8 @@ def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
     blend.write_text(f"corpora: [{{path: {corpus}, weight: 3}}, {{path: other, weight: 1, max_epochs: 2}}]")
     assert main(["inspect", str(blend), "--sample", "3"]) == 2
     assert "which has no rows of its own" in capsys.readouterr().err
-    assert main(["inspect", str(corpus), "--html", ""]) == 2
-    assert "--html .: is a folder" in capsys.readouterr().err
+    assert main(["inspect", str(corpus), "--html", str(tmp_path)]) == 2
+    assert f"--html {tmp_path}: is a folder" in capsys.readouterr().err
     out = inspect(capsys, blend)
     rows = PackedDataset(corpus, "train").num_rows
     assert "rows of 32 tokens" in out and "never ends" in out

@@ -145,12 +145,13 @@ def test_no_two_files_import_each_other():
 
 
 DATA_PIPELINE_LEVELS = (
-    {"errors", "stop_signals"},
+    {"errors", "stop_signals", "json_text"},
     {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words"},
     {"manifest", "readers"},
-    {"split_table", "documents", "packing", "tokenizers"},
-    {"filters", "dedup", "dataset", "verify", "repack"},
+    {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
+    {"filters", "dedup", "dataset", "verify", "repack", "replace"},
     {"tasks"},
+    {"output_checks"},
     {"prepare"},
 )
 """Rooms and modules of data_pipeline; each imports from lower levels and, a room, from itself."""

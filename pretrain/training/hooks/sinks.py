@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 
 from data_pipeline.atomic_files import write_atomic
+from data_pipeline.json_text import json_text
 from pretrain.evaluation.report import short_figures
 from pretrain.training.hooks.recorder import Record, Sink
 from pretrain.training.state import TrainingRun
@@ -56,7 +57,7 @@ class MetricsFile(Sink):
 
     def write_training(self, record: Record) -> None:
         """Append the record."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json_text(record) + "\n")
         self._file.flush()
 
     write_validation = write_training

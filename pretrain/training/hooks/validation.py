@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from data_pipeline.manifest import VALIDATION
 from pretrain.evaluation.nelbo import Evaluator
-from pretrain.evaluation.report import write_figures
+from pretrain.evaluation.report import evaluation_settings
+from pretrain.evaluation.result_files import save_result
 from pretrain.evaluation.sets import EvaluationSet, evaluate_sets
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.metrics import position
@@ -30,8 +32,11 @@ class Validation(Hook):
         run.engine.set_training(True)
         if not run.world.is_main:
             return
-        step = run.progress.step
+        asked = evaluation_settings(run.blend, VALIDATION, settings.loops, settings.rows)
+        about = {"step": run.progress.step, "weights": "raw", "settings": asked}
         for figures in results:
-            write_figures(run.folder, f"train_step_{step}", figures | {"step": step, "weights": "raw"})
+            content = {key: value for key, value in figures.items() if key != "name"}
+            stem = f"train_step_{run.progress.step}{figures['name'] and '_' + figures['name']}"
+            save_result(run.folder / "eval", stem, content | about)
             record = {"elapsed": run.progress.elapsed, "validation": figures | {"weights": "raw"}}
             self._recorder.record_validation(position(run) | record)

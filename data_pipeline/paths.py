@@ -1,0 +1,33 @@
+"""Paths of command lines: `~` is the home folder."""
+
+import glob
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from data_pipeline.readers.hub import HUB
+from data_pipeline.typed_words import home_expanded
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line with its `~` replaced; a `type` of argparse.
+
+    Raises:
+        ArgumentTypeError: it is empty, or there is no such home folder.
+    """
+    return Path(user_input(text))
+
+
+def user_input(text: str) -> str:
+    """A value of `--input` with its `~` replaced, the rest as given: it may be a pattern. Raises as `user_path`."""
+    if not text:
+        raise ArgumentTypeError("the path is empty; is a shell variable unset?")
+    prefix = HUB if text.startswith(HUB) else ""
+    given = text.removeprefix(prefix)
+    try:
+        path = home_expanded(given)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text}: {error}") from None
+    if path != given and glob.has_magic(given) and not Path(path).exists():
+        _, slash, pattern = given.partition("/")
+        path = glob.escape(path.removesuffix(slash + pattern)) + slash + pattern
+    return prefix + path

@@ -1,0 +1,94 @@
+"""The folder of a run: created or reused, locked, and described so that it can be used on its own."""
+
+import errno
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from data_pipeline.atomic_files import locked, write_atomic
+from data_pipeline.dataset.blend import Blend
+from data_pipeline.manifest import MANIFEST_NAME
+from pretrain.config.load import dump_settings
+from pretrain.config.settings import Settings
+from pretrain.errors import UserError
+
+LOCK = ".lock"
+"""A file that the process holds which trains in the folder; it contains the name of its machine and its process id."""
+
+WRITTEN = (".", "config.yaml", "metrics.jsonl", "checkpoints", "eval", "logs", "tensorboard", "tokenizer")
+"""What a start writes or replaces in its run folder."""
+
+
+def claim_folder(folder: Path, resume: bool, held: ExitStack) -> None:
+    """Create the run folder or reuse the existing one, and lock it until the end of this start.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        if not resume and folder.exists():
+            with _locked(folder):
+                pass
+            aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.rename(aside)
+            print(f"moved {folder} to {aside}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(owned_folder(folder))
+        for path in (folder / name for name in WRITTEN):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); set run.dir or run.name to a folder that you can "
+            "write to"
+        ) from None
+
+
+@contextmanager
+def owned_folder(folder: Path) -> Iterator[None]:
+    """Lock a run folder until the end of the block or of the process; print a warning where there are no locks.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+
+    def warn(reason: str) -> None:
+        print(
+            f"warning: {folder}: its file system has no locks ({reason}), so nothing prevents a second process from training "
+            "here; start only one",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    with _locked(folder, warn) as descriptor:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+        yield
+
+
+def _locked(folder: Path, warn: Callable[[str], None] = lambda _: None) -> AbstractContextManager[int]:
+    try:
+        holder = (folder / LOCK).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        holder = ""
+    where = f" ({holder})" if holder else ""
+    busy = UserError(f"{folder}: another process is training here{where}; wait for it or set another run.name")
+    return locked(folder / LOCK, busy, warn)
+
+
+def describe_run(folder: Path, settings: Settings, blend: Blend) -> None:
+    """Copy the settings and the tokenizer into the run folder."""
+    # With absolute paths the run can be used from any working folder; `find_data` finds data that was moved along with it.
+    data = replace(settings.data, path=settings.data.path.absolute())
+    run = replace(settings.run, dir=settings.run.dir.absolute())
+    write_atomic(folder / "config.yaml", dump_settings(replace(settings, data=data, run=run)))
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    for name in (blend.manifest.tokenizer.file, MANIFEST_NAME):
+        shutil.copyfile(blend.corpora[0].path / name, tokenizer / name)
