@@ -52,7 +52,9 @@ setup(
         "data_pipeline.tasks",
         "data_pipeline.tokenizers",
         "ds_configs",
+        "loopmdm_cli",
     ],
+    package_dir={"loopmdm_cli": "launchers/loopmdm_cli"},  # the others are in the folders of their names
     package_data={"pretrain.inspection": ["page.*"], "pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
     install_requires=REQUIRES,
     extras_require={
@@ -69,5 +71,5 @@ setup(
             "matplotlib>=3.9",
         ],
     },
-    entry_points={"console_scripts": ["loopmdm=pretrain.cli:command"]},
+    entry_points={"console_scripts": ["loopmdm=loopmdm_cli:command"]},
 )

@@ -30,7 +30,7 @@ def write_atomic(path: Path, content: str | bytes, modified_ns: int | None = Non
         partial.unlink(missing_ok=True)
 
 
-def write_output(option: str, path: Path, content: str) -> None:
+def write_output(option: str, path: Path, content: str | bytes) -> None:
     """Write a file that an option of the command line names.
 
     Raises:

@@ -19,6 +19,8 @@ loopmdm prepare --input stdlib: --output data/stdlib --vocab-size 512 --seq-len 
 step "2/4 train: 2 ranks, ZeRO-1 -> runs/quickstart"
 # A free port: DeepSpeed's fixed default would collide with any other job on the machine.
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# Without a GPU, its launcher would print a warning about that in each of its processes.
+python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && export DS_ACCELERATOR=cpu
 deepspeed --num_gpus 2 --master_port "$port" --log_level error pretrain/main.py --config quickstart
 
 step "3/4 evaluate: validation NELBO at several numbers of loops"

@@ -1,15 +1,17 @@
 """`loopmdm VERB`: all commands. The modules of a verb are imported only when it runs."""
 
-import os
+import argparse
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from data_pipeline.atomic_files import FULL_DISK
 from data_pipeline.errors import DataError
 from pretrain.command_line import CommandLine, parse
 from pretrain.errors import UserError
+from pretrain.machine.console import prepare_console
 from pretrain.machine.library_warnings import filter_library_warnings
 from pretrain.training.stop_request import end_process
 
@@ -26,9 +28,23 @@ VERBS = {
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""
 
+ONLY_PRINT = ("inspect", "plan", "doctor")
+"""Verbs that end when nobody reads what they print (`loopmdm inspect ... | head`). The others go on to their result."""
+
+WITHOUT_REPOSITORY = """\
+Everything works from an installed package too. To train without a copy of the repository:
+  loopmdm train --config RECIPE                                       one process
+  torchrun --nproc-per-node 8 -m pretrain.main --config RECIPE        several; deepspeed: --module pretrain.main
+`loopmdm train --help` lists the settings. RECIPE is smoke, quickstart, paper_170m or a YAML file.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status, 2 for errors that the user can fix."""
+    """Run one verb; returns its exit status, 2 for errors that the user can fix.
+
+    Raises:
+        BrokenPipeError: nobody reads what is printed.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words else ""
     if chosen not in VERBS:
@@ -42,11 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_process(run(arguments))
     filter_library_warnings()
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
-        # `loopmdm ... | head` has closed the pipe: let the interpreter's last flush succeed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        raise
+    except OSError as error:
+        fix = "; free some space and run the command again" if error.errno in FULL_DISK else ""
+        print(f"error: {error}{fix}", file=sys.stderr)
+        return 2
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _top_level() -> CommandLine:
     """The parser of `loopmdm --help` and of a verb that does not exist."""
-    parser = CommandLine(prog="loopmdm", description="Pre-training of looped masked diffusion language models.")
+    parser = CommandLine(
+        prog="loopmdm",
+        description="Pre-training of looped masked diffusion language models.",
+        epilog=WITHOUT_REPOSITORY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, (_, text) in VERBS.items():
         verbs.add_parser(verb, help=text)
@@ -63,7 +88,11 @@ def _top_level() -> CommandLine:
 
 def command() -> NoReturn:
     """The console command: run one verb and exit, leaving the process groups if the verb joined any and succeeded."""
-    status = main()
+    prepare_console(outlive_reader=not any(word in ONLY_PRINT for word in sys.argv[1:2]))
+    try:
+        status = main()
+    except BrokenPipeError:
+        status = 128 + signal.SIGPIPE
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
     sys.exit(status)

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Started by path, Python puts `pretrain/` first in the module path: put the repository there instead.
+# Started by path, Python puts `pretrain/` first in the module path (`python -P`: nothing). Put the repository there instead.
 HERE = Path(__file__).resolve().parent
-if __name__ == "__main__" and Path(sys.path[0]).resolve() == HERE:
-    sys.path[0] = str(HERE.parent)
+if not __package__:
+    sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
 
+import pretrain  # noqa: E402, F401 - before the other packages: it makes sure that they are this project's
 from data_pipeline.errors import DataError  # noqa: E402
 from pretrain.command_line import CommandLine, parse  # noqa: E402
 from pretrain.config.keys import describe_keys  # noqa: E402
@@ -21,6 +22,7 @@ from pretrain.config.load import load_run  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.config.validation_split import require_validation_split  # noqa: E402
 from pretrain.errors import RankError, UserError  # noqa: E402
+from pretrain.machine.console import prepare_console  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 from pretrain.parallel.launcher import read_launcher  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
@@ -43,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train a looped masked diffusion language model.\n"
         "One process: loopmdm train, or python pretrain/main.py.\n"
-        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM."
+        "Several: deepspeed or torchrun with pretrain/main.py, or launchers/pretrain.sh under SLURM.\n"
+        "Without the repository: torchrun -m pretrain.main, deepspeed --module pretrain.main."
     )
     parser.epilog = f"keys, with their type and [default]; ~ and $NAME are expanded in paths:\n{keys}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -99,4 +102,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    prepare_console(outlive_reader=True)
     end_process(main())

@@ -1,10 +1,15 @@
-"""`loopmdm doctor`: versions, device, and which implementation is used where an optional one is missing."""
+"""`loopmdm doctor`: files in use, versions, device, and which implementation is used where an optional one is missing."""
 
 import argparse
 import platform
 import shutil
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
 
-from pretrain.machine.versions import package_version
+from pretrain.machine.own_packages import OWN_FOLDER, foreign_files
+from pretrain.machine.versions import changed_files, package_version, source_version
 
 PACKAGES = (
     "torch",
@@ -18,6 +23,9 @@ PACKAGES = (
     "pydantic",
     "numpy",
 )
+IMPORTED_AS = {"megatron-core": "megatron"}
+"""Distribution -> module, where their names differ."""
+
 OPTIONAL = ("apex", "transformer-engine", "lm-eval")
 
 
@@ -28,8 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; returns 1 if a package that training needs is missing."""
     versions = {name: package_version(name) for name in PACKAGES}
-    rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    rows += [(name, version or "MISSING: run bash launchers/install.sh") for name, version in versions.items()]
+    rows = [
+        ("loopmdm", f"{OWN_FOLDER} ({source_version(OWN_FOLDER)})"),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"),
+    ]
+    rows += [("libraries", f"{sysconfig.get_path('purelib')}, where no other folder is given")]
+    rows += [(name, f"{version}{_place(name)}" if version else _missing(name)) for name, version in versions.items()]
     rows += [(name, package_version(name) or "not installed (optional)") for name in OPTIONAL]
     if versions["torch"]:
         rows += _device_rows()
@@ -39,9 +51,41 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in rows))
+    for note in _notes():
+        print(f"\n{note}")
     missing = [name for name, version in versions.items() if version is None]
     print(f"\nmissing packages that are required: {', '.join(missing)}" if missing else "\nready to train")
     return 1 if missing else 0
+
+
+def _place(name: str) -> str:
+    """Where a package would be imported from, if that is not the usual folder."""
+    spec = find_spec(IMPORTED_AS.get(name, name))
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    if not folders:
+        return f", but its files are missing: run {sys.executable} -m pip install --force-reinstall --no-deps {name}"
+    return "" if folders[0].parent == Path(sysconfig.get_path("purelib")) else f", {folders[0]}"
+
+
+def _missing(name: str) -> str:
+    if (OWN_FOLDER / "launchers" / "install.sh").is_file():
+        return f"MISSING: run bash {OWN_FOLDER / 'launchers' / 'install.sh'}"
+    return f"MISSING: run {sys.executable} -m pip install {name}"
+
+
+def _notes() -> list[str]:
+    """Files of others with the names of our packages, and our own files that others have overwritten."""
+    notes = []
+    if foreign := foreign_files():
+        listed = "".join(f"\n  {name}: {file}" for name, file in foreign)
+        notes.append(
+            f"other files with the names of packages of loopmdm, which does not use them:{listed}\n`python -m pretrain.main` fails "
+            "where another `pretrain` comes first: use loopmdm train, or torchrun --no-python loopmdm train"
+        )
+    if changed := changed_files(OWN_FOLDER):
+        listed = "".join(f"\n  {file}" for file in changed)
+        notes.append(f"files of loopmdm that were changed or removed since the installation; install it again:{listed}")
+    return notes
 
 
 def _device_rows() -> list[tuple[str, str]]:

@@ -69,8 +69,9 @@ def _check(arguments: argparse.Namespace) -> None:
     except UnicodeEncodeError:  # bytes that the locale does not know
         try:
             arguments.prompt = os.fsencode(arguments.prompt).decode("utf-8")
-        except UnicodeError:
-            raise UserError("--prompt: is not UTF-8 text; convert it, for example with iconv") from None
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+            raise UserError(f"--prompt: {byte} is not UTF-8; convert it, for example with iconv") from None
 
 
 def draw(loaded: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: int, seed: int) -> list[list[int]]:

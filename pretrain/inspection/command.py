@@ -68,6 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is None:
         print(render(facts, arguments.t, colours=sys.stdout.isatty()))
         return 0
-    write_output("--html", arguments.html, page(facts, arguments.t))
+    write_output("--html", arguments.html, page(facts, arguments.t).encode("utf-8", "backslashreplace"))
     print(f"wrote {arguments.html}")
     return 0

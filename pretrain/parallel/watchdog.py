@@ -228,7 +228,7 @@ class Watchdog:
 
     def _write_error(self, text: str, stacks: bool) -> None:
         """Write to stderr and the log, but not through sys.stderr, whose lock the main thread may hold."""
-        for path in (2, self._log):
+        for path in (self._log, 2):  # the console may be gone
             if path is not None:
                 with open(path, "a", encoding="utf-8", closefd=path != 2) as file:
                     file.write(text)

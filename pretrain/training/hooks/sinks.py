@@ -1,7 +1,6 @@
 """Where figures go: the console, metrics.jsonl, TensorBoard."""
 
 import json
-from collections.abc import Mapping
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.json_text import json_text
@@ -71,10 +70,10 @@ class TensorBoard(Sink):
     """`tensorboard/`: every number of the record as a scalar."""
 
     def open(self, run: TrainingRun) -> None:
-        """Open the writer. TensorBoard hides the earlier values of steps that will be taken again."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Begin an event file. TensorBoard hides the earlier values of steps that will be taken again."""
+        from pretrain.training.hooks.event_file import EventFile
 
-        self._writer = SummaryWriter(run.folder / "tensorboard", purge_step=run.progress.step + 1)
+        self._file = EventFile(run.folder / "tensorboard", first_step=run.progress.step + 1)
 
     def write_training(self, record: Record) -> None:
         """Write scalars under `train/`, `loss_by_timestep/` and `loss_by_loops/`."""
@@ -82,22 +81,17 @@ class TensorBoard(Sink):
         scalars = {f"train/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         scalars |= {f"loss_by_timestep/{i / len(bins):.1f}": v for i, v in enumerate(bins) if v is not None}
         scalars |= {f"loss_by_loops/{loops}": v for loops, v in record["loss_by_loops"].items()}
-        self._write(record["step"], scalars)
+        self._file.write(record["step"], scalars)
 
     def write_validation(self, record: Record) -> None:
         """Write the nats per token of every S under `validation_nats_per_token/`."""
         figures = record["validation"]
         tag = f"validation_nats_per_token{figures['name'] and '_' + figures['name']}"
-        self._write(record["step"], {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]})
-
-    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        self._file.write(record["step"], {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]})
 
     def close(self) -> None:
-        """Close the writer."""
-        self._writer.close()
+        """Close the file."""
+        self._file.close()
 
 
 def format_duration(seconds: float) -> str:
