@@ -13,6 +13,7 @@ from pretrain.command_line import CommandLine, parse
 from pretrain.errors import UserError
 from pretrain.machine.console import prepare_console
 from pretrain.machine.library_warnings import filter_library_warnings
+from pretrain.parallel.reporting import run_reporting_errors
 from pretrain.training.stop_request import end_process
 
 VERBS = {
@@ -39,6 +40,10 @@ Everything works from an installed package too. To train without a copy of the r
 """
 
 
+MAY_HAVE_RANKS = ("evaluate", "sample")
+"""Verbs that a launcher may start on several ranks, besides `train`. All others work alone wherever they are started."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit status, 2 for errors that the user can fix.
 
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_process(run(arguments))
     filter_library_warnings()
     try:
-        status = run(arguments)
+        status = run_reporting_errors(lambda _: run(arguments)) if chosen in MAY_HAVE_RANKS else run(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -95,6 +100,8 @@ def command() -> NoReturn:
         status = 128 + signal.SIGPIPE
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
+    if "pretrain.parallel.rendezvous" in sys.modules:  # threads of torch may still wait for other ranks
+        end_process(status)
     sys.exit(status)
 
 

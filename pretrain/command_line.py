@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,21 +10,34 @@ from typing import NoReturn
 from pretrain.config.keys import annotations, hint
 from pretrain.errors import UserError
 from pretrain.parallel.launcher import read_launcher
+from pretrain.parallel.reporting import run_reporting_errors
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are printed by rank 0 alone."""
+    """An argument parser whose errors are printed once over all ranks."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message; exit with status 2."""
         try:
-            rank = read_launcher()[0]
+            size = read_launcher()[1]
         except UserError:
-            rank = 0
-        if rank == 0:
-            self.print_usage(sys.stderr)
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            size = 1
+        if size > 1:
+            end_with_error(UserError(f"{message}\n{self.format_usage().rstrip()}"))
+        self.print_usage(sys.stderr)
+        print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def end_with_error(error: UserError) -> NoReturn:
+    """Print the error of this rank once over all ranks, and exit."""
+
+    def fail(_: tuple[int, int, int]) -> int:
+        raise error
+
+    status = run_reporting_errors(fail)
+    sys.stdout.flush()
+    os._exit(status)  # not through the interpreter's end, during which a launcher's SIGTERM would change the status
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,11 @@ class UserError(Exception):
 
 
 class RankError(UserError):
-    """An error that only one rank has seen, so that rank prints it. All other errors are printed by rank 0 alone."""
+    """An error that only one rank has seen and whose message names the rank: it is printed by that rank."""
+
+
+class ReportedError(UserError):
+    """An error that has been printed already, by this rank or another one: the process only has to end."""
 
 
 @dataclass(frozen=True)

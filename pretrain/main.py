@@ -4,7 +4,6 @@
 """
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +14,14 @@ if not __package__:
     sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
 
 import pretrain  # noqa: E402, F401 - before the other packages: it makes sure that they are this project's
-from data_pipeline.errors import DataError  # noqa: E402
 from pretrain.command_line import CommandLine, parse  # noqa: E402
 from pretrain.config.keys import describe_keys  # noqa: E402
 from pretrain.config.load import load_run  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.config.validation_split import require_validation_split  # noqa: E402
-from pretrain.errors import RankError, UserError  # noqa: E402
 from pretrain.machine.console import prepare_console  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
-from pretrain.parallel.launcher import read_launcher  # noqa: E402
+from pretrain.parallel.reporting import run_reporting_errors  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
 from pretrain.training.stop_request import end_process  # noqa: E402
 
@@ -58,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume from the newest checkpoint in the run folder, if there is one (the default); --no-resume renames the old "
         "run folder and starts from step 0",
     )  # fmt: skip
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    # Added by the deepspeed launcher and by torch.distributed.launch.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -73,32 +71,22 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit status: 0 done, 2 an error that the user can fix, 128 + n stopped by signal n after saving.
     """
-    rank = 0
-    try:
-        rank, world_size, _ = read_launcher()
-        settings, blend = load_run(arguments.config, arguments.overrides)
-        require_validation_split(settings, blend)
-        if settings.parallel.auto:
-            settings = choose(settings, blend.manifest, world_size)
-        plan = make_run_plan(settings, blend.manifest, world_size)
-        filter_library_warnings()
-        from pretrain.parallel.world import leave_world
-        from pretrain.training.start import run_training
+    return run_reporting_errors(lambda ranks: _train(arguments, ranks[1]))
 
-        status = run_training(plan, blend, resume=arguments.resume)
-        leave_world()
-        return status
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"error: rank {rank}: {error}; free some space and run the same command again", file=sys.stderr, flush=True
-        )
-        return 2
-    except (UserError, DataError) as error:
-        if rank == 0 or isinstance(error, RankError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+
+def _train(arguments: argparse.Namespace, world_size: int) -> int:
+    settings, blend = load_run(arguments.config, arguments.overrides)
+    require_validation_split(settings, blend)
+    if settings.parallel.auto:
+        settings = choose(settings, blend.manifest, world_size)
+    plan = make_run_plan(settings, blend.manifest, world_size)
+    filter_library_warnings()
+    from pretrain.parallel.world import leave_world
+    from pretrain.training.start import run_training
+
+    status = run_training(plan, blend, resume=arguments.resume)
+    leave_world()
+    return status
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.weights import shards_of
 from pretrain.errors import UserError
+from pretrain.parallel.attendance import name_ranks
 from pretrain.parallel.world import World
 
 MAX_SHOWN = 5
@@ -50,7 +51,7 @@ def find_differences(facts_by_rank: list[Mapping[str, Any]]) -> list[str]:
                 ranks_by_value.setdefault(str(facts[name]), []).append(rank)
         common = max(ranks_by_value, key=lambda value: len(ranks_by_value[value]))
         differences += [
-            f"{_ranks(ranks)}: {name} is {value}, but {common} on {_ranks(ranks_by_value[common])}"
+            f"{name_ranks(ranks)}: {name} is {value}, but {common} on {name_ranks(ranks_by_value[common])}"
             for value, ranks in ranks_by_value.items()
             if value != common
         ]
@@ -72,7 +73,3 @@ def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
 def checksum(tensor: Tensor) -> str:
     """CRC-32 of a tensor's bytes."""
     return f"{zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()):08x}"
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -6,7 +6,6 @@ agent). `watchdog.RANKS_PER_SECOND` stretches the interval of a large world to b
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from datetime import timedelta
 from typing import NamedTuple, Self
 
 import torch.distributed as dist
+
+from pretrain.parallel.store import agent_hosts_store, is_closed
 
 STORE_TIMEOUT = timedelta(hours=1)
 """Longer than any heartbeat timeout: the watchdog ends a process whose store call hangs, before torch raises its own error,
@@ -78,11 +79,21 @@ class HeartbeatStore:
     prints a C++ backtrace, so the idle connection is checked before each call.
     """
 
-    def __init__(self, host: str, port: int, name: str, size: int) -> None:
+    def __init__(self, host: str, port: int, rank: int, size: int) -> None:
+        """Every rank makes one for the same purpose, as often as the others: the n-th of all ranks belong together.
+
+        Rank 0 writes a first heartbeat of every rank.
+
+        Raises:
+            OSError, RuntimeError: the store cannot be reached.
+        """
         self._address = (host, port)
-        self._keys = [f"watchdog/{name}/{rank}" for rank in range(size)]
         self._idle: socket.socket | None = None
-        self._store: dist.Store | None = None
+        self._store = self._connect()
+        name = self._store.add(f"watchdog/made by rank {rank}", 1)
+        self._keys = [f"watchdog/{name}/{peer}" for peer in range(size)]
+        if rank == 0:
+            self.exchange(*(Heartbeat(peer) for peer in range(size)))
 
     def exchange(self, *heartbeats: Heartbeat) -> list[Heartbeat]:
         """Write these heartbeats and read the latest one of every rank: O(world_size) per rank and call.
@@ -90,9 +101,8 @@ class HeartbeatStore:
         Raises:
             OSError, RuntimeError: the store cannot be reached.
         """
-        if self._idle is None or _is_closed(self._idle):
-            self._idle = socket.create_connection(self._address, timeout=5)
-            self._store = dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        if self._idle is None or is_closed(self._idle):
+            self._store = self._connect()
         try:
             for heartbeat in heartbeats:
                 self._store.set(self._keys[heartbeat.rank], heartbeat.to_json())
@@ -101,15 +111,9 @@ class HeartbeatStore:
             self._idle = None  # reconnect: a late reply would be read as the reply to the next call
             raise
 
-
-def _is_closed(connection: socket.socket) -> bool:
-    connection.setblocking(False)
-    try:
-        return connection.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    def _connect(self) -> dist.Store:
+        self._idle = socket.create_connection(self._address, timeout=5)
+        return dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 class PeerStatus:
@@ -150,7 +154,7 @@ class PeerStatus:
         """The ranks that have been silent for `limit` seconds, the longest first; empty if there are none."""
         if self._store_silence >= limit:
             host, seconds = self._heartbeats[0], self._store_silence
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            if not agent_hosts_store():
                 return _describe_silence(host, seconds)
             agent = f"torchrun on the node of {host}"
             return f"{agent} has not responded for {seconds:.0f} s; rank 0 was last seen in {host.where}"

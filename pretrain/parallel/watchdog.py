@@ -17,7 +17,6 @@ import re
 import socket
 import threading
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from data_pipeline.errors import DataError
 from pretrain.errors import RankError, UserError
 from pretrain.parallel.heartbeats import START, Heartbeat, HeartbeatStore, PeerStatus, Position
+from pretrain.parallel.store import store_address
 
 RANKS_PER_SECOND = 256
 """The interval between heartbeats is world_size / RANKS_PER_SECOND seconds, at least 1. Every rank reads the heartbeats of all
@@ -66,6 +66,9 @@ class Watchdog:
     It ends this process with status 1 if a rank falls silent, if this rank spends too long in one call, or if another rank
     has exited and this one has not followed. An error that leaves the context is reported to the other ranks; the error of
     a failed collective becomes a PeerError that names the first cause.
+
+    Attributes:
+        log: file that also receives the watchdog's own messages, if there is one yet.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Watchdog:
         log: Path | None,
     ) -> None:
         """See `watch`, which makes the store. Without a store, in a world of one rank, all methods do nothing."""
-        self._rank, self._store, self._log = rank, store, log
+        self._rank, self._store, self.log = rank, store, log
         self._collective_timeout, self._heartbeat_timeout = collective_timeout, heartbeat_timeout
         self._interval = max(1.0, size / RANKS_PER_SECOND)  # seconds between heartbeats
         self._peers = PeerStatus(rank, size, LONGEST_UPDATE_INTERVALS * self._interval)
@@ -137,7 +140,10 @@ class Watchdog:
         elif isinstance(error, RuntimeError) and (
             isinstance(error, dist.DistError) or COMMUNICATION.search(str(error))
         ):
-            raise PeerError(self.explain(error)) from error
+            message = self.explain(error)
+            with suppress(OSError):
+                self._write_error(f"error: {message}\n", False, self.log)
+            raise PeerError(message) from error
         else:
             self.report_failure(_reason(error))
 
@@ -159,10 +165,13 @@ class Watchdog:
         self._close()
 
     def _publish_exit(self, state: str, cause: str) -> None:
-        """Write the last heartbeat of a rank that failed; the store's host gives the others time to read it."""
+        """Write the last heartbeat of a rank that failed; the store's host gives the others that run time to read it."""
         self._publish(state, cause, LINGER_INTERVALS * self._interval)
-        if self._rank == 0:
-            time.sleep(LINGER_INTERVALS * self._interval)
+        deadline = time.monotonic() + LINGER_INTERVALS * self._interval
+        while (
+            self._rank == 0 and any(one.state == "running" for one in self._peers.peers) and time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
 
     def _publish(self, state: str, cause: str, limit: float) -> None:
         """Set state and cause, and wait at most `limit` seconds until the store has them."""
@@ -221,14 +230,14 @@ class Watchdog:
         """End this process from a thread, because nothing interrupts a collective in the main thread."""
         try:
             with suppress(OSError):
-                self._write_error(f"error: {self._message(cause)}\n", stacks)
+                self._write_error(f"error: {self._message(cause)}\n", stacks, self.log, 2)  # the console may be gone
             self._publish_exit("stopped", cause)
         finally:
             os._exit(1)
 
-    def _write_error(self, text: str, stacks: bool) -> None:
-        """Write to stderr and the log, but not through sys.stderr, whose lock the main thread may hold."""
-        for path in (self._log, 2):  # the console may be gone
+    def _write_error(self, text: str, stacks: bool, *paths: int | Path | None) -> None:
+        """Write to file descriptors and files, but not through sys.stderr, whose lock the main thread may hold."""
+        for path in paths:
             if path is not None:
                 with open(path, "a", encoding="utf-8", closefd=path != 2) as file:
                     file.write(text)
@@ -247,22 +256,16 @@ class Watchdog:
 def watch(
     rank: int, size: int, collective_timeout: float, heartbeat_timeout: float = 45.0, log: Path | None = None
 ) -> Watchdog:
-    """Make a watchdog over the ranks of the default process group. Collective; in a world of one rank it does nothing.
+    """Make a watchdog over the ranks, which have met in the store. In a world of one rank it does nothing.
+
+    Every rank makes its watchdogs in the same order as the others.
 
     Args:
         collective_timeout: how many seconds a rank may spend in one call; less than the process group's timeout.
         heartbeat_timeout: after how many seconds of silence a rank is taken for dead.
         log: file that also receives what the watchdog prints when it ends this process.
     """
-    store = None
-    if size > 1:
-        # Rank 0 or torchrun's agent hosts the store at this address: the process group was made through it.
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        name = [uuid.uuid4().hex]  # unique to this watchdog: one process may train several times
-        if rank == 0:
-            HeartbeatStore(*address, name[0], size).exchange(*(Heartbeat(peer) for peer in range(size)))
-        dist.broadcast_object_list(name)
-        store = HeartbeatStore(*address, name[0], size)
+    store = HeartbeatStore(*store_address(), rank, size) if size > 1 else None
     return Watchdog(rank, size, store, collective_timeout, heartbeat_timeout, log)
 
 

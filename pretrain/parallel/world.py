@@ -1,11 +1,11 @@
 """This process among the ranks: its device and its process groups. `parallelize` composes the model on top of them."""
 
 import os
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from model.megatron_on_cpu import use_cpu_for_cuda
 from pretrain.config.run_plan import Shape
-from pretrain.errors import UserError
-from pretrain.parallel.watchdog import Watchdog, watch
+from pretrain.errors import RankError, UserError
+from pretrain.parallel.launcher import require_interfaces
+from pretrain.parallel.rendezvous import meet
+from pretrain.parallel.watchdog import Watchdog
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the other ranks before it fails. Longer than any `parallel.timeout_minutes`."""
@@ -82,10 +84,6 @@ class World:
         """
         return self.stage == self.shape.pipeline - 1 and self.tensor_rank == 0
 
-    def watched(self, timeout_minutes: float, log: Path) -> Watchdog:
-        """A watchdog over all ranks, to be set by `replace(world, watchdog=...)`. Collective."""
-        return watch(self.rank, self.size, 60 * timeout_minutes, log=log)
-
     def enter_phase(self, call: str, step: int | None = None) -> None:
         """Report to the watchdog what this rank does next. All ranks report the same phases in the same order.
 
@@ -105,10 +103,16 @@ class World:
         return bool(self.sum([float(flag)]).item() > 0)
 
     def raise_on_all_ranks(self, error: Exception | None) -> None:
-        """Raise UserError on all ranks if one of them has an error; the message names that rank. Collective."""
+        """Raise UserError on all ranks if one of them has an error; the message names that rank. Collective.
+
+        An error that is neither a UserError, a DataError nor an OSError is raised as it is on the rank that has it.
+        """
         messages: list[str | None] = [None] * self.size
+        expected = isinstance(error, UserError | DataError | OSError)
         own = error and (str(error) if isinstance(error, UserError | DataError) else f"{type(error).__name__}: {error}")
         dist.all_gather_object(messages, own)
+        if error is not None and not expected:
+            raise error
         failed = {rank: message for rank, message in enumerate(messages) if message is not None}
         if failed:
             rank, message = next(iter(failed.items()))
@@ -139,19 +143,24 @@ class DeepSpeedMpu:
         return dist.get_rank(parallel_state.get_model_parallel_group())
 
 
-def join_ranks(ranks: tuple[int, int, int]) -> torch.device:
+def join_ranks(ranks: tuple[int, int, int], once_met: Callable[[], None] = lambda: None) -> torch.device:
     """Connect to the other ranks (gloo on CPUs, NCCL on GPUs) and pick this rank's device.
 
     Args:
         ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a single process.
+        once_met: called when all ranks have come, before they connect to each other, which may wait for a rank that dies.
 
     Raises:
-        UserError: the other ranks cannot be reached.
+        UserError: this rank has no device, or the other ranks cannot be reached.
+        ReportedError: another rank has failed before the ranks met.
     """
     rank, size, local_rank = ranks
     device = _device(local_rank)
     if not dist.is_initialized():
-        _join(rank, size, device)
+        require_interfaces("GLOO_SOCKET_IFNAME" if device.type == "cpu" else "NCCL_SOCKET_IFNAME")
+        _join(rank, size, device, once_met)
+    else:
+        once_met()
     return device
 
 
@@ -164,7 +173,7 @@ def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> Worl
             the groups.
 
     Raises:
-        UserError: the other ranks cannot be reached.
+        UserError: as for `join_ranks`.
     """
     rank, size, local_rank = ranks
     shape = shape or Shape()
@@ -206,8 +215,8 @@ def _replica_group(shape: Shape) -> dist.ProcessGroup | None:
 
 
 def _share_cores() -> None:
-    """Divide the cores among the ranks that may run on the same ones. OMP_NUM_THREADS, if set, takes precedence."""
-    if "OMP_NUM_THREADS" in os.environ:
+    """Divide the cores among the ranks that may run on the same ones. A number in OMP_NUM_THREADS takes precedence."""
+    if re.fullmatch(r"[1-9]\d*(,\d+)*", os.environ.get("OMP_NUM_THREADS", "").strip()):
         return
     cores = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
     everyone: list[tuple[str, list[int]]] = [cores] * dist.get_world_size()
@@ -218,28 +227,48 @@ def _share_cores() -> None:
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    device = torch.device("cuda", device_index(local_rank, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    return device
 
 
-def _join(rank: int, size: int, device: torch.device) -> None:
+def device_index(local_rank: int, visible: int) -> int:
+    """Which of the visible devices a rank uses: the one of its local rank, or the only one where each task sees its own.
+
+    Raises:
+        UserError: more ranks than devices.
+    """
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = "" if chosen is None else f" (CUDA_VISIBLE_DEVICES={chosen})"
+        raise UserError(
+            f"local rank {local_rank} has no device: {visible} CUDA devices are visible{why}; start at most {visible} ranks per "
+            "node, or make more devices visible"
+        )
+    return local_rank
+
+
+def _join(rank: int, size: int, device: torch.device, once_met: Callable[[], None]) -> None:
     # NCCL wants to know the device now: otherwise `barrier` guesses it from the rank, and warns.
     where = {"backend": "gloo"} if device.type == "cpu" else {"backend": "nccl", "device_id": device}
     if size == 1:
+        once_met()
         dist.init_process_group(**where, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         return
-    for variable in ("MASTER_ADDR", "MASTER_PORT"):
-        if variable not in os.environ:
-            raise UserError(
-                f"{size} ranks, but {variable} is not set; start with deepspeed, torchrun or launchers/pretrain.sh"
-            )
+    store = meet(rank, size)
+    once_met()
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
-        dist.init_process_group(**where, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(
-            f"rank {rank} of {size} cannot connect to the other ranks at {address}. If another job uses that port, choose a "
-            f"different one (deepspeed --master_port N, torchrun --master-port N). The library reported: {error}"
+        dist.init_process_group(
+            **where, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"rank {rank} of {size} ({socket.gethostname()}) cannot connect to the other ranks, which it has met at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}. Check that the hosts can reach each other on every "
+            f"port. The library reported: {str(error).splitlines()[0]}"
         ) from error
 
 

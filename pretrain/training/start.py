@@ -17,6 +17,7 @@ from pretrain.machine.kernels import choose_kernels
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.parallelize import parallelize
+from pretrain.parallel.watchdog import Watchdog, watch
 from pretrain.parallel.world import World, join_ranks, start_world
 from pretrain.training.banner import print_banner
 from pretrain.training.batches import Batches
@@ -43,13 +44,11 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
     """
     with StopRequest() as stop, ExitStack() as held:
         ranks = read_launcher()
-        join_ranks(ranks)
+        watchdog = _join_under_watchdog(ranks, 60 * plan.settings.parallel.timeout_minutes, held)
         require_identical_on_all_ranks(run_facts(plan, blend))
-        world = start_world(ranks, plan.shape)
+        world = replace(start_world(ranks, plan.shape), watchdog=watchdog)
         _prepare_folder(plan, blend, world, resume, held)
-        log = held.enter_context(logged(plan.settings.run_folder, world.rank))
-        watchdog = held.enter_context(world.watched(plan.settings.parallel.timeout_minutes, log))
-        world = replace(world, watchdog=watchdog)
+        watchdog.log = held.enter_context(logged(plan.settings.run_folder, world.rank))
         world.enter_phase("building the model", 0)
         run = build_run(plan, blend, world)
         world.enter_phase("restoring")
@@ -71,6 +70,13 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         except torch.OutOfMemoryError as error:
             raise RankError(_out_of_memory(run, error)) from error
         return _finish(run, stop)
+
+
+def _join_under_watchdog(ranks: tuple[int, int, int], timeout: float, held: ExitStack) -> Watchdog:
+    """Connect to the other ranks. A rank that fails or dies from now on is named by the others, whatever they wait for."""
+    started: list[Watchdog] = []
+    join_ranks(ranks, lambda: started.append(held.enter_context(watch(*ranks[:2], timeout))))
+    return started[0]
 
 
 def build_run(plan: RunPlan, blend: Blend, world: World) -> TrainingRun:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn, Self
 
@@ -18,8 +19,9 @@ def end_process(status: int) -> NoReturn:
     """
     if status == 0:
         sys.exit(0)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(status)
 
 

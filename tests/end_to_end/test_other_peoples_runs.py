@@ -135,7 +135,7 @@ ODD = {
     ("sample", "--steps", "0"): "--steps 0: must be at least 1",
     ("sample", "--seed", "-1"): "--seed -1: must be at least 0",
     ("sample", "--seed", str(2**64)): f"--seed {2**64}: must be below 2^63",
-    ("sample", "--prompt", "\udce9t\udce9"): "--prompt: is not UTF-8 text",
+    ("sample", "--prompt", "\udce9t\udce9"): "--prompt: byte 0xe9 at position 0 is not UTF-8",
 }
 
 

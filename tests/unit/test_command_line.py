@@ -2,6 +2,7 @@
 
 import pytest
 
+from pretrain import command_line
 from pretrain.cli import main as loopmdm
 from pretrain.command_line import CommandLine, parse
 from pretrain.main import add_arguments
@@ -13,6 +14,7 @@ WORDS = [
     "a.b=1 c.d=2 --config smoke --no-resume",
 ]
 WORDS += ["--no-resume --config smoke a.b=1 c.d=2", "--no-resume a.b=1 --config smoke --local_rank=0 c.d=2"]
+WORDS += ["--local-rank=0 --no-resume a.b=1 --config smoke c.d=2"]  # of torch.distributed.launch
 
 
 def parsed(words, module_arguments=add_arguments):
@@ -54,14 +56,21 @@ def test_a_wrong_option_names_the_right_spelling(words, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {WRONG[words]}"
 
 
-def test_errors_are_printed_by_rank_0_alone(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, shown in {"0": True, "1": False}.items():
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        with pytest.raises(SystemExit):
-            parsed([])
-        assert ("error: the following arguments are required: --config" in capsys.readouterr().err) == shown
+def test_an_error_on_one_of_several_ranks_is_reported_to_the_others(monkeypatch, capsys):
+    """Started ranks: `tests/distributed/test_start_errors.py`."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    told = []
+
+    def end(error):
+        told.append(str(error))
+        raise SystemExit(2)
+
+    monkeypatch.setattr(command_line, "end_with_error", end)
+    with pytest.raises(SystemExit):
+        parsed([])
+    assert capsys.readouterr().err == ""
+    assert told[0].startswith("the following arguments are required: --config\nusage: train [-h] --config RECIPE")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "x=1", "--help"], ["plan", "-h"], ["evaluate", "--help"]])

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from pretrain.errors import UserError
-from pretrain.parallel.launcher import read_launcher
 from pretrain.training.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_into, prune, read_state
 from pretrain.training.hooks.sinks import Console, MetricsFile, format_duration
 from pretrain.training.stop_request import StopRequest
@@ -111,24 +110,6 @@ def test_console_line(capsys):
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
-
-
-LAUNCHERS = [
-    ({}, (0, 1, 0)),
-    ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1)),
-    ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, (5, 8, 1)),
-    ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_NTASKS": "8"}, (0, 2, 0)),
-]
-
-
-@pytest.mark.parametrize(("variables", "expected"), LAUNCHERS)
-def test_ranks_from_any_launcher(variables, expected):
-    assert read_launcher(variables) == expected
-
-
-def test_rank_without_world_size_is_refused():
-    with pytest.raises(UserError, match="RANK is set but WORLD_SIZE is not"):
-        read_launcher({"RANK": "0"})
 
 
 def test_signals_become_a_stop_request_and_handlers_are_restored():

@@ -77,7 +77,9 @@ CHEAP = (
     "pretrain.machine.own_packages",
     "pretrain.machine.versions",
     "pretrain.main",
+    "pretrain.parallel.attendance",
     "pretrain.parallel.launcher",
+    "pretrain.parallel.reporting",
     "pretrain.planning.command",
 )
 """Modules that import neither torch nor another slow library."""
