@@ -72,3 +72,28 @@ class SeenDocuments:
                 else:
                     decisions[i] = NEAR
         return bytes(decisions)
+
+
+class Decisions:
+    """What was decided about the documents of a task, in their order, with the digests that it was decided by."""
+
+    SIZE = 17  # of a document: its digest and its decision
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @classmethod
+    def pack(cls, digests: NDArray[np.uint8], decisions: bytes) -> bytes:
+        """The content of a file of decisions; see `SeenDocuments.decide`."""
+        return np.column_stack([digests, np.frombuffer(decisions, np.uint8)]).tobytes()
+
+    def __len__(self) -> int:
+        return len(self._content) // self.SIZE
+
+    def digest(self, i: int) -> bytes:
+        """The digest of document i when it was decided about; empty if there was no such document."""
+        return self._content[self.SIZE * i : self.SIZE * (i + 1) - 1]
+
+    def cause(self, i: int) -> Cause | None:
+        """Why document i is left out; None when it is kept."""
+        return CAUSES.get(self._content[self.SIZE * (i + 1) - 1])

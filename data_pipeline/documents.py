@@ -1,13 +1,14 @@
 """Documents: the texts of a corpus, checked, with their size and hash."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.long_documents import LONG_BYTES, LongText, Utf8Error, chunks_of
-from data_pipeline.readers.readers import TextValue
+from data_pipeline.readers.values import TextValue
 from data_pipeline.rejects import Cause, Rejection
 
 
@@ -17,6 +18,7 @@ class Document:
 
     Attributes:
         chunks: the text in parts, which can be iterated over more than once; a single part unless the document is long.
+            A long text is read from its file each time; ReadError is raised when it is not the same text.
         num_bytes: its size in UTF-8.
         digest: its BLAKE2b-128 hash, which decides its split.
     """
@@ -46,15 +48,48 @@ class Document:
         return self.num_bytes > LONG_BYTES
 
 
+@dataclass(frozen=True)
+class _SameText:
+    """A long text that is read again for each use, and must be the text that its digest was computed of."""
+
+    text: LongText
+    digest: bytes
+
+    def __iter__(self) -> Iterator[str]:
+        digest, path = _new_digest(), str(self.text.path)
+        try:
+            for chunk in self.text:
+                digest.update(chunk.encode("utf-8"))
+                yield chunk
+        except (DamagedFileError, ValueError) as error:
+            raise ReadError.differs(path, str(error)) from error
+        except (OSError, MemoryError) as error:
+            raise ReadError.of(error, path, f"in the long text from byte {self.text.start:,} on") from error
+        if digest.digest() != self.digest:
+            raise ReadError.differs(path, f"in the long text from byte {self.text.start:,} on")
+
+
 def build_document(value: TextValue, text_key: str) -> Document | Rejection:
-    """The document of a value that a reader found, or why there is none. Reads a long text once."""
+    """The document of a value that a reader found, or why there is none. Reads a long text once, twice if it is rejected.
+
+    Raises:
+        OSError, MemoryError: the system reported a failure. ReadError: two reads gave different content.
+    """
     content, number = value
+    if content is None:
+        return Rejection(Cause.EMPTY, number, f"{text_key!r} holds null")
     if not isinstance(content, str | LongText):
         return Rejection(Cause.NOT_A_STRING, number, f"{text_key!r} holds {type(content).__name__}")
-    chunks = chunks_of(content)
-    num_bytes, digest, is_blank = 0, hashlib.blake2b(digest_size=16), True
+    found = _examine(content, number)
+    if isinstance(found, Rejection) and isinstance(content, LongText) and found != _examine(content, number):
+        raise ReadError.differs(str(content.path), found.why)
+    return found
+
+
+def _examine(content: str | LongText, number: int | None) -> Document | Rejection:
+    num_bytes, digest, is_blank = 0, _new_digest(), True
     try:
-        for chunk in chunks:
+        for chunk in chunks_of(content):
             encoded = chunk.encode("utf-8")
             digest.update(encoded)
             num_bytes += len(encoded)
@@ -64,9 +99,14 @@ def build_document(value: TextValue, text_key: str) -> Document | Rejection:
     except Utf8Error as error:
         return Rejection(Cause.NOT_UTF8, number, str(error))
     except DamagedFileError as error:
-        return Rejection(Cause.BROKEN_FILE, None, str(error))
+        return Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing)
     except ValueError as error:  # a wrong escape in a long JSON string
         return Rejection(Cause.BROKEN_JSON, number, str(error))
     if is_blank:
         return Rejection(Cause.EMPTY, number, "only white space")
+    chunks = _SameText(content, digest.digest()) if isinstance(content, LongText) else chunks_of(content)
     return Document(chunks, num_bytes, digest.digest())
+
+
+def _new_digest() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)

@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.in_use import require_unused
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest
 from data_pipeline.readers.inputs import Input
-from data_pipeline.tasks.work import KINDS, work_folder
+from data_pipeline.tasks.work import JOINED, KINDS, PARTIAL, work_folder
 
 # Names that a glob would find in the output and in the work folder.
 WRITTEN = (
@@ -21,7 +21,12 @@ WRITTEN = (
     "train-00000.idx",
     "train.pack.concat-8.json",
 )
-WRITTEN_BY_TASKS = ("tokens/00000/train.bin", "tokens/00000/train.idx", "joined/manifest.json")
+WRITTEN_BY_TASKS = (
+    f"tokens/{'0' * 32}/train.bin",
+    f"tokens/{'0' * 32}/train.idx",
+    f"samples/{'0' * 32}/sample.jsonl",
+    f"{JOINED}{PARTIAL}0/{MANIFEST_NAME}",
+)
 
 
 def resolve_output(output: Path) -> Path:

@@ -30,6 +30,7 @@ DEFAULT_VOCAB_SIZE = 32768
 DEFAULT_SEQ_LEN = 1024
 DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
+DEFAULT_MAX_REJECTED = 0.01
 
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of documents, chosen by hash, for the validation split; 0 for no such split (default: %(default)s)",
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
-    add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
+    _add_acceptance(parser)
     add("--overwrite", action="store_true", help="replace the output folder, if it is a prepared one, when finished")
     add(
         "--verify",
@@ -89,6 +90,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(parser)
     _add_sharing(parser)
+
+
+def _add_acceptance(parser: argparse.ArgumentParser) -> None:
+    """Options for inputs that cannot be read completely."""
+    add = parser.add_argument
+    add("--strict", action="store_true", help="stop at the first record that cannot be read, instead of counting it")
+    add(
+        "--max-rejected",
+        type=float,
+        default=DEFAULT_MAX_REJECTED,
+        metavar="F",
+        help="largest share of records that may be unreadable (broken, without the key, not a text), 0 to 1; with more, "
+        "nothing is written at the end (default: %(default)s)",
+    )
+    add(
+        "--accept-broken-files",
+        action="store_true",
+        help="write the output although files are broken or an input gives no document; otherwise they are named at the end "
+        "and nothing is written",
+    )
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -130,8 +151,15 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="run one phase only: start (tokenizer, duplicates) on one machine, then tokens on all, then join on one",
     )
-    add("--task-index", type=int, default=0, metavar="I", help="with --stage tokens: this machine's share, from 0")
-    add("--task-count", type=int, default=1, metavar="N", help="with --stage tokens: number of shares")
+    add("--task-index", type=int, default=0, metavar="I", help="with --stage tokens: number of this machine, from 0")
+    add(
+        "--task-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --stage tokens: number of machines, so that each begins at another task; they share all tasks, whatever these "
+        "two say",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -178,11 +206,8 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
     from data_pipeline.readers.inputs import resolve_input
     from data_pipeline.replace import restore_interrupted
-    from data_pipeline.tasks.build import Build, Share, run_phases
     from data_pipeline.tasks.existing import is_up_to_date
-    from data_pipeline.tasks.join import join
-    from data_pipeline.tasks.report import summary
-    from data_pipeline.tasks.work import open_work, remove_work
+    from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     options = _options(args)
     output = resolve_output(args.output)
@@ -191,16 +216,30 @@ def _prepare(args: argparse.Namespace) -> None:
     _mention_repeated_files(inputs)
     restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):
-        remove_work(output)
+        remove_joined_work(output)
         print(f"{args.output}: already prepared, nothing to do")
         return
     check_output(output)
-    share = Share(args.task_index, args.task_count)
-    with open_work(output, str(share)) as work:
+    try:
+        _build(args, output, inputs, options)
+    except WorkRemovedError:
+        if not is_up_to_date(output, inputs, options, overwrite=False):
+            raise
+        print(f"{args.output}: prepared, joined by another process")
+
+
+def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", options: "Options") -> None:
+    """Do the phases that were asked for."""
+    from data_pipeline.tasks.build import Build, Share, run_phases
+    from data_pipeline.tasks.join import join
+    from data_pipeline.tasks.report import summary
+    from data_pipeline.tasks.work import open_work, remove_work
+
+    with open_work(output, args.stage) as work:
         build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
-        tasks = run_phases(build, args.stage, share)
+        tasks = run_phases(build, args.stage, Share(args.task_index, args.task_count))
         if args.stage in ("start", "tokens"):
-            print(f"stage {args.stage} is done for {len(share.of(tasks)):,} of {len(tasks):,} tasks")
+            print(f"stage {args.stage} is done for all {len(tasks):,} tasks")
             return
         manifest, counts = join(build, output)
         remove_work(output)
@@ -221,6 +260,8 @@ def _options(args: argparse.Namespace) -> "Options":
         strict=args.strict,
         filters=ActiveFilters.of(vars(args)),
         duplicates=args.duplicates,
+        accept_broken_files=args.accept_broken_files,
+        max_rejected=args.max_rejected,
     )
 
 
@@ -235,6 +276,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         require_seq_len(args.seq_len)
     if not 0 <= args.validation_fraction < 1:
         raise DataError(f"--validation-fraction {args.validation_fraction:g}: give a number from 0 to below 1")
+    if not 0 <= args.max_rejected <= 1:
+        raise DataError(f"--max-rejected {args.max_rejected:g}: give a share from 0 to 1")
     if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one process is needed")
     if not 0 <= args.task_index < args.task_count:

@@ -39,6 +39,7 @@ class Rejection:
         why: the details, for the user.
         count: number of records.
         keys: where the text key is missing, the keys that the records have.
+        missing: of a broken file, what was not read, as far as known.
     """
 
     cause: str
@@ -46,6 +47,7 @@ class Rejection:
     why: str
     count: int = 1
     keys: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
@@ -71,6 +73,26 @@ class Example(BaseModel):
     why: str
 
 
+class BrokenFile(BaseModel):
+    """A file whose content is broken from some place on.
+
+    Attributes:
+        file_range: index of its file range within the task.
+        why: what is wrong.
+        documents: number of documents kept from the range.
+        last: the last line or row of the range that was read; None when there is none, and for text files.
+        missing: what was not read, as far as known.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file_range: int
+    why: str
+    documents: int
+    last: int | None
+    missing: str
+
+
 class RecordCounter:
     """Counts the documents and the rejected records of some file ranges.
 
@@ -81,7 +103,9 @@ class RecordCounter:
         accepted: documents.
         rejected: records left out, by cause.
         examples: the first few of each cause.
+        broken: the files that could not be read to their ends.
         lines: lines read from each file range so far.
+        last: number of the last record of the present range, as in `Rejection`.
         other_keys: keys of the records that lack the text key.
     """
 
@@ -89,10 +113,13 @@ class RecordCounter:
         self.accepted = 0
         self.rejected: Counter[str] = Counter()
         self.examples: list[Example] = []
+        self.broken: list[BrokenFile] = []
         self.lines: list[int] = []
+        self.last: int | None = None
         self.other_keys: Counter[str] = Counter()
         self._starts_corpus = starts_corpus
         self._last_accepted: int | None = None
+        self._accepted_before = 0
 
     @property
     def key_is_wrong(self) -> bool:
@@ -103,6 +130,8 @@ class RecordCounter:
     def begin_range(self) -> None:
         """Count the records that follow to the next file range."""
         self.lines.append(0)
+        self.last = None
+        self._accepted_before = self.accepted
 
     def accept(self, number: int | None) -> None:
         """Count a document; `number` is as in `Rejection`."""
@@ -113,9 +142,22 @@ class RecordCounter:
         """Count rejected records."""
         self.rejected[rejection.cause] += rejection.count
         self.other_keys.update(rejection.keys)
+        if rejection.cause == Cause.BROKEN_FILE:
+            self._add_broken(rejection)
         if sum(example.cause == rejection.cause for example in self.examples) < MAX_EXAMPLES:
             place = {"file_range": len(self.lines) - 1, "number": rejection.number}
             self.examples.append(Example(cause=rejection.cause, why=rejection.why, **place))
+
+    def _add_broken(self, rejection: Rejection) -> None:
+        self.broken.append(
+            BrokenFile(
+                file_range=len(self.lines) - 1,
+                why=rejection.why,
+                documents=self.accepted - self._accepted_before,
+                last=self.last,
+                missing=rejection.missing,
+            )
+        )
 
     def reject_last_accepted(self, cause: str, why: str) -> None:
         """Count the document accepted last as rejected after all."""
@@ -123,12 +165,13 @@ class RecordCounter:
         self.reject(Rejection(cause, self._last_accepted, why))
 
 
-def wrong_key(text_key: str, other_keys: Counter[str]) -> DataError:
-    """The error for a corpus in which no record has the text key."""
+def wrong_key(text_key: str, other_keys: Counter[str], value: str | None = None) -> DataError:
+    """The error for a corpus, or the input `value`, in which no record has the text key."""
     keys = [key for key, _ in other_keys.most_common()]
     close = difflib.get_close_matches(text_key, keys, n=1, cutoff=0.5)
     hint = f"did you mean --text-key {close[0]}?" if close else "choose one of them with --text-key"
-    return DataError(f"no record has the key {text_key!r}; the records have {_listed(keys)}: {hint}")
+    of_input = f" of --input {value}" if value else ""
+    return DataError(f"no record{of_input} has the key {text_key!r}; the records have {_listed(keys)}: {hint}")
 
 
 def _listed(keys: Iterable[str]) -> str:

@@ -4,14 +4,14 @@
 #   sbatch [sbatch options] launchers/prepare_data.sh --input ... --output ... [options of loopmdm prepare]
 #   sbatch --cpus-per-task 32 launchers/prepare_data.sh --input ... --output ...
 #
-# Many nodes: one job that trains the tokenizer, an array of N jobs that share the tasks, and one job that joins their shards.
-# Each starts when the one before has succeeded:
+# Many nodes: one job that trains the tokenizer, an array of N jobs that share the tasks, and one job that joins their shards when
+# these have ended. The jobs of the array take one task after the other; if one is killed, the others do its tasks:
 #
 #   bash launchers/prepare_data.sh --array N --input ... --output ... [options of loopmdm prepare]
 #
 # Options of sbatch are then given as environment variables (SBATCH_PARTITION=cpu, SBATCH_TIMELIMIT=1-0; see man sbatch), and
-# the CPUs of each job as PREPARE_CPUS. If a job fails or is killed, run the same command again to continue from the finished
-# tasks.
+# the CPUs of each job as PREPARE_CPUS. If the last job fails, run the same command again to continue from the finished tasks. Any
+# job may be requeued, also while others are running.
 #
 # Options on the sbatch command line override the lines below.
 #
@@ -31,18 +31,19 @@ usage="usage: sbatch [sbatch options] launchers/prepare_data.sh --input ... --ou
 $usage"
 [[ $1 != -h && $1 != --help ]] || { echo "$usage"; exit 0; }
 
-# For --array N: submit the three phases, each of which depends on the one before.
+# For --array N: submit the three phases, each of which starts after the one before.
 submit() {
     local count=$1 job
     shift
-    [[ $count =~ ^[1-9][0-9]*$ ]] || die "--array $count: give the number of jobs that share the work"
+    [[ $count =~ ^[1-9][0-9]*$ ]] || die "--array $count: give the number of jobs that share the tasks"
     command -v sbatch >/dev/null || die "no sbatch on this machine; without SLURM: loopmdm prepare $*"
     local options=(--parsable --kill-on-invalid-dep=yes ${PREPARE_CPUS:+--cpus-per-task="$PREPARE_CPUS"})
     job=$(sbatch "${options[@]}" "${BASH_SOURCE[0]}" "$@" --stage start)
     echo "start: job ${job%%;*}"
     job=$(sbatch "${options[@]}" --array="0-$((count - 1))" --dependency="afterok:${job%%;*}" "${BASH_SOURCE[0]}" "$@" --stage tokens)
-    echo "tokens: job ${job%%;*}, $count shares"
-    job=$(sbatch "${options[@]}" --dependency="afterok:${job%%;*}" "${BASH_SOURCE[0]}" "$@" --stage join)
+    echo "tokens: job ${job%%;*}, an array of $count"
+    # afterany: when a job of the array was killed, the others have done its tasks. If tasks are missing, join says so.
+    job=$(sbatch "${options[@]}" --dependency="afterany:${job%%;*}" "${BASH_SOURCE[0]}" "$@" --stage join)
     echo "join: job ${job%%;*}"
 }
 
@@ -73,7 +74,7 @@ for argument in "$@"; do
     [[ $argument != --workers && $argument != --workers=* ]] || workers=()
 done
 
-# Each job of an array does its share of the tasks.
+# Each job of an array begins at another task.
 share=()
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
     share=(--task-index "$((SLURM_ARRAY_TASK_ID - ${SLURM_ARRAY_TASK_MIN:-0}))" --task-count "$SLURM_ARRAY_TASK_COUNT")

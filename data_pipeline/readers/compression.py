@@ -1,50 +1,117 @@
 """Open files, decompressed where their suffix says so."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES, is_compressed
 
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
+# Messages of zlib and zstd about memory; the other libraries raise MemoryError.
+NO_MEMORY = ("Error -4 ", "Allocation error", "not enough memory")
+LONG_WINDOW = "Frame requires too much memory"
 
 
 class DamagedFileError(Exception):
-    """A compressed file ends early or is damaged; what was read before is good."""
+    """The content of a file is broken from some place on; what was read before is good.
+
+    Attributes:
+        missing: what was not read, as far as known.
+    """
+
+    def __init__(self, why: str, missing: str) -> None:
+        super().__init__(why)
+        self.missing = missing
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """The content of a file, decompressed.
+
+    Attributes:
+        content: reads it.
+        stored: reads the file as it is on the disk; the same as `content` unless it is compressed.
+    """
+
+    path: Path
+    content: BinaryIO
+    stored: BinaryIO
+
+    def require_end(self, position: int) -> None:
+        """Check that the content, which seems to end at `position`, does not go on.
+
+        Raises:
+            ReadError: a plain file is longer. DamagedFileError: there are bytes after the end of the compressed content.
+        """
+        size = os.fstat(self.stored.fileno()).st_size
+        if not is_compressed(self.path):
+            if position < size:
+                raise ReadError.differs(str(self.path), f"it ended at byte {position:,} of {size:,}")
+        elif (read := self.stored.tell()) < size:
+            why = f"the {FORMAT_NAMES[self.path.suffix.lower()]} stream ends at byte {read:,} of {size:,}"
+            raise DamagedFileError(why, _unread(read, size))
 
 
 @contextmanager
-def open_decompressed(path: Path, start: int = 0) -> Iterator[BinaryIO]:
+def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
     """The content of a file from byte `start` on; for `.gz .zst .xz .bz2`, of what is inside.
 
     Raises:
-        DamagedFileError: while it is read.
+        DamagedFileError: while it is read. OSError, MemoryError: the system reported a failure.
     """
+    with path.open("rb") as stored:
+        size = os.fstat(stored.fileno()).st_size
+        with _decompressed(path, stored, size) as content:
+            try:
+                if content.seekable():
+                    content.seek(start)
+                else:
+                    _skip(content, start)
+                yield OpenFile(path, content, stored)
+            except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+                # What damaged content raises has no error number, failures that the system reported have one.
+                if not is_compressed(path) or getattr(error, "errno", None) is not None:
+                    raise
+                raise _judged(path, error, stored.tell(), size) from error
+
+
+def _decompressed(path: Path, stored: BinaryIO, size: int) -> AbstractContextManager[BinaryIO]:
     openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstandard}
-    try:
-        with openers.get(path.suffix.lower(), io.open)(path, "rb") as file:
-            if file.seekable():
-                file.seek(start)
-            else:
-                _skip(file, start)
-            yield cast(BinaryIO, file)
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        # bz2 and Arrow's zstd report damage as an OSError without a number; all others come from the system.
-        if error.errno is not None or not is_compressed(path):
-            raise
-        raise _damaged(path, error) from error
+    # An empty file holds nothing, in whatever format; only some of the libraries say so.
+    if not is_compressed(path) or not size:
+        return _as_it_is(stored)
+    return cast("AbstractContextManager[BinaryIO]", openers[path.suffix.lower()](stored, "rb"))
 
 
-def _damaged(path: Path, error: Exception) -> DamagedFileError:
-    return DamagedFileError(f"the {FORMAT_NAMES[path.suffix.lower()]} stream ends early or is damaged ({error})")
+@contextmanager
+def _as_it_is(stored: BinaryIO) -> Iterator[BinaryIO]:
+    yield stored
+
+
+def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
+    """What an exception of a decompression library means."""
+    name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
+    if LONG_WINDOW in message:
+        why = "the zst stream has a window of more than 128 MB; pack it again without --long, or with --long=27"
+        return DamagedFileError(why, _unread(read, size))
+    if any(words in message for words in NO_MEMORY):
+        return ReadError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+    return DamagedFileError(f"the {name} stream ends early or is damaged ({error})", _unread(read, size))
+
+
+def _unread(read: int, size: int) -> str:
+    left = size - read
+    return f"what the last {left:,} of its {size:,} bytes hold" if left else "what would follow the end of the file"
 
 
 def _skip(file: BinaryIO, num_bytes: int) -> None:
@@ -53,8 +120,8 @@ def _skip(file: BinaryIO, num_bytes: int) -> None:
 
 
 @contextmanager
-def _open_zstandard(path: Path, mode: str) -> Iterator[BinaryIO]:
+def _open_zstandard(stored: BinaryIO, mode: str) -> Iterator[BinaryIO]:
     import pyarrow
 
-    with path.open(mode) as packed, pyarrow.CompressedInputStream(packed, "zstd") as stream:
+    with pyarrow.CompressedInputStream(stored, "zstd") as stream:
         yield io.BufferedReader(stream, SKIPPED_BYTES)

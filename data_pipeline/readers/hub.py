@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, ReadError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ def open_dataset(value: str) -> "Dataset":
     """The split that an `--input` value names: `hf:NAME[:CONFIG][@SPLIT]`, or the folder of a saved dataset.
 
     Raises:
-        DataError: no such dataset or split.
+        DataError: no such dataset or split. ReadError: the system reported a failure.
     """
     import datasets
 
@@ -37,6 +37,8 @@ def open_dataset(value: str) -> "Dataset":
         saved = dataset_folder(value) is not None
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library raises its own exceptions, the hub's, and many built-in ones
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise ReadError.of(error, name) from error
         raise DataError(f"--input {value}: {type(error).__name__}: {error}") from error
     return _pick_split(value, loaded, split)
 

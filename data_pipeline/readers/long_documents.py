@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import open_decompressed
 
 LONG_BYTES = 8 << 20
@@ -38,6 +39,7 @@ class LongText:
 
     Raises (while it is read):
         Utf8Error: it is not UTF-8. ValueError: it is not the inside of a JSON string. DamagedFileError: the file is damaged.
+        OSError, MemoryError: the system reported a failure. ReadError: the file is shorter than before.
     """
 
     path: Path
@@ -54,10 +56,14 @@ class LongText:
         with open_decompressed(self.path, self.start) as file:
             while self.stop is None or position < self.stop:
                 wanted = CHUNK_BYTES if self.stop is None else min(CHUNK_BYTES, self.stop - position)
-                if not (block := file.read(wanted)):
-                    return
+                if not (block := file.content.read(wanted)):
+                    break
                 position += len(block)
                 yield block
+            if self.stop is None:
+                file.require_end(position)
+            elif position < self.stop:
+                raise ReadError.differs(str(self.path), f"it ended at byte {position:,}, before {self.stop:,}")
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ class LongLine:
 
     Attributes:
         num_bytes: length of the line.
+        ends: whether it ends with a line end, and not with the file.
         is_blank: whether there is nothing on it.
     """
 
@@ -160,6 +167,7 @@ class LongLine:
         self._long: dict[str, LongText] = {}
         # Placeholder of a string that was left out; no text contains it by chance.
         self._name = uuid.uuid4().hex
+        self.ends = False
         self.num_bytes = self._read(file, first, start) - start
         self.is_blank = not self._short.strip()
 
@@ -198,6 +206,7 @@ class LongLine:
                         i += 1
             start += len(block)
             if block.endswith(b"\n"):
+                self.ends = True
                 break
         if string is not None:
             self._short += string.kept

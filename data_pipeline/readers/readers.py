@@ -1,101 +1,114 @@
 """Read the text values of a file range, record by record.
 
-Readers yield what they find: values, which `data_pipeline.documents` checks, and records that are rejected already. Memory
-is constant: one record or one batch of rows at a time, and long texts stay in their files
-(`data_pipeline.readers.long_documents`). Parquet files and datasets yield whole values, so the largest one is in memory.
+Memory is constant: one record or one batch of rows at a time, and long texts stay in their files
+(`data_pipeline.readers.long_documents`).
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
-from itertools import chain
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO
 
-from data_pipeline.readers.compression import DamagedFileError, open_decompressed
-from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
+from data_pipeline.errors import ReadError
+from data_pipeline.readers.compression import DamagedFileError, OpenFile, open_decompressed
+from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange, is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
+from data_pipeline.readers.rows import read_dataset, read_parquet
+from data_pipeline.readers.values import BlankLine, Found, TextValue
 from data_pipeline.rejects import Cause, Rejection, missing_key
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from pyarrow import Scalar
-    from pyarrow.parquet import ParquetFile
-
-ROWS_PER_BATCH = 256
-BATCH_BYTES = 16 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class TextValue(NamedTuple):
-    """What a record holds under the text key, not checked yet.
-
-    Attributes:
-        content: any value of JSON or of a column, or a `LongText`.
-        number: line of the record within the file range, or its row in the file; None for a whole file.
-    """
-
-    content: object
-    number: int | None
-
-
-class BlankLine(NamedTuple):
-    """A line with nothing on it: no record, but it counts for line numbers."""
-
-    number: int
-
-
-Found = TextValue | BlankLine | Rejection
-
-
 def read_range(file_range: FileRange, text_key: str) -> Iterator[Found]:
-    """Everything that a file range holds, in order.
+    """Everything that a file range holds, in order. Content counts as broken when a second read finds the same.
 
     Raises:
-        FileNotFoundError, PermissionError: the file cannot be opened.
+        OSError, MemoryError: the system reported a failure. ReadError: two reads gave different content.
     """
+    count = 0
+    try:
+        for found in _read_once(file_range, text_key):
+            count += 1
+            yield found
+    except DamagedFileError as error:
+        _confirm(file_range, text_key, count, str(error))
+        yield Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing)
+
+
+def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
     if file_range.kind == "dataset":
-        yield from _read_dataset(file_range, text_key)
+        yield from read_dataset(file_range, text_key)
     elif file_range.kind == "parquet":
-        yield from _read_parquet(file_range, text_key)
+        yield from read_parquet(file_range, text_key)
+    elif file_range.kind == "lines":
+        with open_decompressed(Path(file_range.source)) as file:
+            yield from _read_lines(file, file_range, text_key)
     else:
-        try:
-            with open_decompressed(Path(file_range.source)) as file:
-                if file_range.kind == "lines":
-                    yield from _read_lines(file, file_range, text_key)
-                else:
-                    yield _read_text(file, file_range)
-        except DamagedFileError as error:
-            yield Rejection(Cause.BROKEN_FILE, None, str(error))
+        found = _read_text(file_range)
+        if isinstance(found, Rejection) and found != _read_text(file_range):
+            raise ReadError.differs(file_range.source, found.why)
+        yield found
 
 
-def _read_text(file: BinaryIO, file_range: FileRange) -> Found:
-    content = file.read(LONG_BYTES + 1)
-    start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
-    if len(content) > LONG_BYTES:
-        return TextValue(LongText(Path(file_range.source), start), None)
+def _confirm(file_range: FileRange, text_key: str, count: int, why: str) -> None:
+    """Read again a range that broke after `count` records."""
+    again = 0
+    try:
+        for _ in _read_once(file_range, text_key):
+            again += 1
+    except DamagedFileError as error:
+        if (again, str(error)) == (count, why):
+            return
+    raise ReadError.differs(file_range.source, why)
+
+
+def _read_text(file_range: FileRange) -> Found:
+    with open_decompressed(Path(file_range.source)) as file:
+        content = file.content.read(LONG_BYTES + 1)
+        start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
+        if len(content) > LONG_BYTES:
+            return TextValue(LongText(Path(file_range.source), start), None)
+        file.require_end(len(content))
     try:
         return TextValue(decode_utf8(content[start:]), None)
     except Utf8Error as error:
         return Rejection(Cause.NOT_UTF8, None, str(error))
 
 
-def _read_lines(file: BinaryIO, file_range: FileRange, text_key: str) -> Iterator[Found]:
-    position, number, stop = _first_line(file, file_range), 0, file_range.stop
-    while (stop is None or position < stop) and (line := file.readline(LONG_BYTES + 1)):
+def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterator[Found]:
+    packed = is_compressed(file.path)
+    position, number, stop = _first_line(file.content, file_range), 0, file_range.stop
+    while (stop is None or position < stop) and (line := file.content.readline(LONG_BYTES + 1)):
         number += 1
-        skipped = len(BYTE_ORDER_MARK) if position == 0 and line.startswith(BYTE_ORDER_MARK) else 0
-        if len(line) > LONG_BYTES and not line.endswith(b"\n"):
-            long = LongLine(Path(file_range.source), file, line[skipped:], position + skipped)
-            position += skipped + long.num_bytes
+        start = position + (len(BYTE_ORDER_MARK) if position == 0 and line.startswith(BYTE_ORDER_MARK) else 0)
+        is_long = len(line) > LONG_BYTES and not line.endswith(b"\n")
+        content = line[start - position :]
+        del line  # a document may take much memory: one copy is enough
+        if is_long:
+            long = LongLine(file.path, file.content, content, start)
+            position, ends = start + long.num_bytes, long.ends
             load = None if long.is_blank else partial(long.record, text_key)
         else:
-            position += len(line)
-            content = line[skipped:]
+            position, ends = start + len(content), content.endswith(b"\n")
             load = partial(_load_line, content) if content.strip() else None
-            del content
-        del line  # a document may take much memory: one copy is enough
-        yield _parse(load, text_key, number) if load else BlankLine(number)
+        if not ends and not packed:
+            file.require_end(position)
+        found = _parse(load, text_key, number) if load else BlankLine(number)
+        if isinstance(found, Rejection) and found.cause != Cause.MISSING_KEY and not packed:
+            _confirm_line(file, content, start)
+        del load, content
+        yield found
+    if stop is None or position < stop:
+        file.require_end(position)
+
+
+def _confirm_line(file: OpenFile, content: bytes, start: int) -> None:
+    """Read again the beginning of a line that is broken."""
+    if os.pread(file.stored.fileno(), len(content), start) != content:
+        raise ReadError.differs(str(file.path), f"at byte {start:,}")
 
 
 def _first_line(file: BinaryIO, file_range: FileRange) -> int:
@@ -130,77 +143,3 @@ def _parse(load: Callable[[], object], text_key: str, number: int) -> TextValue 
 
 def _load_line(line: bytes) -> object:
     return json.loads(decode_utf8(line.rstrip(b"\r\n")))
-
-
-def _read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file_range.source) as file:
-            groups = range(file_range.start, file.num_row_groups if file_range.stop is None else file_range.stop)
-            sizes = [file.metadata.row_group(i).num_rows for i in range(groups.stop)]
-            names = file.schema_arrow.names
-            if text_key not in names:
-                yield missing_key(text_key, None, names, count=sum(sizes[file_range.start :]))
-                return
-            row = sum(sizes[: file_range.start])
-            # One row group after the other, because the batch size depends on the size of its rows.
-            batches = chain.from_iterable(
-                file.iter_batches(batch_size=_rows_at_once(file, i, text_key), row_groups=[i], columns=[text_key])
-                for i in groups
-            )
-            for batch in batches:
-                yield from _column_values(map(_parquet_value, batch.column(0)), row)
-                row += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        yield Rejection(Cause.BROKEN_FILE, None, str(error).splitlines()[0])
-
-
-def _rows_at_once(file: "ParquetFile", group: int, column: str) -> int:
-    """Rows of a row group that hold about `BATCH_BYTES` of a column."""
-    found = file.metadata.row_group(group)
-    columns = (found.column(i) for i in range(found.num_columns))
-    num_bytes = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
-    return _rows_in_a_batch(found.num_rows, num_bytes)
-
-
-def _rows_in_a_batch(num_rows: int, num_bytes: int) -> int:
-    """Rows that hold about `BATCH_BYTES`, when all of them hold `num_bytes`."""
-    return max(1, min(ROWS_PER_BATCH, BATCH_BYTES * num_rows // max(1, num_bytes)))
-
-
-def _parquet_value(scalar: "Scalar") -> object:
-    """A value of a column; a string that is not UTF-8, which Parquet does not prevent, as bytes."""
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return bytes(scalar.as_buffer())
-
-
-def _column_values(values: Iterable[object], first_row: int) -> Iterator[TextValue]:
-    return (TextValue(value, row) for row, value in enumerate(values, start=first_row))
-
-
-def _read_dataset(file_range: FileRange, text_key: str) -> Iterator[Found]:
-    """The values of a Hugging Face dataset's text column, row by row."""
-    dataset = _opened_dataset(file_range.source)
-    start, stop = file_range.start, len(dataset) if file_range.stop is None else file_range.stop
-    if text_key not in dataset.column_names:
-        yield missing_key(text_key, None, dataset.column_names, count=stop - start)
-        return
-    row, part = start, dataset.select_columns([text_key]).select(range(start, stop))
-    for batch in part.iter(batch_size=_rows_in_a_batch(part.data.num_rows, part.data.nbytes)):
-        values = batch[text_key]
-        yield from _column_values(values, row)
-        row += len(values)
-
-
-@cache
-def _opened_dataset(name: str) -> "Dataset":
-    """Each process opens a dataset once; only its name is sent to other processes."""
-    from data_pipeline.readers.hub import open_dataset
-
-    return open_dataset(name)

@@ -1,8 +1,8 @@
 """From inputs to the shards of a prepared folder, in phases.
 
-`start` makes what every task needs (the tokenizer, the decisions about duplicates), `tokens` does the tasks, or one share of
-them, and `join` (`data_pipeline.tasks.join`) puts their shards together. Each phase does only what is missing in the work
-folder.
+`start` makes what every task needs (the tokenizer, the decisions about duplicates), `tokens` does the tasks, and `join`
+(`data_pipeline.tasks.join`) puts their shards together. Each phase does only what is missing in the work folder. Several processes
+may run `tokens` at once.
 """
 
 from collections.abc import Sequence
@@ -10,51 +10,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.atomic_files import write_atomic
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
 from data_pipeline.manifest import TokenizerInfo, sha256_of
-from data_pipeline.readers.file_ranges import is_compressed
 from data_pipeline.readers.inputs import Input
-from data_pipeline.rejects import Cause, wrong_key
+from data_pipeline.rejects import wrong_key
+from data_pipeline.tasks.addresses import content_address, software
+from data_pipeline.tasks.completeness import lacks_the_key, no_text
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
-from data_pipeline.tasks.processes import run_tasks
-from data_pipeline.tasks.report import Progress, say_method
+from data_pipeline.tasks.report import say_method
+from data_pipeline.tasks.results import DigestJob, ResultJob
 from data_pipeline.tasks.sampling import HashSample, SampleJob
+from data_pipeline.tasks.sharing import do_tasks
 from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
-from data_pipeline.tasks.work import DECISIONS, SAMPLES, SIGNATURES, TOKENS, remove_partial, require_space
-from data_pipeline.tokenizers.tokenizers import (
-    BYTES_FILE_CONTENT,
-    TOKENIZER_SUFFIXES,
-    find_tokenizer_file,
-    load_tokenizer,
-)
+from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, require_space, result_folder
+from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 
 Phase = Literal["all", "start", "tokens", "join"]
 # Ordinary text has three to five bytes per token; the lower figure gives the larger estimate of the space needed.
 ASSUMED_BYTES_PER_TOKEN = 3
-# Files with the content addresses of the trained tokenizer and of the decisions about duplicates.
-TRAINED_ADDRESS = "tokenizer.address"
-DECIDED_ADDRESS = "decisions.address"
 
 
 @dataclass(frozen=True)
 class Share:
-    """Every `count`-th task from `index` on: the part of one of several machines."""
+    """Where one of several machines begins: all of them do tasks until none is left.
+
+    Attributes:
+        index, count: it begins `index / count` of the way through the tasks.
+    """
 
     index: int = 0
     count: int = 1
 
-    def of(self, tasks: Sequence[Task]) -> list[Task]:
-        """The share's tasks."""
-        return list(tasks[self.index :: self.count])
-
-    def __str__(self) -> str:
-        return f"{self.index}-of-{self.count}"
+    def in_order(self, tasks: Sequence[Task]) -> list[Task]:
+        """All tasks, in the order in which this machine looks at them."""
+        begin = len(tasks) * self.index // self.count
+        return [*tasks[begin:], *tasks[:begin]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Build:
         workers: number of processes.
     """
 
-    work: Path
+    work: Work
     inputs: Sequence[Input]
     options: Options
     workers: int
@@ -77,33 +72,32 @@ class Build:
         Raises:
             DataError: no usable text, or a vocabulary size that does not fit the text.
         """
-        options = self.options
-        if options.uses_bytes:
-            self._place_tokenizer(".bytes", BYTES_FILE_CONTENT)
-        elif options.tokenizer:
-            source = find_tokenizer_file(options.tokenizer)
-            self._place_tokenizer(source.suffix, source.read_bytes())
-        elif not self._is_trained(tasks):
-            require_space(self.work, self._estimate(options.vocab_size))
+        if self.options.tokenizer:
+            self._place_tokenizer()
+        else:
             self._train(tasks)
-        self._find_duplicates(tasks)
+        if self.options.duplicates != "keep":
+            self._find_duplicates(tasks)
 
     def tokens(self, tasks: Sequence[Task], share: Share) -> None:
-        """Do the tasks of a share that are not done.
+        """Do the tasks that are not done; returns when all are, by this process or others.
 
         Raises:
-            DataError: a record was rejected under `strict`, a worker died, or the disk has too little space.
+            DataError: a record was rejected under `strict`, tasks were set aside, or the disk has too little space.
         """
         job = self.token_job(tasks)
         say_method(job.tokenizer_file)
-        remove_partial(self.work, {task.number for task in share.of(tasks)})
-        missing = [task for task in share.of(tasks) if not job.record(task)]
+        self.compare(job, tasks)
+        missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
         left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
-        require_space(self.work, int(left * self._estimate(job.vocab_size)))
-        progress = Progress("tokenizing", self._expected_text_bytes(missing), len(missing), len(share.of(tasks)))
-        for _ in run_tasks(job, missing, self.workers, progress.update):
-            progress.task_done()
-        progress.close()
+        require_space(self.work.folder, int(left * self._estimate(job.vocab_size)))
+        do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
+
+    def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:
+        """Read the documents of the finished tasks whose files have other modification times than when they were done."""
+        if unsure := [task for task in tasks if job.needs_comparison(task)]:
+            verb = "comparing with finished tasks"
+            do_tasks(self.work, DigestJob(self.work.folder, self.options), unsure, len(unsure), self.workers, verb)
 
     def token_job(self, tasks: Sequence[Task]) -> TokenJob:
         """The job of the tokenizer in the work folder.
@@ -111,80 +105,89 @@ class Build:
         Raises:
             DataError: there is none, or it was trained on other inputs.
         """
-        if not self.options.tokenizer and not self._is_trained(tasks):
-            raise DataError(f"{self.work} has no tokenizer for these inputs and options yet; run --stage start first")
-        deduplicate = self.options.duplicates != "keep"
-        if deduplicate and not self._are_decided(tasks):
+        folder = self._tokenizer_folder(tasks)
+        if folder is None or not folder.is_dir():
             raise DataError(
-                f"{self.work} has no decisions about duplicates in these inputs yet; run --stage start first"
+                f"{self.work.folder} has no tokenizer for these inputs and options yet; run --stage start first"
             )
-        path = find_tokenizer_file(self.work)
+        decisions = None
+        if self.options.duplicates != "keep":
+            decisions = self._decisions_folder(tasks)
+            if decisions is None or not decisions.is_dir():
+                raise DataError(
+                    f"{self.work.folder} has no decisions about duplicates in these inputs yet; run --stage start first"
+                )
+        path = find_tokenizer_file(folder)
         tokenizer, vocab_size = describe_tokenizer(path)
-        decisions = self.work / DECISIONS if deduplicate else None
-        return TokenJob(self.work / TOKENS, path, tokenizer, vocab_size, self.options, decisions)
+        return TokenJob(self.work.folder, self.options, path, tokenizer, vocab_size, decisions)
 
-    def _place_tokenizer(self, suffix: str, content: bytes) -> None:
-        for other in TOKENIZER_SUFFIXES:
-            if other != suffix:
-                (self.work / f"tokenizer{other}").unlink(missing_ok=True)
-        path = self.work / f"tokenizer{suffix}"
-        if not path.is_file() or path.read_bytes() != content:
-            write_atomic(path, content)
+    def _tokenizer_folder(self, tasks: Sequence[Task]) -> Path | None:
+        """Where the tokenizer is or will be; None while the documents that it is trained on have not been read."""
+        parent = self.work.folder / TOKENIZERS
+        if self.options.tokenizer:
+            return parent / content_address(self.options.record()["tokenizer_sha256"])
+        corpus = self._corpus(tasks)
+        return corpus and parent / content_address(corpus, self.options.of_training(), software("sentencepiece"))
+
+    def _decisions_folder(self, tasks: Sequence[Task]) -> Path | None:
+        """Where the decisions are or will be; None while the documents have not been read."""
+        corpus = self._corpus(tasks)
+        return corpus and self.work.folder / DECISIONS / content_address(
+            corpus, self.options.of_documents(), software("rensa")
+        )
+
+    def _corpus(self, tasks: Sequence[Task]) -> str | None:
+        """Hash of all documents, in order; None while some have not been read."""
+        job = DigestJob(self.work.folder, self.options)
+        digests = [job.digest(task) for task in tasks]
+        return None if None in digests else content_address([task.identity for task in tasks], digests)
+
+    def _place_tokenizer(self) -> None:
+        suffix, content = ".bytes", BYTES_FILE_CONTENT
+        if not self.options.uses_bytes:
+            source = find_tokenizer_file(self.options.tokenizer)
+            suffix, content = source.suffix, source.read_bytes()
+        folder = self._tokenizer_folder([])
+        if not folder.is_dir():
+            with result_folder(folder, lambda: True) as partial:
+                (partial / f"tokenizer{suffix}").write_bytes(content)
 
     def _train(self, tasks: Sequence[Task]) -> None:
         """Train a tokenizer on a sample of the training split."""
-        job = SampleJob(self.work / SAMPLES, self.options)
+        if (folder := self._tokenizer_folder(tasks)) and folder.is_dir():
+            return
+        job = SampleJob(self.work.folder, self.options)
+        require_space(self.work.folder, self._estimate(self.options.vocab_size))
         self._do_missing("reading for the tokenizer", job, tasks)
+        folder = self._tokenizer_folder(tasks)
+        if folder.is_dir():
+            return
         sample, counts = HashSample(), []
         for result in map(job.result, tasks):
             counts.append(result.counts)
             for document in result.documents:
                 sample.add(document)
         require_text(CorpusCounts(tasks, counts), self.options)
-        (self.work / TRAINED_ADDRESS).unlink(missing_ok=True)
-        path = self.work / "tokenizer.model"
-        train_sentencepiece(sample.texts(), self.options.vocab_size, path, self.options.model_type)
-        write_atomic(self.work / TRAINED_ADDRESS, self._training_address(tasks))
+        with result_folder(folder, lambda: True) as partial:
+            train_sentencepiece(
+                sample.texts(), self.options.vocab_size, partial / "tokenizer.model", self.options.model_type
+            )
 
     def _find_duplicates(self, tasks: Sequence[Task]) -> None:
-        if self.options.duplicates == "keep" or self._are_decided(tasks):
+        if (folder := self._decisions_folder(tasks)) and folder.is_dir():
             return
-        job = SignatureJob(self.work / SIGNATURES, self.options)
+        job = SignatureJob(self.work.folder, self.options)
         self._do_missing("looking for duplicates", job, tasks)
-        (self.work / DECIDED_ADDRESS).unlink(missing_ok=True)
-        find_duplicates(job, tasks, self.work / DECISIONS)
-        write_atomic(self.work / DECIDED_ADDRESS, self._address(tasks, self.options.of_documents()))
+        folder = self._decisions_folder(tasks)
+        if not folder.is_dir():
+            with result_folder(folder, lambda: True) as partial:
+                find_duplicates(job, tasks, partial)
 
-    def _do_missing(self, verb: str, job: SampleJob | SignatureJob, tasks: Sequence[Task]) -> None:
+    def _do_missing(self, verb: str, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Do the tasks that are not done."""
-        remove_partial(self.work, {task.number for task in tasks})
+        self.compare(job, tasks)
         missing = [task for task in tasks if not job.is_done(task)]
-        progress = Progress(verb, self._expected_text_bytes(missing), len(missing), len(tasks))
-        for _ in run_tasks(job, missing, self.workers, progress.update):
-            progress.task_done()
-        progress.close()
-
-    def _are_decided(self, tasks: Sequence[Task]) -> bool:
-        path = self.work / DECIDED_ADDRESS
-        return path.is_file() and path.read_text() == self._address(tasks, self.options.of_documents())
-
-    def _training_address(self, tasks: Sequence[Task]) -> str:
-        return self._address(tasks, self.options.of_training())
-
-    def _address(self, tasks: Sequence[Task], settings: object) -> str:
-        """Content address of a result that depends on all tasks."""
-        return Task(0, 0, (), "".join(task.identity for task in tasks)).address(settings)
-
-    def _is_trained(self, tasks: Sequence[Task]) -> bool:
-        path = self.work / TRAINED_ADDRESS
-        exists = path.is_file() and (self.work / "tokenizer.model").is_file()
-        return exists and path.read_text() == self._training_address(tasks)
-
-    def _expected_text_bytes(self, tasks: Sequence[Task]) -> int | None:
-        """Bytes on disk as an estimate of the bytes of text; None where files are compressed."""
-        kinds = {each.kind for task in tasks for each in task.ranges}
-        compressed = any(is_compressed(Path(each.source)) for task in tasks for each in task.ranges)
-        return None if compressed or kinds & {"parquet", "dataset"} else sum(task.num_bytes for task in tasks)
+        do_tasks(self.work, job, missing, len(tasks), self.workers, verb)
 
     def _estimate(self, vocab_size: int) -> int:
         text_bytes = sum(found.num_bytes for found in self.inputs)
@@ -206,11 +209,9 @@ def require_text(counts: CorpusCounts, options: Options) -> None:
     """Raise DataError when the inputs hold no document."""
     if counts.accepted:
         return
-    unread = {Cause.MISSING_KEY, Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.BROKEN_FILE}
-    if counts.rejected[Cause.MISSING_KEY] and set(counts.rejected) <= unread:  # others had the key
+    if lacks_the_key(counts):
         raise wrong_key(options.text_key, counts.other_keys)
-    rejected = ", ".join(f"{count} {cause}" for cause, count in counts.rejected.items())
-    raise DataError(f"the inputs hold no usable text ({rejected or 'no records at all'})")
+    raise no_text(counts)
 
 
 def describe_tokenizer(path: Path) -> tuple[TokenizerInfo, int]:

@@ -7,20 +7,23 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from data_pipeline.dedup import CAUSES
+from data_pipeline.dedup import Decisions
 from data_pipeline.documents import Document
+from data_pipeline.errors import DataError, ReadError
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
 from data_pipeline.rejects import RecordCounter
-from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.processes import Report
 from data_pipeline.tasks.reading import new_digest, task_documents
-from data_pipeline.tasks.task import Task
+from data_pipeline.tasks.results import ResultJob
+from data_pipeline.tasks.task import Task, require_unmodified, task_name
 from data_pipeline.tasks.task_records import RECORD_NAME, RecordCounts, ShardInfo, TaskRecord, read_task_record
-from data_pipeline.tasks.work import task_folder, task_name
+from data_pipeline.tasks.work import DECISIONS, SIGNATURES, TOKENS, result_folder
 from data_pipeline.tokenizers.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
@@ -28,54 +31,63 @@ BATCH_DOCUMENTS = 512
 SHARD_SUFFIXES = (".bin", ".idx")
 
 
+# The packages that decide the tokens, by the kind of the tokenizer.
+ENCODERS = {"sentencepiece": ("sentencepiece",), "huggingface": ("tokenizers",), "bytes": ()}
+
+
 @dataclass(frozen=True)
-class TokenJob:
+class TokenJob(ResultJob):
     """Tokenises one task at a time. Everything that decides the content of the shards is part of a task's address.
 
     Attributes:
-        folder: the tasks write to `folder/NUMBER`.
         decisions: folder of the decisions about duplicates; None when all are kept.
     """
 
-    folder: Path
     tokenizer_file: Path
     tokenizer: TokenizerInfo
     vocab_size: int
-    options: Options
     decisions: Path | None = None
+    kind: ClassVar[str] = TOKENS
 
     def address(self, task: Task) -> str:
         """Content address of a task's output."""
         decisions = hashlib.blake2b(self._decisions(task), digest_size=16).hexdigest()
-        return task.address([self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions])
+        settings = [self.tokenizer.model_dump(), self.vocab_size, self.options.of_documents(), decisions]
+        return content_address(task.identity, settings, software(*ENCODERS[self.tokenizer.kind]))
 
     def __call__(self, task: Task, report: Report) -> TaskRecord:
         """Write the task's folder of shards, all or nothing; returns its record."""
-        with task_folder(self.folder, task.number) as folder:
+        final = self.path(task)
+        with result_folder(final, lambda: read_task_record(final, record.address, record.digest) is not None) as folder:
             record = self._write(task, folder, report)
             (folder / RECORD_NAME).write_text(record.model_dump_json(), encoding="utf-8")
+            require_unmodified(task)
+        self.digests.keep(task, record.digest)
         return record
 
     def _decisions(self, task: Task) -> bytes:
-        """Which of the task's documents are duplicates, one byte per document; empty when all are kept."""
+        """Which of the task's documents are duplicates, see `Decisions`; empty when all are kept."""
         return (self.decisions / task_name(task.number)).read_bytes() if self.decisions else b""
+
+    def result_digest(self, task: Task) -> str | None:
+        """See `ResultJob`."""
+        record = read_task_record(self.path(task), self.address(task))
+        return record.digest if record else None
 
     def record(self, task: Task) -> TaskRecord | None:
         """The record of a task that is finished, else None."""
-        return read_task_record(self.folder / task_name(task.number), self.address(task))
+        digest = self.digests.digest(task)
+        return digest and read_task_record(self.path(task), self.address(task), digest)
 
     def _write(self, task: Task, folder: Path, report: Report) -> TaskRecord:
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
-        digest, decisions = new_digest(), self._decisions(task)
+        digest = new_digest()
+        documents = self._without_duplicates(task, documents, counter, digest)
         tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
         shards: dict[str, _Shard] = {}
         with ExitStack() as stack:
-            for i, document in enumerate(documents):
-                digest.update(document.digest)
-                if decisions and decisions[i]:
-                    counter.reject_last_accepted(CAUSES[decisions[i]], f"digest {document.digest.hex()}")
-                    continue
+            for document in documents:
                 split = options.split_of(document)
                 if split not in shards:
                     writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
@@ -86,6 +98,43 @@ class TokenJob:
         infos = {split: shard.describe(folder / split) for split, shard in sorted(shards.items())}
         return TaskRecord(
             address=self.address(task), digest=digest.hexdigest(), counts=RecordCounts.of(counter), shards=infos
+        )
+
+    def _without_duplicates(
+        self, task: Task, documents: Iterable[Document], counter: RecordCounter, digest: "hashlib.blake2b"
+    ) -> Iterator[Document]:
+        """The documents that are no duplicates. `digest` is updated with those of all documents.
+
+        Raises:
+            ReadError, DataError: the documents are not those that were decided about.
+        """
+        decisions, count = Decisions(self._decisions(task)), 0
+        for document in documents:
+            digest.update(document.digest)
+            if self.decisions:
+                if decisions.digest(count) != document.digest:
+                    raise self._other_documents(task, decisions, counter)
+                if cause := decisions.cause(count):
+                    counter.reject_last_accepted(cause, f"digest {document.digest.hex()}")
+                    count += 1
+                    continue
+            count += 1
+            yield document
+        if self.decisions and count < len(decisions):
+            raise self._other_documents(task, decisions, counter)
+
+    def _other_documents(self, task: Task, decisions: Decisions, counter: RecordCounter) -> Exception:
+        """The error for documents other than those that were decided about: which of the two reads was wrong?"""
+        file_range = task.ranges[len(counter.lines) - 1]
+        options = self.options
+        again = task_documents(task, RecordCounter(), options.text_key, options.filters)
+        found = [document.digest for document in again]
+        if found == [decisions.digest(i) for i in range(len(decisions))]:
+            return ReadError.differs(file_range.source, f"at {file_range.place(counter.last)}")
+        return DataError(
+            f"{file_range.place(counter.last)}: the duplicates were decided by other documents than the file holds now; remove "
+            f"{self.work / SIGNATURES} and {self.work / DECISIONS}, then run the same command again, with several machines "
+            "from --stage start on"
         )
 
 

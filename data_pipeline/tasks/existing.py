@@ -6,6 +6,7 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files, load_manifest
 from data_pipeline.readers.inputs import Input
+from data_pipeline.tasks.completeness import unaccepted
 from data_pipeline.tasks.join import input_digest
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.reading import read_digest
@@ -33,6 +34,10 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
     manifest = load_manifest(output)
     if difference := _difference(output, manifest, inputs, options):
         raise DataError(f"{output} is already prepared, but {difference}; {_remedy(output, manifest, options)}")
+    if problem := unaccepted(manifest, options):
+        raise DataError(
+            f"{output} is already prepared, but {problem}, or repair the inputs and replace it with --overwrite"
+        )
     check_files(output, manifest)
     return True
 

@@ -7,51 +7,70 @@ from hashlib import blake2b
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import TRAIN, FileInfo, InputInfo, Manifest, SplitInfo, sha256_of, write_manifest
+from data_pipeline.manifest import (
+    MANIFEST_NAME,
+    TRAIN,
+    FileInfo,
+    InputInfo,
+    Manifest,
+    SplitInfo,
+    sha256_of,
+    write_manifest,
+)
 from data_pipeline.packing.pack_plan import plan_files, write_plan
 from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
+from data_pipeline.tasks.completeness import require_complete
+from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
-from data_pipeline.tasks.task import Task, cut_into_tasks
+from data_pipeline.tasks.task import Task, cut_into_tasks, task_name
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
-from data_pipeline.tasks.work import JOINED, REPLACED, TOKENS, task_name
+from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     """Write `output` from the finished tasks of a work folder, all or nothing.
 
     Raises:
-        DataError: tasks are missing, an input has changed since its task was done, or a split has no row.
+        DataError: tasks are missing, an input has changed since its task was done, a split has no row, or the inputs were
+            not read completely, see `require_complete`.
     """
     # The manifest's modification time: an input that changes from here on is newer.
     inputs_read = time.time_ns()
     tasks = cut_into_tasks(build.inputs)
-    done = _require_all_done(build, tasks)
+    job = build.token_job(tasks)
+    build.compare(job, tasks)
+    done = _require_all_done(job, tasks)
     counts = CorpusCounts(tasks, (record.counts for record in done))
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
-    folder = build.work / JOINED
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    job = build.token_job(tasks)
+    require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
+    with partial_folder(build.work.folder / JOINED) as folder:
+        manifest = _write_output(build, job, folder, tasks, done, counts)
+        write_manifest(folder, manifest, inputs_read)
+    (build.work.folder / JOINED_MANIFEST).write_text(sha256_of(folder / MANIFEST_NAME))
+    replace_folder(folder, output, build.work.folder / REPLACED)
+    return manifest, counts
+
+
+def _write_output(
+    build: Build, job: TokenJob, folder: Path, tasks: Sequence[Task], done: Sequence[TaskRecord], counts: CorpusCounts
+) -> Manifest:
+    """Everything but the manifest, which is returned."""
     _link(job.tokenizer_file, folder / job.tokenizer.file)
-    manifest = Manifest(
+    return Manifest(
         tokenizer=job.tokenizer,
         vocab_size=job.vocab_size,
         seq_len=build.options.seq_len,
         packing=build.options.packing,
-        splits={split: _join_split(build, folder, split, tasks, done) for split in build.options.splits},
+        splits={split: _join_split(build, job, folder, split, tasks, done) for split in build.options.splits},
         inputs=_describe_inputs(build, tasks, done),
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
     )
-    write_manifest(folder, manifest, inputs_read)
-    replace_folder(folder, output, build.work / REPLACED)
-    return manifest, counts
 
 
-def _require_all_done(build: Build, tasks: Sequence[Task]) -> list[TaskRecord]:
-    job = build.token_job(tasks)
+def _require_all_done(job: TokenJob, tasks: Sequence[Task]) -> list[TaskRecord]:
     found = [job.record(task) for task in tasks]
     missing = [task.number for task, record in zip(tasks, found, strict=True) if record is None]
     if missing:
@@ -71,7 +90,9 @@ def _require_none_rejected(counts: CorpusCounts, options: Options) -> None:
         )
 
 
-def _join_split(build: Build, folder: Path, split: str, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> SplitInfo:
+def _join_split(
+    build: Build, job: TokenJob, folder: Path, split: str, tasks: Sequence[Task], done: Sequence[TaskRecord]
+) -> SplitInfo:
     """Link a split's shards into the folder, plan its rows, and describe its files."""
     shards, files = [], {}
     for task, record in zip(tasks, done, strict=True):
@@ -80,7 +101,7 @@ def _join_split(build: Build, folder: Path, split: str, tasks: Sequence[Task], d
         shards.append(f"{split}-{task_name(task.number)}")
         for suffix, info in record.shards[split].files.items():
             files[shards[-1] + suffix] = info
-            _link(build.work / TOKENS / task_name(task.number) / (split + suffix), folder / (shards[-1] + suffix))
+            _link(job.path(task) / (split + suffix), folder / (shards[-1] + suffix))
     infos = [record.shards[split] for record in done if split in record.shards]
     documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
     options = build.options

@@ -27,6 +27,9 @@ class Options:
         filters: which documents are left out.
         duplicates: whether documents that came before are left out: "keep" none, "exact" those of equal text, "near" also
             those that MinHash finds similar.
+        accept_broken_files: write the output although a file is broken or an input gives no document.
+        max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
+            output, not what it is.
     """
 
     text_key: str
@@ -39,6 +42,8 @@ class Options:
     strict: bool
     filters: ActiveFilters = field(default_factory=ActiveFilters)
     duplicates: Duplicates = "keep"
+    accept_broken_files: bool = False
+    max_rejected: float = 0.01
 
     def record(self) -> dict[str, str | Limit | None]:
         """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""

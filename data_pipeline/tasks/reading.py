@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from data_pipeline.documents import Document, build_document
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, ReadError
 from data_pipeline.filters import ActiveFilters
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.readers import BlankLine, read_range
@@ -22,8 +22,9 @@ def task_documents(
     """Every usable document of a task that the filters keep, in order; `counter` counts them and the rejected records.
 
     Raises:
-        DataError: a file cannot be read, the corpus begins with too many records without the text key, or a record is
-            rejected under `strict`. What filters leave out is not an error.
+        ReadError: the system reported a failure, or a file read differently the second time.
+        DataError: the corpus begins with too many records without the text key, or a record is rejected under `strict`.
+            What filters leave out is not an error.
     """
     for file_range in task.ranges:
         counter.begin_range()
@@ -37,8 +38,22 @@ def task_documents(
                 counter.reject(item)
                 if counter.key_is_wrong:
                     raise wrong_key(text_key, counter.other_keys)
-        except (FileNotFoundError, PermissionError) as error:
-            raise DataError(f"cannot read {file_range.source}: {error.strerror}") from error
+        except (OSError, MemoryError) as error:
+            raise ReadError.of(error, file_range.source, _progress(file_range, counter.last)) from error
+
+
+def _progress(file_range: FileRange, last: int | None) -> str:
+    """How far a range was read, for messages."""
+    if file_range.kind == "text":
+        return ""
+    unit, start = {"lines": ("line", "byte"), "parquet": ("row", "row group"), "dataset": ("row", "row")}[
+        file_range.kind
+    ]
+    if last is None:
+        return f"before the first {unit} from {start} {file_range.start:,} on"
+    # Rows are numbered from the beginning of the file, lines from that of the range.
+    counted = f" from byte {file_range.start:,} on" if file_range.kind == "lines" and file_range.start else ""
+    return f"after {unit} {last:,}{counted}"
 
 
 def _range_documents(
@@ -46,8 +61,10 @@ def _range_documents(
 ) -> Iterator[Document | Rejection]:
     """The documents that the filters keep, counted, and the records that are broken, which are not counted yet."""
     for found in read_range(file_range, text_key):
-        if file_range.kind == "lines" and found.number is not None:
-            counter.lines[-1] = found.number
+        if found.number is not None:
+            counter.last = found.number
+            if file_range.kind == "lines":
+                counter.lines[-1] = found.number
         if isinstance(found, BlankLine):
             continue
         item = found if isinstance(found, Rejection) else build_document(found, text_key)

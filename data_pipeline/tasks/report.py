@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.rejects import Cause
 from data_pipeline.split_table import split_table
+from data_pipeline.tasks.completeness import describe_broken
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
@@ -47,6 +49,11 @@ class Progress:
     def task_done(self) -> None:
         """Count a task as done."""
         self._done += 1
+
+    def note(self, line: str) -> None:
+        """Print a line above the progress line."""
+        self._stream.write(f"\r\x1b[2K{line}\n" if self._is_terminal else f"{line}\n")
+        self._stream.flush()
 
     def close(self) -> None:
         """Print the final counts."""
@@ -102,4 +109,7 @@ def summary(manifest: Manifest, records: CorpusCounts, output: Path) -> str:
 def _rejections(records: CorpusCounts) -> Iterable[str]:
     for cause, count in records.rejected.most_common():
         yield f"left out, {cause}: {count:,}"
+        if cause == Cause.BROKEN_FILE:
+            yield from describe_broken(records.broken)
+            continue
         yield from (f"    {example}" for example in records.examples[cause])

@@ -5,15 +5,18 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from data_pipeline.documents import Document
 from data_pipeline.rejects import RecordCounter
-from data_pipeline.tasks.options import TRAIN, Options
+from data_pipeline.tasks.addresses import content_address, software
+from data_pipeline.tasks.options import TRAIN
 from data_pipeline.tasks.processes import Report
-from data_pipeline.tasks.reading import reported, task_documents
-from data_pipeline.tasks.task import Task
+from data_pipeline.tasks.reading import new_digest, reported, task_documents
+from data_pipeline.tasks.results import ResultJob
+from data_pipeline.tasks.task import Task, require_unmodified
 from data_pipeline.tasks.task_records import RecordCounts
-from data_pipeline.tasks.work import task_folder, task_name
+from data_pipeline.tasks.work import SAMPLES, result_folder
 
 SAMPLE_BYTES = 10_000_000
 # Of one document, so that a long one does not fill the sample.
@@ -76,42 +79,53 @@ class TaskSample:
 
 
 @dataclass(frozen=True)
-class SampleJob:
+class SampleJob(ResultJob):
     """Samples the training split of a task into a file of JSON lines: a header, then one document per line."""
 
-    folder: Path
-    options: Options
+    kind: ClassVar[str] = SAMPLES
 
     def address(self, task: Task) -> str:
         """Content address of a task's sample."""
-        return task.address(self.options.of_documents())
+        return content_address(task.identity, self.options.of_documents(), software())
 
     def __call__(self, task: Task, report: Report) -> None:
         """Write the task's sample, all or nothing."""
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
-        sample, num_bytes = HashSample(), 0
+        sample, num_bytes, digest = HashSample(), 0, new_digest()
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         for document in reported(documents, report):
             num_bytes += document.num_bytes
+            digest.update(document.digest)
             if options.split_of(document) == TRAIN:
                 sample.add(document)
-        counts = RecordCounts.of(counter).model_dump()
-        header = {"address": self.address(task), "num_bytes": num_bytes, "account": counts}
+        require_unmodified(task)
+        header = {
+            "address": self.address(task),
+            "digest": digest.hexdigest(),
+            "num_bytes": num_bytes,
+            "account": RecordCounts.of(counter).model_dump(),
+        }
         lines = [header, *([each.digest.hex(), each.num_bytes, each.text] for each in sample.documents())]
-        with task_folder(self.folder, task.number) as folder, _file(folder).open("w", encoding="utf-8") as file:
+        final = self.path(task)
+        with (
+            result_folder(final, lambda: self.result_digest(task) == digest.hexdigest()) as folder,
+            _file(folder).open("w", encoding="utf-8") as file,
+        ):
             file.writelines(f"{json.dumps(line)}\n" for line in lines)
+        self.digests.keep(task, digest.hexdigest())
 
-    def is_done(self, task: Task) -> bool:
-        """Whether the task's sample has been written."""
+    def result_digest(self, task: Task) -> str | None:
+        """See `ResultJob`."""
         try:
-            with _file(self.folder / task_name(task.number)).open(encoding="utf-8") as file:
-                return json.loads(file.readline())["address"] == self.address(task)
-        except (OSError, ValueError):
-            return False
+            with _file(self.path(task)).open(encoding="utf-8") as file:
+                header = json.loads(file.readline())
+            return header["digest"] if header["address"] == self.address(task) else None
+        except (OSError, ValueError, KeyError):
+            return None
 
     def result(self, task: Task) -> TaskSample:
         """The sample of a finished task."""
-        with _file(self.folder / task_name(task.number)).open(encoding="utf-8") as file:
+        with _file(self.path(task)).open(encoding="utf-8") as file:
             header = json.loads(file.readline())
             lines = map(json.loads, file)
             documents = [Document((text,), size, bytes.fromhex(digest)) for digest, size, text in lines]

@@ -6,60 +6,65 @@ The decision is taken by one process in the order of the corpus, so it does not 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic_files import write_atomic
-from data_pipeline.dedup import BANDS, SeenDocuments, band_keys
+from data_pipeline.dedup import BANDS, Decisions, SeenDocuments, band_keys
 from data_pipeline.rejects import RecordCounter
-from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.processes import Report
-from data_pipeline.tasks.reading import reported, task_documents
-from data_pipeline.tasks.task import Task
-from data_pipeline.tasks.work import task_folder, task_name
+from data_pipeline.tasks.reading import new_digest, reported, task_documents
+from data_pipeline.tasks.results import ResultJob
+from data_pipeline.tasks.task import Task, require_unmodified, task_name
+from data_pipeline.tasks.work import SIGNATURES, result_folder
 
 
 @dataclass(frozen=True)
-class SignatureJob:
+class SignatureJob(ResultJob):
     """Writes the signatures of a task's documents: their digests of 16 bytes and, for near duplicates, BANDS keys."""
 
-    folder: Path
-    options: Options
+    kind: ClassVar[str] = SIGNATURES
 
     def address(self, task: Task) -> str:
         """Content address of a task's signatures."""
-        return task.address(["signatures", self.options.of_documents()])
+        packages = ("rensa",) if self.options.duplicates == "near" else ()
+        return content_address(task.identity, self.options.of_documents(), software(*packages))
 
     def __call__(self, task: Task, report: Report) -> None:
         """Write the task's signatures, all or nothing."""
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
-        digests, bands = [], []
+        digests, bands, digest = [], [], new_digest()
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         for document in reported(documents, report):
             digests.append(document.digest)
+            digest.update(document.digest)
             if options.duplicates == "near":
                 bands.append(band_keys(document))
-        with task_folder(self.folder, task.number) as folder:
-            np.save(folder / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
-            np.save(folder / "bands.npy", np.array(bands, np.uint64).reshape(-1, BANDS))
-            (folder / "address").write_text(self.address(task))
+        require_unmodified(task)
+        with result_folder(self.path(task), lambda: self.result_digest(task) == digest.hexdigest()) as folder:
+            # Not np.save: its errors tell neither that the disk is full nor the name of the file.
+            (folder / "digests").write_bytes(b"".join(digests))
+            (folder / "bands").write_bytes(np.array(bands, "<u8").tobytes())
+            (folder / "digest").write_text(digest.hexdigest())
+        self.digests.keep(task, digest.hexdigest())
 
-    def is_done(self, task: Task) -> bool:
-        """Whether the task's signatures have been written."""
-        path = self._path(task, "address")
-        return path.is_file() and path.read_text() == self.address(task)
+    def result_digest(self, task: Task) -> str | None:
+        """See `ResultJob`."""
+        path = self.path(task) / "digest"
+        return path.read_text() if path.is_file() else None
 
     def result(self, task: Task) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """Digests [documents, 16] and band keys [documents, BANDS]; [0, BANDS] unless near duplicates are wanted."""
-        return np.load(self._path(task, "digests.npy")), np.load(self._path(task, "bands.npy"))
-
-    def _path(self, task: Task, name: str) -> Path:
-        return self.folder / task_name(task.number) / name
+        folder = self.path(task)
+        digests = np.frombuffer((folder / "digests").read_bytes(), np.uint8).reshape(-1, 16)
+        return digests, np.frombuffer((folder / "bands").read_bytes(), "<u8").reshape(-1, BANDS)
 
 
 def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path) -> None:
-    """Write which documents of each task to leave out, to `folder/NUMBER`: one byte per document, see `SeenDocuments`."""
+    """Write which documents of each task to leave out, to `folder/NUMBER`, see `Decisions`."""
     seen = SeenDocuments()
     for task in tasks:
-        write_atomic(folder / task_name(task.number), seen.decide(*job.result(task)))
+        digests, bands = job.result(task)
+        (folder / task_name(task.number)).write_bytes(Decisions.pack(digests, seen.decide(digests, bands)))

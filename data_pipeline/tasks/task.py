@@ -2,23 +2,33 @@
 
 A task is a part of one input: a range of bytes of a file of JSON lines, some row groups of a Parquet file, rows of a
 dataset, or whole files. Each task writes its own output and a record that it is done, so that a rerun does only what is
-missing.
+missing. Where a task ends depends on the names and sizes near it: adding or removing an input or a file leaves most tasks of
+the others as they are.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from data_pipeline.errors import DataError, ReadError
 from data_pipeline.readers.file_ranges import FileRange, file_kind, is_compressed
 from data_pipeline.readers.inputs import Input
+from data_pipeline.readers.rows import row_group_bytes
+from data_pipeline.tasks.addresses import content_address, probe
 
-# Enough tasks that the last ones do not leave workers idle for long, and few enough for the file system.
+# Enough tasks per input that the last ones do not leave workers idle for long, and few enough for the file system.
 AIMED_TASKS = 256
+# Of all inputs together, roughly: only beyond it does the size of an input's tasks depend on the other inputs.
+MAX_TASKS = 8192
 SMALLEST_TASK = 2 << 20
 LARGEST_TASK = 512 << 20
+# Threads that read the beginnings and ends of files: on network file systems each takes a while.
+PROBE_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -29,33 +39,66 @@ class Task:
         number: its position in the corpus, from 0.
         input: index of the `--input` value that it belongs to.
         ranges: what it reads, in order.
-        identity: digest of the names, ranges, sizes and modification times of what it reads.
+        identity: hash of the format, range, size, beginning and end of what it reads; the same wherever the files lie.
+        files: the files that it reads, each with its modification time in ns; none for a dataset of the hub.
     """
 
     number: int
     input: int
     ranges: tuple[FileRange, ...]
     identity: str
+    files: tuple[tuple[str, int], ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """Approximate size on disk."""
         return sum(each.num_bytes for each in self.ranges)
 
-    def address(self, settings: object) -> str:
-        """Content address of the task's output under `settings`, any JSON value."""
-        described = json.dumps([self.number, self.identity, settings], sort_keys=True)
-        return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+    @property
+    def shown(self) -> str:
+        """What it reads, for messages."""
+        first = self.ranges[0]
+        if len(self.ranges) > 1:
+            return f"{first.shown} to {self.ranges[-1].shown}, {len(self.ranges):,} files"
+        if not first.start and first.stop is None:
+            return first.shown
+        unit = {"parquet": "row groups", "dataset": "rows"}.get(first.kind, "bytes")
+        return f"{first.shown}, {unit} {first.start:,} to {'the end' if first.stop is None else f'{first.stop:,}'}"
+
+
+def task_name(number: int) -> str:
+    """A task's position in the names of the shards of the output."""
+    return f"{number:05}"
 
 
 def cut_into_tasks(inputs: Sequence[Input]) -> list[Task]:
-    """Cut all inputs into tasks, in their order. Depends on the inputs only."""
-    size = _task_size(sum(_num_bytes(found) for found in inputs))
+    """Cut all inputs into tasks, in their order. Depends on the inputs only.
+
+    Raises:
+        ReadError: a file cannot be read.
+    """
+    smallest = min(_power_of_two(sum(map(_num_bytes, inputs)) // MAX_TASKS), LARGEST_TASK)
     tasks: list[Task] = []
     for i, found in enumerate(inputs):
-        for ranges in _grouped(_file_ranges(found, size), size):
-            tasks.append(Task(len(tasks), i, tuple(ranges), _identity(found, ranges)))
-    return tasks
+        size = max(_task_size(_num_bytes(found)), smallest)
+        tasks += (Task(0, i, tuple(group), "") for group in _grouped(found, _file_ranges(found, size), size))
+    look = cache(_look)  # all tasks of a dataset have the same files
+    with ThreadPoolExecutor(PROBE_THREADS) as pool:
+        tasks = list(pool.map(lambda task: _identified(inputs[task.input], task, look), tasks))
+    return _told_apart(tasks)
+
+
+def require_unmodified(task: Task) -> None:
+    """Check that the files of a task have not been modified since it was cut.
+
+    Raises:
+        DataError: one has.
+    """
+    for path, modified in task.files:
+        if Path(path).stat().st_mtime_ns != modified:
+            raise DataError(
+                f"{path} was modified while it was read; run the command again when it does not change any more"
+            )
 
 
 def _num_bytes(found: Input) -> int:
@@ -63,24 +106,50 @@ def _num_bytes(found: Input) -> int:
     return found.num_bytes or found.rows * 1024
 
 
-def _task_size(total_bytes: int) -> int:
-    """A power of two, so that most tasks stay the same when the corpus grows."""
-    aimed = total_bytes // AIMED_TASKS
-    return min(max(1 << aimed.bit_length(), SMALLEST_TASK), LARGEST_TASK)
+def _task_size(input_bytes: int) -> int:
+    """A power of two, so that most tasks stay the same when the input grows."""
+    return min(max(_power_of_two(input_bytes // AIMED_TASKS), SMALLEST_TASK), LARGEST_TASK)
 
 
-def _grouped(ranges: Iterable[FileRange], size: int) -> Iterator[list[FileRange]]:
-    """Put small ranges together until they reach the size of a task."""
+def _power_of_two(size: int) -> int:
+    return 1 << size.bit_length()
+
+
+def _grouped(found: Input, ranges: Iterable[FileRange], size: int) -> Iterator[list[FileRange]]:
+    """Put whole files together: about `size` bytes on average, at most twice that.
+
+    A group ends after a file whose name has a low hash, at the latest before it becomes too large. So the groups are the same
+    again soon after a file that was added or removed (content-defined chunking, by the names instead of the content).
+    """
+    prefix = os.path.join(_root(found), "")  # noqa: PTH118 (ends with a separator)
     group: list[FileRange] = []
     num_bytes = 0
     for each in ranges:
-        if group and num_bytes + each.num_bytes > size:
+        is_part = each.start > 0 or each.stop is not None
+        if group and (is_part or num_bytes + each.num_bytes > 2 * size):
             yield group
             group, num_bytes = [], 0
         group.append(each)
         num_bytes += each.num_bytes
+        if is_part or _hash(each.source.removeprefix(prefix)) < each.num_bytes / size:
+            yield group
+            group, num_bytes = [], 0
     if group:
         yield group
+
+
+def _root(found: Input) -> str:
+    """The folder that an input's files lie in, so that names relative to it stay the same when it is moved."""
+    if found.root:
+        return str(found.root)
+    parts = Path(found.value).parts
+    fixed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts) - 1)
+    return str(Path(*parts[:fixed]))
+
+
+def _hash(name: str) -> float:
+    """A number from 0 to below 1."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") / 2**64
 
 
 def _file_ranges(found: Input, size: int) -> Iterator[FileRange]:
@@ -112,13 +181,11 @@ def _dataset_ranges(found: Input, size: int) -> Iterator[FileRange]:
 
 def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
     """Put row groups of a large file together up to the size of a task."""
-    import pyarrow
-    from pyarrow import parquet
-
     try:
-        with parquet.ParquetFile(whole.source) as file:
-            sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-    except (pyarrow.ArrowException, OSError):
+        sizes = row_group_bytes(whole.source)
+    except (OSError, MemoryError) as error:
+        raise ReadError.of(error, whole.source, "at its footer") from error
+    if sizes is None:
         yield whole  # the reader will report what is wrong
         return
     start = 0
@@ -129,10 +196,36 @@ def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
             start = stop
 
 
-def _identity(found: Input, ranges: list[FileRange]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for each in ranges:
-        files = found.files if each.kind == "dataset" else [Path(each.source)]
-        stats = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in (path.stat() for path in files)]
-        digest.update(json.dumps([found.fingerprint, each.source, each.start, each.stop, stats]).encode())
-    return digest.hexdigest()
+def _identified(found: Input, task: Task, look: Callable[[Path, int, int | None], tuple[int, int, str]]) -> Task:
+    """The task with its identity and its files. `look` is `_look`, or remembers what it returned."""
+    described: list[object] = [found.fingerprint]
+    files = []
+    for each in task.ranges:
+        sources = found.files if each.kind == "dataset" else (Path(each.source),)
+        suffix = sources[0].suffix.lower() if each.kind != "dataset" and is_compressed(sources[0]) else ""
+        described.append([each.kind, suffix, each.start, each.stop])
+        for path in sources:
+            # Row groups and rows are not bytes: there, the whole file is looked at.
+            modified, *content = look(path, each.start, each.stop) if each.kind == "lines" else look(path, 0, None)
+            described.append(content)
+            files.append((str(path), modified))
+    return replace(task, identity=content_address(described), files=tuple(files))
+
+
+def _look(path: Path, start: int, stop: int | None) -> tuple[int, int, str]:
+    """Modification time of a file in ns; number of bytes, and hash of the beginning and end, of a part of it."""
+    stat = path.stat()
+    stop = stat.st_size if stop is None else stop
+    return stat.st_mtime_ns, stop - start, probe(str(path), start, stop, stat.st_size, stat.st_mtime_ns)
+
+
+def _told_apart(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks, numbered; different files that look the same get different identities, the same file given twice does not."""
+    alike: dict[str, dict[tuple[str, ...], int]] = {}
+    numbered = []
+    for number, task in enumerate(tasks):
+        seen = alike.setdefault(task.identity, {})
+        which = seen.setdefault(tuple(each.source for each in task.ranges), len(seen))
+        identity = content_address(task.identity, which) if which else task.identity
+        numbered.append(replace(task, number=number, identity=identity))
+    return numbered

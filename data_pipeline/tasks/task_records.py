@@ -8,7 +8,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.manifest import FileInfo
-from data_pipeline.rejects import MAX_EXAMPLES, MAX_KEYS, Example, RecordCounter
+from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.rejects import MAX_EXAMPLES, MAX_KEYS, BrokenFile, Example, RecordCounter
 from data_pipeline.tasks.task import Task
 
 RECORD_NAME = "mark.json"
@@ -24,6 +25,7 @@ class RecordCounts(_Record):
     accepted: int
     rejected: dict[str, int]
     examples: list[Example]
+    broken: list[BrokenFile]
     lines: list[int]
     other_keys: dict[str, int]
 
@@ -34,6 +36,7 @@ class RecordCounts(_Record):
             accepted=counter.accepted,
             rejected={str(cause): count for cause, count in counter.rejected.items()},
             examples=counter.examples,
+            broken=counter.broken,
             lines=counter.lines,
             other_keys=dict(counter.other_keys.most_common(MAX_KEYS)),
         )
@@ -63,13 +66,14 @@ class TaskRecord(_Record):
     shards: dict[str, ShardInfo]
 
 
-def read_task_record(folder: Path, address: str) -> TaskRecord | None:
-    """The record in a task's folder; None when the task is not finished or has another address."""
+def read_task_record(folder: Path, address: str, digest: str | None = None) -> TaskRecord | None:
+    """The record in a task's folder; None when the task is not finished or has another address or, if given, digest."""
     try:
         record = TaskRecord.model_validate_json((folder / RECORD_NAME).read_bytes())
     except (OSError, ValidationError):
         return None
-    return record if record.address == address and _is_complete(folder, record) else None
+    is_wanted = record.address == address and digest in (None, record.digest)
+    return record if is_wanted and _is_complete(folder, record) else None
 
 
 def _is_complete(folder: Path, record: TaskRecord) -> bool:
@@ -88,6 +92,7 @@ class CorpusCounts:
         accepted: documents.
         rejected: records left out, by cause.
         examples: the first few of each cause, each with its file and line.
+        broken: the files that could not be read to their ends.
         other_keys: keys of the records that lack the text key.
     """
 
@@ -95,12 +100,14 @@ class CorpusCounts:
         self.accepted = 0
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.broken: list[tuple[FileRange, BrokenFile]] = []
         self.other_keys: Counter[str] = Counter()
         lines: Counter[str] = Counter()  # of each file, so far
         for task, of_task in zip(tasks, counts, strict=True):
             self.accepted += of_task.accepted
             self.rejected.update(of_task.rejected)
             self.other_keys.update(of_task.other_keys)
+            self.broken += [(task.ranges[each.file_range], each) for each in of_task.broken]
             before = []
             for file_range, count in zip(task.ranges, of_task.lines, strict=True):
                 before.append(lines[file_range.source] if file_range.start else 0)

@@ -15,10 +15,11 @@ LETTER, SPACE, PUNCTUATION, LINE_END = range(4)
 JOINED = ((SPACE, SPACE), (SPACE, LETTER), (SPACE, PUNCTUATION), (LETTER, LETTER), (PUNCTUATION, PUNCTUATION))
 KEY_BYTES = 15
 SLOTS = 1 << 20
-# A full table is cleared; with its ids it takes about 40 MB.
+# A table with more words than this is cleared, and as many at most are looked up at a time: half of the slots are always free.
 MAX_WORDS = SLOTS // 4
-# Bytes of text to process at a time, which bounds the memory. They hold at most about 350,000 different words, so the table
-# always has free slots.
+# The same for the memory of the long words and of all ids; the slots take 20 MB more.
+MAX_BYTES = 32 << 20
+# Bytes of text to process at a time, which bounds the memory.
 BLOCK_BYTES = 1 << 20
 MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
@@ -44,6 +45,7 @@ class WordTable:
         self._keys = np.zeros((SLOTS, 2), np.uint64)
         self._values = np.zeros(SLOTS, np.int32)
         self._long: dict[bytes, int] = {}
+        self._long_bytes = 0
         # Where the ids of each known word begin in `_ids`, and one entry for the end of the last.
         self._begins = np.zeros(1, np.int64)
         self._ids = np.zeros(0, np.int32)
@@ -52,8 +54,6 @@ class WordTable:
         """Ids of each text, int32 [tokens]."""
         if not texts:
             return []
-        if len(self._begins) > MAX_WORDS:
-            self.clear()
         if sum(map(len, texts)) <= BLOCK_BYTES:
             return self._encode_block(texts)
         return [np.concatenate([np.zeros(0, np.int32), *self._encode_long(text)]) for text in texts]
@@ -87,12 +87,27 @@ class WordTable:
         content = b"".join(texts)
         edges = np.cumsum([0, *map(len, texts)])
         starts = self.word_starts(content, edges)
-        words = self._look_up(content, starts, np.diff(starts, append=len(content)))
+        lengths = np.diff(starts, append=len(content))
+        some = [slice(i, i + MAX_WORDS) for i in range(0, max(1, starts.size), MAX_WORDS)]
+        ids, counts = zip(*(self._encode_words(content, starts[part], lengths[part]) for part in some), strict=True)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
+        return np.split(np.concatenate(ids), ends[np.searchsorted(starts, edges[1:-1])])
+
+    def _encode_words(
+        self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of up to MAX_WORDS words one after another, int32 [ids], and the number of ids of each, int64 [words]."""
+        if len(self._begins) > MAX_WORDS or self._long_bytes + self._ids.nbytes > MAX_BYTES:
+            self.clear()
+        try:
+            words = self._look_up(content, starts, lengths)
+        except BaseException:
+            self.clear()  # words without ids may have taken slots
+            raise
         begins = self._begins[words]
         counts = self._begins[words + 1] - begins
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        ids = self._ids[np.repeat(begins - ends[:-1], counts) + np.arange(ends[-1])]
-        return np.split(ids, ends[np.searchsorted(starts, edges[1:-1])])
+        return self._ids[np.repeat(begins - ends[:-1], counts) + np.arange(ends[-1])], counts
 
     def _look_up(self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index of each word, int64 [words]; new words are encoded."""
@@ -106,6 +121,7 @@ class WordTable:
         for text in long_texts:
             if text not in self._long:
                 self._long[text] = first + len(unknown)
+                self._long_bytes += len(text)
                 unknown.append(text)
         words[long] = [self._long[text] for text in long_texts]
         if unknown:

@@ -36,8 +36,7 @@ from data_pipeline.tasks.options import TRAIN, Options  # noqa: E402
 from data_pipeline.tasks.processes import Report, run_tasks  # noqa: E402
 from data_pipeline.tasks.reading import task_documents  # noqa: E402
 from data_pipeline.tasks.sampling import HashSample  # noqa: E402
-from data_pipeline.tasks.task import Task, cut_into_tasks  # noqa: E402
-from data_pipeline.tasks.work import task_name  # noqa: E402
+from data_pipeline.tasks.task import Task, cut_into_tasks, task_name  # noqa: E402
 from data_pipeline.tokenizers.training import train_sentencepiece  # noqa: E402
 
 MEGATRON_CHUNK = 32
@@ -102,17 +101,33 @@ def _timed(job: TokenJob, task: Task, report: Report) -> tuple[float, float]:
     return begin, time.monotonic()
 
 
+class _Tasks:
+    """A list of tasks as a `TaskSource`."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self._left = tasks[::-1]
+
+    def take(self) -> Task | None:
+        return self._left.pop() if self._left else None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._left
+
+
 def our_way(setting: Setting, folder: Path) -> Timing:
-    """Task folders of shards at `folder/NUMBER/`."""
+    """Task folders of shards at `folder/tokens/ADDRESS/`, with links to them at `folder/NUMBER`."""
     info, vocab_size = describe_tokenizer(setting.model)
     options = Options(
         text_key="text", tokenizer=setting.model, vocab_size=0, model_type="bpe", seq_len=1024, packing="concat",
         validation_fraction=0.0, strict=True,
     )  # fmt: skip
-    job = TokenJob(folder, setting.model, info, vocab_size, options)
+    job = TokenJob(folder, options, setting.model, info, vocab_size)
     tasks = cut_into_tasks([resolve_input(str(setting.corpus))])
     begin = time.monotonic()
-    done = [times for _, times in run_tasks(partial(_timed, job), tasks, setting.workers, lambda *counts: None)]
+    done = [times for _, times in run_tasks(partial(_timed, job), _Tasks(tasks), setting.workers, lambda *counts: None)]
+    for task in tasks:
+        (folder / task_name(task.number)).symlink_to(job.path(task))
     first = min(begin for begin, _ in done)
     return Timing(max(end for _, end in done) - first, first - begin)
 

@@ -140,7 +140,7 @@ def test_a_replacement_killed_at_any_rename_is_completed_by_the_next_run(
 
 def remove_all_but_the_folders_of_a_replacement(path, ignore_errors=False):
     """`shutil.rmtree` until the new folder is in place, where the process dies."""
-    if Path(path).name in ("joined", "replaced") and (Path(path) / "manifest.json").exists():
+    if Path(path).name.startswith(("joined", "replaced")) and (Path(path) / "manifest.json").exists():
         raise Killed
     original_rmtree(path, ignore_errors=ignore_errors)
 

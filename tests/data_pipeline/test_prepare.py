@@ -285,7 +285,7 @@ def test_a_stopped_run_goes_on_from_its_tasks(tmp_path, number, several_tasks, t
     command = [sys.executable, "-m", "data_pipeline.prepare", *map(str, words), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("new/data.work/tokens/0000?/mark.json")):
+    while not list(tmp_path.glob(f"new/data.work/tokens/{'?' * 32}/mark.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(number)

@@ -105,6 +105,61 @@ def test_a_crowded_table_that_starts_anew_gives_the_librarys_ids(name, monkeypat
     assert len(encoder._table._begins) < 50
 
 
+def distinct_words(count, rng):
+    """Different words of 3 to 20 letters, each on a line of its own."""
+    found = dict.fromkeys("".join(rng.choices("abcdeloprstxyzé", k=rng.randrange(3, 21))) for _ in range(count))
+    return "\n".join(found) + "\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", FAST)
+def test_one_document_with_more_words_than_slots_gives_the_librarys_ids(name, monkeypatch):
+    """As one text, after a word longer than a block, in several blocks, and in chunks."""
+    monkeypatch.setattr(word_table, "SLOTS", 1 << 10)
+    monkeypatch.setattr(word_table, "MAX_WORDS", 1 << 8)
+    library, content, _ = model(name)
+    encoder = word_encoder(library, content)
+    text = distinct_words(3000, random.Random(2))
+    for block_bytes in (1 << 20, 1000):
+        monkeypatch.setattr(word_table, "BLOCK_BYTES", block_bytes)
+        assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+        assert encoder.encode_batch(["z" * 12_000 + "\n" + text])[0].tolist() == library.encode(
+            "z" * 12_000 + "\n" + text
+        )
+    if encoder.takes_chunks:
+        stream = encoder.stream()
+        parts = [stream.feed(text[i : i + 7000]) for i in range(0, len(text), 7000)]
+        assert np.concatenate([*parts, stream.finish()]).tolist() == library.encode(text)
+
+
+def test_long_words_are_forgotten_before_they_take_much_memory(monkeypatch):
+    monkeypatch.setattr(word_table, "MAX_BYTES", 20_000)
+    library, content, _ = model("ours")
+    encoder = word_encoder(library, content)
+    rng = random.Random(3)
+    for _ in range(50):
+        text = " ".join("".join(rng.choices("abcdelop", k=500)) for _ in range(10))
+        assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+        assert sum(map(len, encoder._table._long)) + encoder._table._ids.nbytes < 2 * 20_000 + 30_000
+
+
+def test_a_table_is_whole_after_a_failure(monkeypatch):
+    """The words of the failed text have no ids, and must not be taken for known when the text comes again."""
+    library, content, _ = model("ours")
+    encoder = word_encoder(library, content)
+    table, encode = encoder._table, encoder._table._encode
+
+    def fail(words):
+        raise MemoryError
+
+    table._encode = fail
+    with pytest.raises(MemoryError):
+        encoder.encode_batch(["one new word after another one"])
+    table._encode = encode
+    for text in ("a few other words first", "one new word after another one"):
+        assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+
+
 def test_a_model_that_disagrees_in_a_test_is_left_to_the_library(monkeypatch):
     library, content, _ = model("pieces across words")
     assert word_encoder(library, content) == "its pieces cross words"

@@ -102,9 +102,9 @@ def test_an_array_of_jobs_gives_what_one_run_gives(tmp_path, fake_slurm):
     submit = ["bash", LAUNCHERS / "prepare_data.sh", "--array", "3", *words, tmp_path / "shared"]
     submitted = subprocess.run(submit, env=environment, check=False, capture_output=True, text=True, timeout=120)
     assert submitted.returncode == 0, submitted.stderr + jobs.with_suffix(".log").read_text()
-    assert submitted.stdout == "start: job 1\ntokens: job 2, 3 shares\njoin: job 3\n"
+    assert submitted.stdout == "start: job 1\ntokens: job 2, an array of 3\njoin: job 3\n"
     started = jobs.read_text().splitlines()
-    assert "--array=0-2 --dependency=afterok:1 " in started[1] and "--dependency=afterok:2 " in started[2]
+    assert "--array=0-2 --dependency=afterok:1 " in started[1] and "--dependency=afterany:2 " in started[2]
     alone = [sys.executable, "-m", "pretrain.cli", "prepare", *words, tmp_path / "alone"]
     subprocess.run(alone, cwd=REPOSITORY, check=True, timeout=120)
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())

@@ -1,0 +1,147 @@
+"""Read the text column of Parquet files and datasets. They yield whole values, so the largest one is in memory."""
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+from data_pipeline.readers.compression import DamagedFileError
+from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.readers.mapped import require_readable
+from data_pipeline.readers.values import Found, TextValue
+from data_pipeline.rejects import missing_key
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import Scalar
+    from pyarrow.parquet import ParquetFile
+
+ROWS_PER_BATCH = 256
+BATCH_BYTES = 16 << 20
+
+
+def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
+    """The values of a Parquet file's text column, one row group after the other.
+
+    Raises:
+        DamagedFileError: the content is broken. OSError, MemoryError: the system reported a failure.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    first = row = end = None
+    try:
+        with parquet.ParquetFile(file_range.source) as file:
+            groups = range(file_range.start, file.num_row_groups if file_range.stop is None else file_range.stop)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(groups.stop)]
+            names = file.schema_arrow.names
+            if text_key not in names:
+                yield missing_key(text_key, None, names, count=sum(sizes[file_range.start :]))
+                return
+            first = row = sum(sizes[: file_range.start])
+            end = sum(sizes)
+            for i in groups:
+                # One row group after the other, because the batch size depends on the size of its rows.
+                rows_at_once = _rows_at_once(file, i, text_key)
+                for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[i], columns=[text_key]):
+                    yield from _column_values(map(_parquet_value, batch.column(0)), row)
+                    row += batch.num_rows
+                if row != sum(sizes[: i + 1]):
+                    raise DamagedFileError(
+                        f"row group {i} ends before its last row", _missing(file_range, row, first, end)
+                    )
+    except (pyarrow.ArrowException, OSError) as error:
+        if is_of_system(error):
+            raise
+        raise DamagedFileError(str(error).splitlines()[0], _missing(file_range, row, first, end)) from error
+
+
+def row_group_bytes(path: str) -> list[int] | None:
+    """Sizes of the row groups of a Parquet file; None when its content is broken, which the reader will report.
+
+    Raises:
+        OSError, MemoryError: the system reported a failure.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    for _ in range(2):  # two reads that agree show that the content is broken
+        try:
+            with parquet.ParquetFile(path) as file:
+                return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+        except (pyarrow.ArrowException, OSError) as error:
+            if is_of_system(error):
+                raise
+    return None
+
+
+def is_of_system(error: Exception) -> bool:
+    """Whether an exception of pyarrow or datasets reports a failure of the system, not broken content.
+
+    Arrow's errors keep the number of a system call that failed; broken content, also a file that ends early, has none.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+def _missing(file_range: FileRange, row: int | None, first: int | None, end: int | None) -> str:
+    if row is None or first is None or end is None:
+        return f"all of its {file_range.num_bytes:,} bytes"
+    return f"{end - row:,} of {end - first:,} rows"
+
+
+def _rows_at_once(file: "ParquetFile", group: int, column: str) -> int:
+    """Rows of a row group that hold about `BATCH_BYTES` of a column."""
+    found = file.metadata.row_group(group)
+    columns = (found.column(i) for i in range(found.num_columns))
+    num_bytes = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+    return _rows_in_a_batch(found.num_rows, num_bytes)
+
+
+def _rows_in_a_batch(num_rows: int, num_bytes: int) -> int:
+    """Rows that hold about `BATCH_BYTES`, when all of them hold `num_bytes`."""
+    return max(1, min(ROWS_PER_BATCH, BATCH_BYTES * num_rows // max(1, num_bytes)))
+
+
+def _parquet_value(scalar: "Scalar") -> object:
+    """A value of a column; a string that is not UTF-8, which Parquet does not prevent, as bytes."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return bytes(scalar.as_buffer())
+
+
+def _column_values(values: Iterable[object], first_row: int) -> Iterator[TextValue]:
+    return (TextValue(value, row) for row, value in enumerate(values, start=first_row))
+
+
+def read_dataset(file_range: FileRange, text_key: str) -> Iterator[Found]:
+    """The values of a Hugging Face dataset's text column, row by row.
+
+    Raises:
+        DamagedFileError: the content is broken. OSError, MemoryError: the system reported a failure.
+    """
+    dataset = _opened_dataset(file_range.source)
+    start, stop = file_range.start, len(dataset) if file_range.stop is None else file_range.stop
+    if text_key not in dataset.column_names:
+        yield missing_key(text_key, None, dataset.column_names, count=stop - start)
+        return
+    row, part = start, dataset.select_columns([text_key]).select(range(start, stop))
+    try:
+        rows_at_once = _rows_in_a_batch(part.data.num_rows, part.data.nbytes)
+        for batch in part.with_format("arrow").iter(batch_size=rows_at_once):
+            require_readable(batch.column(text_key))
+            values = batch.column(text_key).to_pylist()
+            yield from _column_values(values, row)
+            row += len(values)
+    except Exception as error:  # the library raises its own exceptions, Arrow's, and many built-in ones
+        if is_of_system(error):
+            raise
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DamagedFileError(why, _missing(file_range, row, start, stop)) from error
+
+
+@cache
+def _opened_dataset(name: str) -> "Dataset":
+    """Each process opens a dataset once; only its name is sent to other processes."""
+    from data_pipeline.readers.hub import open_dataset
+
+    return open_dataset(name)

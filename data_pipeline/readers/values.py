@@ -1,0 +1,26 @@
+"""What readers yield: values, which `data_pipeline.documents` checks, and records that are rejected already."""
+
+from typing import NamedTuple
+
+from data_pipeline.rejects import Rejection
+
+
+class TextValue(NamedTuple):
+    """What a record holds under the text key, not checked yet.
+
+    Attributes:
+        content: any value of JSON or of a column, or a `LongText`.
+        number: line of the record within the file range, or its row in the file; None for a whole file.
+    """
+
+    content: object
+    number: int | None
+
+
+class BlankLine(NamedTuple):
+    """A line with nothing on it: no record, but it counts for line numbers."""
+
+    number: int
+
+
+Found = TextValue | BlankLine | Rejection

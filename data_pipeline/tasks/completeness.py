@@ -1,0 +1,132 @@
+"""Whether the inputs were read completely enough for an output: broken files, inputs without documents, unreadable records."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from data_pipeline.dedup import CAUSES
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest
+from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.readers.inputs import Input
+from data_pipeline.rejects import BrokenFile, Cause, wrong_key
+from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.task import Task
+from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts
+
+# Records that should have been texts. Empty texts, and what filters and the search for duplicates leave out, are not.
+UNREADABLE = (Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.MISSING_KEY, Cause.NOT_A_STRING)
+MAX_LISTED = 50
+ACCEPT = "--accept-broken-files"
+
+
+def require_complete(
+    inputs: Sequence[Input],
+    tasks: Sequence[Task],
+    counts: Sequence[RecordCounts],
+    corpus: CorpusCounts,
+    options: Options,
+) -> None:
+    """Check what all tasks together have read.
+
+    Args:
+        counts: of each task.
+        corpus: of all tasks.
+
+    Raises:
+        DataError: no record of an input has the text key, a file is broken, an input gives no document, or too many records
+            are unreadable, and the options do not accept it. Names all of this.
+    """
+    of_inputs = [CorpusCounts(*_of_input(i, tasks, counts)) for i in range(len(inputs))]
+    for found, of_input in zip(inputs, of_inputs, strict=True):
+        if lacks_the_key(of_input):
+            raise wrong_key(options.text_key, of_input.other_keys, found.value)
+    problems = []
+    if not options.accept_broken_files:
+        problems += _broken_files(corpus)
+        problems += _without_documents(inputs, of_inputs)
+    problems += _unreadable_records(corpus, options.max_rejected)
+    if problems:
+        raise DataError("the inputs were not read completely, so no output is written:\n" + "\n".join(problems))
+
+
+def lacks_the_key(counts: CorpusCounts) -> bool:
+    """Whether records lack the text key and no other has it, as far as they can be read."""
+    unread = {Cause.MISSING_KEY, Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.BROKEN_FILE}
+    return not counts.accepted and bool(counts.rejected[Cause.MISSING_KEY]) and set(counts.rejected) <= unread
+
+
+def no_text(counts: CorpusCounts) -> DataError:
+    """The error for inputs without any document, with an example of each cause."""
+    rejected = ", ".join(f"{count} {cause}" for cause, count in counts.rejected.items())
+    examples = "".join(f"\n    {shown[0]}" for shown in counts.examples.values())
+    return DataError(f"the inputs hold no usable text ({rejected or 'no records at all'}){examples}")
+
+
+def describe_broken(broken: Sequence[tuple[FileRange, BrokenFile]]) -> Iterator[str]:
+    """A line for each broken file: what is wrong, what was kept, what is missing."""
+    for file_range, each in islice(broken, MAX_LISTED):
+        unit = "line" if file_range.kind == "lines" else "row"
+        upto = "" if each.last is None else f", up to {unit} {each.last:,}"
+        kept = f"kept {each.documents:,} documents{upto}" if each.documents else "kept nothing"
+        yield f"    {file_range.shown}: {each.why}; {kept}; missing: {each.missing}"
+    if len(broken) > MAX_LISTED:
+        yield f"    and {len(broken) - MAX_LISTED:,} more"
+
+
+def unaccepted(manifest: Manifest, options: Options) -> str | None:
+    """What a prepared folder was accepted with that the options do not accept, in words; None if there is nothing."""
+    broken, rejected = manifest.records.get(Cause.BROKEN_FILE, 0), _unreadable(manifest.records)
+    # Where duplicates were left out, the manifest does not tell whether an input gave no other documents.
+    has_duplicates = any(manifest.records.get(cause) for cause in CAUSES.values())
+    empty = [info.input for info in manifest.inputs if not info.documents and not has_duplicates]
+    if broken and not options.accept_broken_files:
+        return f"with {broken:,} broken files; give {ACCEPT} again to use it as it is"
+    if empty and not options.accept_broken_files:
+        return f"without any document of the input {empty[0]}; give {ACCEPT} again to use it as it is"
+    records = _records(sum(info.documents for info in manifest.inputs), manifest.records)
+    if rejected > options.max_rejected * records:
+        return f"with {rejected:,} of {records:,} records unreadable; give a larger --max-rejected to use it as it is"
+    return None
+
+
+def _of_input(i: int, tasks: Sequence[Task], counts: Sequence[RecordCounts]) -> tuple[list[Task], list[RecordCounts]]:
+    found = [(task, each) for task, each in zip(tasks, counts, strict=True) if task.input == i]
+    return [task for task, _ in found], [each for _, each in found]
+
+
+def _broken_files(corpus: CorpusCounts) -> Iterator[str]:
+    if corpus.broken:
+        yield f"- {len(corpus.broken):,} files are broken; repair or remove them, or accept what was kept with {ACCEPT}:"
+        yield from describe_broken(corpus.broken)
+
+
+def _without_documents(inputs: Sequence[Input], of_inputs: Sequence[CorpusCounts]) -> Iterator[str]:
+    for found, counts in zip(inputs, of_inputs, strict=True):
+        # The texts of duplicates are in the output.
+        if not counts.accepted and not any(counts.rejected[cause] for cause in CAUSES.values()):
+            rejected = ", ".join(f"{count:,} {cause}" for cause, count in counts.rejected.items()) or "no records"
+            yield f"- --input {found.value} gives no document ({rejected}); remove it, or accept this with {ACCEPT}"
+
+
+def _unreadable_records(corpus: CorpusCounts, limit: float) -> Iterator[str]:
+    rejected, records = _unreadable(corpus.rejected), _records(corpus.accepted, corpus.rejected)
+    if rejected <= limit * records:
+        return
+    yield (
+        f"- {rejected:,} of {records:,} records ({rejected / records:.2%}) are unreadable, more than --max-rejected {limit:g}; "
+        "repair them, or accept the share with a larger --max-rejected:"
+    )
+    for cause in UNREADABLE:
+        if corpus.rejected[cause]:
+            yield f"    {cause}: {corpus.rejected[cause]:,}"
+            yield from (f"        {example}" for example in corpus.examples[cause])
+
+
+def _unreadable(rejected: Mapping[str, int]) -> int:
+    return sum(rejected.get(cause, 0) for cause in UNREADABLE)
+
+
+def _records(accepted: int, rejected: Mapping[str, int]) -> int:
+    """All records; a broken file is none."""
+    return accepted + Counter(rejected).total() - rejected.get(Cause.BROKEN_FILE, 0)
