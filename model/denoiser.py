@@ -33,7 +33,8 @@ class Inputs(NamedTuple):
 
     Attributes:
         tokens: x_t, int64 [b, s].
-        logit_positions: where logits are computed, bool [b, s]; in training, the masked positions.
+        logit_positions: where logits are computed: indices into the flattened [b * s] tokens, int64 [m], as from
+            `positions_of`; in training, the masked positions.
         document_ids: document of each token within its row, int [b, s], for attention within documents; None for attention
             over the whole row.
     """
@@ -41,6 +42,14 @@ class Inputs(NamedTuple):
     tokens: Tensor
     logit_positions: Tensor
     document_ids: Tensor | None = None
+
+
+def positions_of(selected: Tensor) -> Tensor:
+    """bool [b, s] -> indices of the selected tokens in the flattened [b * s], int64 [m], ascending.
+
+    On a GPU this waits for the device, because m is not known before. Training computes it on the CPU.
+    """
+    return selected.flatten().nonzero().squeeze(1)
 
 
 LayerBuilder = Callable[[int], nn.Module]
@@ -169,11 +178,11 @@ class LoopedDenoiser(nn.Module):
         loops: int,
         document_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits at the selected positions, in row-major order of (b, s). Only for a model of one pipeline stage.
+        """Logits at the selected positions, in their order. Only for a model of one pipeline stage.
 
         Args:
             tokens: x_t, int64 [b, s].
-            logit_positions: bool [b, s]; the LM head is computed at these positions only.
+            logit_positions: int64 [m], see `Inputs`; the LM head is computed at these positions only.
             loops: S, the number of passes of the mid block; may exceed the S_max of training.
             document_ids: see `Inputs`.
 
@@ -221,7 +230,9 @@ class LoopedDenoiser(nn.Module):
         if self.sharding.sequence:
             # From here on every rank needs whole rows. The LM head sums the gradient of its input over the group itself.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        rows = self.final_norm(hidden_states.transpose(0, 1)[logit_positions])
+        seq_len, batch_size, hidden_size = hidden_states.shape
+        in_memory = logit_positions % seq_len * batch_size + logit_positions // seq_len  # [b, s] -> [s, b]
+        rows = self.final_norm(hidden_states.reshape(-1, hidden_size).index_select(0, in_memory))
         logits, _ = self.lm_head(rows.unsqueeze(1))
         logits = logits.squeeze(1)
         ids = torch.arange(logits.shape[-1], device=logits.device) + self.sharding.rank * logits.shape[-1]

@@ -88,6 +88,15 @@ class LoopSchedule:
         drawn = np.concatenate([uniform(self.seed, Stream.LOOPS, block, BLOCK) for block in blocks])
         return drawn[first - blocks[0] * BLOCK : last - blocks[0] * BLOCK]
 
+    def expected_passes(self, first: int, last: int) -> float:
+        """Sum of E[S] over the steps first, ..., last - 1."""
+        total, begin = 0.0, first
+        while begin < last:  # one term for each S_max in the interval
+            end = min(last, self._same_maximum_until(begin))
+            total += (end - begin) * self.mean(begin)
+            begin = end
+        return total
+
     def mean(self, step: int) -> float:
         """E[S] at `step`."""
         probabilities = self.probabilities(step)

@@ -22,17 +22,16 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return vocab_parallel_cross_entropy(logits.float(), targets)
 
 
-def token_weights(timesteps: Tensor, masked: Tensor, min_timestep: float) -> Tensor:
-    """Loss weight of each masked token, fp32 [m], in row-major order.
+def token_weights(timesteps: Tensor, min_timestep: float) -> Tensor:
+    """Loss weight of each masked token, fp32 [m].
 
     The weight is (1 - min_timestep) / t. The first factor is the inverse density of t, which is uniform on
     [min_timestep, 1), so that the mean is an unbiased estimate of the integral over that interval.
 
     Args:
-        timesteps: t of each token, float [b, s].
-        masked: bool [b, s].
+        timesteps: t of each masked token, float [m].
     """
-    return ((1.0 - min_timestep) / timesteps[masked]).float()
+    return ((1.0 - min_timestep) / timesteps).float()
 
 
 def diffusion_loss(cross_entropy: Tensor, weights: Tensor, num_tokens: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_pipeline.dataset.blend import is_prepared
 from data_pipeline.manifest import Manifest, load_manifest
-from model.denoiser import Inputs, LoopedDenoiser
+from model.denoiser import Inputs, LoopedDenoiser, positions_of
 from model.layers import Sharding
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan
@@ -45,10 +45,11 @@ class LoadedRun:
         """Logits at each micro-batch's `logit_positions`: this rank's share of the vocabulary on the last stage, else None."""
         return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
 
-    def whole_logits(self, tokens: Tensor, logit_positions: Tensor, loops: int) -> Tensor:
-        """Logits [number of positions, padded vocabulary], the same on every rank."""
-        (logits,) = self.logits([Inputs(tokens, logit_positions)], loops)
-        return all_gather_logits(self.world, logits, int(logit_positions.sum()), self.settings.model.padded_vocab_size)
+    def whole_logits(self, tokens: Tensor, selected: Tensor, loops: int) -> Tensor:
+        """Logits [m, padded vocabulary] of the m selected tokens (bool [b, s]), the same on every rank."""
+        positions = positions_of(selected)
+        (logits,) = self.logits([Inputs(tokens, positions)], loops)
+        return all_gather_logits(self.world, logits, len(positions), self.settings.model.padded_vocab_size)
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -63,13 +63,6 @@ def _run_ends(s: Settings) -> Iterator[Problem]:
             "is empty, and so is train.max_flops, so the run would never end; set one of them",
             related=("train.max_flops",),
         )
-    if train.steps is None and train.loop_ramp > 0:
-        yield Problem(
-            "train.loop_ramp",
-            train.loop_ramp,
-            "is a fraction of train.steps, which is empty; set train.steps",
-            related=("train.steps",),
-        )
 
 
 def _samples_can_be_counted(s: Settings) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """RunPlan: the numbers that follow from the settings, the data and the number of ranks. Imports no torch."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -11,6 +11,7 @@ from model.flops import FlopsModel
 from model.loops import LoopSchedule
 from model.placement import Costs, Stage, place
 from pretrain.config.rules import problems_of
+from pretrain.config.run_length import BLOCK, RunLength, Spent
 from pretrain.config.settings import Settings
 from pretrain.config.suggestions import divisors, nearest
 from pretrain.errors import ConfigError, Problem
@@ -38,10 +39,12 @@ class RunPlan:
     Attributes:
         settings: with model.vocab_size and data.seq_len filled in.
         world_size: number of ranks.
+        spent: what the run used before this start, if its settings have changed since.
     """
 
     settings: Settings
     world_size: int
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def seq_len(self) -> int:
@@ -57,7 +60,7 @@ class RunPlan:
     @cached_property
     def placement(self) -> tuple[Stage, ...]:
         """What each pipeline stage holds."""
-        parallel, probabilities = self.settings.parallel, self.loops.probabilities(self.loops.ramp_steps)
+        parallel, probabilities = self.settings.parallel, self._loops(0).probabilities(0)
         return _placed(
             self.settings.model.loop,
             parallel.pipeline,
@@ -102,14 +105,7 @@ class RunPlan:
     @cached_property
     def loops(self) -> LoopSchedule:
         """S of every step."""
-        train = self.settings.train
-        return LoopSchedule(
-            seed=self.settings.run.seed,
-            maximum=self.settings.model.loop.max,
-            distribution=train.loops,
-            ramp_steps=math.ceil(train.loop_ramp * (train.steps or 0)),
-            flops=self.flops.training,
-        )
+        return self._loops(self.length.ramp_steps(self.total_steps))
 
     def step_flops(self, step: int) -> float:
         """Training FLOPs of step `step` (from 0) over all ranks."""
@@ -118,29 +114,50 @@ class RunPlan:
     @property
     def expected_flops_per_token(self) -> float:
         """Training FLOPs of a token at the expected number of loops, after the ramp. FLOPs are linear in S."""
-        one, two = self.flops.training(1), self.flops.training(2)
-        return one + (self.loops.mean(self.loops.ramp_steps) - 1) * (two - one)
+        schedule = self._loops(0)
+        return self.flops.training(1) + (schedule.mean(0) - 1) * self._flops_of_a_pass
+
+    def expected_flops(self, first: int, last: int) -> float:
+        """Training FLOPs of the steps first, ..., last - 1 over all ranks, at the expected loops of each, ramp included."""
+        passes = self.loops.expected_passes(first, last) - (last - first)
+        return self.tokens_per_step * ((last - first) * self.flops.training(1) + passes * self._flops_of_a_pass)
 
     @cached_property
     def total_steps(self) -> int:
         """Steps until train.steps or train.max_flops ends the run; the step that reaches the budget is the last one."""
         train = self.settings.train
-        if train.max_flops is None:
-            assert train.steps is not None
-            return train.steps
-        if train.steps is not None and train.max_flops >= train.steps * self._step_flops_range[1]:
-            return train.steps
-        # FLOPs are linear in S, so S of many steps gives their cumulative FLOPs at once.
-        first, spent, block = 0, 0.0, 16_384
-        per_pass = self.tokens_per_step * (self.flops.training(2) - self.flops.training(1))
-        rest = self.tokens_per_step * self.flops.training(1) - per_pass
-        while train.steps is None or first < train.steps:
-            totals = spent + np.cumsum(rest + per_pass * self.loops.between(first, first + block))
-            if totals[-1] >= train.max_flops:
-                first += int(np.searchsorted(totals, train.max_flops)) + 1
-                break
-            first, spent = first + block, totals[-1]
-        return first if train.steps is None else min(first, train.steps)
+        enough = train.steps is not None and (train.max_flops or math.inf) >= train.steps * self._step_flops_range[1]
+        return train.steps if enough and not self.spent.step else self.length.total_steps()
+
+    @property
+    def length(self) -> RunLength:
+        """How the run ends."""
+        train = self.settings.train
+        flops = (self.tokens_per_step * self.flops.training(1), self.tokens_per_step * self._flops_of_a_pass)
+        return RunLength(train.steps, train.max_flops, train.loop_ramp, self._loops, flops, self.spent)
+
+    def resumed(self, step: int, flops: float) -> "RunPlan":
+        """The plan of a run that has taken `step` steps and used `flops`, with other settings than now, or the same."""
+        budget = self.settings.train.max_flops
+        if budget is None or math.isclose(flops, self._flops_until(step), rel_tol=1e-9):
+            return self
+        return replace(self, spent=Spent(step, flops))
+
+    def _flops_until(self, step: int) -> float:
+        """Training FLOPs of the first steps with the settings of now."""
+        once, more = self.length.flops
+        return sum(
+            float(np.sum(once + more * (self.loops.between(first, min(first + BLOCK, step)) - 1)))
+            for first in range(0, step, BLOCK)
+        )
+
+    def _loops(self, ramp_steps: int) -> LoopSchedule:
+        train, seed = self.settings.train, self.settings.run.seed
+        return LoopSchedule(seed, self.settings.model.loop.max, train.loops, ramp_steps, self.flops.training)
+
+    @property
+    def _flops_of_a_pass(self) -> float:
+        return self.flops.training(2) - self.flops.training(1)
 
     @property
     def _step_flops_range(self) -> tuple[float, float]:

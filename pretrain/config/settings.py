@@ -47,7 +47,7 @@ class Train:
     steps: int | None = Field(None, ge=1)
     """Optimizer steps. Set this, max_flops or both; with both, the run ends at whichever is reached first."""
     max_flops: float | None = Field(None, gt=0)
-    """Budget of training FLOPs, counted for the loops actually run (convention: model/flops.py)."""
+    """Budget of training FLOPs, counted for the loops actually run, over all starts (convention: model/flops.py)."""
     global_batch_size: int = Field(512, ge=1, le=10_000_000)
     """Rows per optimizer step over all ranks. The gradient does not depend on how they are split."""
     micro_batch_size: int = Field(8, ge=1)
@@ -55,7 +55,7 @@ class Train:
     loops: LoopDistribution = "uniform"
     """Number of loops S of each step: uniform on 1..model.loop.max, inverse_flops (p(S) ~ 1/FLOPs(S)), or a fixed number."""
     loop_ramp: float = Field(0.0, ge=0, le=1)
-    """Fraction of train.steps over which the largest S grows linearly from 1 to model.loop.max."""
+    """Fraction of the run's steps over which the largest S grows linearly from 1 to model.loop.max."""
     min_timestep: float = Field(1e-3, gt=0, lt=1)
     """Timesteps t are drawn from [min_timestep, 1), as the loss weight 1/t has unbounded variance at 0. Evaluation uses (0, 1]."""
     attention: Scope = "row"

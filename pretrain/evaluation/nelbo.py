@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.dataset.packed_dataset import PackedDataset
-from model.denoiser import Inputs
+from model.denoiser import Inputs, positions_of
 from model.noise import Stream, stratified, uniform
 from model.objective import masked_cross_entropy
 from pretrain.config.settings import Scope
@@ -135,7 +135,9 @@ class Evaluator:
         ids = [
             None if noise.document_ids is None else torch.from_numpy(noise.document_ids[p]).to(device) for p in parts
         ]
-        inputs = [Inputs(c.masked_fill(m, mask_id), m, d) for c, m, d in zip(clean, masked, ids, strict=True)]
+        inputs = [
+            Inputs(c.masked_fill(m, mask_id), positions_of(m), d) for c, m, d in zip(clean, masked, ids, strict=True)
+        ]
         logits = self.forward(inputs, loops)
         return [None if one is None else _mean_nats(one, c, m) for one, c, m in zip(logits, clean, masked, strict=True)]
 

@@ -10,7 +10,13 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
 from pretrain.optimizer.adamw import build_optimizer
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
-from pretrain.parallel.engine import Engine, gather_looped_block_once, initialize_deepspeed, mark_copied_weights
+from pretrain.parallel.engine import (
+    Engine,
+    gather_looped_block_once,
+    initialize_deepspeed,
+    mark_copied_weights,
+    use_bf16_weights,
+)
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
 
@@ -37,22 +43,27 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     #    DeepSpeed reads the marks, so that its gradient norm counts each weight once.
     mark_copied_weights(model)
 
-    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 7.
+    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 8.
     require_identical_on_all_ranks(weight_facts(model, world))
 
-    # 5. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
+    # 5. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
+    #    hook is registered, and DeepSpeed registers its hooks in step 8.
+    if plan.settings.train.precision == "bf16":
+        use_bf16_weights(model)
+
+    # 6. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
     optimizer = build_optimizer(model, optim, world.device, offloaded=parallel.offload != "none")
 
-    # 6. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
-    #    DeepSpeed installs its hooks in step 7, so the mark comes before.
+    # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
+    #    DeepSpeed installs its hooks in step 8, so the mark comes before.
     if parallel.zero_stage == 3:
         gather_looped_block_once(model)
 
-    # 7. DeepSpeed: ZeRO sharding, data-parallel reduction, mixed precision, clipping, the update.
+    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
-    # 8. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     dtype = next(model.parameters()).dtype
     pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
 

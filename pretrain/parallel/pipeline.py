@@ -97,8 +97,8 @@ class Pipeline:
         if self._stage.count == 1:
             return [self._model(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
         rows = max(len(one.tokens) for one in inputs)
-        filled = [Inputs(*(None if x is None else F.pad(x, (0, 0, 0, rows - len(x))) for x in one)) for one in inputs]
-        idle = filled[0]._replace(logit_positions=torch.zeros_like(filled[0].logit_positions))
+        filled = [_with_rows(one, rows) for one in inputs]
+        idle = filled[0]._replace(logit_positions=filled[0].logit_positions[:0])
         filled += [idle] * (self._stage.count - len(inputs))
         kept = self.run(filled, loops, lambda _, logits: logits, backward=False)
         return list(kept[: len(inputs)]) if self._stage.last else [None] * len(inputs)
@@ -111,3 +111,12 @@ class Pipeline:
         config.virtual_pipeline_model_parallel_size = chunks
         config.microbatch_group_size_per_vp_stage = group_size(micro_batches, self._stage.count)
         return schedules.forward_backward_pipelining_with_interleaving
+
+
+def _with_rows(inputs: Inputs, rows: int) -> Inputs:
+    """The same inputs followed by rows of zeros; the positions of logits stay where they are."""
+    padding = (0, 0, 0, rows - len(inputs.tokens))
+    ids = inputs.document_ids
+    return inputs._replace(
+        tokens=F.pad(inputs.tokens, padding), document_ids=None if ids is None else F.pad(ids, padding)
+    )

@@ -118,8 +118,9 @@ def _states(plan: RunPlan, weights: int) -> _States:
         return _States(own, whole, optimizer, 0.0, 0.0, max(whole + bucket, 4 * part))
     if stage == 1:  # fp32 sums of all gradients, plus a bucket of them and the gathered weights
         return _States(own, whole, optimizer, 0.0, 0.0, whole + max(1.5 * whole, 2 * part))
-    if stage == 2:
-        return _States(own, part, optimizer, bucket, bucket, (4 if fp32 else 3) * part)
+    if stage == 2:  # bf16 buckets are converted to fp32 for the reduction
+        return _States(own, part, optimizer, bucket, bucket if fp32 else 3 * bucket, (4 if fp32 else 3) * part)
+    bucket = FP32 * reduce_bucket(plan.settings, weights)
     return _States(own / shares, part, optimizer, bucket + own, 1.5 * bucket, bucket + 4 * part)
 
 

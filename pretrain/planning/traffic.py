@@ -76,8 +76,8 @@ def _hops(plan: RunPlan, stage: Stage, chunks: int) -> int:
 def _data(plan: RunPlan, weights: int) -> float:
     """Bytes of ZeRO inside the data-parallel group.
 
-    Gradients are reduced once per step (stages 0 and 1) or per micro-batch (2 and 3); weights are gathered after the update
-    (1 and 2) or before each use (3).
+    Gradients are reduced in fp32, once per step (stages 0 and 1) or per micro-batch (2 and 3); weights are gathered after
+    the update (1 and 2) or before each use (3).
     """
     stage, size, shares = plan.settings.parallel.zero_stage, weight_bytes(plan), plan.data_parallel_size
     ring = weights * (shares - 1) / shares
@@ -86,8 +86,8 @@ def _data(plan: RunPlan, weights: int) -> float:
     if stage == 1:  # bf16 sums its gradients in fp32, of which DeepSpeed all-reduces the whole
         return ring * (2 * FP32 if size < FP32 else FP32) + ring * size
     if stage == 2:
-        return (plan.micro_batches + 1) * ring * size
-    return plan.micro_batches * 3 * ring * size
+        return ring * (plan.micro_batches * FP32 + size)
+    return plan.micro_batches * ring * (2 * size + FP32)
 
 
 def _copies(plan: RunPlan, stage: Stage) -> float:

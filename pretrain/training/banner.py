@@ -122,6 +122,7 @@ def _arithmetic_rows(run: TrainingRun) -> list[tuple[str, str]]:
     plan = run.plan
     train, rest = plan.settings.train, plan.total_steps - run.progress.step
     total_tokens = plan.total_steps * plan.tokens_per_step
+    total_flops = run.progress.flops + plan.expected_flops(run.progress.step, plan.total_steps)
     epochs = plan.total_steps * train.global_batch_size / sum(corpus.rows for corpus in run.blend.corpora)
     return [
         (
@@ -131,8 +132,8 @@ def _arithmetic_rows(run: TrainingRun) -> list[tuple[str, str]]:
         ),
         (
             "schedule",
-            f"{plan.total_steps:,} steps, {_short(total_tokens)} tokens ({epochs:.2f} epochs), about "
-            f"{total_tokens * plan.expected_flops_per_token:.3g} FLOPs; {rest:,} steps to go",
+            f"{plan.total_steps:,} steps, {_short(total_tokens)} tokens ({epochs:.2f} epochs), about {total_flops:.3g} FLOPs; "
+            f"{rest:,} steps to go",
         ),
     ]
 

@@ -3,72 +3,69 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipeline.dataset.samples import Samples
-from model.denoiser import Inputs
+from model.denoiser import Inputs, positions_of
 from model.noise import masks, stratified, timesteps
 from model.objective import token_weights
 from pretrain.config.run_plan import RunPlan
+from pretrain.config.settings import Train
+
+TIMESTEP_BINS = 10
+"""Equal bins of t in which the loss is reported."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass on one rank.
+    """Rows of one forward pass on one rank, with x_t made from x_0 and everything that the loss needs.
+
+    It is complete on the CPU: what is selected by the mask has a size that depends on the data, and selecting on a GPU
+    would make the host wait for the device.
 
     Attributes:
-        clean: x_0, int64 [b, s].
-        masked: which tokens are [MASK] in x_t, bool [b, s].
-        timesteps: t of each token, fp64 [b, s].
-        document_ids: document of each token within its row, -1 for padding, int32 [b, s]; None if attention is to the
-            whole row.
+        inputs: x_t, the positions of the m masked tokens, and document ids (-1 for padding).
+        targets: x_0 of the masked tokens, int64 [m].
+        timesteps: t of the masked tokens, fp64 [m].
+        weights: loss weight of the masked tokens, fp32 [m].
         batch_tokens: tokens of the global batch without padding, by which the loss is divided.
-        mask_id: id of [MASK].
-        min_timestep: lower end of the timesteps' interval.
     """
 
-    clean: Tensor
-    masked: Tensor
+    inputs: Inputs
+    targets: Tensor
     timesteps: Tensor
-    document_ids: Tensor | None
+    weights: Tensor
     batch_tokens: int
-    mask_id: int
-    min_timestep: float
-
-    @cached_property
-    def corrupted(self) -> Tensor:
-        """x_t, int64 [b, s]."""
-        return self.clean.masked_fill(self.masked, self.mask_id)
-
-    @property
-    def inputs(self) -> Inputs:
-        """What the model is called with: x_t; logits are computed at the masked positions."""
-        return Inputs(self.corrupted, self.masked, self.document_ids)
-
-    @cached_property
-    def targets(self) -> Tensor:
-        """Clean ids of the masked tokens, int64 [m], row-major."""
-        return self.clean[self.masked]
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """Loss weight of each masked token, fp32 [m], row-major."""
-        return token_weights(self.timesteps, self.masked, self.min_timestep)
-
-    @cached_property
-    def target_timesteps(self) -> Tensor:
-        """t of each masked token, fp64 [m], row-major."""
-        return self.timesteps[self.masked]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same rows on a device."""
-        tensors = (self.clean, self.masked, self.timesteps, self.document_ids)
-        moved = (None if x is None else x.to(device, non_blocking=True) for x in tensors)
-        return MicroBatch(*moved, self.batch_tokens, self.mask_id, self.min_timestep)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or device.type == "cpu":
+                return tensor
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        own = (moved(tensor) for tensor in (self.targets, self.timesteps, self.weights))
+        return MicroBatch(Inputs(*map(moved, self.inputs)), *own, self.batch_tokens)
+
+
+def corrupt(
+    clean: Tensor,
+    masked: Tensor,
+    timesteps: Tensor,
+    document_ids: Tensor | None,
+    batch_tokens: int,
+    train: Train,
+    mask_id: int,
+) -> MicroBatch:
+    """x_0 int64, masked bool, t fp64 and document ids int32, all [b, s] -> the micro-batch that trains on them."""
+    positions = positions_of(masked)
+    inputs = Inputs(clean.masked_fill(masked, mask_id), positions, document_ids)
+    t = timesteps.flatten()[positions]
+    return MicroBatch(inputs, clean.flatten()[positions], t, token_weights(t, train.min_timestep), batch_tokens)
 
 
 class Batches:
@@ -88,15 +85,11 @@ class Batches:
         plan, settings = self._plan, self._plan.settings
         arrays, batch_tokens = self._rows(step)
         size = settings.train.micro_batch_size
-        return [
-            MicroBatch(
-                *(None if x is None else torch.from_numpy(x[i : i + size]) for x in arrays),
-                batch_tokens,
-                settings.model.mask_id,
-                settings.train.min_timestep,
-            )
+        parts = (
+            (None if x is None else torch.from_numpy(x[i : i + size]) for x in arrays)
             for i in range(0, plan.rows_per_rank, size)
-        ]
+        )
+        return [corrupt(*part, batch_tokens, settings.train, settings.model.mask_id) for part in parts]
 
     def _rows(self, step: int) -> tuple[tuple[np.ndarray | None, ...], int]:
         """(clean, masked, timesteps, document ids) of this rank's rows, and the global batch's tokens without padding."""

@@ -116,6 +116,7 @@ def restore(run: TrainingRun) -> Path | None:
     _require_same(found[-1], state, run)
     run.engine.load(found[-1], SHARDS)
     run.progress = Progress(**state["progress"])
+    run.plan = run.plan.resumed(run.progress.step, run.progress.flops)
     return found[-1]
 
 

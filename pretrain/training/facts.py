@@ -21,11 +21,12 @@ def run_facts(plan: RunPlan, blend: Blend) -> dict[str, Any]:
 
 
 def batch_facts(batches: Sequence[MicroBatch], world: World) -> dict[str, str]:
-    """Checksums of the rows, masks and document ids of a step, which all ranks of a data-parallel share must have alike."""
+    """Checksums of rows, masks, targets and document ids of a step, which must be equal within a data-parallel share."""
     parts = {
-        "rows": [batch.clean for batch in batches],
-        "masks": [batch.masked for batch in batches],
-        "document ids": [batch.document_ids for batch in batches if batch.document_ids is not None],
+        "rows": [batch.inputs.tokens for batch in batches],
+        "masks": [batch.inputs.logit_positions for batch in batches],
+        "targets": [batch.targets for batch in batches],
+        "document ids": [ids for batch in batches if (ids := batch.inputs.document_ids) is not None],
     }
     share = f"data-parallel share {world.data_parallel_rank}"
     return {

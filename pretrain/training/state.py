@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from data_pipeline.dataset.blend import Blend
 from pretrain.config.run_plan import RunPlan
 from pretrain.parallel.engine import Engine
@@ -37,8 +35,8 @@ class StepReport:
         loss: NELBO estimate in nats per token.
         grad_norm: global gradient norm before clipping.
         lr: learning rate of this step.
-        bin_nats: summed -log p of the masked tokens per bin of t, fp64 [TIMESTEP_BINS].
-        bin_tokens: masked tokens per bin of t, fp64 [TIMESTEP_BINS].
+        bin_nats: summed -log p of the masked tokens in each of TIMESTEP_BINS bins of t.
+        bin_tokens: masked tokens in each bin of t.
         data_wait: seconds that this rank waited for its batch.
         stop_requested: some rank received a signal to stop.
     """
@@ -48,8 +46,8 @@ class StepReport:
     loss: float
     grad_norm: float
     lr: float
-    bin_nats: Tensor
-    bin_tokens: Tensor
+    bin_nats: list[float]
+    bin_tokens: list[float]
     data_wait: float
     stop_requested: bool
 

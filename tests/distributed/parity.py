@@ -1,7 +1,8 @@
 """The layouts whose numbers must equal one rank's, what is compared, and the table of tests/README.md.
 
-Deviations are relative: the largest over steps for loss and gradient norm, the largest over weights (of the norm of the
-difference) for the final weights and their moving average.
+Deviations are relative: the largest over steps for loss and gradient norm; the largest over weights, norms included, for what
+training has changed in the weights and in their moving average: |ours - theirs| / |theirs - initial weights|. (Relative to the
+weights themselves, eight steps would change too little to see an error.)
 """
 
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from model.weights import initial_weights
+from pretrain.config.load import load_settings
 from tests.launching import BIN, ROOT, free_port, metrics, run
 
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -20,7 +23,10 @@ STEPS = 8
 SMALL = ("model.num_layers=4", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=1")
 PAPER = ("model.num_layers=12", "model.loop.head=1", "model.loop.mid=2", "model.loop.tail=9")
 FP32_LIMITS = (1e-5, 1e-4, 1e-4)
-BF16_LIMITS = (2e-2, 2e-2, 2e-2)
+# Layouts that sum the same bf16 products in another order, against one rank in bf16.
+BF16_LIMITS = (1e-3, 1e-2, 1e-2)
+# Layouts that round elsewhere: bf16 partial sums of tensor parallelism, bf16 buckets of ZeRO-2, and bf16 against fp32.
+ROUNDED_LIMITS = (5e-3, 3e-2, 0.2)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Layout:
         ranks: processes.
         overrides: of the recipe; those of `model` also go to the reference run.
         model: which model and numbers of rows, shared with the reference.
-        limits: largest relative deviation of loss, gradient norm, weights.
+        limits: largest relative deviation of loss, gradient norm, changes of weights.
         data: the fixture with the prepared folder.
     """
 
@@ -57,6 +63,7 @@ def p(*overrides: str) -> tuple[str, ...]:
 UNEVEN = (*SMALL, "train.global_batch_size=6")
 # Wide initial weights, so that rounding to bf16 is measured against weights and not against Adam's first updates.
 WIDE = (*SMALL, "model.init_std=0.1")
+BF16 = (*WIDE, "train.precision=bf16")
 # Several documents in each row: attention and noise are each document's own.
 DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
 REFERENCES = {
@@ -64,6 +71,7 @@ REFERENCES = {
     PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
     UNEVEN: Layout("reference uneven", 1, p("zero_stage=0"), UNEVEN),
     WIDE: Layout("reference wide", 1, p("zero_stage=0"), WIDE),
+    BF16: Layout("reference bf16", 1, p("zero_stage=1"), BF16),
     DOCUMENTS: Layout("reference documents", 1, p("zero_stage=0"), DOCUMENTS, data="short_documents"),
 }
 """Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
@@ -104,17 +112,24 @@ LAYOUTS = [
     Layout("DP2 x TP2 + SP, ZeRO-3", 4, p("tensor=2", "sequence=true", "zero_stage=3")),
 ]
 LAYOUTS += [
-    Layout(f"{name}, bf16", ranks, (*p(*overrides), "train.precision=bf16"), WIDE, BF16_LIMITS)
-    for name, ranks, overrides in (
-        ("ZeRO-1", 1, ("zero_stage=1",)),
-        ("DP2, ZeRO-1", 2, ("zero_stage=1",)),
-        ("DP2, ZeRO-2", 2, ("zero_stage=2",)),
-        ("DP2, ZeRO-3", 2, ("zero_stage=3",)),
-        ("TP2 + SP", 2, ("tensor=2", "sequence=true")),
-        ("PP2, 2 copies of mid", 2, ("pipeline=2", "mid_replicas=2")),
-        ("PP4, 2 copies of mid", 4, ("pipeline=4",)),
-        ("TP2 x PP2", 4, ("tensor=2", "pipeline=2")),
-    )
+    Layout("ZeRO-1, bf16 against fp32", 1, ("train.precision=bf16", *p("zero_stage=1")), WIDE, ROUNDED_LIMITS),
+    *(
+        Layout(f"{name}, bf16", ranks, p(*overrides), BF16, limits)
+        for name, ranks, overrides, limits in (
+            ("recompute loop", 1, ("zero_stage=1", "recompute=loop"), BF16_LIMITS),
+            ("DP2, ZeRO-1", 2, ("zero_stage=1",), BF16_LIMITS),
+            ("DP2, ZeRO-2", 2, ("zero_stage=2",), ROUNDED_LIMITS),
+            ("DP2, ZeRO-3", 2, ("zero_stage=3",), BF16_LIMITS),
+            ("DP2, ZeRO-1, optimizer on CPU", 2, ("zero_stage=1", "offload=optimizer"), BF16_LIMITS),
+            ("DP2, ZeRO-2, optimizer on CPU", 2, ("zero_stage=2", "offload=optimizer"), ROUNDED_LIMITS),
+            ("DP2, ZeRO-3, weights on CPU", 2, ("zero_stage=3", "offload=parameters"), BF16_LIMITS),
+            ("TP2 + SP", 2, ("tensor=2", "sequence=true"), ROUNDED_LIMITS),
+            ("PP2", 2, ("pipeline=2",), BF16_LIMITS),
+            ("PP2, 2 copies of mid", 2, ("pipeline=2", "mid_replicas=2"), BF16_LIMITS),
+            ("PP4, 2 copies of mid", 4, ("pipeline=4",), BF16_LIMITS),
+            ("TP2 x PP2", 4, ("tensor=2", "pipeline=2"), ROUNDED_LIMITS),
+        )
+    ),
 ]
 
 LAYOUTS += [
@@ -171,8 +186,18 @@ def weights(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]
     return load_file(checkpoint / ("ema.safetensors" if averaged else "weights.safetensors"))
 
 
+def changes(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
+    """What training has added to every initial weight, or to the moving average."""
+    settings = load_settings(str(run_folder / "config.yaml"))
+    drawn = initial_weights(settings.model, settings.run.seed)
+    # In bf16, DeepSpeed makes the fp32 master weights from weights that are rounded already.
+    start = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
+    final = weights(run_folder, averaged).items()
+    return {name: value - drawn(name, value.shape).to(start).float() for name, value in final}
+
+
 def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
-    """Relative deviation of loss, gradient norm and final weights from the reference run."""
+    """Relative deviation of loss, gradient norm and changes of weights from the reference run."""
     reference = folder / REFERENCES[layout.model].folder
     expected, got = metrics(reference), metrics(folder / layout.folder)
     assert [m["step"] for m in got] == list(range(1, STEPS + 1))
@@ -182,7 +207,7 @@ def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
     loss, norm = (max(abs(b[key] - a[key]) / a[key] for a, b in pairs) for key in ("loss", "grad_norm"))
     worst = 0.0
     for averaged in (False, True):
-        ours, theirs = weights(folder / layout.folder, averaged), weights(reference, averaged)
+        ours, theirs = changes(folder / layout.folder, averaged), changes(reference, averaged)
         assert ours.keys() == theirs.keys()
         worst = max([worst, *(((ours[k] - v).norm() / v.norm()).item() for k, v in theirs.items())])
     return loss, norm, worst

@@ -1,5 +1,6 @@
 """Every layout gives the numbers of one rank at the same global batch; see parity.py for the layouts."""
 
+import json
 from itertools import groupby
 from pathlib import Path
 
@@ -17,23 +18,29 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.training.batches import Batches
 from tests.distributed.parity import (
-    BF16_LIMITS,
+    BF16,
     FP32_LIMITS,
     LAYOUTS,
     ONE_STEP,
     RECIPE,
     REFERENCES,
     Layout,
+    changes,
     deviations,
     launch,
     table,
     table_row,
     weights,
 )
-from tests.launching import ROOT, metrics
+from tests.distributed.tied_copies import MODEL, bf16_copies_gradient, tied_name, unroll
+from tests.launching import BIN, ROOT, free_port, metrics, run
+from tests.rows import rows_of
 
 pytestmark = pytest.mark.distributed
 FP32 = [layout for layout in LAYOUTS if layout.limits == FP32_LIMITS]
+TWO_RANKS_BF16 = [
+    layout for layout in LAYOUTS if layout.model == BF16 and layout.ranks == 2 and "TP" not in layout.name
+]
 MEASURED: dict[str, tuple[float, float, float]] = {}
 
 
@@ -108,8 +115,9 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
     source = Samples.of(load_blend(corpus), settings.run.seed)
     batch = Batches(plan, source, 0, torch.device("cpu"))[0]
-    clean, masked, t = (torch.cat([getattr(b, n) for b in batch]) for n in ("clean", "masked", "timesteps"))
-    documents = None if batch[0].document_ids is None else torch.cat([b.document_ids for b in batch])
+    clean, masked, t = rows_of(batch)
+    has_documents = batch[0].inputs.document_ids is not None
+    documents = torch.cat([b.inputs.document_ids for b in batch]) if has_documents else None
     t = t / (1 - train.min_timestep)
     loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, document_ids=documents)
     (loss * clean.numel() / batch[0].batch_tokens).backward()
@@ -125,21 +133,6 @@ def full_shapes(architecture):
 
     start_world((0, 1, 0))
     return {name: weight.shape for name, weight in LoopedDenoiser(architecture).named_parameters()}
-
-
-def unroll(architecture, loops):
-    from dataclasses import replace
-
-    split = architecture.loop
-    layers = split.head + split.mid * loops + split.tail
-    return replace(architecture, num_layers=layers, loop=replace(split, mid=split.mid * loops))
-
-
-def tied_name(name: str, mid: int) -> str:
-    if not name.startswith("mid.layers."):
-        return name
-    index, rest = name.removeprefix("mid.layers.").split(".", 1)
-    return f"mid.layers.{int(index) % mid}.{rest}"
 
 
 @pytest.mark.parametrize("layout", FP32, ids=lambda layout: layout.folder)
@@ -158,10 +151,53 @@ def test_gradient_equals_that_of_tied_copies(one_step_runs, copies_gradient, cor
         assert error < 1e-4, (name, error)
 
 
+@pytest.fixture(scope="module")
+def bf16_copies(world, corpora) -> dict[str, torch.Tensor]:
+    return bf16_copies_gradient(corpora["corpus"], (*MODEL, *without_loops(ONE_STEP)))
+
+
+@pytest.fixture(scope="module")
+def bf16_one_step_runs(tmp_path_factory, corpora) -> Path:
+    """The bf16 layouts of two ranks after one update at S = 12 whose size tells the gradient."""
+    folder = tmp_path_factory.mktemp("bf16_gradients")
+    launch(folder, corpora, TWO_RANKS_BF16, extra=(*MODEL, *without_loops(ONE_STEP)))
+    return folder
+
+
+def without_loops(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(word for word in overrides if not word.startswith("train.loops="))
+
+
+@pytest.mark.parametrize("layout", TWO_RANKS_BF16, ids=lambda layout: layout.folder)
+def test_bf16_gradients_are_summed_in_fp32(bf16_one_step_runs, bf16_copies, layout):
+    """Over S = 12 passes, micro-batches and ranks: against the fp32 sum over separate copies of the mid block.
+
+    ZeRO-2 moves every micro-batch's gradient through a bf16 bucket, which rounds it once.
+    """
+    limit = 3e-3 if "ZeRO-2" in layout.name else 5e-6
+    moved_by_name = changes(bf16_one_step_runs / layout.folder)
+    assert moved_by_name.keys() == bf16_copies.keys()
+    for name, gradient in bf16_copies.items():
+        moved = -moved_by_name[name] / 100  # g / (|g| + 1), see ONE_STEP
+        error = (moved / (1 - moved.abs()) - gradient).norm() / gradient.norm()
+        assert error < limit, (name, error)
+
+
+def test_bf16_gradients_are_summed_in_fp32_under_tensor_parallelism(corpora, tmp_path):
+    """The same on two tensor-parallel ranks, whose copies round the partial sums of the products as the loop does."""
+    script = [ROOT / "tests/distributed/tied_copies.py", tmp_path / "errors.json", corpora["corpus"]]
+    torchrun = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    done = run([*torchrun, *script], timeout=120, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert errors.keys() == {"sequence=False", "sequence=True"}
+    assert max(errors.values()) < 1e-6, errors
+
+
 def test_bf16_keeps_fp32_master_weights(runs):
     """The saved weights carry bits that bf16 cannot."""
     for layout in LAYOUTS:
-        if layout.limits == BF16_LIMITS:
+        if layout.model == BF16:
             for key, value in weights(runs / layout.folder).items():
                 assert value.dtype == torch.float32
                 if value.dim() == 2:

@@ -118,21 +118,6 @@ def test_resume_in_a_new_process_after_a_crash_is_bitwise_too(train_here, corpus
     assert_same_bits(whole, parts)
 
 
-def test_two_ranks_resume_bit_for_bit(corpus, tmp_path):
-    words = [
-        "--config",
-        RECIPE,
-        f"data.path={corpus}",
-        f"run.dir={tmp_path}",
-        "parallel.zero_stage=2",
-        "train.precision=bf16",
-    ]
-    train(*words, "run.name=whole", ranks=2)
-    train(*words, "run.name=parts", "run.stop_after=10", ranks=2)
-    train(*words, "run.name=parts", ranks=2)
-    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
-
-
 def start_long_run(command, run_folder: Path) -> subprocess.Popen:
     """Start a run that would take very long, and return when it has taken a few steps."""
     process = subprocess.Popen(

@@ -22,6 +22,7 @@ from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.training.batches import Batches
 from pretrain.training.start import run_training
 from tests.launching import ROOT, metrics, train
+from tests.rows import rows_of
 
 pytestmark = pytest.mark.end_to_end
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -87,8 +88,9 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
             expected = masks(0, samples, t) & real
             made = [b for rank in range(ranks) for b in Batches(plan, source, rank, torch.device("cpu"))[step]]
             assert {b.batch_tokens for b in made} == {int(real.sum())}
-            assert np.array_equal(torch.cat([b.masked for b in made]).numpy(), expected)
-            assert np.array_equal(torch.cat([b.clean for b in made]).numpy(), source.rows(samples))
+            clean, masked, _ = rows_of(made)
+            assert np.array_equal(masked.numpy(), expected)
+            assert np.array_equal(clean.numpy(), source.rows(samples))
             if data == "corpus":
                 assert real.all() and int(real.sum()) == plan.tokens_per_step
 
@@ -109,15 +111,15 @@ def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, t
     assert owners.max(axis=1).min() >= 1 and owners.max() >= 2, "too few documents a row"
     assert np.any(owners < 0) == (packing == "best_fit")
     made = [b for rank in range(2) for b in Batches(plan, source, rank, torch.device("cpu"))[3]]
-    t, masked = torch.cat([b.timesteps for b in made]).numpy(), torch.cat([b.masked for b in made]).numpy()
+    t = np.ones(owners.shape)
     for row, (value, numbers) in enumerate(zip(stratified(0, 3, 8), owners, strict=True)):
         for number in set(numbers[numbers >= 0]):
             u = (value + number * (5**0.5 - 1) / 2) % 1 if noise == "document" else value
-            assert np.all(t[row, numbers == number] == pytest.approx(minimum + (1 - minimum) * u, abs=1e-12))
+            t[row, numbers == number] = minimum + (1 - minimum) * u
+    _, masked, drawn = (x.numpy() for x in rows_of(made))
     assert not masked[owners < 0].any() and np.array_equal(masked, masks(0, samples, t) & (owners >= 0))
-    expected = (1 - minimum) / t[masked]
-    assert torch.cat([b.weights for b in made]).numpy() == pytest.approx(expected, rel=1e-6)
-    assert torch.cat([b.target_timesteps for b in made]).numpy() == pytest.approx(t[masked], abs=0)
+    assert drawn[masked] == pytest.approx(t[masked], abs=1e-12)
+    assert torch.cat([b.weights for b in made]).numpy() == pytest.approx((1 - minimum) / t[masked], rel=1e-6)
     if attention == "row":
         assert all(b.inputs.document_ids is None for b in made)
     else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.architecture import Architecture, LoopSplit, Recompute
-from model.denoiser import LoopedDenoiser
+from model.denoiser import LoopedDenoiser, positions_of
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
 from model.reference import reference_logits, reference_loss
 from pretrain.parallel.world import start_world
@@ -59,12 +59,12 @@ def compare(
 
     model = model.to(device)
     clean, masked, t, noisy = (x.to(device) for x in (clean, masked, t, noisy))
-    logits = model(noisy, masked, LOOPS, None if documents is None else documents.to(device))
+    logits = model(noisy, positions_of(masked), LOOPS, None if documents is None else documents.to(device))
     found = logits.detach()[
         :, : architecture.mask_id
     ].clone()  # the cross-entropy of megatron-core overwrites its input
     cross_entropy = masked_cross_entropy(logits, clean[masked])
-    loss = diffusion_loss(cross_entropy, token_weights(t, masked, 0.0), clean.numel())
+    loss = diffusion_loss(cross_entropy, token_weights(t[masked], 0.0), clean.numel())
     loss.backward()
     gradients = {name: relative(parameter.grad, weights[name].grad) for name, parameter in model.named_parameters()}
     worst = max(gradients, key=lambda name: float("inf") if gradients[name] != gradients[name] else gradients[name])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.architecture import Architecture, LoopSplit
-from model.denoiser import LoopedDenoiser
+from model.denoiser import LoopedDenoiser, positions_of
 from model.sampler import ancestral_sample
 from pretrain.parallel.world import start_world
 from tests.gpu.harness import Check
@@ -41,7 +41,7 @@ def sample(model: LoopedDenoiser, noisy: Tensor, denoising_steps: int) -> float:
     """Seconds to fill all tokens."""
 
     def denoise(tokens: Tensor, selected: Tensor) -> Tensor:
-        return model(tokens, selected, LOOPS).float()
+        return model(tokens, positions_of(selected), LOOPS).float()
 
     generator = torch.Generator(device=noisy.device).manual_seed(0)
     mask_id = model.architecture.mask_id

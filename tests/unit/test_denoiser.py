@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.architecture import Architecture, LoopSplit
-from model.denoiser import LoopedDenoiser
+from model.denoiser import LoopedDenoiser, positions_of
 from model.layers import RMSNorm, Sharding, transformer_config
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
 from model.reference import reference_logits, reference_loss, unrolled_weights
@@ -50,8 +50,8 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 2, [0] * 7 + [1] * 5 + [-1] 
 
 
 def loss_of(model, clean, masked, timesteps, loops, document_ids=None):
-    logits = model(clean.masked_fill(masked, model.architecture.mask_id), masked, loops, document_ids)
-    weights = token_weights(timesteps, masked, 0.0)
+    logits = model(clean.masked_fill(masked, model.architecture.mask_id), positions_of(masked), loops, document_ids)
+    weights = token_weights(timesteps[masked], 0.0)
     return diffusion_loss(masked_cross_entropy(logits, clean[masked]), weights, clean.numel())
 
 
@@ -98,11 +98,11 @@ def test_documents_of_a_row_are_computed_as_if_alone(world, tiny, loops):
     model = build(tiny)
     clean, _, _ = batch(tiny)
     every = torch.ones_like(clean, dtype=torch.bool)
-    together = model(clean, every, loops, DOCUMENTS).view(*clean.shape, -1)
+    together = model(clean, positions_of(every), loops, DOCUMENTS).view(*clean.shape, -1)
     for row, owners, logits in zip(clean, DOCUMENTS, together, strict=True):
         for document in owners.unique():
             inside = owners == document
-            alone = model(row[inside][None], every[:1, : inside.sum()], loops)
+            alone = model(row[inside][None], positions_of(every[:1, : inside.sum()]), loops)
             assert torch.allclose(logits[inside], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -125,8 +125,8 @@ def test_loops_equal_tied_copies(world, tiny, loops):
 def test_logits_of_selected_positions_only_and_in_order(world, tiny):
     model = build(tiny)
     clean, masked, _ = batch(tiny)
-    every = model(clean, torch.ones_like(masked), 2).view(*clean.shape, -1)
-    some = model(clean, masked, 2)
+    every = model(clean, positions_of(torch.ones_like(masked)), 2).view(*clean.shape, -1)
+    some = model(clean, positions_of(masked), 2)
     assert torch.allclose(some, every[masked], atol=1e-5)
     oracle = reference_logits(weights_of(model), tiny, clean, 2)
     assert torch.allclose(every[..., : tiny.mask_id], oracle, atol=1e-4)
@@ -134,7 +134,7 @@ def test_logits_of_selected_positions_only_and_in_order(world, tiny):
 
 def test_mask_and_padding_of_the_vocabulary_have_probability_zero(world, tiny):
     clean, masked, _ = batch(tiny)
-    logits = build(tiny)(clean, masked, 1)
+    logits = build(tiny)(clean, positions_of(masked), 1)
     assert logits.shape == (masked.sum(), tiny.padded_vocab_size)
     assert torch.isinf(logits[:, tiny.mask_id :]).all()
     assert torch.isfinite(logits[:, : tiny.mask_id]).all()
@@ -237,8 +237,8 @@ def test_a_hook_on_the_last_mid_layer_sees_every_pass(world, tiny):
     clean, masked, _ = batch(tiny)
     seen = []
     model.mid.layers[str(tiny.loop.mid - 1)].register_forward_hook(lambda layer, inputs, output: seen.append(output[0]))
-    model(clean, masked, 3)
-    model(clean, masked, 1)
+    model(clean, positions_of(masked), 3)
+    model(clean, positions_of(masked), 1)
     assert [states.shape for states in seen] == [(16, 3, tiny.hidden_size)] * 4
     assert torch.equal(seen[0], seen[3])
     assert not torch.equal(seen[0], seen[1])
@@ -271,6 +271,6 @@ def test_attention_sees_both_directions_and_position(world, tiny):
     changed, swapped = clean.clone(), clean.clone()
     changed[:, -1] = (clean[:, -1] + 1) % tiny.mask_id
     swapped[:, 5], swapped[:, 9] = clean[:, 9], clean[:, 5]
-    outputs = [model(x, last, 1)[:, : tiny.mask_id] for x in (clean, changed, swapped)]
+    outputs = [model(x, positions_of(last), 1)[:, : tiny.mask_id] for x in (clean, changed, swapped)]
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-4)

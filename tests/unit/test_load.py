@@ -117,12 +117,6 @@ def test_layouts_that_the_libraries_cannot_run_are_refused_with_the_reason(overr
     assert message.startswith(REFUSED[overrides])
 
 
-def test_ramp_without_steps():
-    assert problems("train.steps=null", "train.max_flops=1e12", "train.loop_ramp=0.5") == [
-        "train.loop_ramp=0.5: is a fraction of train.steps, which is empty; set train.steps"
-    ]
-
-
 @pytest.mark.parametrize("key", ["train_batch_size", "gradient_clipping", "bf16", "optimizer"])
 def test_derived_deepspeed_keys_are_refused(tmp_path, key):
     path = tmp_path / "ds.json"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.denoiser import positions_of
 from model.noise import timesteps
 from model.objective import diffusion_loss, masked_cross_entropy, token_weights
 from pretrain.evaluation.nelbo import Evaluator
@@ -23,14 +24,14 @@ def probabilities() -> torch.Tensor:
     return weights / weights.sum()
 
 
-def true_logits(probabilities, noisy, logit_positions):
+def true_logits(probabilities, noisy, positions):
     """log p(x_i | the unmasked tokens) at the selected positions, [m, VOCAB]."""
     agrees = ((noisy[:, None, :] == MASK) | (noisy[:, None, :] == SEQUENCES[None])).all(dim=-1)
     posterior = agrees * probabilities
     posterior = posterior / posterior.sum(dim=1, keepdim=True)
     one_hot = torch.nn.functional.one_hot(SEQUENCES, VOCAB).double()
     conditionals = torch.einsum("bn,nlv->blv", posterior, one_hot)
-    return conditionals.clamp_min(1e-300).log()[logit_positions].float()
+    return conditionals.clamp_min(1e-300).log().flatten(0, 1)[positions].float()
 
 
 def test_expected_loss_is_the_entropy(world, probabilities):
@@ -42,8 +43,10 @@ def test_expected_loss_is_the_entropy(world, probabilities):
         for mask in MASKS:
             masked = mask.expand(len(SEQUENCES), LENGTH)
             noisy = SEQUENCES.masked_fill(masked, MASK)
-            cross_entropy = masked_cross_entropy(true_logits(probabilities, noisy, masked), SEQUENCES[masked])
-            weights = token_weights(torch.full(masked.shape, t), masked, 0.0)
+            cross_entropy = masked_cross_entropy(
+                true_logits(probabilities, noisy, positions_of(masked)), SEQUENCES[masked]
+            )
+            weights = token_weights(torch.full(masked.shape, t)[masked], 0.0)
             chance = t ** mask.sum().item() * (1 - t) ** (LENGTH - mask.sum().item())
             # Every masked token of row x is weighted by p(x).
             per_row = probabilities.unsqueeze(1).expand(masked.shape)[masked].float()
@@ -71,7 +74,7 @@ def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(worl
             for mask in itertools.product([False, True], repeat=4):
                 masked = torch.tensor([mask])
                 chance = torch.where(masked, t, 1 - t).prod().item()
-                weights = token_weights(t, masked, 0.0)
+                weights = token_weights(t[masked], 0.0)
                 loss = diffusion_loss(_expected_nats(first, second, masked), weights, 4).item()
                 expectation += share * chance * loss
     assert expectation == pytest.approx(entropy / 4, rel=1e-5)
@@ -82,7 +85,9 @@ def _expected_nats(first, second, masked):
     of_second = masked[:, 1:].expand(len(SEQUENCES), 3)
     noisy = SEQUENCES.masked_fill(of_second, MASK)
     nats = torch.zeros(len(SEQUENCES), 3, dtype=torch.float64)
-    nats[of_second] = masked_cross_entropy(true_logits(second, noisy, of_second), SEQUENCES[of_second]).double()
+    nats[of_second] = masked_cross_entropy(
+        true_logits(second, noisy, positions_of(of_second)), SEQUENCES[of_second]
+    ).double()
     own = -(first * first.log()).sum()
     return torch.cat([own[None], (second[:, None] * nats).sum(dim=0)])[masked[0]].float()
 
@@ -128,10 +133,9 @@ def test_cross_entropy_equals_torch(world):
 
 def test_weights_are_the_inverse_density(world):
     """The mean over t of weight * P(masked) is 1 - min_timestep, the length of the interval."""
-    masked = torch.ones(20_000, 1, dtype=torch.bool)
     for minimum in (1e-3, 0.2):
         t = minimum + (1 - minimum) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-        mean = (token_weights(t[:, None], masked, minimum).double() * t).mean().item()
+        mean = (token_weights(t, minimum).double() * t).mean().item()
         assert mean == pytest.approx(1 - minimum, rel=1e-6)
 
 

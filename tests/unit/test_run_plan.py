@@ -1,5 +1,6 @@
 """Arithmetic that follows from the settings."""
 
+import math
 import time
 from dataclasses import replace
 from itertools import accumulate
@@ -151,13 +152,41 @@ def test_flops_budget_ends_at_the_step_that_reaches_it(plan_of):
 @pytest.mark.parametrize("loops", ["uniform", "inverse_flops", "3"])
 @pytest.mark.parametrize("ramp", ["0", "0.5"])
 def test_the_steps_of_a_budget_are_those_of_adding_up_step_by_step(plan_of, loops, ramp):
-    """Also where the budget ends exactly with a step, before or after the end of the ramp, or beyond train.steps."""
-    words = (f"train.loops={loops}", f"train.loop_ramp={ramp}", "train.steps=400")
+    """Also where the budget ends exactly with a step, or beyond train.steps. The ramp is a share of the run that results."""
+    words = (f"train.loops={loops}", f"train.loop_ramp={ramp}", "train.steps=120")
     plain = plan_of(*words)
-    spent = list(accumulate(plain.step_flops(step) for step in range(400)))
-    for budget in (spent[0] / 2, spent[0], spent[99], spent[250] * 1.0001, spent[399], spent[399] * 3):
-        expected = next((step + 1 for step, total in enumerate(spent) if total >= budget), 400)
-        assert plan_of(*words, f"train.max_flops={budget!r}").total_steps == expected
+    spent = list(accumulate(plain.step_flops(step) for step in range(120)))
+    for budget in (spent[0] / 2, spent[0], spent[39], spent[80] * 1.0001, spent[119], spent[119] * 3):
+        plan = plan_of(*words, f"train.max_flops={budget!r}")
+        assert plan.total_steps == next(n for n in range(1, 121) if steps_with_ramp_of(plain, n, budget) == n)
+        assert plan.loops.ramp_steps == math.ceil(float(ramp) * plan.total_steps)
+        alone = plan_of(*words, f"train.max_flops={budget!r}", "train.steps=null", "optim.warmup_steps=0")
+        assert alone.total_steps == plan.total_steps or plan.total_steps == 120
+
+
+def steps_with_ramp_of(plan: RunPlan, total_steps: int, budget: float) -> int:
+    """Steps until the budget is reached, one by one, if the ramp belongs to a run of `total_steps`."""
+    schedule = replace(plan.loops, ramp_steps=math.ceil(plan.settings.train.loop_ramp * total_steps))
+    costs = [plan.tokens_per_step * plan.flops.training(int(loops)) for loops in schedule.between(0, 120)]
+    return next((step + 1 for step, spent in enumerate(accumulate(costs)) if spent >= budget), 120)
+
+
+def test_a_resume_with_other_loops_counts_what_was_spent(plan_of):
+    """10 steps at S = 4, then S = 1: what is left of the budget lasts for more steps than it would have."""
+    cost = {loops: plan_of(f"train.loops={loops}").step_flops(0) for loops in (1, 4)}
+    budget = 30 * cost[4]
+    before, after = (plan_of(f"train.loops={n}", f"train.max_flops={budget!r}", "train.steps=null") for n in (4, 1))
+    assert before.total_steps == 30 and before.resumed(10, 10 * cost[4]) is before
+    assert after.resumed(10, 10 * cost[4]).total_steps == 10 + math.ceil(20 * cost[4] / cost[1])
+    assert after.resumed(10, 2 * budget).total_steps == 10
+
+
+def test_expected_flops_include_the_ramp(plan_of):
+    plan = plan_of("train.steps=4000", "train.loop_ramp=0.5")
+    done = sum(plan.step_flops(step) for step in range(4000))
+    assert plan.expected_flops(0, 4000) == pytest.approx(done, rel=0.02)
+    assert plan.expected_flops(0, 4000) < 0.93 * 4000 * plan.tokens_per_step * plan.expected_flops_per_token
+    assert plan.expected_flops(100, 3000) == pytest.approx(plan.expected_flops(0, 3000) - plan.expected_flops(0, 100))
 
 
 def test_a_budget_above_the_expected_flops_of_all_steps_can_still_end_the_run(plan_of):

@@ -10,7 +10,6 @@ import torch
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.recorder import Record, Recorder
 from pretrain.training.state import StepReport, TrainingRun
-from pretrain.training.step import TIMESTEP_BINS
 
 
 class Metrics(Hook):
@@ -76,17 +75,16 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _eta(run: TrainingRun) -> float:
-    """Seconds to the last step at the mean speed of this run, with the expected number of loops."""
-    plan, step = run.plan, run.progress.step
-    rest = (plan.total_steps - step) * plan.tokens_per_step * plan.expected_flops_per_token
+    """Seconds to the last step at the mean FLOP/s of this run, with the expected number of loops."""
+    rest = run.plan.expected_flops(run.progress.step, run.plan.total_steps)
     return rest * run.progress.elapsed / run.progress.flops
 
 
 def _by_timestep(reports: Sequence[StepReport]) -> list[float | None]:
     """Mean -log p of a masked token in each bin of t, in nats; null where no token was masked."""
-    nats = torch.stack([r.bin_nats for r in reports]).sum(dim=0)
-    tokens = torch.stack([r.bin_tokens for r in reports]).sum(dim=0)
-    return [(nats[i] / tokens[i]).item() if tokens[i] else None for i in range(TIMESTEP_BINS)]
+    nats = map(sum, zip(*(r.bin_nats for r in reports), strict=True))
+    tokens = map(sum, zip(*(r.bin_tokens for r in reports), strict=True))
+    return [in_bin / count if count else None for in_bin, count in zip(nats, tokens, strict=True)]
 
 
 def _by_loops(reports: Sequence[StepReport]) -> dict[str, float]:
