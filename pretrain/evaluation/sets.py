@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from data_pipeline.dataset.packed_dataset import PackedDataset
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import Evaluator
 from pretrain.evaluation.report import figures_of
+from pretrain.evaluation.statistics import unigram_entropy
 
 MIXTURE = "mixture"
 """Name of the figures over all sets."""
@@ -28,6 +30,11 @@ class EvaluationSet:
     name: str
     rows: PackedDataset
     weight: float
+
+    @cached_property
+    def unigram_entropy(self) -> float:
+        """Entropy of the split's token frequencies in nats per token. Reads the whole split, once."""
+        return unigram_entropy(self.rows)
 
 
 def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
@@ -48,10 +55,16 @@ def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
 
 
 def evaluate_sets(evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Sequence[int]) -> list[dict[str, Any]]:
-    """Figures of every set, and of their mixture if there are several, as written to `eval/*.json`. Collective."""
+    """Figures of every set, and of their mixture if there are several, as written to `eval/*.json`. Collective.
+
+    The main rank gets them, the others an empty list.
+    """
+    estimates = [evaluator.estimates(one.rows, loops) for one in sets]
+    if not evaluator.world.is_main:
+        return []
     results = [
-        {"name": one.name} | figures_of(one.rows, evaluator.noise(one.rows), evaluator.estimates(one.rows, loops))
-        for one in sets
+        {"name": one.name} | figures_of(one.rows, evaluator.noise(one.rows), of_set, one.unigram_entropy)
+        for one, of_set in zip(sets, estimates, strict=True)
     ]
     return results if len(sets) == 1 else [*results, {"name": MIXTURE} | mixed_figures(sets, results)]
 

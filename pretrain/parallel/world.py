@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from pretrain.parallel.launcher import require_interfaces
 from pretrain.parallel.rendezvous import meet
 from pretrain.parallel.watchdog import Watchdog
 
+T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the other ranks before it fails. Longer than any `parallel.timeout_minutes`."""
 
@@ -98,6 +99,12 @@ class World:
         dist.all_reduce(total)
         return total.cpu()
 
+    def from_main(self, value: T) -> T:
+        """The main rank's value, on every rank. Collective."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
         return bool(self.sum([float(flag)]).item() > 0)
@@ -143,11 +150,12 @@ class DeepSpeedMpu:
         return dist.get_rank(parallel_state.get_model_parallel_group())
 
 
-def join_ranks(ranks: tuple[int, int, int], once_met: Callable[[], None] = lambda: None) -> torch.device:
+def join_ranks(ranks: tuple[int, int, int], shape: Shape, once_met: Callable[[], None] = lambda: None) -> torch.device:
     """Connect to the other ranks (gloo on CPUs, NCCL on GPUs) and pick this rank's device.
 
     Args:
         ranks: (rank, world size, local rank), as from `read_launcher`; (0, 1, 0) for a single process.
+        shape: how the ranks will be divided.
         once_met: called when all ranks have come, before they connect to each other, which may wait for a rank that dies.
 
     Raises:
@@ -155,6 +163,10 @@ def join_ranks(ranks: tuple[int, int, int], once_met: Callable[[], None] = lambd
         ReportedError: another rank has failed before the ranks met.
     """
     rank, size, local_rank = ranks
+    if shape.tensor > 1:
+        # megatron-core relies on kernels running in the order of their launch, which a single hardware queue guarantees.
+        # CUDA reads the variable when the device is first used, so it is set before.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = _device(local_rank)
     if not dist.is_initialized():
         require_interfaces("GLOO_SOCKET_IFNAME" if device.type == "cpu" else "NCCL_SOCKET_IFNAME")
@@ -177,10 +189,7 @@ def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> Worl
     """
     rank, size, local_rank = ranks
     shape = shape or Shape()
-    if shape.tensor > 1:
-        # megatron-core relies on kernels running in the order of their launch, which a single hardware queue guarantees.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    device = join_ranks(ranks)
+    device = join_ranks(ranks, shape)
     if parallel_state.is_initialized() and _megatron_shape() != (shape.tensor, shape.pipeline):
         parallel_state.destroy_model_parallel()
     if not parallel_state.is_initialized():
@@ -209,7 +218,7 @@ def _replica_group(shape: Shape) -> dist.ProcessGroup | None:
     for pipeline in sorted({tuple(ranks) for ranks in pipelines}):
         for offset in range(per_copy):
             ranks = list(pipeline[offset::per_copy])
-            group = dist.new_group(ranks, group_desc=f"mid block copies {ranks}")
+            group = dist.new_group(ranks, COLLECTIVE_TIMEOUT, group_desc=f"mid block copies {ranks}")
             mine = group if dist.get_rank() in ranks else mine
     return mine
 

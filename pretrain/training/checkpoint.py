@@ -10,6 +10,7 @@ checkpoints/step_N/
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from pretrain.training.state import Progress, TrainingRun
 
 MARK = "COMPLETE"
 SHARDS = "deepspeed"
+STEP = re.compile(r"step_[0-9]+")
 IDENTITY = (
     "run.seed",
     "data.seq_len",
@@ -58,7 +60,7 @@ class Layout:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = [p for p in (run_folder / "checkpoints").glob("step_*") if p.suffix != ".partial" and (p / MARK).is_file()]
+    found = [p for p in (run_folder / "checkpoints").glob("step_*") if STEP.fullmatch(p.name) and (p / MARK).is_file()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
 
 
@@ -94,6 +96,9 @@ def save_checkpoint(run: TrainingRun) -> Path:
             f"rank {run.world.rank} could not write {partial}: {error}. Older checkpoints are complete"
         ) from error
     run.world.barrier()
+    if run.world.local_rank == 0:  # what this node has written is in its own memory until it is flushed
+        _flush(partial)
+    run.world.barrier()
     if run.world.is_main:
         _complete(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -109,15 +114,30 @@ def restore(run: TrainingRun) -> Path | None:
     Raises:
         UserError: it was made with another layout, model, seed or data.
     """
-    found = list_checkpoints(run.folder)
-    if not found:
+    error, chosen, state = None, None, {}
+    if run.world.is_main:  # it decides for all: on a network file system, other nodes may not see the newest one yet
+        try:
+            chosen, state = _newest(run)
+        except UserError as caught:
+            error = caught
+    run.world.raise_on_all_ranks(error)
+    chosen, state = run.world.from_main((chosen, state))
+    if chosen is None:
         return None
-    state = read_state(found[-1])
-    _require_same(found[-1], state, run)
-    run.engine.load(found[-1], SHARDS)
+    run.engine.load(chosen, SHARDS)
     run.progress = Progress(**state["progress"])
     run.plan = run.plan.resumed(run.progress.step, run.progress.flops)
-    return found[-1]
+    return chosen
+
+
+def _newest(run: TrainingRun) -> tuple[Path | None, dict[str, Any]]:
+    """The newest complete checkpoint, if there is one, and its state. Raises UserError if this run cannot resume from it."""
+    found = list_checkpoints(run.folder)
+    if not found:
+        return None, {}
+    state = read_state(found[-1])
+    _require_same(found[-1], state, run)
+    return found[-1], state
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -230,11 +250,15 @@ def _prepare_folder(run: TrainingRun, partial: Path) -> OSError | UserError | No
     return None
 
 
-def _complete(partial: Path) -> None:
-    """Flush every file to the disk, then write the mark."""
-    for path in partial.rglob("*"):
+def _flush(folder: Path) -> None:
+    """Force every file to the disk."""
+    for path in folder.rglob("*"):
         if path.is_file():
             _sync(path)
+
+
+def _complete(partial: Path) -> None:
+    """Write the mark, once all nodes have flushed their files."""
     (partial / MARK).write_text("This checkpoint is whole.\n", encoding="utf-8")
     _sync(partial / MARK)
     _sync(partial)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from data_pipeline.manifest import MANIFEST_NAME
 from pretrain.config.load import dump_settings
 from pretrain.config.settings import Settings
 from pretrain.errors import UserError
+from pretrain.parallel.world import World
 
 LOCK = ".lock"
 """A file that the process holds which trains in the folder; it contains the name of its machine and its process id."""
@@ -92,3 +94,36 @@ def describe_run(folder: Path, settings: Settings, blend: Blend) -> None:
     tokenizer.mkdir(exist_ok=True)
     for name in (blend.manifest.tokenizer.file, MANIFEST_NAME):
         shutil.copyfile(blend.corpora[0].path / name, tokenizer / name)
+
+
+def require_shared_folder(folder: Path, world: World, patience: float = 60.0) -> None:
+    """Check that all ranks see the run folder that the main rank uses. Collective.
+
+    Without this check, a folder on one node's own disk would be noticed at the first checkpoint, perhaps hours later.
+
+    Args:
+        patience: seconds to wait for the file to appear; network file systems cache what a folder contains.
+
+    Raises:
+        UserError: a rank does not see it.
+    """
+    name = f".shared-{uuid.uuid4().hex}"
+    if world.is_main:
+        (folder / name).touch()
+    probe = folder / world.from_main(name)
+    deadline, error = time.monotonic() + patience, None
+    while not _is_listed(probe):
+        if time.monotonic() > deadline:
+            error = UserError(
+                f"{folder} on {socket.gethostname()} is not the folder that rank 0 uses; set run.dir to one that all nodes share"
+            )
+            break
+        time.sleep(0.2)
+    world.raise_on_all_ranks(error)
+    if world.is_main:
+        probe.unlink()
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether the folder's listing has the file; asking for the file itself could repeat a cached answer."""
+    return path.parent.is_dir() and path in path.parent.iterdir()

@@ -31,7 +31,7 @@ from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, for
 from pretrain.training.hooks.validation import Validation
 from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
-from pretrain.training.run_folder import claim_folder, describe_run
+from pretrain.training.run_folder import claim_folder, describe_run, require_shared_folder
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import StopRequest
 
@@ -44,7 +44,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
     """
     with StopRequest() as stop, ExitStack() as held:
         ranks = read_launcher()
-        watchdog = _join_under_watchdog(ranks, 60 * plan.settings.parallel.timeout_minutes, held)
+        watchdog = _join_under_watchdog(ranks, plan, held)
         require_identical_on_all_ranks(run_facts(plan, blend))
         world = replace(start_world(ranks, plan.shape), watchdog=watchdog)
         _prepare_folder(plan, blend, world, resume, held)
@@ -53,16 +53,16 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         run = build_run(plan, blend, world)
         world.enter_phase("restoring")
         restored = restore(run)
+        if run.progress.step >= run.plan.total_steps:  # its corpora may have no rows for another step
+            if world.is_main:
+                limit = "train.steps" if plan.settings.train.max_flops is None else "train.steps or train.max_flops"
+                print(
+                    f"nothing to do: {run.folder} is at step {run.progress.step}; raise {limit} to continue", flush=True
+                )
+            return 0
         world.enter_phase("comparing ranks")
         facts = weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.step], world)
         require_identical_on_all_ranks(facts)
-        if run.progress.step >= plan.total_steps:
-            if world.is_main:
-                print(
-                    f"nothing to do: {run.folder} is at step {run.progress.step}; raise train.steps to continue",
-                    flush=True,
-                )
-            return 0
         if world.is_main:
             _describe(run, restored)
         try:
@@ -72,10 +72,11 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         return _finish(run, stop)
 
 
-def _join_under_watchdog(ranks: tuple[int, int, int], timeout: float, held: ExitStack) -> Watchdog:
+def _join_under_watchdog(ranks: tuple[int, int, int], plan: RunPlan, held: ExitStack) -> Watchdog:
     """Connect to the other ranks. A rank that fails or dies from now on is named by the others, whatever they wait for."""
     started: list[Watchdog] = []
-    join_ranks(ranks, lambda: started.append(held.enter_context(watch(*ranks[:2], timeout))))
+    timeout = 60 * plan.settings.parallel.timeout_minutes
+    join_ranks(ranks, plan.shape, lambda: started.append(held.enter_context(watch(*ranks[:2], timeout))))
     return started[0]
 
 
@@ -108,6 +109,7 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
         except Exception as caught:
             error = caught
     world.raise_on_all_ranks(error)
+    require_shared_folder(plan.settings.run_folder, world)
 
 
 def _describe(run: TrainingRun, restored: Path | None) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.samples import Samples
+from data_pipeline.manifest import load_manifest
 from model.noise import masks, stratified, timesteps
 from model.reference import reference_logits
 from model.weights import initial_weights
@@ -62,6 +63,17 @@ def run_here(data: Path, folder: Path, name: str, *words: str) -> Path:
     settings, blend = settings_of(data, f"run.dir={folder}", f"run.name={name}", *words), load_blend(data)
     assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == 0
     return folder / name
+
+
+def test_a_finished_run_over_capped_corpora_can_be_started_again(corpus, tmp_path, capsys):
+    """Its corpora have no rows for one more step, and it needs none."""
+    capped = tmp_path / "capped.yaml"
+    rows = load_manifest(corpus).splits["train"].rows
+    capped.write_text(f"corpora:\n- {{path: {corpus}, weight: 1, max_epochs: {40 / rows!r}}}\n")
+    run_here(capped, tmp_path, "run", "train.steps=5", "optim.warmup_steps=1")
+    capsys.readouterr()
+    run_here(capped, tmp_path, "run", "train.steps=5", "optim.warmup_steps=1")
+    assert "nothing to do:" in capsys.readouterr().out
 
 
 def nats_of(weights, architecture, clean, masked, loops, document_ids=None):

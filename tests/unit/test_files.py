@@ -1,6 +1,7 @@
 """Checkpoint folders, metrics files, the console line, ranks from launchers and signals, without training."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from pretrain.errors import UserError
 from pretrain.training.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_into, prune, read_state
 from pretrain.training.hooks.sinks import Console, MetricsFile, format_duration
+from pretrain.training.run_folder import require_shared_folder
 from pretrain.training.stop_request import StopRequest
 
 
@@ -123,3 +125,37 @@ def test_signals_become_a_stop_request_and_handlers_are_restored():
         assert stop.requested
         assert stop.signal is signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_run_folder_that_another_node_does_not_see_is_refused(tmp_path, seen):
+    """The other node has a folder of that name on its own disk."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+
+    def from_main(_):
+        (shared / ".shared-1").touch()
+        return ".shared-1"
+
+    def raise_on_all_ranks(error):
+        if error is not None:
+            raise error
+
+    other = SimpleNamespace(is_main=False, from_main=from_main, raise_on_all_ranks=raise_on_all_ranks)
+    with nullcontext() if seen else pytest.raises(UserError, match=r"not the folder that rank 0 uses; set run.dir"):
+        require_shared_folder(shared if seen else own, other, patience=0.3)
+
+
+def test_the_check_of_the_run_folder_leaves_nothing_behind(tmp_path):
+    alone = SimpleNamespace(is_main=True, from_main=lambda value: value, raise_on_all_ranks=lambda error: None)
+    require_shared_folder(tmp_path, alone, patience=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_beside_the_checkpoints_are_left_alone(tmp_path):
+    for name in ("step_5", "step_10.good", "step_900_best", "step_900_1", "step_7.partial", "steps"):
+        folder = tmp_path / "checkpoints" / name
+        folder.mkdir(parents=True)
+        (folder / MARK).touch()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_5"]

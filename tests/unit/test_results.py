@@ -28,7 +28,7 @@ from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.evaluation.report import figures_of, format_table, short_figures
 from pretrain.evaluation.result_files import keep_result, save_result
 from pretrain.evaluation.sets import EvaluationSet, mixed_figures
-from pretrain.evaluation.statistics import estimate_from_rows
+from pretrain.evaluation.statistics import estimate_from_rows, unigram_entropy
 from pretrain.training import run_folder
 from tests.launching import ROOT
 
@@ -50,7 +50,7 @@ def figures(corpus, rows):
     nats = np.random.default_rng(0).uniform(4, 5, (2, len(noise.rows)))
     shares = noise.masked_counts / noise.lengths
     estimates = [estimate_from_rows(s, n, noise.weights, shares) for s, n in zip((1, 2), nats, strict=True)]
-    return {"name": ""} | figures_of(dataset, noise, estimates)
+    return {"name": ""} | figures_of(dataset, noise, estimates, unigram_entropy(dataset))
 
 
 def test_one_row_has_no_error_bar(corpus):
