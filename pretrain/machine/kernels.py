@@ -40,16 +40,22 @@ class AdamWChoice(KernelChoice):
     build: Callable[..., Optimizer]
 
 
-def choose_adamw(device: torch.device, offloaded: bool = False) -> AdamWChoice:
+def choose_adamw(device: torch.device, offloaded: bool = False, zero_stage: int = 0) -> AdamWChoice:
     """On CUDA devices NVIDIA apex's FusedAdam if it is installed, else torch's fused AdamW; elsewhere torch's AdamW.
 
-    `offloaded`: the states are in the CPU's memory (`parallel.offload`), where CUDA kernels cannot step them.
+    Args:
+        device: of the model.
+        offloaded: the states are in the CPU's memory (`parallel.offload`), where CUDA kernels cannot step them.
+        zero_stage: apex counts the steps of a group, and ZeRO-3 steps a group in several parts: its bias corrections would be
+            those of later steps.
     """
     fused_adam, apex_state = _apex_fused_adam()
     if offloaded:
         return AdamWChoice("AdamW step", "torch.optim.AdamW", "parallel.offload: the states are on the CPU", AdamW)
     if device.type != "cuda":
         return AdamWChoice("AdamW step", "torch.optim.AdamW", f"no CUDA device; {apex_state}", AdamW)
+    if fused_adam is not None and zero_stage == 3:
+        fused_adam, apex_state = None, "apex is not used with ZeRO-3, whose partial steps it would miscount"
     if fused_adam is None:
         return AdamWChoice(
             "AdamW step",
@@ -65,12 +71,12 @@ def choose_adamw(device: torch.device, offloaded: bool = False) -> AdamWChoice:
     )
 
 
-def choose_kernels(device: torch.device, offloaded: bool = False) -> list[KernelChoice]:
-    """The choice for every operation that has an optional faster implementation."""
+def choose_kernels(device: torch.device, offloaded: bool = False, zero_stage: int = 0) -> list[KernelChoice]:
+    """The choice for every operation that has an optional faster implementation. For the arguments see `choose_adamw`."""
     found = _attribute("transformer_engine.pytorch", "TransformerLayer") is not None
     reason = "Transformer Engine is installed but not supported" if found else "Transformer Engine is not installed"
     layers = KernelChoice("layer kernels", "torch RMSNorm and SDPA in megatron-core's local spec", reason)
-    return [choose_adamw(device, offloaded), layers]
+    return [choose_adamw(device, offloaded, zero_stage), layers]
 
 
 def _apex_fused_adam() -> tuple[Callable[..., Optimizer] | None, str]:

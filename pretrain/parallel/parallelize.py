@@ -53,7 +53,8 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 6. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
-    optimizer = build_optimizer(model, optim, world.device, offloaded=parallel.offload != "none")
+    offloaded = parallel.offload != "none"
+    optimizer = build_optimizer(model, optim, world.device, offloaded, parallel.zero_stage)
 
     # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
     #    DeepSpeed installs its hooks in step 8, so the mark comes before.

@@ -121,7 +121,8 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    kernels = choose_kernels(run.world.device, offloaded=settings.parallel.offload != "none")
+    parallel = settings.parallel
+    kernels = choose_kernels(run.world.device, parallel.offload != "none", parallel.zero_stage)
     print_banner(run, kernels, notes)
     describe_run(run.folder, settings, run.blend)
 

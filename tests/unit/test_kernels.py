@@ -60,6 +60,9 @@ def test_apex_with_its_extensions_is_used_on_a_gpu_alone(apex, monkeypatch):
     choice = choose_adamw(CUDA)
     assert choice.implementation == "apex.optimizers.FusedAdam"
     assert choice.build([], lr=1.0) == {"adam_w_mode": True, "lr": 1.0}
+    assert choose_adamw(CUDA, zero_stage=2).implementation == "apex.optimizers.FusedAdam"
+    # ZeRO-3 would call it once for each part of a group, and it counts every call as a step.
+    assert choose_adamw(CUDA, zero_stage=3).implementation == "torch.optim.AdamW(fused=True)"
     assert choose_adamw(CPU).implementation == "torch.optim.AdamW"
     assert (
         choose_adamw(CUDA, offloaded=True).implementation == "torch.optim.AdamW"
