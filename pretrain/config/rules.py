@@ -221,6 +221,17 @@ def _deepspeed_supports(s: Settings) -> Iterator[Problem]:
         )
 
 
+def _compilation_is_supported(s: Settings) -> Iterator[Problem]:
+    if s.train.compile and s.parallel.zero_stage == 3:
+        yield Problem(
+            "train.compile",
+            True,
+            "ZeRO-3 gathers the weights inside the layers, which cannot be compiled; set parallel.zero_stage to 2 or less, or "
+            "train.compile=false",
+            related=("parallel.zero_stage",),
+        )
+
+
 def _offload_is_supported(s: Settings) -> Iterator[Problem]:
     offload, stage = s.parallel.offload, s.parallel.zero_stage
     if offload == "none":
@@ -263,6 +274,7 @@ RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _pipeline_divides,
     _auto_chooses_alone,
     _deepspeed_supports,
+    _compilation_is_supported,
     _offload_is_supported,
     deepspeed_file_problems,
 )

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.optim import AdamW, Optimizer
 
+from pretrain.machine.compilation import missing_compiler
+
 
 @dataclass(frozen=True)
 class KernelChoice:
@@ -71,11 +73,22 @@ def choose_adamw(device: torch.device, offloaded: bool = False, zero_stage: int 
     )
 
 
-def choose_kernels(device: torch.device, offloaded: bool = False, zero_stage: int = 0) -> list[KernelChoice]:
-    """The choice for every operation that has an optional faster implementation. For the arguments see `choose_adamw`."""
+def choose_kernels(
+    device: torch.device, offloaded: bool = False, zero_stage: int = 0, compiled: bool = False
+) -> list[KernelChoice]:
+    """The choice for every operation that has an optional faster implementation.
+
+    Args:
+        device, offloaded, zero_stage: see `choose_adamw`.
+        compiled: `train.compile`.
+    """
     found = _attribute("transformer_engine.pytorch", "TransformerLayer") is not None
     reason = "Transformer Engine is installed but not supported" if found else "Transformer Engine is not installed"
     layers = KernelChoice("layer kernels", "torch RMSNorm and SDPA in megatron-core's local spec", reason)
+    if compiled:
+        missing = missing_compiler(device)
+        name = layers.implementation if missing else f"torch.compile of {layers.implementation}"
+        layers = KernelChoice(layers.operation, name, f"train.compile: {missing or 'a compiler was found'}")
     return [choose_adamw(device, offloaded, zero_stage), layers]
 
 

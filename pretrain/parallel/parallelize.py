@@ -8,6 +8,7 @@ from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
+from pretrain.machine.compilation import compile_layers, missing_compiler
 from pretrain.optimizer.adamw import build_optimizer
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
 from pretrain.parallel.engine import (
@@ -43,28 +44,33 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     #    DeepSpeed reads the marks, so that its gradient norm counts each weight once.
     mark_copied_weights(model)
 
-    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 8.
+    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 9.
     require_identical_on_all_ranks(weight_facts(model, world))
 
     # 5. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
-    #    hook is registered, and DeepSpeed registers its hooks in step 8.
+    #    hook is registered, and DeepSpeed registers its hooks in step 9.
     if plan.settings.train.precision == "bf16":
         use_bf16_weights(model)
 
-    # 6. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
+    # 6. Compilation of single layers, which happens at their first call: neither their weights nor their names change.
+    if plan.settings.train.compile and missing_compiler(world.device) is None:
+        for phase in (model.head, model.mid, model.tail):
+            compile_layers(phase.layers)
+
+    # 7. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
     offloaded = parallel.offload != "none"
     optimizer = build_optimizer(model, optim, world.device, offloaded, parallel.zero_stage)
 
-    # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
-    #    DeepSpeed installs its hooks in step 8, so the mark comes before.
+    # 8. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
+    #    DeepSpeed installs its hooks in step 9, so the mark comes before.
     if parallel.zero_stage == 3:
         gather_looped_block_once(model)
 
-    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
+    # 9. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
-    # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     dtype = next(model.parameters()).dtype
     pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
 

@@ -122,7 +122,7 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
     parallel = settings.parallel
-    kernels = choose_kernels(run.world.device, parallel.offload != "none", parallel.zero_stage)
+    kernels = choose_kernels(run.world.device, parallel.offload != "none", parallel.zero_stage, settings.train.compile)
     print_banner(run, kernels, notes)
     describe_run(run.folder, settings, run.blend)
 

@@ -81,6 +81,7 @@ LAYOUTS = [
     Layout("micro-batch 8", 1, ("train.micro_batch_size=8", *p("zero_stage=0"))),
     Layout("recompute full", 1, p("zero_stage=0", "recompute=full")),
     Layout("recompute loop", 1, p("zero_stage=0", "recompute=loop")),
+    Layout("compiled, recompute loop", 1, ("train.compile=true", *p("recompute=loop"))),
     *(Layout(f"DP2, ZeRO-{z}", 2, p(f"zero_stage={z}")) for z in (0, 1, 2, 3)),
     *(Layout(f"DP2, ZeRO-{z}, optimizer on CPU", 2, p(f"zero_stage={z}", "offload=optimizer")) for z in (1, 2)),
     Layout("DP2, ZeRO-3, weights on CPU", 2, p("zero_stage=3", "offload=parameters")),
