@@ -6,7 +6,7 @@ from setuptools import setup
 
 # Ranges for users who bring their own torch; launchers/pins.txt has the exact versions that the tests run with.
 REQUIRES = [
-    "torch>=2.6",
+    "torch>=2.11",  # 2.10 is the first in which gradients may have another dtype than their weights
     "deepspeed>=0.19.8,<0.20",
     "megatron-core>=0.16.1,<0.17",
     "datasets>=3.0",

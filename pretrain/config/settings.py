@@ -64,6 +64,8 @@ class Train:
     """row: one timestep for all tokens of a row. document: one for each document in the row, uniform over the same interval."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Precision of the forward and backward pass. With bf16, master weights and gradient sums stay in fp32."""
+    deterministic: bool = False
+    """On GPUs, use only kernels whose results do not vary between runs, which are slower; CPU runs are repeatable anyway."""
     compile: bool = False
     """Compile the transformer layer with torch.compile, once for all layers and loops; ignored where there is no compiler."""
 

@@ -184,7 +184,15 @@ def use_bf16_weights(model: LoopedDenoiser) -> None:
 
     A weight of the looped block receives one gradient per pass. By default autograd sums them in the dtype of the weight:
     at S = 12 the sum is off by about 3e-3 of its norm, more than by the rounding of a single gradient.
+
+    Raises:
+        UserError: this torch cannot do that. Setting the attribute would have no effect there.
     """
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        raise UserError(
+            f"train.precision=bf16: torch {torch.__version__} cannot sum gradients of bf16 weights in fp32; install torch 2.11 or "
+            "newer, or set train.precision=fp32"
+        )
     for weight in model.bfloat16().parameters():
         weight.grad_dtype = torch.float32
 

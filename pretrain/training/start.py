@@ -12,6 +12,7 @@ from data_pipeline.manifest import VALIDATION
 from pretrain.config.run_plan import RunPlan
 from pretrain.errors import RankError
 from pretrain.evaluation.sets import evaluation_sets
+from pretrain.machine.determinism import use_deterministic_algorithms
 from pretrain.machine.devices import peak_flops
 from pretrain.machine.kernels import choose_kernels
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
@@ -44,6 +45,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
     """
     with StopRequest() as stop, ExitStack() as held:
         ranks = read_launcher()
+        use_deterministic_algorithms(plan.settings.train.deterministic)
         watchdog = _join_under_watchdog(ranks, plan, held)
         require_identical_on_all_ranks(run_facts(plan, blend))
         world = replace(start_world(ranks, plan.shape), watchdog=watchdog)

@@ -106,6 +106,17 @@ def test_stop_and_resume_equal_an_uninterrupted_run_bit_for_bit(train_here, stag
     assert_same_bits(whole, parts)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_deterministic_kernels_exist_for_every_operation(train_here, precision):
+    """torch raises an error where there is none. On a CPU the numbers are the same with and without."""
+    words = (f"train.precision={precision}", "parallel.zero_stage=1")
+    plain, _ = train_here("plain", *words)
+    deterministic, _ = train_here("deterministic", *words, "train.deterministic=true")
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    assert_same_bits(plain, deterministic)
+
+
 def test_resume_in_a_new_process_after_a_crash_is_bitwise_too(train_here, corpus, tmp_path):
     """Steps after the last checkpoint are lost in a crash and taken again, with the same numbers."""
     whole, _ = train_here("whole", "checkpoint.every=6")
