@@ -85,6 +85,7 @@ DERIVED_DEEPSPEED_KEYS = {
     "activation_checkpointing": "parallel.recompute",
     "tensor_parallel": "parallel.tensor",
     "pipeline": "parallel.pipeline",
+    "sequence_parallel_size": "parallel.tensor",
     "seq_parallel_communication_data_type": "parallel.sequence",
     "vocabulary_size": "model.vocab_size",
     "data_efficiency": "data.*",

@@ -60,7 +60,7 @@ class RunPlan:
     @cached_property
     def placement(self) -> tuple[Stage, ...]:
         """What each pipeline stage holds."""
-        parallel, probabilities = self.settings.parallel, self._loops(0).probabilities(0)
+        parallel, probabilities = self.settings.parallel, self.loops_after_ramp.probabilities(0)
         return _placed(
             self.settings.model.loop,
             parallel.pipeline,
@@ -107,6 +107,11 @@ class RunPlan:
         """S of every step."""
         return self._loops(self.length.ramp_steps(self.total_steps))
 
+    @cached_property
+    def loops_after_ramp(self) -> LoopSchedule:
+        """S of a step after the ramp; unlike `loops`, it does not need the length of the run."""
+        return self._loops(0)
+
     def step_flops(self, step: int) -> float:
         """Training FLOPs of step `step` (from 0) over all ranks."""
         return self.tokens_per_step * self.flops.training(self.loops(step))
@@ -114,8 +119,7 @@ class RunPlan:
     @property
     def expected_flops_per_token(self) -> float:
         """Training FLOPs of a token at the expected number of loops, after the ramp. FLOPs are linear in S."""
-        schedule = self._loops(0)
-        return self.flops.training(1) + (schedule.mean(0) - 1) * self._flops_of_a_pass
+        return self.flops.training(1) + (self.loops_after_ramp.mean(0) - 1) * self._flops_of_a_pass
 
     def expected_flops(self, first: int, last: int) -> float:
         """Training FLOPs of the steps first, ..., last - 1 over all ranks, at the expected loops of each, ramp included."""

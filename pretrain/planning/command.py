@@ -62,7 +62,7 @@ def _assumptions(plan: RunPlan) -> list[str]:
     step_flops = plan.tokens_per_step * plan.expected_flops_per_token
     return [
         f"model:    {split.head} + {split.mid} x S + {split.tail} layers of width {plan.settings.model.hidden_size}, "
-        f"E[S] = {plan.loops.mean(plan.loops.ramp_steps):.2f}, {train.precision}",
+        f"E[S] = {plan.loops_after_ramp.mean(0):.2f}, {train.precision}",
         f"step:     {train.global_batch_size} rows of {plan.seq_len} tokens, {train.micro_batch_size} per micro-batch; "
         f"{step_flops:.3g} FLOPs",
         f"hardware: {plan.world_size} ranks, {hardware.ranks_per_node} per node; {speed}; {hardware.memory_gib:g} GiB",

@@ -81,8 +81,8 @@ def estimate_all(plans: Sequence[RunPlan]) -> list[Estimate]:
 
 
 def _estimate(plan: RunPlan, timed: Sequence[tuple[float, Case]]) -> Estimate:
-    rates, probabilities = _rates(plan), plan.loops.probabilities(plan.loops.ramp_steps)
-    mean = round(plan.loops.mean(plan.loops.ramp_steps))
+    rates, probabilities = _rates(plan), plan.loops_after_ramp.probabilities(0)
+    mean = round(plan.loops_after_ramp.mean(0))
     by_loops = dict(zip(_support(plan), timed, strict=True))
     traffics = [traffic_of(plan, stage, mean) for stage in plan.placement]
     after = max(t.data * rates.data_byte + t.copies * rates.copies_byte + t.host * rates.host_byte for t in traffics)
@@ -102,7 +102,7 @@ def _estimate(plan: RunPlan, timed: Sequence[tuple[float, Case]]) -> Estimate:
 
 def _support(plan: RunPlan) -> list[int]:
     """Values of S with a probability above 0."""
-    probabilities = plan.loops.probabilities(plan.loops.ramp_steps)
+    probabilities = plan.loops_after_ramp.probabilities(0)
     return [loops for loops, p in enumerate(probabilities, start=1) if p]
 
 

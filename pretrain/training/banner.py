@@ -78,7 +78,7 @@ def _model_rows(plan: RunPlan) -> list[tuple[str, str]]:
         (
             "model",
             f"{split.head} + {split.mid} x S + {split.tail} layers of {model.hidden_size}, {model.num_heads} heads, "
-            f"S_max {largest}, drawn {plan.settings.train.loops}, E[S] {plan.loops.mean(plan.loops.ramp_steps):.2f}",
+            f"S_max {largest}, drawn {plan.settings.train.loops}, E[S] {plan.loops_after_ramp.mean(0):.2f}",
         ),
         ("parameters", f"{_short(unique)} unique ({parts}); executed: {executed}"),
         ("FLOPs", f"per token of training: {flops}; expected {plan.expected_flops_per_token:.3g}"),

@@ -44,10 +44,12 @@ class Recorder(dict):
 
 
 @pytest.fixture(scope="module")
-def read_by_deepspeed():
-    """The keys that the installed DeepSpeed looks up in a configuration, or in one of its sections."""
-    pytest.importorskip("deepspeed")
+def read_by_deepspeed(world):
+    """The keys that the installed DeepSpeed looks up in a configuration, or in one of its sections, once ranks are connected."""
+    deepspeed = pytest.importorskip("deepspeed")
     from deepspeed.runtime.config import DeepSpeedConfig
+
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
     def keys(section=None):
         nested = Recorder()
