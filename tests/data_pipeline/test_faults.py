@@ -78,6 +78,7 @@ def results(inputs, tokenizer_file, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.end_to_end
 @pytest.mark.timeout(300)
 def test_a_rerun_after_any_fault_gives_the_bytes_of_an_undisturbed_run(results, inputs):
     assert {each["name"] for each in results} == {*inputs, "writes"}
@@ -87,6 +88,7 @@ def test_a_rerun_after_any_fault_gives_the_bytes_of_an_undisturbed_run(results, 
         assert each["right_if_done"] and each["again"] == 0 and each["equal"], each
 
 
+@pytest.mark.end_to_end
 def test_a_read_that_fails_names_the_file(results, inputs):
     for each in results:
         if each["fault"] == "EIO":
@@ -99,6 +101,7 @@ def test_a_read_that_fails_names_the_file(results, inputs):
     assert noticed >= {(f"packed.jsonl.{suffix}", "flipped bit") for suffix in ("gz", "xz", "bz2")}
 
 
+@pytest.mark.end_to_end
 def test_a_write_that_fails_says_that_the_disk_is_full(results):
     full = [each for each in results if each["fault"] == "ENOSPC"]
     assert len(full) == 5

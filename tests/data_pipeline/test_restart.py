@@ -54,6 +54,7 @@ def kill_after(parts, output, seconds):
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.end_to_end
 @pytest.mark.timeout(480)
 def test_kills_at_any_moment_change_nothing(parts, tmp_path):
     begin = time.monotonic()

@@ -87,6 +87,7 @@ def expected(prepare, words, tmp_path):
     return folder_bytes(tmp_path / "undisturbed")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.timeout(480)
 def test_jobs_that_overlap_and_are_killed_and_started_again(begin, prepare, words, expected, tmp_path):
     """Overlapping shares, the same one twice, two machines; a killed job is started again."""
@@ -118,6 +119,7 @@ def test_jobs_that_overlap_and_are_killed_and_started_again(begin, prepare, word
     assert not list(tmp_path.glob("data.*"))
 
 
+@pytest.mark.end_to_end
 @pytest.mark.timeout(300)
 def test_a_job_that_stops_answering_is_taken_over(begin, expected, tmp_path):
     """Its tasks go to another machine, the shards are joined, and when it wakes up it ends well."""
@@ -151,6 +153,7 @@ def at_work(begin, tmp_path):
     return go_on
 
 
+@pytest.mark.end_to_end
 def test_other_processes_delete_nothing(at_work, prepare, words, parts, expected, tmp_path):
     """One that is refused, one that has nothing to do, and one that fails early, while the first has no result yet."""
     output = ("--output", tmp_path / "data")

@@ -14,6 +14,7 @@ from tests.launching import ROOT
 CPU = torch.device("cpu")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(missing_compiler(CPU) is not None, reason="no C++ compiler")
 def test_one_graph_serves_all_layers_and_every_number_of_loops(world, tiny):
     plain, compiled = LoopedDenoiser(tiny), LoopedDenoiser(tiny)
