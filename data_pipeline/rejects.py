@@ -53,7 +53,7 @@ class Rejection:
 def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
     """The rejection of `count` records that have `keys` but not the text key."""
     keys = tuple(keys)
-    why = f"no key {text_key!r} among {_listed(keys)}"
+    why = f"no key {text_key!r} among {listed(keys)}"
     return Rejection(Cause.MISSING_KEY, number, why, count, keys[:MAX_KEYS])
 
 
@@ -171,10 +171,11 @@ def wrong_key(text_key: str, other_keys: Counter[str], value: str | None = None)
     close = difflib.get_close_matches(text_key, keys, n=1, cutoff=0.5)
     hint = f"did you mean --text-key {close[0]}?" if close else "choose one of them with --text-key"
     of_input = f" of --input {value}" if value else ""
-    return DataError(f"no record{of_input} has the key {text_key!r}; the records have {_listed(keys)}: {hint}")
+    return DataError(f"no record{of_input} has the key {text_key!r}; the records have {listed(keys)}: {hint}")
 
 
-def _listed(keys: Iterable[str]) -> str:
+def listed(keys: Iterable[str]) -> str:
+    """The first ten keys, for a message."""
     keys = list(keys)
     shown = ", ".join(repr(key) for key in keys[:10])
     return f"{shown}, ..." if len(keys) > 10 else shown or "none"

@@ -9,7 +9,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input
-from data_pipeline.rejects import BrokenFile, Cause, wrong_key
+from data_pipeline.rejects import BrokenFile, Cause, listed, wrong_key
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task
 from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts
@@ -97,7 +97,8 @@ def _of_input(i: int, tasks: Sequence[Task], counts: Sequence[RecordCounts]) -> 
 
 def _broken_files(corpus: CorpusCounts) -> Iterator[str]:
     if corpus.broken:
-        yield f"- {len(corpus.broken):,} files are broken; repair or remove them, or accept what was kept with {ACCEPT}:"
+        number = "1 file is" if len(corpus.broken) == 1 else f"{len(corpus.broken):,} files are"
+        yield f"- {number} broken; repair or remove them, or accept what was kept with {ACCEPT}:"
         yield from describe_broken(corpus.broken)
 
 
@@ -119,7 +120,8 @@ def _unreadable_records(corpus: CorpusCounts, limit: float) -> Iterator[str]:
     )
     for cause in UNREADABLE:
         if corpus.rejected[cause]:
-            yield f"    {cause}: {corpus.rejected[cause]:,}"
+            keys = f"; these records have {listed(corpus.other_keys)}" if cause == Cause.MISSING_KEY else ""
+            yield f"    {cause}: {corpus.rejected[cause]:,}{keys}"
             yield from (f"        {example}" for example in corpus.examples[cause])
 
 

@@ -45,7 +45,7 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
 def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
     """How to get what was asked for; other rows do not need the text again."""
     rows = {"seq_len": options.seq_len, "packing": options.packing}
-    if manifest.options | rows == options.record():
+    if manifest.options != options.record() == manifest.options | rows:
         pack = f"loopmdm repack {output} --seq-len {options.seq_len} --pack {options.packing}"
         return f"change its rows with: {pack}; or replace it with --overwrite"
     return "replace it with --overwrite"

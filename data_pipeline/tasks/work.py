@@ -29,7 +29,7 @@ from secrets import token_hex
 from data_pipeline.atomic_files import FULL_DISK, move_into_place
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, sha256_of
-from data_pipeline.tasks.claims import Claims, Owner, process_name
+from data_pipeline.tasks.claims import Claims, Owner, process_name, this_machine
 
 TOKENIZERS, SAMPLES, SIGNATURES, DECISIONS, TOKENS = "tokenizers", "samples", "signatures", "decisions", "tokens"
 DOCUMENTS, CLAIMS, PROCESSES, ATTEMPTS = "documents", "claims", "processes", "attempts"
@@ -243,10 +243,9 @@ def _explain_busy(output: Path, owner: Owner) -> str:
         doing = f" (--stage {presence.read_text()}, since {since:%Y-%m-%d %H:%M:%S %Z})"
     except (ValueError, OSError):
         doing = ""
-    return (
-        f"another process is preparing {output}: {owner}{doing}; wait until it has finished, or stop it. If that machine has "
-        f"crashed, run the command again in {max(1, round(owner.seconds_left))} s"
-    )
+    elsewhere = owner.machine != this_machine()  # here, a process that has ended is noticed at once
+    later = f". If that machine has crashed, run the command again in {max(1, round(owner.seconds_left))} s"
+    return f"another process is preparing {output}: {owner}{doing}; wait until it has finished, or stop it{later * elsewhere}"
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -1,5 +1,6 @@
 """From checked settings to a trained run: build the parts in order, then hand them to the loop."""
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -144,11 +145,9 @@ def _finish(run: TrainingRun, stop: StopRequest) -> int:
     """Print what to do next. The exit status shows a scheduler whether the run was stopped early."""
     step, total = run.progress.step, run.plan.total_steps
     if run.world.is_main:
-        duration = format_duration(run.progress.elapsed)
+        duration, shown = format_duration(run.progress.elapsed), shlex.quote(str(run.folder))
         if run.stop_reason == "finished":
-            print(
-                f"done: {step} steps in {duration}\nnext: loopmdm evaluate {run.folder}   loopmdm sample {run.folder}"
-            )
+            print(f"done: {step} steps in {duration}\nnext: loopmdm evaluate {shown}   loopmdm sample {shown}")
         else:
             why = stop.signal.name if stop.signal else run.stop_reason
             print(f"stopped at step {step} of {total} by {why}; run the same command again to resume", flush=True)

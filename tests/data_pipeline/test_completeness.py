@@ -50,7 +50,7 @@ def test_a_cut_archive_is_named_with_what_was_kept(run, tmp_path, jsonl, texts, 
     path.write_bytes(packed[: len(packed) * 3 // 4])
     words = ("--input", jsonl, path)
     refused = run(*words)
-    assert "- 1 files are broken" in refused.err and f"    {path}: the " in refused.err and ACCEPT in refused.err
+    assert "- 1 file is broken" in refused.err and f"    {path}: the " in refused.err and ACCEPT in refused.err
     assert "missing: what would follow the end of the file" in refused.err
     accepted = run(*words, ACCEPT)
     require_joined_at_once(accepted, tmp_path)
@@ -160,7 +160,12 @@ def test_too_many_unreadable_records(run, tmp_path, texts):
         file.write(b'{\n{"other": 1}\n{"text": 5}\n{"text": "\xff"}\n{"text": null}\n{"text": ""}\n')
     refused = run("--input", path)
     assert "- 4 of 306 records (1.31%) are unreadable, more than --max-rejected 0.01" in refused.err
-    for cause in ("broken JSON: 1", "not UTF-8: 1", "key missing: 1", "text is not a string: 1"):
+    for cause in (
+        "broken JSON: 1",
+        "not UTF-8: 1",
+        "key missing: 1; these records have 'other'",
+        "text is not a string: 1",
+    ):
         assert f"    {cause}\n        {path}:30" in refused.err
     assert "empty text" not in refused.err
     assert "more than --max-rejected 0.013;" in run("--input", path, "--max-rejected", 0.013).err
@@ -185,7 +190,7 @@ def test_the_stages_agree(prepare, tmp_path, jsonl):
     path.write_bytes(gzip.compress("".join(json.dumps({"text": t}) + "\n" for t in make_texts(100)).encode())[:-100])
     words = ("--input", jsonl, path, "--output", tmp_path / "data")
     assert prepare(*words, "--stage", "tokens").code == 0
-    assert "- 1 files are broken" in prepare(*words, "--stage", "join").err
+    assert "- 1 file is broken" in prepare(*words, "--stage", "join").err
     assert prepare(*words, "--stage", "join", ACCEPT).code == 0
 
 
@@ -214,3 +219,12 @@ def test_inputs_without_text_name_a_file_of_each_cause(prepare, tmp_path, train)
     assert (
         f"    {tmp_path}/a.jsonl:1: " in result.err and f"    {tmp_path}/b.txt.gz: the gzip stream ends" in result.err
     )
+
+
+def test_the_keys_of_records_that_lack_the_key_are_named(prepare, tmp_path, texts):
+    """A file of another layout among good ones must not look like a share of broken records."""
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl", texts[:60])
+    write_jsonl(tmp_path / "in" / "b.jsonl", texts[60:80], key="content")
+    result = prepare("--input", tmp_path / "in", "--output", tmp_path / "data", "--validation-fraction", 0)
+    assert result.code == 2 and "key missing: 20; these records have 'content'" in result.err

@@ -147,6 +147,16 @@ def test_another_tokenizer_than_the_manifests(prepare, prepared, jsonl, texts, t
     assert result.code == 2 and "is already prepared, but with tokenizer_sha256 " in result.err
 
 
+def test_other_inputs_are_no_reason_to_repack(prepare, prepared, jsonl, tmp_path):
+    """The same options from other inputs: other rows of the present text would not help."""
+    other = tmp_path / "other.jsonl"
+    shutil.copyfile(jsonl, other)
+    result = prepare("--input", other, "--output", prepared)
+    assert (
+        result.code == 2 and f"already prepared, but from the inputs {jsonl}; replace it with --overwrite" in result.err
+    )
+
+
 def test_a_broken_parquet_file(prepare, tmp_path, jsonl):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
     words = ("--input", jsonl, tmp_path / "x.parquet", "--output", tmp_path / "data")
