@@ -11,7 +11,7 @@ import pytest
 
 from pretrain.machine.own_packages import OWN_FOLDER, foreign_files, prefer_own_packages
 from pretrain.machine.versions import changed_files, source_version
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, environment, run
 
 REFUSED = ["--config", "smoke", "optm.lr=1"]
 ANSWER = "optm.lr: unknown key; did you mean optim.lr?"
@@ -38,16 +38,7 @@ def foreign(tmp_path):
 
 
 def start(words, cwd, module_path):
-    variables = environment() | {"PYTHONPATH": str(module_path)}
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run([sys.executable, *words], timeout=60, cwd=cwd, PYTHONPATH=str(module_path))
 
 
 @pytest.mark.parametrize("kind", ["file", "package", "folder"])
