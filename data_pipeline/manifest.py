@@ -109,7 +109,8 @@ def load_manifest(folder: Path) -> Manifest:
     if folder.is_file():
         raise DataError(f"{folder} is a file; give the folder that `loopmdm prepare` wrote")
     if not folder.is_dir():
-        raise DataError(f"no prepared data folder at {folder}; {_missing_hint(folder)}")
+        seen_from = "" if folder.is_absolute() else f" (from {Path.cwd()})"
+        raise DataError(f"no prepared data folder at {folder}{seen_from}; {_missing_hint(folder)}")
     if not path.is_file():
         raise DataError(
             f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder, or "

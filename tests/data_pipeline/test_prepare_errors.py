@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -404,7 +405,10 @@ def test_a_wrong_manifest_is_explained(prepared, edit, message):
         load_manifest(prepared)
 
 
-def test_a_missing_or_broken_manifest_says_how_to_prepare(prepared, tmp_path):
+def test_a_missing_or_broken_manifest_says_how_to_prepare(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"no prepared data folder at there \(from {re.escape(str(tmp_path))}\)"):
+        load_manifest(Path("there"))
     with pytest.raises(DataError, match=r"no prepared data folder.*loopmdm prepare --input"):
         load_manifest(tmp_path / "nowhere")
     (prepared / "manifest.json").write_text('{"format_version": 1,')

@@ -73,7 +73,9 @@ def test_a_mistake_of_one_rank_is_printed_where_it_is_and_by_rank_0(tmp_path, co
     commands = [[*TRAIN, f"data.path={corpus}"], [*TRAIN, "data.path=nowhere"]]
     printed, statuses = start(tmp_path, *commands)
     assert printed[0] == printed[1] and statuses == [2, 2]
-    assert printed[0].startswith(f"error: rank 1 ({HOST}): no prepared data folder at nowhere; prepare one with:")
+    assert printed[0].startswith(
+        f"error: rank 1 ({HOST}): no prepared data folder at nowhere (from {ROOT}); prepare one with:"
+    )
 
 
 @pytest.mark.parametrize("how", ["fails", "refuses", "dies"])
