@@ -22,7 +22,7 @@ from model.architecture import Architecture, Recompute
 from model.layers import RMSNorm, Sharding, build_layer, document_mask, rotary_angles, transformer_config
 from model.lm_head import LanguageModelHead
 from model.placement import Chunk, Stage, whole
-from model.weights import fill_weights, initial_weights
+from model.weights import OnWeight, create_weights, initial_weights
 
 
 class Inputs(NamedTuple):
@@ -150,6 +150,7 @@ class LoopedDenoiser(nn.Module):
         recompute: which activations the backward pass recomputes.
         stage: the layers to hold, as from `model.placement.place`; None for the whole model.
         sharding: this rank's place in the tensor-parallel group; None for a single rank.
+        on_weight: called after each weight is created, see `create_weights`; None leaves all on the CPU in fp32.
     """
 
     def __init__(
@@ -159,12 +160,22 @@ class LoopedDenoiser(nn.Module):
         recompute: Recompute = "none",
         stage: Stage | None = None,
         sharding: Sharding | None = None,
+        on_weight: OnWeight | None = None,
     ) -> None:
         super().__init__()
-        split = architecture.loop
-        self.architecture, self.stage = architecture, stage or whole(split)
+        self.architecture, self.stage = architecture, stage or whole(architecture.loop)
         self.sharding = sharding or Sharding()
-        config = transformer_config(architecture, self.sharding)
+        with torch.device("meta"):  # no memory yet: a rank may have room for its part of a weight only
+            self._build(recompute)
+        source = initial_weights(architecture, seed)
+        create_weights(self, source, self.sharding.rank, self.sharding.tensor, on_weight)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.sum_gradients()
+
+    def _build(self, recompute: Recompute) -> None:
+        split = self.architecture.loop
+        config = transformer_config(self.architecture, self.sharding)
         build = partial(build_layer, config, self.sharding)
         full = recompute == "full"
         if self.stage.first:
@@ -174,7 +185,6 @@ class LoopedDenoiser(nn.Module):
         self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()
-        fill_weights(self, initial_weights(architecture, seed), self.sharding.rank, self.sharding.tensor)
 
     def forward(
         self,
