@@ -66,7 +66,7 @@ class Engine:
         scale = self._plan.data_parallel_size
         if self._pipeline is None:
             for number, one in enumerate(inputs):
-                loss = loss_of(number, self._engine(one.tokens, one.logit_positions, loops, one.document_ids))
+                loss = loss_of(number, self._engine(one.tokens, one.logit_positions, loops, *one.documents))
                 self._engine.backward(loss * scale, scale_wrt_gas=False)
             return
         self._pipeline.run(inputs, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
@@ -77,7 +77,7 @@ class Engine:
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits at each micro-batch's `logit_positions`; None on stages before the last."""
         if self._pipeline is None:
-            return [self._engine(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._engine(one.tokens, one.logit_positions, loops, *one.documents) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:

@@ -39,8 +39,8 @@ class ModelChunk(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Hidden states, or the logits at `logit_positions` if the chunk ends the model."""
-        tokens, logit_positions, document_ids = inputs
-        hidden_states = self._run_chunk(self._chunk, tokens, self._received, self._seq_len, document_ids)
+        tokens, logit_positions, *documents = inputs
+        hidden_states = self._run_chunk(self._chunk, tokens, self._received, self._seq_len, *documents)
         return self._logits(hidden_states, logit_positions) if self._chunk.logits else hidden_states
 
 
@@ -95,7 +95,7 @@ class Pipeline:
         be idle otherwise.
         """
         if self._stage.count == 1:
-            return [self._model(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._model(one.tokens, one.logit_positions, loops, *one.documents) for one in inputs]
         rows = max(len(one.tokens) for one in inputs)
         filled = [_with_rows(one, rows) for one in inputs]
         idle = filled[0]._replace(logit_positions=filled[0].logit_positions[:0])
@@ -118,5 +118,7 @@ def _with_rows(inputs: Inputs, rows: int) -> Inputs:
     padding = (0, 0, 0, rows - len(inputs.tokens))
     ids = inputs.document_ids
     return inputs._replace(
-        tokens=F.pad(inputs.tokens, padding), document_ids=None if ids is None else F.pad(ids, padding)
+        tokens=F.pad(inputs.tokens, padding),
+        document_ids=None if ids is None else F.pad(ids, padding),
+        document_boundaries=None,
     )

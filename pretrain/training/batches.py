@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.dataset.samples import Samples
+from model.attention import document_boundaries
 from model.denoiser import Inputs, positions_of
 from model.noise import masks, stratified, timesteps
 from model.objective import token_weights
@@ -27,7 +28,7 @@ class MicroBatch:
     would make the host wait for the device.
 
     Attributes:
-        inputs: x_t, the positions of the m masked tokens, and document ids (-1 for padding).
+        inputs: x_t, the positions of the m masked tokens, and the documents (-1 for padding).
         targets: x_0 of the masked tokens, int64 [m].
         timesteps: t of the masked tokens, fp64 [m].
         weights: loss weight of the masked tokens, fp32 [m].
@@ -63,7 +64,8 @@ def corrupt(
 ) -> MicroBatch:
     """x_0 int64, masked bool, t fp64 and document ids int32, all [b, s] -> the micro-batch that trains on them."""
     positions = positions_of(masked)
-    inputs = Inputs(clean.masked_fill(masked, mask_id), positions, document_ids)
+    boundaries = None if document_ids is None else document_boundaries(document_ids)
+    inputs = Inputs(clean.masked_fill(masked, mask_id), positions, document_ids, boundaries)
     t = timesteps.flatten()[positions]
     return MicroBatch(inputs, clean.flatten()[positions], t, token_weights(t, train.min_timestep), batch_tokens)
 
