@@ -113,6 +113,7 @@ def test_rope_is_bit_for_bit_megatron_cores(world, dtype):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_documents_are_attended_to_alike_by_both_kernels_and_by_flex_attention(varlen_calls, kv_heads):
     """Outputs and gradients. FlexAttention has no gradients on CPUs (torch 2.11 and 2.13)."""
