@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.attention.varlen import varlen_attn
 
+from model import cpu_attention
 from model.rope import Rotation, rotate
 
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -66,7 +67,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     if not sdpa_takes_groups(query.device.type, query.dtype, mask is not None):
         key, value = repeated(key, heads), repeated(value, heads)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=key.shape[1] != heads)
+    if cpu_attention.is_faster(query):
+        context = cpu_attention.attention(query, key, value, mask)
+    else:
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=key.shape[1] != heads)
     return context.transpose(1, 2)
 
 

@@ -11,7 +11,7 @@ from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_e
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from model import attention, denoiser
+from model import attention, cpu_attention, denoiser
 from model.architecture import Architecture, LoopSplit
 from model.attention import attend, attend_between, document_boundaries, document_mask, missing_varlen, repeated
 from model.denoiser import LoopedDenoiser
@@ -214,6 +214,24 @@ def test_repeated_keys_and_values_give_the_numbers_of_grouped_queries(monkeypatc
         assert_close(*found)
     assert seen == [(2, True), (4, False)] * 2
     assert repeated(inputs[0], 4) is inputs[0]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_bf16_on_a_cpu_has_sdpas_output_and_more_exact_gradients(monkeypatch, kv_heads):
+    """Rows of 64 tokens; a longer row uses SDPA itself."""
+    inputs = [x.detach().bfloat16().requires_grad_() for x in states(4, kv_heads, length=64)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    documents = (torch.arange(64) // 20).expand(3, 64)
+    for ids in (None, documents):
+        masks = [None if ids is None else document_mask(ids, dtype) for dtype in (torch.bfloat16, torch.float64)]
+        expected = results(lambda *x, mask=masks[1]: attend(*x, mask), exact)
+        ours = results(lambda *x, mask=masks[0]: attend(*x, mask), inputs)
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_attention, "LONGEST_ROW", 63)
+            sdpas = results(lambda *x, mask=masks[0]: attend(*x, mask), inputs)
+        assert torch.equal(ours[0], sdpas[0]) and not torch.equal(ours[1], sdpas[1])
+        for name, one, other, truth in zip("qkv", ours[1:], sdpas[1:], expected[1:], strict=True):
+            assert (one - truth).norm() < (other - truth).norm() < 1e-2 * truth.norm(), name
 
 
 @pytest.mark.parametrize(
