@@ -86,7 +86,7 @@ class Engine:
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits at each micro-batch's `logit_positions`; None on stages before the last."""
         if self._pipeline is None:
-            return [self._engine(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._engine(one.tokens, one.logit_positions, loops, *one[2:]) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:

@@ -35,9 +35,8 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 1. Tensor and sequence parallelism: megatron-core's layers allocate this rank's shard and no more, so the sharding
     #    must be known when they are constructed.
-    sharding = Sharding(
-        tensor=parallel.tensor, rank=world.tensor_rank, sequence=parallel.sequence, group=world.tensor_group
-    )
+    size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
+    sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
     # 2. What happens to each weight as soon as it exists, so that no rank holds the whole model in fp32:
     #    a. Ranks that will hold the same weight compare it, below, by the checksum of the whole weight.
@@ -83,7 +82,6 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
     # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
-    dtype = next(model.parameters()).dtype
-    pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
+    pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
 
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)

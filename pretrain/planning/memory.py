@@ -181,8 +181,12 @@ class _Held:
         if self._stage.count > 1:  # input and output; in fp32 the first norm keeps the input anyway
             kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
         if once + of_mid:
-            kept += self._mask()
+            kept += self._rotation() + self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
+
+    def _rotation(self) -> float:
+        """Cosine and sine of RoPE: one pair for all layers and passes of a chunk, on every rank."""
+        return 2 * self._plan.seq_len * self._model.head_dim * self._size
 
     def _mask(self) -> float:
         """The attention mask of `train.attention=document`: one tensor for all layers and passes of a chunk, on every rank."""
@@ -193,9 +197,8 @@ class _Held:
         model, tensor = self._model, self._parallel.tensor
         query, key = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
         sharded = self._size * (3 * query + 3 * key + 5 * model.ffn_size) + FP32 * model.num_heads
-        angles = 4 * self._plan.seq_len * model.head_dim * self._size
         replicated = 2 * self._norm() / (tensor if self._parallel.sequence else 1)
-        return self._tokens * (replicated + sharded / tensor) + angles
+        return self._tokens * (replicated + sharded / tensor)
 
     def _norm(self) -> float:
         """Saved by one RMSNorm per token: input, output and 1 / rms; without torch's fused CUDA kernel two fp32 copies more."""
