@@ -78,16 +78,13 @@ def draw(loaded: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: int
     """Fill the [MASK] tokens of int64 [b, s]; returns a list of token ids per row, without any [MASK]."""
     import torch
 
-    from model.sampler import ancestral_sample
+    from model.sampling.generate import SamplingPlan, generate
+    from model.sampling.order import Ancestral
 
-    device = loaded.world.device
-    generator = torch.Generator(device=device).manual_seed(seed)
-
-    def denoise(noisy: "Tensor", logit_positions: "Tensor") -> "Tensor":
-        return loaded.whole_logits(noisy, logit_positions, loops)
-
-    filled = ancestral_sample(denoise, tokens.to(device), loaded.settings.model.mask_id, denoising_steps, generator)
-    return filled.tolist()
+    device, mask_id = loaded.world.device, loaded.settings.model.mask_id
+    samples = torch.arange(len(tokens), device=device)
+    plan = SamplingPlan(Ancestral(), denoising_steps)
+    return generate(loaded.denoiser(loops), tokens.to(device), samples, plan, mask_id, seed).tolist()
 
 
 def _masked_rows(arguments: argparse.Namespace, loaded: "LoadedRun", tokenizer: "Tokenizer") -> "Tensor":
