@@ -1,17 +1,19 @@
-"""Turns a sampler's wish for predictions into a query of the network, and its logits into drawn tokens."""
+"""Asks the network about the positions that a sampler wants, and draws from its logits."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.sampling.drawing import Drawing, Score
+from model.sampling.drawing import Drawing
+from model.sampling.guidance import Guidance
 from model.sampling.query import Denoise, Query
 from model.sampling.randomness import Use, uniform
+from model.sampling.scores import Score
 from model.sampling.state import Prediction, State
 
 ELEMENTS = 2**22
-"""Logits that are drawn from at once: bounds the memory that their float64 copies need."""
+"""Logits that are drawn from at once: bounds the memory of their float64 copies."""
 
 
 @dataclass(frozen=True)
@@ -20,32 +22,53 @@ class Predictor:
 
     denoise: Denoise
     drawing: Drawing
+    guidance: Guidance | None = None
 
-    def __call__(self, state: State, wanted: Tensor, score: Score | None = None) -> Prediction:
-        """See `Predict`. A call in which nothing is wanted does not reach the network."""
-        tokens = torch.full_like(state.tokens, state.mask_id)
+    def __call__(
+        self, state: State, wanted: Tensor, score: Score | None = None, known: Tensor | None = None
+    ) -> Prediction:
+        """See `Predict`. A call in which nothing is wanted does not reach the network.
+
+        Raises:
+            FloatingPointError: the logits are not numbers.
+        """
+        tokens = torch.full_like(state.tokens, state.mask_id) if known is None else known.clone()
         scores = torch.full(tokens.shape, float("-inf"), dtype=torch.float64, device=tokens.device)
-        rows = wanted.any(dim=1).nonzero().squeeze(1)
-        if len(rows):
-            tokens[wanted], scores[wanted] = self._draw(state, rows, wanted, score)
+        row, position = wanted.nonzero(as_tuple=True)
+        if not len(row):
+            return Prediction(tokens, scores)
+        logits = self._logits(state, wanted)
+        drawn, sureness = [], []
+        for part in torch.arange(len(row), device=row.device).split(max(1, ELEMENTS // logits.shape[-1])):
+            keys = (state.samples[row[part]], position[part])
+            fixed = tokens[row[part], position[part]]
+            drawn.append(torch.where(fixed == state.mask_id, self._draw(state, keys, logits[part]), fixed))
+            if score is not None:
+                sureness.append(score(logits[part].double().log_softmax(dim=-1), drawn[-1]))
+        tokens[row, position] = torch.cat(drawn)
+        if sureness:
+            scores[row, position] = torch.cat(sureness)
         return Prediction(tokens, scores)
 
-    def _draw(self, state: State, rows: Tensor, wanted: Tensor, score: Score | None) -> tuple[Tensor, Tensor]:
-        """Drawn token int64 [m] and score float64 [m] of each wanted position."""
-        asked, samples = state.tokens[rows], state.samples[rows]
-        row, position = wanted[rows].nonzero(as_tuple=True)
-        time = (asked == state.mask_id).double().mean(dim=1)
-        logits = self.denoise(Query(asked, row * asked.shape[1] + position, samples, time))
+    def _logits(self, state: State, wanted: Tensor) -> Tensor:
+        """Logits [m, v] of the wanted positions (bool [b, s]), from a query without the other rows."""
+        rows = wanted.any(dim=1)
+        tokens = state.tokens[rows]
+        time = (tokens == state.mask_id).double().mean(dim=1)
+        query = Query(tokens, wanted[rows].flatten().nonzero().squeeze(1), state.samples[rows], time)
+        logits = self.denoise(query)
+        if self.guidance is not None:
+            logits = self.guidance.apply(logits, query, state.given[rows], state.mask_id)
+        if logits.isnan().any():
+            raise FloatingPointError("the logits of the model are NaN: its weights are damaged")
+        return logits
+
+    def _draw(self, state: State, keys: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
+        """A token int64 [m] of each (sample, position), both int64 [m], from its logits [m, v]."""
+        if self.drawing.temperature == 0:
+            return self.drawing.draw(logits, None)
         vocabulary = torch.arange(logits.shape[-1], device=logits.device)
-        step = torch.full_like(row, state.step)
-        drawn, scores = [], []
-        count = max(1, ELEMENTS // len(vocabulary))
-        for part, sample, place, number in zip(
-            *(values.split(count) for values in (logits, samples[row], position, step)), strict=True
-        ):
-            keys = (key[:, None] for key in (sample, place, number))
-            drawn.append(self.drawing.draw(part, uniform(state.seed, Use.TOKEN, *keys, vocabulary)))
-            if score is not None:
-                scores.append(score(part.double().log_softmax(dim=-1), drawn[-1]))
-        tokens = torch.cat(drawn)
-        return tokens, torch.cat(scores) if scores else torch.full_like(tokens, float("-inf"), dtype=torch.float64)
+        number = torch.full_like(vocabulary[:1], state.draw)
+        return self.drawing.draw(
+            logits, uniform(state.seed, Use.TOKEN, *(key[:, None] for key in keys), number, vocabulary)
+        )
