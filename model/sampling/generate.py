@@ -41,10 +41,12 @@ class Generated(NamedTuple):
     Attributes:
         tokens: int64 [b, s], without any [MASK]. Everything after the end of a row is its stop token.
         steps: number of the step that revealed each token, from 0; -1 for given tokens and those after the end, int64 [b, s].
+        lengths: tokens of each row before its stop token, s if it has none, int64 [b].
     """
 
     tokens: Tensor
     steps: Tensor
+    lengths: Tensor
 
 
 @torch.no_grad()
@@ -80,8 +82,8 @@ def generate(
         revealed[after.tokens != state.tokens] = step
         state = after
     assert not state.is_open.any(), "the sampler left open tokens"
+    lengths = torch.where(state.stops.any(dim=1), state.stops.long().argmax(dim=1), tokens.shape[1])
     if plan.stop_id is None:
-        return Generated(state.tokens, revealed)
-    return Generated(
-        state.tokens.masked_fill(state.after_stop, plan.stop_id), revealed.masked_fill(state.after_stop, -1)
-    )
+        return Generated(state.tokens, revealed, lengths)
+    filled = state.tokens.masked_fill(state.after_stop, plan.stop_id)
+    return Generated(filled, revealed.masked_fill(state.after_stop, -1), lengths)

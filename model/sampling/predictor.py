@@ -60,7 +60,9 @@ class Predictor:
         if self.guidance is not None:
             logits = self.guidance.apply(logits, query, state.given[rows], state.mask_id)
         if logits.isnan().any():
-            raise FloatingPointError("the logits of the model are NaN: its weights are damaged")
+            raise FloatingPointError(
+                "the model's logits are not numbers (NaN): its weights are damaged; use an earlier checkpoint"
+            )
         return logits
 
     def _draw(self, state: State, keys: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:

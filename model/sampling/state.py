@@ -63,13 +63,18 @@ class State:
         return masked if self.stop_id is None else masked & ~self.after_stop
 
     @cached_property
-    def after_stop(self) -> Tensor:
-        """The tokens after the end of a row, bool [b, s]."""
+    def stops(self) -> Tensor:
+        """The first stop token of each row after all given ones, bool [b, s]; all False where there is none."""
         if self.stop_id is None:
             return torch.zeros_like(self.given)
         given_later = self.given.flip(1).cumsum(dim=1).flip(1) > 0
-        ends = (self.tokens == self.stop_id) & ~given_later
-        return (ends.cumsum(dim=1) - ends.long()) > 0
+        found = (self.tokens == self.stop_id) & ~given_later
+        return found & (found.cumsum(dim=1) == 1)
+
+    @cached_property
+    def after_stop(self) -> Tensor:
+        """The tokens after the end of a row, bool [b, s]."""
+        return self.stops.cumsum(dim=1) > self.stops.long()
 
     @cached_property
     def block(self) -> Tensor:

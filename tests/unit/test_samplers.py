@@ -174,7 +174,7 @@ def test_stop_ends_a_row_at_its_first_end_after_the_prompt():
     plain = fill(SamplingPlan(Ranked(ORDERS["left-to-right"])), rows)
     stopped = fill(replace(SamplingPlan(Ranked(ORDERS["left-to-right"])), stop_id=STOP), rows)
     ended = 0
-    for row, before, after, steps in zip(rows, plain.tokens, stopped.tokens, stopped.steps, strict=True):
+    for row, before, after, steps, length in zip(rows, plain.tokens, *stopped, strict=True):
         last_given = int((row != MASK).nonzero().max()) if (row != MASK).any() else -1
         ends = [i for i in range(last_given + 1, LENGTH) if before[i] == STOP]
         end = ends[0] if ends else LENGTH
@@ -182,5 +182,6 @@ def test_stop_ends_a_row_at_its_first_end_after_the_prompt():
         assert torch.equal(after[: end + 1], before[: end + 1])
         assert (after[end + 1 :] == STOP).all()
         assert (steps[end + 1 :] == -1).all()
+        assert length == end
         ended += end < LENGTH
     assert ended >= 3
