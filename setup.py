@@ -47,6 +47,7 @@ setup(
         "pretrain.training",
         "pretrain.training.hooks",
         "model",
+        "model.sampling",
         "data_pipeline",
         "data_pipeline.dataset",
         "data_pipeline.packing",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from data_pipeline.dataset.blend import is_prepared
 from data_pipeline.manifest import Manifest, load_manifest
-from model.denoiser import Inputs, LoopedDenoiser, positions_of
+from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import Sharding
+from model.sampling.query import Denoise, Query
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Settings
@@ -45,11 +46,14 @@ class LoadedRun:
         """Logits at each micro-batch's `logit_positions`: this rank's share of the vocabulary on the last stage, else None."""
         return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
 
-    def whole_logits(self, tokens: Tensor, selected: Tensor, loops: int) -> Tensor:
-        """Logits [m, padded vocabulary] of the m selected tokens (bool [b, s]), the same on every rank."""
-        positions = positions_of(selected)
-        (logits,) = self.logits([Inputs(tokens, positions)], loops)
-        return all_gather_logits(self.world, logits, len(positions), self.settings.model.padded_vocab_size)
+    def denoiser(self, loops: int) -> Denoise:
+        """The model after `loops` passes of the mid block, for samplers. Its logits are [m, padded vocabulary]."""
+
+        def denoise(query: Query) -> Tensor:
+            (logits,) = self.logits([Inputs(query.tokens, query.positions)], loops)
+            return all_gather_logits(self.world, logits, len(query.positions), self.settings.model.padded_vocab_size)
+
+        return denoise
 
     @property
     def tokenizer_folder(self) -> Path:
