@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from data_pipeline.dataset.blend import Blend
     from pretrain.commands.load_run import LoadedRun
 
+DEFAULT_LOOPS, DEFAULT_ROWS, DEFAULT_SPLIT = [1, 2, 4, 8], 1024, "validation"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -17,16 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loops",
         type=loop_list,
-        default=[1, 2, 4, 8],
+        default=DEFAULT_LOOPS,
         metavar="S,S,...",
         help="numbers of loops to evaluate at [1,2,4,8]",
     )
-    parser.add_argument("--rows", type=int, default=1024, help="validation rows to use; all if there are fewer [1024]")
+    parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="validation rows to use; all if there are fewer [1024]")
     parser.add_argument("--batch-size", type=int, default=32, help="rows per forward pass [32]")
     parser.add_argument(
         "--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"
     )
-    parser.add_argument("--split", default="validation", help="split of the folder [validation]")
+    parser.add_argument("--split", default=DEFAULT_SPLIT, help="split of the folder [validation]")
     add_layout_arguments(parser)
 
 
@@ -99,7 +101,9 @@ def _shown(figures: dict[str, Any]) -> str:
 
 
 def _stem(arguments: argparse.Namespace, loaded: "LoadedRun") -> str:
-    """Name of the file, without the name of the set. Figures of other data or another split get a file of their own."""
-    split = arguments.split if arguments.split != "validation" else ""
-    parts = (arguments.data.resolve().stem if arguments.data else "", split)
-    return f"step_{loaded.step}_{loaded.weights}" + "".join(f"_{part}" for part in parts if part)
+    """Name of the file, without the name of the set: what differs from the defaults is in it."""
+    parts = [arguments.data.resolve().stem] if arguments.data else []
+    parts += [arguments.split] if arguments.split != DEFAULT_SPLIT else []
+    parts += [f"loops_{'-'.join(map(str, arguments.loops))}"] if arguments.loops != DEFAULT_LOOPS else []
+    parts += [f"rows_{arguments.rows}"] if arguments.rows != DEFAULT_ROWS else []
+    return "_".join([f"step_{loaded.step}_{loaded.weights}", *parts])
