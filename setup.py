@@ -50,6 +50,7 @@ setup(
         "model.sampling",
         "data_pipeline",
         "data_pipeline.dataset",
+        "data_pipeline.generators",
         "data_pipeline.packing",
         "data_pipeline.readers",
         "data_pipeline.tasks",
