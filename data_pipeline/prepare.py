@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
-    add("--seq-len", type=int, metavar="L", help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)")
+    add(
+        "--seq-len",
+        type=int,
+        metavar="L",
+        help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)",
+    )
     add(
         "--pack",
         choices=get_args(Packing),

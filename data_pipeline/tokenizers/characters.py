@@ -24,4 +24,3 @@ def character_tokenizer(alphabet: str) -> str:
         "model": {"type": "WordLevel", "vocab": {c: i for i, c in enumerate(alphabet)}, "unk_token": "[UNK]"},
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S,S,...",
         help="numbers of loops to evaluate at [1,2,4,8]",
     )
-    parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="validation rows to use; all if there are fewer [1024]")
+    parser.add_argument(
+        "--rows", type=int, default=DEFAULT_ROWS, help="validation rows to use; all if there are fewer [1024]"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="rows per forward pass [32]")
     parser.add_argument(
         "--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"

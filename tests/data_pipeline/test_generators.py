@@ -124,7 +124,12 @@ def texts_of(folder, split):
 
 def test_a_prepared_folder_of_boards(prepared):
     manifest = load_manifest(prepared)
-    assert (manifest.vocab_size, manifest.tokenizer.eod_id, manifest.tokenizer.mask_id, manifest.seq_len) == (6, 4, 5, 17)
+    assert (manifest.vocab_size, manifest.tokenizer.eod_id, manifest.tokenizer.mask_id, manifest.seq_len) == (
+        6,
+        4,
+        5,
+        17,
+    )
     train, validation = texts_of(prepared, "train"), texts_of(prepared, "validation")
     expected = [f"{find_generator('sudoku4').text(5, i)}<|eod|>" for i in range(600)]
     assert Counter(train + validation) == Counter(expected)
@@ -144,7 +149,16 @@ def test_the_same_command_has_nothing_to_do_and_another_seed_is_told(prepared, c
 
 
 def test_tasks_share_a_vocabulary_and_a_character_without_a_token_is_named(tmp_path, capsys):
-    words = ["prepare", "--input", "sudoku4:40", "addition2:40", "--output", str(tmp_path / "both"), "--pack", "best_fit"]
+    words = [
+        "prepare",
+        "--input",
+        "sudoku4:40",
+        "addition2:40",
+        "--output",
+        str(tmp_path / "both"),
+        "--pack",
+        "best_fit",
+    ]
     assert loopmdm([*words, "--validation-fraction", "0", "--workers", "2"]) == 0
     manifest = load_manifest(tmp_path / "both")
     assert manifest.vocab_size == 14 and manifest.seq_len == 17
