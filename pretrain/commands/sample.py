@@ -92,8 +92,8 @@ def draw(
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value that means nothing, and read the prompt as UTF-8 whatever the locale is."""
-    from pretrain.commands.prompts import not_utf8
     from pretrain.errors import UserError
+    from pretrain.evaluation.text_files import not_utf8
 
     check_options(arguments, {"loops": 1, "num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
     if arguments.seed >= 2**63:

@@ -106,6 +106,31 @@ def test_a_run_that_cannot_be_written(trained, loop, tmp_path, monkeypatch):
         assert json.loads((tmp_path / "out" / f"{words[0]}.json").read_text())["settings"]
 
 
+def test_two_runs_on_the_same_rows(trained, loop, tmp_path):
+    """A run against a copy of itself: no difference at all; against its raw weights, one that is known well."""
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoints" / "step_2" / "ema.safetensors").write_bytes(
+        (trained / "checkpoints" / "step_2" / "weights.safetensors").read_bytes()
+    )
+    words = ("evaluate", tmp_path / "copy", "--loops", "1,2", "--rows", "30", "--compare")
+    assert loop(*words, tmp_path / "copy")[0] == 0
+    status, out, _ = loop(*words, trained)
+    assert status == 0 and "run, step 2, nats/token" in out
+    names = ("copy", "run")
+    files = [tmp_path / "copy" / "eval" / f"step_2_ema_loops_1-2_rows_30_vs_{name}_step_2.json" for name in names]
+    same, other = (json.loads(path.read_text()) for path in files)
+    for row in same["loops"]:
+        assert row["compared"]["nats_per_token"] == row["nats_per_token"]
+        assert row["compared"]["difference"] == row["compared"]["difference_se"] == 0
+    for row in other["loops"]:
+        compared = row["compared"]
+        assert compared["difference"] == pytest.approx(row["nats_per_token"] - compared["nats_per_token"], abs=1e-12)
+        assert 0 < compared["difference_se"] < row["nats_per_token_se"] / 2
+    assert other["settings"]["compared_with"] == {"run": str(trained), "step": 2, "weights": "ema"}
+    status, _, error = loop(*words, tmp_path / "none")
+    assert status == 2 and error.startswith(f"error: {tmp_path}/none: no such folder")
+
+
 def test_a_checkpoint_that_training_removes_while_it_is_read(trained, loop, tmp_path, monkeypatch):
     """The next one is taken; without one, the error says so. Folders with other names beside them are ignored."""
     from pretrain.commands import load_run

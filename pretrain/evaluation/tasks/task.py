@@ -1,0 +1,82 @@
+"""What a task is, and the model that it is put to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
+from model.sampling.query import Denoise
+from pretrain.evaluation.sampler_settings import SamplerSettings
+from pretrain.evaluation.sampling import Sample, fill_rows
+from pretrain.evaluation.scoring import TokenScorer
+from pretrain.parallel.world import World
+
+Record = dict[str, Any]
+"""What was found for an item: JSON values, with its number as `item`."""
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A model at one number of loops, with the options of sampling.
+
+    Attributes:
+        scorer: for likelihoods.
+        loops: S of likelihoods.
+        network: makes the network of a sampler.
+        sampler: how samples are drawn.
+        tokenizer: that of the run.
+        seq_len: tokens of the longest row.
+        seed: of the random numbers. Those of an item depend on its number, not on the other items.
+    """
+
+    scorer: TokenScorer
+    loops: int
+    network: Callable[[], Denoise]
+    sampler: SamplerSettings
+    tokenizer: PreparedTokenizer
+    seq_len: int
+    seed: int
+
+    @property
+    def world(self) -> World:
+        """The ranks that share the items."""
+        return self.scorer.world
+
+    def fill(self, rows: Sequence[Sequence[int]], items: Sequence[int]) -> list[Sample]:
+        """Fill the [MASK] tokens of rows, one of each item. Collective: every rank gets all samples."""
+        plan = self.sampler.plan(self.network, self.tokenizer.eod_id)
+        size, mask_id = self.scorer.batch_size, self.tokenizer.mask_id
+        return fill_rows(self.world, self.network(), rows, items, plan, mask_id, self.seed, size)
+
+
+class Task(Protocol):
+    """Items of one kind.
+
+    Attributes:
+        name: in messages and file names.
+        metric: name of the main figure.
+        samples: whether items are answered by sampling; otherwise by likelihoods.
+        settings: what distinguishes its results from others, its items included, as JSON values.
+        sizes: tokens of the row of each item.
+    """
+
+    name: str
+    metric: str
+    samples: bool
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
+
+    def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
+        """Put these items to the model. Collective: every rank gets the records."""
+
+    def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
+        """Figures of all items, each with a standard error under its name with `_se`. Collective: on every rank."""
+
+    def values(self, records: Sequence[Record]) -> np.ndarray:
+        """What each item contributes to the main figure, which is their mean, fp64 [records]."""
