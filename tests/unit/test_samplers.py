@@ -89,6 +89,11 @@ def test_the_network_is_asked_for_masked_positions_of_unfinished_rows_only(name)
         assert torch.equal(query.time, (query.tokens == MASK).double().mean(dim=1))
         given = rows[query.samples] != MASK
         assert torch.equal(query.tokens[given], rows[query.samples][given])
+        for row, position in zip(
+            (query.positions // LENGTH).tolist(), (query.positions % LENGTH).tolist(), strict=True
+        ):
+            first = int(given[row].nonzero().max()) + 1 if given[row].any() else 0
+            assert STOP not in query.tokens[row, first:position], "after the end of the row"
 
 
 @pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if not isinstance(plan.sampler, Speculative)])
