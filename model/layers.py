@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
     megatron-core's own wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism. There every
     tensor-parallel rank normalizes different tokens with the same weight, so the weight's gradients must be summed over
     the group. A hook on the weight does this once per backward pass, before DeepSpeed takes the gradient: ZeRO-2 and
-    ZeRO-3 reduce gradients during the backward pass.
+    ZeRO-3 reduce gradients during the backward pass. `sum_gradients` registers it.
 
     Args:
         hidden_size: h.
@@ -40,10 +40,13 @@ class RMSNorm(nn.Module):
         self, config: TransformerConfig, hidden_size: int, eps: float, gradient_group: dist.ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.gradient_group = eps, gradient_group
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        if gradient_group is not None:
-            self.weight.register_hook(partial(_sum_over_ranks, group=gradient_group))
+
+    def sum_gradients(self) -> None:
+        """Sum the weight's gradients over `gradient_group` from now on. The weight must not be replaced afterwards."""
+        if self.gradient_group is not None:
+            self.weight.register_hook(partial(_sum_over_ranks, group=self.gradient_group))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
