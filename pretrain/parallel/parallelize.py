@@ -9,7 +9,8 @@ from model.layers import Sharding
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
 from pretrain.machine.compilation import compile_layers, missing_compiler
-from pretrain.optimizer.adamw import build_optimizer
+from pretrain.optimizer.build import build_optimizer
+from pretrain.optimizer.muon import Muon
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
 from pretrain.parallel.engine import (
     Engine,
@@ -18,6 +19,7 @@ from pretrain.parallel.engine import (
     mark_copied_weights,
     use_bf16_weights,
 )
+from pretrain.parallel.pieces import pieces_of, sharing_of
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
 
@@ -70,7 +72,12 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     # 9. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
-    # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    # 10. Muon orthogonalizes whole matrices, which it puts together from the ranks' shards: it must know where step 9 put them.
+    if isinstance(optimizer, Muon):
+        pieces = pieces_of(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world)
+        optimizer.locate(pieces, sharing_of(model, parallel.zero_stage, world))
+
+    # 11. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     dtype = next(model.parameters()).dtype
     pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
 

@@ -124,8 +124,10 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    parallel = settings.parallel
-    kernels = choose_kernels(run.world.device, parallel.offload != "none", parallel.zero_stage, settings.train.compile)
+    parallel, muon = settings.parallel, settings.optim.name == "muon"
+    kernels = choose_kernels(
+        run.world.device, parallel.offload != "none", parallel.zero_stage, settings.train.compile, muon
+    )
     print_banner(run, kernels, notes)
     describe_run(run.folder, settings, run.blend)
 

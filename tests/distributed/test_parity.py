@@ -12,7 +12,7 @@ from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import load_manifest
-from model.reference import reference_loss, unrolled_weights
+from model.reference import unrolled_weights
 from model.weights import initial_weights
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
@@ -34,7 +34,7 @@ from tests.distributed.parity import (
 )
 from tests.distributed.tied_copies import MODEL, bf16_copies_gradient, tied_name, unroll
 from tests.launching import BIN, ROOT, free_port, metrics, run
-from tests.rows import rows_of
+from tests.rows import loss_in_plain_pytorch
 
 pytestmark = pytest.mark.distributed
 FP32 = [layout for layout in LAYOUTS if layout.limits == FP32_LIMITS]
@@ -115,12 +115,7 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
     source = Samples.of(load_blend(corpus), settings.run.seed)
     batch = Batches(plan, source, 0, torch.device("cpu"))[0]
-    clean, masked, t = rows_of(batch)
-    has_documents = batch[0].inputs.document_ids is not None
-    documents = torch.cat([b.inputs.document_ids for b in batch]) if has_documents else None
-    t = t / (1 - train.min_timestep)
-    loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, document_ids=documents)
-    (loss * clean.numel() / batch[0].batch_tokens).backward()
+    loss_in_plain_pytorch(copies, unroll(architecture, 3), batch, 1, train.min_timestep).backward()
     gradient = {name: torch.zeros_like(value) for name, value in final.items()}
     for name, value in copies.items():
         gradient[tied_name(name, architecture.loop.mid)] += value.grad
