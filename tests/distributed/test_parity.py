@@ -21,6 +21,7 @@ from tests.distributed.parity import (
     BF16,
     FP32_LIMITS,
     LAYOUTS,
+    MUON,
     ONE_STEP,
     RECIPE,
     REFERENCES,
@@ -38,6 +39,7 @@ from tests.rows import loss_in_plain_pytorch
 
 pytestmark = pytest.mark.distributed
 FP32 = [layout for layout in LAYOUTS if layout.limits == FP32_LIMITS]
+ADAMW_FP32 = [layout for layout in FP32 if layout.model != MUON]  # the oracle reads gradients from Adam's first step
 TWO_RANKS_BF16 = [
     layout for layout in LAYOUTS if layout.model == BF16 and layout.ranks == 2 and "TP" not in layout.name
 ]
@@ -70,7 +72,7 @@ def runs(tmp_path_factory, corpora) -> Path:
 def one_step_runs(tmp_path_factory, corpora) -> Path:
     """The same layouts after one update at S = 3 whose size tells the gradient."""
     folder = tmp_path_factory.mktemp("gradients")
-    for layouts in by_ranks(FP32):
+    for layouts in by_ranks(ADAMW_FP32):
         launch(folder, corpora, layouts, extra=ONE_STEP)
     return folder
 
@@ -130,7 +132,7 @@ def full_shapes(architecture):
     return {name: weight.shape for name, weight in LoopedDenoiser(architecture).named_parameters()}
 
 
-@pytest.mark.parametrize("layout", FP32, ids=lambda layout: layout.folder)
+@pytest.mark.parametrize("layout", ADAMW_FP32, ids=lambda layout: layout.folder)
 def test_gradient_equals_that_of_tied_copies(one_step_runs, copies_gradient, corpora, layout):
     """Every weight's gradient, the shared block's first: read from one update, against S copies in plain PyTorch."""
     settings = load_settings(str(RECIPE), [f"data.path={corpora[layout.data]}", *layout.model])
