@@ -1,6 +1,7 @@
 """`loopmdm sample`: every sampler on a tiny run, prompts and templates, and the files of results."""
 
 import json
+import shutil
 
 import pytest
 
@@ -147,3 +148,27 @@ def test_damaged_weights_are_named(run, sample, monkeypatch):
     monkeypatch.setattr(LoadedRun, "denoiser", lambda *args: lambda query: original(*args)(query) * float("nan"))
     status, _, error, _ = sample()
     assert status == 2 and "logits are not numbers (NaN): its weights are damaged" in error
+
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, capsys):
+    """As when a run in progress prunes the newest checkpoint that was there, between its listing and its loading."""
+    from pretrain.commands import load_run
+
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step_2", checkpoints / "step_9")
+    original, tried = load_run.load_into, []
+
+    def load_into(model, checkpoint, world, averaged):
+        tried.append(checkpoint.name)
+        if checkpoint.name == "step_9":
+            shutil.rmtree(checkpoint)
+        original(model, checkpoint, world, averaged)
+
+    monkeypatch.setattr(load_run, "load_into", load_into)
+    assert loopmdm(["sample", str(tmp_path / "run"), "--num-samples", "1"]) == 0
+    assert tried == ["step_9", "step_2"]
+    assert "samples/step_2_ema" in capsys.readouterr().out
+    shutil.rmtree(checkpoints / "step_2")
+    assert loopmdm(["sample", str(tmp_path / "run")]) == 2
+    assert "no complete checkpoint in" in capsys.readouterr().err
