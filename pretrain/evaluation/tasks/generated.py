@@ -39,8 +39,8 @@ class HeldOut:
         for text, ids in zip(self.texts, encoded, strict=True):
             if len(ids) != len(text):
                 raise UserError(
-                    f"{text!r} has {len(ids)} tokens for {len(text)} characters: the tokenizer of the run joins characters; train on "
-                    "a folder that was prepared with the characters of the task"
+                    f"{text!r} has {len(ids)} tokens for {len(text)} characters: the tokenizer of the run joins characters; "
+                    "train on a folder that was prepared with the characters of the task"
                 )
         return [[*ids.tolist(), self.tokenizer.eod_id] for ids in encoded]
 

@@ -148,8 +148,8 @@ class TaskMaker:
                 )
         if not found:
             raise UserError(
-                f"--tasks {name}: the split {self.split!r} of {self._require_blend(name).path} has no {name}; name a folder that was "
-                f"prepared with --input {name}:COUNT as --data"
+                f"--tasks {name}: the split {self.split!r} of {self._require_blend(name).path} has no {name}; with --data name a "
+                f"folder that was prepared with --input {name}:COUNT"
             )
         return list(found)
 

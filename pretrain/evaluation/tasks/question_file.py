@@ -55,6 +55,7 @@ def read_prompt(path: Path) -> str:
     text = read_text("--few-shot", path).removesuffix("\n").removesuffix("\r")
     if text.count(QUESTION) != 1:
         raise UserError(
-            f"--few-shot {path}: has {text.count(QUESTION)} times {QUESTION}; write it once, where the question goes, after the examples"
+            f"--few-shot {path}: has {text.count(QUESTION)} times {QUESTION}; write it once, after the examples, where the "
+            "question goes"
         )
     return text
