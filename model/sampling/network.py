@@ -119,7 +119,9 @@ class LoopedNetwork:
     def __post_init__(self) -> None:
         self._memory: SampleMemory | None = None
         self._cache: KeyValueCache | None = None
-        self._states = torch.empty(0)  # H(S) of each position when it was last computed [capacity, s + 1, h], for warm starts
+        self._states = torch.empty(
+            0
+        )  # H(S) of each position when it was last computed [capacity, s + 1, h], for warm starts
 
     def __call__(self, query: Query) -> Tensor:
         """See `Denoise`."""

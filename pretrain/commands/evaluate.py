@@ -1,43 +1,36 @@
-"""`loopmdm evaluate RUN`: validation NELBO with its standard error at several numbers of loops, tasks and benchmarks."""
+"""`loopmdm evaluate RUN`: validation NELBO with its standard error at several numbers of loops, or tasks."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
 
 from data_pipeline.paths import user_path
+from pretrain.commands.evaluate_nelbo import DEFAULT_SPLIT, run_nelbo
+from pretrain.commands.evaluate_tasks import run_tasks
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
-
-if TYPE_CHECKING:
-    from data_pipeline.dataset.blend import Blend
-    from pretrain.commands.load_run import LoadedRun
-
-DEFAULT_LOOPS, DEFAULT_ROWS, DEFAULT_SPLIT = [1, 2, 4, 8], 1024, "validation"
+from pretrain.commands.sampler_options import add_sampler_arguments
+from pretrain.commands.task_options import add_task_arguments, check_task_options
+from pretrain.errors import UserError
+from pretrain.evaluation.sampler_settings import SamplerSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add_run_arguments(parser)
-    parser.add_argument(
-        "--loops",
-        type=loop_list,
-        default=DEFAULT_LOOPS,
-        metavar="S,S,...",
-        help="numbers of loops to evaluate at [1,2,4,8]",
-    )
-    parser.add_argument(
-        "--rows", type=int, default=DEFAULT_ROWS, help="validation rows to use; all if there are fewer [1024]"
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="rows per forward pass [32]")
-    parser.add_argument(
-        "--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"
-    )
-    parser.add_argument("--split", default=DEFAULT_SPLIT, help="split of the folder [validation]")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--loops", type=loop_list, metavar="S,S,...", help="numbers of loops to evaluate at [1,2,4,8; tasks 4]")
+    add("--rows", type=int, metavar="N", help="validation rows to use; all if there are fewer [1024]")
+    add("--batch-size", type=int, default=32, metavar="N", help="rows per forward pass [32]")
+    add("--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]")
+    add("--split", default=DEFAULT_SPLIT, help="split of the folder [validation]")
+    add(
         "--compare",
         type=user_path,
         metavar="RUN",
-        help="another run to evaluate on the same rows and masks; gives differences",
+        help="another run, for differences on the same rows, masks and items",
     )
     add_layout_arguments(parser)
+    add_task_arguments(parser)
+    add_sampler_arguments(parser)
 
 
 def loop_list(text: str) -> list[int]:
@@ -54,90 +47,15 @@ def loop_list(text: str) -> list[int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
-    from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import find_data, open_run
-    from pretrain.errors import UserError
-
+    """Evaluate, print the figures, write `eval/step_N_*.json`."""
     check_options(arguments, {"batch_size": 1})
-    if arguments.rows < 2:
-        raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
-    folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
-    runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
-    blend = load_blend(arguments.data or find_data(runs[0]))
-    for loaded in runs:
-        if blend.manifest.tokenizer != loaded.manifest.tokenizer:
-            raise UserError(
-                f"{blend.path}: was prepared with a different tokenizer than that of {loaded.folder}; prepare it again with "
-                f"--tokenizer {loaded.tokenizer_folder / loaded.manifest.tokenizer.file}"
-            )
-    results = _measure(arguments, runs, blend)
-    if runs[0].world.is_main:
-        _report(arguments, runs, blend, results)
-    return 0
-
-
-def _measure(arguments: argparse.Namespace, runs: "list[LoadedRun]", blend: "Blend") -> list[dict[str, Any]]:
-    """Figures of every set, with those of the run to compare with. Collective; empty but on the main rank."""
-    from pretrain.evaluation.comparison import add_comparison
-    from pretrain.evaluation.nelbo import Evaluator
-    from pretrain.evaluation.sets import estimates_of_sets, evaluation_sets, figures_of_sets
-
-    sets = evaluation_sets(blend, arguments.split)
-    evaluators = [
-        Evaluator(one.logits, one.world, one.settings.train.attention, arguments.rows, arguments.batch_size)
-        for one in runs
-    ]
-    estimates = [estimates_of_sets(evaluator, sets, arguments.loops) for evaluator in evaluators]
-    if not runs[0].world.is_main:
-        return []
-    results = figures_of_sets(evaluators[0], sets, estimates[0])
-    for other in estimates[1:]:
-        add_comparison(results, sets, estimates[0], other)
-    return results
-
-
-def _report(
-    arguments: argparse.Namespace, runs: "list[LoadedRun]", blend: "Blend", results: list[dict[str, Any]]
-) -> None:
-    """Print every table, and save it."""
-    from pretrain.evaluation.report import evaluation_settings
-    from pretrain.evaluation.result_files import keep_result
-
-    loaded, settings = runs[0], evaluation_settings(blend, arguments.split, arguments.loops, arguments.rows)
-    for other in runs[1:]:
-        settings["compared_with"] = {"run": str(other.folder), "step": other.step, "weights": other.weights}
-    about = {"step": loaded.step, "weights": loaded.weights, "data": str(blend.path), "settings": settings}
-    print(f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, {arguments.split} of {blend.path}")
-    saved = []
-    for figures in results:
-        print(_shown(figures, [f"{one.folder.resolve().name}, step {one.step}" for one in runs[1:]]))
-        name = figures["name"] and f"_{figures['name']}"
-        content = {key: value for key, value in figures.items() if key != "name"} | about
-        output = arguments.output and arguments.output.with_stem(arguments.output.stem + name)
-        saved.append(keep_result(arguments.folder / "eval", _stem(arguments, runs) + name, content, output))
-    print("\n".join(dict.fromkeys(saved)))  # a folder that cannot be written is mentioned once
-
-
-def _shown(figures: dict[str, Any], others: list[str]) -> str:
-    """Tables for a corpus, one line for the mixture, which has no text of its own to compare with."""
-    from pretrain.evaluation.comparison import format_comparison
-    from pretrain.evaluation.report import format_table, format_timesteps, short_figures
-
-    compared = "".join(f"\n{format_comparison(figures, other)}" for other in others)
-    if "corpora" in figures:
-        return f"{figures['name']}, nats/token: {short_figures(figures)}{compared}"
-    title = f"{figures['name'] and figures['name'] + ', '}{figures['rows']} rows"
-    by_t = f"mean -log p of a masked token in nats, by t\n{format_timesteps(figures)}"
-    return f"{title}\n{format_table(figures)}{compared}\n{by_t}"
-
-
-def _stem(arguments: argparse.Namespace, runs: "list[LoadedRun]") -> str:
-    """Name of the file, without the name of the set: what differs from the defaults is in it."""
-    parts = [f"step_{runs[0].step}_{runs[0].weights}"]
-    parts += [arguments.data.resolve().stem] if arguments.data else []
-    parts += [arguments.split] if arguments.split != DEFAULT_SPLIT else []
-    parts += [f"loops_{'-'.join(map(str, arguments.loops))}"] if arguments.loops != DEFAULT_LOOPS else []
-    parts += [f"rows_{arguments.rows}"] if arguments.rows != DEFAULT_ROWS else []
-    parts += [f"vs_{one.folder.resolve().name}_step_{one.step}" for one in runs[1:]]
-    return "_".join(parts)
+    if arguments.rows is not None and (arguments.tasks or arguments.rows < 2):
+        why = "has no effect with --tasks; use --limit" if arguments.tasks else "a standard error needs at least 2 rows"
+        raise UserError(f"--rows {arguments.rows}: {why}")
+    check_task_options(vars(arguments))
+    if arguments.tasks:
+        return run_tasks(arguments)
+    for name in (field.name for field in fields(SamplerSettings)):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: has no effect without --tasks")
+    return run_nelbo(arguments)

@@ -19,10 +19,12 @@ class ItemFile:
     Attributes:
         path: the file; None if the folder cannot be written, then records are kept in memory only.
         records: number of an item -> its record.
+        spent: what items that were done together have cost, any figures that add up.
     """
 
     def __init__(self, folder: Path, stem: str, settings: Mapping[str, Any]) -> None:
         self.records: dict[int, dict[str, Any]] = {}
+        self.spent: list[list[float]] = []
         self.path: Path | None = None
         header = json_text({"settings": settings})
         try:
@@ -31,14 +33,15 @@ class ItemFile:
         except OSError:
             return
 
-    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append records. If the disk is full, or the folder cannot be written any more, they are kept in memory only."""
+    def add(self, records: Sequence[Mapping[str, Any]], spent: Sequence[float]) -> None:
+        """Append records and what they have cost. Where they cannot be written, on a full disk, they are kept in memory only."""
         self.records |= {record["item"]: dict(record) for record in records}
+        self.spent.append(list(spent))
         if self.path is None:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json_text(record) + "\n" for record in records))
+                file.write("".join(json_text(record) + "\n" for record in [*records, {"spent": spent}]))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
@@ -67,7 +70,8 @@ class ItemFile:
             found = [json.loads(line) for line in lines[1:]]
         except ValueError:
             return False
-        self.records = {record["item"]: record for record in found}
+        self.records = {record["item"]: record for record in found if "item" in record}
+        self.spent = [record["spent"] for record in found if "spent" in record]
         if len(whole) < len(content) and os.access(path, os.W_OK):
             os.truncate(path, len(whole))
         return True

@@ -33,10 +33,12 @@ def run_task(
     at_once = 2 * model.scorer.batch_size * world.data_parallel_size
     begin = shown = time.monotonic()
     for start in range(0, len(waiting), at_once):
+        started, before = time.monotonic(), model.work.total(world)
         records = task.run(model, waiting[start : start + at_once])
         found |= {record["item"]: record for record in records}
+        spent = [*(model.work.total(world) - before).tolist(), time.monotonic() - started]
         if kept is not None:
-            kept.add(records)
+            kept.add(records, spent)
         now, done = time.monotonic(), min(start + at_once, len(waiting))
         if now - shown > PROGRESS_SECONDS:
             shown = now

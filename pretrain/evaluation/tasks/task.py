@@ -1,13 +1,16 @@
 """What a task is, and the model that it is put to."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from model.sampling.query import Denoise
+from model.sampling.tally import Tally
 from pretrain.evaluation.sampler_settings import SamplerSettings
 from pretrain.evaluation.sampling import Sample, fill_rows
 from pretrain.evaluation.scoring import TokenScorer
@@ -15,6 +18,24 @@ from pretrain.parallel.world import World
 
 Record = dict[str, Any]
 """What was found for an item: JSON values, with its number as `item`."""
+
+
+@dataclass
+class Work:
+    """What sampling has cost so far.
+
+    Attributes:
+        tally: of this rank.
+        tokens: filled in by all ranks.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    tokens: int = 0
+
+    def total(self, world: World) -> Tensor:
+        """The counts of the tally over all ranks, and the tokens, fp64 [5]. Collective."""
+        counts = world.sum(self.tally.values() * world.holds_loss)
+        return torch.cat([counts, torch.tensor([self.tokens], dtype=torch.float64)])
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,7 @@ class TaskModel:
         sampler: how samples are drawn.
         tokenizer: that of the run.
         seq_len: tokens of the longest row.
+        work: counts what `network` computes and `fill` fills in.
         seed: of the random numbers. Those of an item depend on its number, not on the other items.
     """
 
@@ -38,6 +60,7 @@ class TaskModel:
     tokenizer: PreparedTokenizer
     seq_len: int
     seed: int
+    work: Work = field(default_factory=Work)
 
     @property
     def world(self) -> World:
@@ -48,7 +71,9 @@ class TaskModel:
         """Fill the [MASK] tokens of rows, one of each item. Collective: every rank gets all samples."""
         plan = self.sampler.plan(self.network, self.tokenizer.eod_id)
         size, mask_id = self.scorer.batch_size, self.tokenizer.mask_id
-        return fill_rows(self.world, self.network(), rows, items, plan, mask_id, self.seed, size)
+        samples = fill_rows(self.world, self.network(), rows, items, plan, mask_id, self.seed, size)
+        self.work.tokens += sum(len(sample.steps) - sample.steps.count(-1) for sample in samples)
+        return samples
 
 
 class Task(Protocol):
