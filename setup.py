@@ -66,7 +66,7 @@ setup(
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):
         # build it from its repository if you want it; `loopmdm doctor` says what was found.
         "gpu": ["transformer-engine[pytorch]>=2.0"],
-        "eval": ["lm-eval>=0.4.8"],
+        "eval": ["lm-eval>=0.4.13", "transformers>=4.57"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

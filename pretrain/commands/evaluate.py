@@ -4,6 +4,7 @@ import argparse
 from dataclasses import fields
 
 from data_pipeline.paths import user_path
+from pretrain.commands.evaluate_harness import run_harness
 from pretrain.commands.evaluate_nelbo import DEFAULT_SPLIT, run_nelbo
 from pretrain.commands.evaluate_tasks import run_tasks
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
@@ -49,13 +50,18 @@ def loop_list(text: str) -> list[int]:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the figures, write `eval/step_N_*.json`."""
     check_options(arguments, {"batch_size": 1})
-    if arguments.rows is not None and (arguments.tasks or arguments.rows < 2):
-        why = "has no effect with --tasks; use --limit" if arguments.tasks else "a standard error needs at least 2 rows"
+    chosen = next((f"--{name}" for name in ("tasks", "lm-eval") if getattr(arguments, name.replace("-", "_"))), "")
+    if arguments.rows is not None and (chosen or arguments.rows < 2):
+        why = f"has no effect with {chosen}; use --limit" if chosen else "a standard error needs at least 2 rows"
         raise UserError(f"--rows {arguments.rows}: {why}")
     check_task_options(vars(arguments))
     if arguments.tasks:
         return run_tasks(arguments)
+    if arguments.lm_eval:
+        if arguments.compare:
+            raise UserError("--compare: has no effect with --lm-eval; evaluate the other run by itself")
+        return run_harness(arguments)
     for name in (field.name for field in fields(SamplerSettings)):
         if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}: has no effect without --tasks")
+            raise UserError(f"--{name.replace('_', '-')}: has no effect without --tasks or --lm-eval")
     return run_nelbo(arguments)

@@ -145,7 +145,7 @@ def _measure(
     from pretrain.evaluation.item_files import ItemFile
     from pretrain.evaluation.tasks.runner import run_task
 
-    model = _model(job, run, loops)
+    model = model_of(job, run, loops)
     kept = None
     if run.world.is_main:
         settings = job.settings(task, run) | {"loops": loops}
@@ -162,7 +162,8 @@ def _cost(spent: Sequence[Sequence[float]]) -> dict[str, Any]:
     return {"tokens": int(tokens), "seconds": seconds, "described": f"{tokens:,.0f} tokens in {seconds:.1f} s"}
 
 
-def _model(job: Job, run: "LoadedRun", loops: int) -> "TaskModel":
+def model_of(job: Job, run: "LoadedRun", loops: int) -> "TaskModel":
+    """The run at a number of loops."""
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.evaluation.scoring import TokenScorer
     from pretrain.evaluation.tasks.task import TaskModel, Work

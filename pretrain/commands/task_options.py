@@ -11,6 +11,10 @@ METHODS = ("nelbo", "left-to-right", "any-order")
 TASK_OPTIONS = ("limit", "few_shot", "until", "answer_length", "given", "likelihood", "masks", "stride", "scorer")
 """Options that only tasks have."""
 
+FOR_HARNESS = ("limit", "seed", "likelihood", "masks", "lm_eval_path", "num_fewshot")
+OPTIONS_WITH = {"tasks": (*TASK_OPTIONS, "seed"), "lm_eval": FOR_HARNESS}
+"""Option -> the options that need it, or one of the others."""
+
 TASKS_HELP = """\
 what to evaluate instead of the NELBO: sudoku4, sudoku6, sudoku9 and additionD (instances of the validation split; boards from
 nothing without --given), generative (samples from nothing under another model), a file of questions (one JSON object with
@@ -22,6 +26,14 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tasks")
     add = group.add_argument
     add("--tasks", type=user_input, nargs="+", metavar="NAME|FILE|DIR", help=TASKS_HELP)
+    add(
+        "--lm-eval",
+        nargs="+",
+        metavar="TASK",
+        help="tasks of lm-eval instead; choices, documents and sampler options apply",
+    )
+    add("--lm-eval-path", type=user_path, metavar="DIR", help="folder of task files for lm-eval [its own tasks]")
+    add("--num-fewshot", type=int, metavar="N", help="lm-eval: examples before a question [as the task says]")
     add("--limit", type=int, metavar="N", help="items of each task, evenly spread [all; 256 samples from nothing]")
     add("--seed", type=int, metavar="N", help="of samples and masks, from 0 [0]")
     add(
@@ -48,10 +60,14 @@ def check_task_options(given: Mapping[str, Any]) -> None:
     Raises:
         UserError: an option without tasks, or a number that means nothing.
     """
-    for name in (*TASK_OPTIONS, "seed"):
-        if given[name] is not None and not given["tasks"]:
-            raise UserError(f"--{name.replace('_', '-')}: has no effect without --tasks")
-    least = {"limit": 1, "answer_length": 1, "given": 0, "masks": 1, "stride": 1, "seed": 0}
+    if given["tasks"] and given["lm_eval"]:
+        raise UserError("--tasks and --lm-eval: give one of them at a time")
+    for name in (*TASK_OPTIONS, "seed", "lm_eval_path", "num_fewshot"):
+        wanted = [option for option, names in OPTIONS_WITH.items() if name in names]
+        if given[name] is not None and not any(given[option] for option in wanted):
+            needed = " or ".join(f"--{option.replace('_', '-')}" for option in wanted)
+            raise UserError(f"--{name.replace('_', '-')}: has no effect without {needed}")
+    least = {"num_fewshot": 0, "limit": 1, "answer_length": 1, "given": 0, "masks": 1, "stride": 1, "seed": 0}
     for name, smallest in least.items():
         value = given[name]
         if value is not None and value < smallest:
