@@ -16,6 +16,9 @@ from model.sampling.query import Query
 from model.sampling.tally import Tally
 
 
+MODE, ALPHA = "state", 0.5
+
+
 @dataclass(frozen=True)
 class Compute:
     """How much is computed in a forward pass.
@@ -140,7 +143,7 @@ class LoopedNetwork:
         for rows in (whole, ~whole):
             self._answer(answer, rows, computed)
         if caching is not None and caching.below > 0:
-            unsure = memory.of_samples(slots, answer.surest() < caching.below) & ~whole
+            unsure = self.agree(memory.of_samples(slots, answer.surest() < caching.below) & ~whole)
             computed |= unsure[:, None]
             self._answer(answer, unsure, computed)
         memory.note(slots, query.tokens, computed, wanted, answer.loops)
@@ -175,9 +178,11 @@ class LoopedNetwork:
 
         states = self.model.embed_and_head(part.tokens, attention(everything, None))
         if self.compute.warm_start:
-            states = self._memory.warm(part, states)
+            states = self._warmed(part, states)
         judge = policy.settling and Judge(policy.settling, part.wanted.t(), predict, self.agree)
         looped = run_passes(one_pass, states, policy.limits(part.time), judge)
+        if self.compute.warm_start:
+            self._remember(part, looped.states)
         self._count(part, looped.loops)
         return predict(looped.states, everything), looped.loops
 
@@ -197,3 +202,28 @@ class LoopedNetwork:
         settling = self.compute.loops.settling
         ends = loops + 1 if settling is not None and settling.criterion == "prediction" else torch.ones_like(loops)
         self.tally.add(self.model.architecture, part.length, part.counts, loops, part.wanted.sum(dim=1), ends)
+
+    def _warmed(self, part: Part, states: Tensor) -> Tensor:
+        """H(0) [a, n, h], with H(S) of the last forward pass at tokens that have not changed since."""
+        assert self._memory is not None and part.slots is not None
+        if not self._states.numel():
+            shape = (self._memory.capacity, part.length + 1, states.shape[-1])
+            self._states = states.new_zeros(shape)
+        places, columns = part.slots.number[:, None], self._columns(part)
+        same = F.pad(self._memory.tokens, (0, 1), value=-1)[places, columns] == part.tokens
+        alpha = ALPHA
+        if MODE == "state":
+            return torch.where(same.t()[..., None], self._states[places, columns].transpose(0, 1), states)
+        self._head = states
+        return torch.where(same.t()[..., None], states + alpha * self._states[places, columns].transpose(0, 1), states)
+
+    def _remember(self, part: Part, states: Tensor) -> None:
+        """Keep H(S) [a, n, h] for the next forward pass."""
+        assert part.slots is not None
+        if MODE != "state":
+            states = states - self._head
+        writes = part.slots.writes
+        self._states[part.slots.number[writes, None], self._columns(part).expand(len(writes), -1)[writes]] = states.transpose(0, 1)[writes]
+
+    def _columns(self, part: Part) -> Tensor:
+        return torch.arange(part.length, device=part.tokens.device)[None] if part.columns is None else part.columns

@@ -3,7 +3,7 @@
 Tokens per forward pass alone flatter a looped model, whose forward passes take S passes of the looped block.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -56,22 +56,50 @@ class Tally:
         return torch.tensor([self.forwards, self.loops, self.passes, self.flops], dtype=torch.float64)
 
 
-def cost_report(values: Tensor, tokens: int, seconds: float) -> dict[str, Any]:
-    """Figures of a job for its result file.
+@dataclass(frozen=True)
+class Cost:
+    """Figures of a job. Those per token are None if it filled in no token.
 
-    Args:
-        values: as from `Tally.values`.
+    Attributes:
         tokens: tokens that were filled in.
+        forwards: forward passes, counted per row.
+        tokens_per_forward: the speed-up over one token per forward pass.
+        loops_per_forward: mean S.
+        block_passes_per_token, flops_per_token: see `Tally`.
         seconds: wall-clock time.
     """
-    forwards, loops, passes, flops = values.tolist()
-    return {
-        "tokens": tokens,
-        "forwards": int(forwards),
-        "tokens_per_forward": tokens / forwards,
-        "loops_per_forward": loops / forwards,
-        "block_passes_per_token": passes / tokens,
-        "flops_per_token": flops / tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
+
+    tokens: int
+    forwards: int
+    tokens_per_forward: float | None
+    loops_per_forward: float | None
+    block_passes_per_token: float | None
+    flops_per_token: float | None
+    seconds: float
+    tokens_per_second: float
+
+    @classmethod
+    def of(cls, work: Tensor, tokens: int, seconds: float) -> "Cost":
+        """The figures of this work, as from `Tally.values`."""
+        forwards, loops, passes, flops = work.tolist()
+
+        def ratio(value: float, by: float) -> float | None:
+            return value / by if by else None
+
+        per_token = (ratio(passes, tokens), ratio(flops, tokens))
+        per_forward = (ratio(tokens, forwards), ratio(loops, forwards))
+        return cls(tokens, int(forwards), *per_forward, *per_token, seconds, tokens / seconds)
+
+    def record(self) -> dict[str, Any]:
+        """For result files."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for the console."""
+        speed = f"{self.tokens} tokens in {self.seconds:.1f} s ({self.tokens_per_second:.1f} tokens/s)"
+        if not self.tokens:
+            return speed
+        return (
+            f"{speed}, {self.tokens_per_forward:.2f} tokens per forward pass, {self.loops_per_forward:.2f} loops, "
+            f"{self.block_passes_per_token:.2f} block passes and {self.flops_per_token / 1e6:.3g} MFLOPs per token"
+        )

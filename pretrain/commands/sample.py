@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.paths import user_path
+from pretrain.commands.compute_options import add_compute_arguments
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizers.tokenizers import Tokenizer
+    from model.sampling.query import Denoise
+    from model.sampling.tally import Cost
     from pretrain.commands.load_run import LoadedRun
     from pretrain.commands.prompts import Prompt
+    from pretrain.evaluation.compute_settings import ComputeSettings
     from pretrain.evaluation.sampler_settings import SamplerSettings
     from pretrain.evaluation.sampling import Sample
 
@@ -24,7 +28,6 @@ PROMPT_SHIFT = 32
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add_run_arguments(parser, (".json", ".jsonl"))
-    parser.add_argument("--loops", type=int, default=4, metavar="S", help="S, passes of the looped block [4]")
     given = parser.add_mutually_exclusive_group()
     given.add_argument(
         "--prompt", default="", metavar="TEXT",
@@ -45,16 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="samples that are drawn at once [32]")
     add_layout_arguments(parser)
     add_sampler_arguments(parser)
+    add_compute_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
+    from pretrain.evaluation.compute_settings import ComputeSettings
     from pretrain.evaluation.sampler_settings import SamplerSettings
 
     _check(arguments)
-    settings = SamplerSettings.of(vars(arguments))
+    settings, compute = SamplerSettings.of(vars(arguments)), ComputeSettings.of(vars(arguments))
+    compute.check_layout(arguments.pipeline)
     prompts = _prompts(arguments)
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
@@ -62,32 +68,42 @@ def run(arguments: argparse.Namespace) -> int:
     length = loaded.settings.data.seq_len if arguments.length is None else arguments.length
     rows = [prompt.row(tokenizer, mask_id, length) for prompt in prompts]
     _check_rows(settings, prompts, rows, mask_id)
-    begin = time.perf_counter()
-    samples = draw(loaded, rows, settings, arguments)
-    seconds = time.perf_counter() - begin
+    compute = compute.resolved(loaded.settings.model.loop.max)
+    samples, cost = draw(loaded, rows, settings, compute, arguments)
     if loaded.world.is_main:
-        _report(arguments, loaded, settings, _described(prompts, rows, samples, tokenizer, mask_id), seconds)
+        described = _described(prompts, rows, samples, tokenizer, mask_id)
+        _report(arguments, loaded, settings, compute, described, cost)
     return 0
 
 
 def draw(
-    loaded: "LoadedRun", rows: Sequence[Sequence[int]], settings: "SamplerSettings", arguments: argparse.Namespace
-) -> list["Sample"]:
-    """`arguments.num_samples` samples of each row. Collective."""
+    loaded: "LoadedRun",
+    rows: Sequence[Sequence[int]],
+    settings: "SamplerSettings",
+    compute: "ComputeSettings",
+    arguments: argparse.Namespace,
+) -> tuple[list["Sample"], "Cost"]:
+    """`arguments.num_samples` samples of each row, and what they cost. Collective."""
+    from model.sampling.tally import Cost, Tally
     from pretrain.evaluation.sampling import fill_rows
 
-    count = arguments.num_samples
-    plan = settings.plan(lambda: loaded.denoiser(arguments.loops), loaded.manifest.tokenizer.eod_id)
-    return fill_rows(
+    count, tally, begin = arguments.num_samples, Tally(), time.perf_counter()
+
+    def network() -> "Denoise":
+        return loaded.denoiser(compute.compute(arguments.batch_size), tally)
+
+    samples = fill_rows(
         loaded.world,
-        loaded.denoiser(arguments.loops),
+        network(),
         [row for row in rows for _ in range(count)],
         [(prompt << PROMPT_SHIFT) + sample for prompt in range(len(rows)) for sample in range(count)],
-        plan,
+        settings.plan(network, loaded.manifest.tokenizer.eod_id),
         loaded.settings.model.mask_id,
         arguments.seed,
         arguments.batch_size,
     )
+    work = loaded.world.sum(tally.values() * loaded.world.holds_loss)
+    return samples, Cost.of(work, sum(len(s.steps) - s.steps.count(-1) for s in samples), time.perf_counter() - begin)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -95,7 +111,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from pretrain.errors import UserError
     from pretrain.evaluation.text_files import not_utf8
 
-    check_options(arguments, {"loops": 1, "num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
+    check_options(arguments, {"num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
     if arguments.seed >= 2**63:
         raise UserError(f"--seed {arguments.seed}: must be below 2^63")
     try:
@@ -159,24 +175,26 @@ def _report(
     arguments: argparse.Namespace,
     loaded: "LoadedRun",
     settings: "SamplerSettings",
+    compute: "ComputeSettings",
     described: Iterator[dict[str, Any]],
-    seconds: float,
+    cost: "Cost",
 ) -> None:
     """Print every text, and save them."""
     samples = list(described)
     for number, sample in enumerate(samples, 1):
         of_prompt = f" (prompt {(number - 1) // arguments.num_samples + 1})" if arguments.prompts else ""
-        about = f"S={arguments.loops}, {settings.describe()}"
+        about = f"S={compute.loops_name}, {settings.describe()}"
         print(f"--- sample {number} of {len(samples)}{of_prompt}, {about}\n{sample['text']}")
-    print(f"--- {len(samples)} samples in {seconds:.1f} s\n{_saved(arguments, loaded, settings, samples, seconds)}")
+    print(f"--- {len(samples)} samples: {cost.describe()}\n{_saved(arguments, loaded, settings, compute, samples, cost)}")
 
 
 def _saved(
     arguments: argparse.Namespace,
     loaded: "LoadedRun",
     settings: "SamplerSettings",
+    compute: "ComputeSettings",
     samples: Sequence[dict[str, Any]],
-    seconds: float,
+    cost: "Cost",
 ) -> str:
     """Save the samples: one JSON object, or one per line (.jsonl). Returns the line that says where."""
     from data_pipeline.atomic_files import write_output
@@ -184,7 +202,7 @@ def _saved(
     from pretrain.evaluation.result_files import keep_result
 
     asked = {
-        "loops": arguments.loops,
+        **compute.record(),
         **settings.record(),
         "seed": arguments.seed,
         **_asked_prompts(arguments, samples),
@@ -197,10 +215,11 @@ def _saved(
         return f"wrote {arguments.output}"
     keys = ("tokens", "revealed_at_step")
     columns = {"texts": [s["text"] for s in samples], **{key: [s[key] for s in samples] for key in keys}}
-    record = about | asked | {"settings": asked, "seconds": seconds} | columns
+    record = about | asked | {"settings": asked, "seconds": cost.seconds, "cost": cost.record()} | columns
     kind = "" if settings.order == "ancestral" else f"_{settings.order}"
     steps = "" if settings.steps is None else f"_steps_{settings.steps}"
-    stem = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}{kind}{steps}_seed_{arguments.seed}"
+    loops = compute.loops_name.replace(":", "_")
+    stem = f"step_{loaded.step}_{loaded.weights}_loops_{loops}{kind}{steps}_seed_{arguments.seed}"
     return keep_result(arguments.folder / "samples", stem, record, arguments.output)
 
 
