@@ -4,6 +4,7 @@ import argparse
 from dataclasses import fields
 
 from data_pipeline.paths import user_path
+from pretrain.commands.compute_options import add_network_arguments
 from pretrain.commands.evaluate_harness import run_harness
 from pretrain.commands.evaluate_nelbo import DEFAULT_SPLIT, run_nelbo
 from pretrain.commands.evaluate_tasks import run_tasks
@@ -11,14 +12,18 @@ from pretrain.commands.options import add_layout_arguments, add_run_arguments, c
 from pretrain.commands.sampler_options import add_sampler_arguments
 from pretrain.commands.task_options import add_task_arguments, check_task_options
 from pretrain.errors import UserError
+from pretrain.evaluation.compute_settings import ComputeSettings, parse_loops
 from pretrain.evaluation.sampler_settings import SamplerSettings
+
+LOOPS_HELP = """\
+numbers of loops to evaluate at [1,2,4,8; tasks 4]; tasks that draw samples also take schedules and adaptive, as loopmdm sample"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add_run_arguments(parser)
     add = parser.add_argument
-    add("--loops", type=loop_list, metavar="S,S,...", help="numbers of loops to evaluate at [1,2,4,8; tasks 4]")
+    add("--loops", type=loop_list, metavar="S,S,...", help=LOOPS_HELP)
     add("--rows", type=int, metavar="N", help="validation rows to use; all if there are fewer [1024]")
     add("--batch-size", type=int, default=32, metavar="N", help="rows per forward pass [32]")
     add("--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]")
@@ -32,17 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_layout_arguments(parser)
     add_task_arguments(parser)
     add_sampler_arguments(parser)
+    add_network_arguments(parser.add_argument_group("compute of samplers"))
 
 
-def loop_list(text: str) -> list[int]:
-    """`1,2,4` -> [1, 2, 4]."""
+def loop_list(text: str) -> list[str]:
+    """`1,2,adaptive` -> ["1", "2", "adaptive"]."""
+    loops = [part.strip() for part in text.split(",")]
     try:
-        loops = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2,4") from None
-    if min(loops) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: the number of loops must be at least 1")
-    if len(set(loops)) < len(loops):
+        parsed = [parse_loops(part) for part in loops]
+    except UserError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 1 on, such as 1,2,4") from None
+    if len(set(parsed)) < len(parsed):
         raise argparse.ArgumentTypeError(f"{text!r}: a number of loops is given twice")
     return loops
 
@@ -61,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.compare:
             raise UserError("--compare: has no effect with --lm-eval; evaluate the other run by itself")
         return run_harness(arguments)
-    for name in (field.name for field in fields(SamplerSettings)):
+    names = {field.name for settings in (SamplerSettings, ComputeSettings) for field in fields(settings)}
+    for name in sorted(names - {"loops", "adaptive"}):
         if getattr(arguments, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: has no effect without --tasks or --lm-eval")
     return run_nelbo(arguments)

@@ -4,12 +4,14 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pretrain.commands.evaluate_tasks import DEFAULT_LOOPS, Job, model_of
+from pretrain.commands.task_job import Job, loops_part
 from pretrain.errors import UserError
+from pretrain.evaluation.compute_settings import ComputeSettings
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+    from pretrain.commands.load_run import LoadedRun
 
 DEFAULT_MASKS = 128
 INSTALL = "install it, for example with: pip install 'loopmdm[eval]'"
@@ -17,16 +19,12 @@ INSTALL = "install it, for example with: pip install 'loopmdm[eval]'"
 
 def run_harness(arguments: argparse.Namespace) -> int:
     """Evaluate the tasks at every number of loops, print lm-eval's tables, write `eval/step_N_WEIGHTS_lm_eval_TASKS_....json`."""
-    manager = _task_manager(arguments)
     from pretrain.commands.load_run import open_run
-    from pretrain.evaluation.sampler_settings import SamplerSettings
 
+    job, manager = Job.of(arguments), _task_manager(arguments)
     run = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
-    job = Job(
-        arguments, [run], SamplerSettings.of(vars(arguments)), arguments.loops or DEFAULT_LOOPS, arguments.seed or 0
-    )
-    for loops in job.loops:
-        _evaluate(job, loops, manager)
+    for compute in job.resolved(run):
+        _evaluate(job, run, compute, manager)
     return 0
 
 
@@ -52,7 +50,7 @@ def _task_manager(arguments: argparse.Namespace) -> "TaskManager":
     return manager
 
 
-def _evaluate(job: Job, loops: int, manager: "TaskManager") -> None:
+def _evaluate(job: Job, run: "LoadedRun", compute: ComputeSettings, manager: "TaskManager") -> None:
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
@@ -60,17 +58,17 @@ def _evaluate(job: Job, loops: int, manager: "TaskManager") -> None:
     from pretrain.evaluation.item_files import ItemFile
     from pretrain.evaluation.result_files import keep_result
 
-    arguments, run = job.arguments, job.runs[0]
+    arguments = job.arguments
     method, masks = arguments.likelihood or "nelbo", arguments.masks or DEFAULT_MASKS
     settings = {
         "lm_eval": list(arguments.lm_eval), "num_fewshot": arguments.num_fewshot, "likelihood": method,
-        **({"masks": masks} if method == "nelbo" else {}), "sampler": job.sampler.record(), "seed": job.seed, "loops": loops,
+        **({"masks": masks} if method == "nelbo" else {}), "sampler": job.sampler.record(), "seed": job.seed, **compute.record(),
         "step": run.step, "weights": run.weights,
     }  # fmt: skip
-    stem = f"step_{run.step}_{run.weights}_lm_eval_{'-'.join(arguments.lm_eval)}_loops_{loops}"
+    stem = f"step_{run.step}_{run.weights}_lm_eval_{'-'.join(arguments.lm_eval)}_{loops_part([compute])}"
     kept: ItemFile | None = ItemFile(run.folder / "eval", stem, settings) if run.world.is_main else None
     harness = DiffusionHarness(
-        model_of(job, run, loops), method, masks, kept, lambda line: run.world.is_main and print(line, flush=True)
+        job.model(run, compute), method, masks, kept, lambda line: run.world.is_main and print(line, flush=True)
     )
     results = simple_evaluate(
         model=harness, tasks=list(arguments.lm_eval), num_fewshot=arguments.num_fewshot, limit=arguments.limit,
@@ -79,7 +77,7 @@ def _evaluate(job: Job, loops: int, manager: "TaskManager") -> None:
     if not run.world.is_main:
         return
     assert results is not None
-    print(f"{run.folder}, step {run.step}, {run.weights} weights, S={loops}\n{make_table(results)}")
+    print(f"{run.folder}, step {run.step}, {run.weights} weights, S={compute.loops_name}\n{make_table(results)}")
     content = {
         **_kept_figures(results),
         "step": run.step,
@@ -87,8 +85,8 @@ def _evaluate(job: Job, loops: int, manager: "TaskManager") -> None:
         "settings": settings | {"limit": arguments.limit},
     }
     output = arguments.output
-    if output is not None and len(job.loops) > 1:
-        output = output.with_stem(f"{output.stem}_loops_{loops}")
+    if output is not None and len(job.computes) > 1:
+        output = output.with_stem(f"{output.stem}_{loops_part([compute])}")
     limit = f"_limit_{arguments.limit}" if arguments.limit else ""
     print(keep_result(run.folder / "eval", stem + limit, content, output))
 

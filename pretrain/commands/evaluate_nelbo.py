@@ -16,7 +16,11 @@ def run_nelbo(arguments: argparse.Namespace) -> int:
     from pretrain.commands.load_run import find_data, open_run
     from pretrain.errors import UserError
 
-    arguments.loops, arguments.rows = arguments.loops or DEFAULT_LOOPS, arguments.rows or DEFAULT_ROWS
+    for text in arguments.loops or ():
+        if not text.isdecimal():
+            raise UserError(f"--loops {text}: the NELBO is measured at fixed numbers of loops, such as 1,2,4")
+    arguments.loops = [int(text) for text in arguments.loops] if arguments.loops else DEFAULT_LOOPS
+    arguments.rows = arguments.rows or DEFAULT_ROWS
     folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
     runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
     blend = load_blend(arguments.data or find_data(runs[0]))

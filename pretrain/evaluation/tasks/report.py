@@ -1,9 +1,14 @@
 """Figures of a task as text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-NOT_SHOWN = ("loops", "compared", "cost")
+from model.sampling.tally import Cost
+from pretrain.evaluation.compute_settings import ComputeSettings
+
+COMPUTE = tuple(field.name for field in fields(ComputeSettings))
+NOT_SHOWN = (*COMPUTE, "compared", "cost", "change_from_first")
 
 
 def format_task(result: Mapping[str, Any], others: Sequence[str]) -> str:
@@ -19,7 +24,7 @@ def format_task(result: Mapping[str, Any], others: Sequence[str]) -> str:
         figures = [
             f"{name.replace('_', ' ')} {with_error(row[name], row.get(f'{name}_se'))}"
             for name in row
-            if not name.endswith("_se") and name not in (*NOT_SHOWN, "change_from_first")
+            if not name.endswith("_se") and name not in NOT_SHOWN
         ]
         lines.append(f"S={row['loops']:<4} {', '.join(figures)}")
         metric = result["metric"].replace("_", " ")
@@ -32,7 +37,7 @@ def format_task(result: Mapping[str, Any], others: Sequence[str]) -> str:
             difference = with_error(compared["difference"], compared["difference_se"], "+")
             lines.append(f"       {metric} of {name}: {value}; this run minus it: {difference}")
         if cost := row.get("cost"):
-            lines.append(f"       {cost['described']}")
+            lines.append(f"       {Cost(**cost).describe()}")
     return "\n".join(lines)
 
 

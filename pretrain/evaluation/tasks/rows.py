@@ -49,13 +49,16 @@ def nats_of_texts(
         samples: masks per text for the NELBO.
 
     Raises:
-        UserError: a text is too long for all orders.
+        UserError: a text is too long for all orders, or S is not fixed.
     """
+    loops = model.loops
+    if not isinstance(loops, int):
+        raise UserError(f"--loops {loops}: likelihoods need fixed numbers of loops, such as 1,2,4")
     if method == "left-to-right":
-        return chain_rule(model.scorer, texts, model.loops)
+        return chain_rule(model.scorer, texts, loops)
     if method == "any-order":
         try:
-            return np.array([any_order(model.scorer, text, model.loops).random_order for text in texts])
+            return np.array([any_order(model.scorer, text, loops).random_order for text in texts])
         except ValueError as error:
             raise UserError(f"--likelihood any-order: {error}; use nelbo or left-to-right") from None
-    return monte_carlo(model.scorer, texts, groups, model.loops, samples, model.seed).mean(axis=1)
+    return monte_carlo(model.scorer, texts, groups, loops, samples, model.seed).mean(axis=1)

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
+from model.sampling.tally import Cost
 from pretrain.evaluation.item_files import ItemFile
 from pretrain.evaluation.tasks.task import Record, Task, TaskModel
 
@@ -50,3 +52,9 @@ def run_task(
 
 def _left(seconds: float, done: int, count: int) -> str:
     return f"{seconds / done:.2f} s each, {seconds / done * (count - done):.0f} s left"
+
+
+def cost_of(spent: Sequence[Sequence[float]]) -> Cost:
+    """The cost of all items from that of the parts, as `run_task` keeps it."""
+    *work, tokens, seconds = np.sum(spent, axis=0).tolist()
+    return Cost.of(torch.tensor(work, dtype=torch.float64), int(tokens), seconds)

@@ -40,11 +40,11 @@ class Work:
 
 @dataclass(frozen=True)
 class TaskModel:
-    """A model at one number of loops, with the options of sampling.
+    """A model, with what it computes and the options of sampling.
 
     Attributes:
         scorer: for likelihoods.
-        loops: S of likelihoods.
+        loops: S; or what is computed by a sampler where S varies, such as "adaptive:1-12", without likelihoods.
         network: makes the network of a sampler.
         sampler: how samples are drawn.
         tokenizer: that of the run.
@@ -54,7 +54,7 @@ class TaskModel:
     """
 
     scorer: TokenScorer
-    loops: int
+    loops: int | str
     network: Callable[[], Denoise]
     sampler: SamplerSettings
     tokenizer: PreparedTokenizer
