@@ -101,10 +101,10 @@ class DiffusionHarness(TemplateLM):
             (context, text, alone[request.task_name, request.doc_id] == 1)
             for request, (context, text) in zip(requests, pairs, strict=True)
         ]
-        made = [
-            _Request(_number(KEY_BITS, "loglikelihood", *one), len(text.tokens), (text, one))
-            for one, text in ((one, self._continuation(*one[:2])) for one in wanted)
-        ]
+        made = []
+        for one in wanted:
+            key, text = _number(KEY_BITS, "loglikelihood", *one), self._continuation(*one[:2])
+            made.append(_Request(key, len(text.tokens), (key, text, one)))
         return [(log_p, bool(greedy)) for log_p, greedy in self._answers("loglikelihood", made, self._loglikelihoods)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -156,25 +156,25 @@ class DiffusionHarness(TemplateLM):
         return Text.after(given[max(0, len(given) - room) :] if room else [], tokens)
 
     def _loglikelihoods(self, contents: Sequence[Any]) -> list[tuple[float, bool]]:
-        texts = [text for text, _ in contents]
-        groups = [_number(GROUP_BITS, context) << WINDOW_BITS for _, (context, *_) in contents]
+        texts = [text for _, text, _ in contents]
+        groups = [_number(GROUP_BITS, context) << WINDOW_BITS for _, _, (context, *_) in contents]
         nats = nats_of_texts(self.model, texts, groups, self.method, self.masks)
-        single = [i for i, (_, (*_, alone)) in enumerate(contents) if alone and len(texts[i].targets)]
-        greedy = dict(zip(single, self._is_greedy([texts[i] for i in single]), strict=True))
+        single = [i for i, (*_, (*_, alone)) in enumerate(contents) if alone and len(texts[i].targets)]
+        numbers = [contents[i][0] for i in single]
+        greedy = dict(zip(single, self._is_greedy([texts[i] for i in single], numbers), strict=True))
         return [(-value, greedy.get(i, False)) for i, value in enumerate(nats.tolist())]
 
-    def _is_greedy(self, texts: Sequence[Text]) -> list[bool]:
-        """Whether the sampler fills in these tokens without random numbers."""
+    def _is_greedy(self, texts: Sequence[Text], numbers: Sequence[int]) -> list[bool]:
+        """Whether the sampler fills in these tokens at temperature 0."""
+        if not texts:
+            return []
         rows = []
         for text in texts:
             row = text.tokens.copy()
             row[text.targets] = self.model.tokenizer.mask_id
             rows.append(row.tolist())
-        samples = (
-            self._with(temperature=0.0, top_k=None, top_p=None, stop=False).fill(rows, list(range(len(rows))))
-            if rows
-            else []
-        )
+        greedy = self._with(temperature=0.0, top_k=None, top_p=None, stop=False)
+        samples = greedy.fill(rows, numbers)
         return [sample.tokens == text.tokens.tolist() for sample, text in zip(samples, texts, strict=True)]
 
     def _windows(self, text: str) -> list[Text]:
