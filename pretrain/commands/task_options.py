@@ -38,8 +38,8 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="of samples and masks, from 0 [0]")
     add(
         "--few-shot", type=user_path, metavar="FILE",
-        help="questions: the text before an answer, with examples and {question} where the question goes [Question: "
-        "{question}\\nAnswer:]",
+        help="questions: the text before an answer, with examples and {question} where the question goes, and for "
+        "multiple choice {choice} [Question: {question}\\nAnswer: {choice}]",
     )  # fmt: skip
     add("--until", nargs="+", metavar="TEXT", help="questions: an answer ends before these texts [Question:]")
     add("--answer-length", type=int, metavar="N", help="questions: tokens of an answer [256, at most half a row]")

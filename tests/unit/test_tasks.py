@@ -17,7 +17,7 @@ from pretrain.evaluation.distribution import kernel_distance, repetition, token_
 from pretrain.evaluation.item_files import ItemFile
 from pretrain.evaluation.likelihood import Text, chain_rule
 from pretrain.evaluation.statistics import ratio_and_error
-from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask
+from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask
 from pretrain.evaluation.tasks.generated import AdditionTask, HeldOut, SudokuTask
 from pretrain.evaluation.tasks.question_file import read_prompt, read_questions
@@ -93,7 +93,9 @@ def test_a_prompt_that_leaves_no_room_is_named(letters):
         UserError, match=r"^f:7: the prompt has 50 tokens, which leaves less than 20 of the 64 of a row"
     ):
         _ = task.sizes
-    choices = ChoiceTask("f", [ChoiceQuestion("f:8", "x", ("a", "b" * 80), 0)], "{question}", "nelbo", 4, 64, letters)
+    choices = ChoiceTask(
+        "f", [ChoiceQuestion("f:8", "x", ("a", "b" * 80), 0)], "{question} {choice}", "nelbo", 4, 64, letters
+    )
     with pytest.raises(UserError, match=r"^f:8: has 82 tokens, more than the 64 of a row"):
         _ = choices.sizes
 
@@ -102,7 +104,7 @@ def test_a_prompt_that_leaves_no_room_is_named(letters):
 def test_choices_by_likelihood(world, letters, method):
     """Exactly as the likelihoods of the choices say, and the same with other questions beside them."""
     questions = [ChoiceQuestion(f"f:{i}", f"{i}?", ("ab", "c", "dea"), i % 3) for i in range(6)]
-    task = ChoiceTask("f", questions, "{question}", method, 64, 64, letters)
+    task = ChoiceTask("f", questions, "{question} {choice}", method, 64, 64, letters)
     model = toy_model(world, letters, HashedDenoiser(letters.vocab_size - 1))
     figures, records = run(task, model)
     for record, question in zip(records, questions, strict=True):
@@ -117,7 +119,21 @@ def test_choices_by_likelihood(world, letters, method):
         assert record["correct_per_byte"] == float(np.argmin(per_byte) == question.answer)
     assert figures["accuracy"] == np.mean([record["correct"] for record in records])
     assert run(task, model, [4])[1] == [records[4]]
-    assert task.settings != ChoiceTask("f", questions[:5], "{question}", method, 64, 64, letters).settings
+    assert task.settings != ChoiceTask("f", questions[:5], "{question} {choice}", method, 64, 64, letters).settings
+
+
+def test_prompts_of_choices(letters):
+    assert choice_prompt("Q: {question} A:", "o") == "Q: {question} A: {choice}"
+    assert choice_prompt("{question}={choice}", "o") == "{question}={choice}"
+    with pytest.raises(UserError, match=r"^--few-shot f: {choice} must be at the end, once"):
+        choice_prompt("{choice} {question} {choice}", "--few-shot f")
+    question = ChoiceQuestion("f:1", "1 {choice}", ("ab", "c"), 0)
+    for prompt, given, scored in (
+        ("{question}={choice}", "1 {choice}=", "c"),
+        ("{question}  {choice}", "1 {choice}", "  c"),
+    ):
+        text = ChoiceTask("f", [question], prompt, "nelbo", 4, 64, letters)._texts[0][1]
+        assert letters.decode(text.tokens) == given + scored and len(text.targets) == len(scored)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +219,7 @@ def test_error_of_a_ratio_is_its_spread():
 def test_a_stopped_task_goes_on(world, letters, tmp_path):
     """Items that were done are not put to the model again; a line that was cut off is done again."""
     questions = [ChoiceQuestion(f"f:{i}", f"{i}?", ("ab", "c"), 0) for i in range(25)]
-    task = ChoiceTask("f", questions, "{question}", "nelbo", 3, 64, letters)
+    task = ChoiceTask("f", questions, "{question} {choice}", "nelbo", 3, 64, letters)
     model = toy_model(world, letters, HashedDenoiser(letters.vocab_size - 1), batch_size=5)
     settings = {"a": 1}
     whole = run(task, model, kept=ItemFile(tmp_path, "s", settings))[1]

@@ -15,6 +15,8 @@ from pretrain.evaluation.tasks.questions import QUESTION
 from pretrain.evaluation.tasks.rows import digest, nats_of_texts
 from pretrain.evaluation.tasks.task import Record, TaskModel
 
+CHOICE = "{choice}"
+
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
@@ -32,7 +34,7 @@ class ChoiceTask:
 
     Attributes:
         name: of the file.
-        prompt: as of `QuestionTask`; a space and the choice follow it.
+        prompt: as of `QuestionTask`, with `{choice}` at its end. Spaces before it are scored with the choice.
         method, masks: see `nats_of_texts`.
     """
 
@@ -69,9 +71,15 @@ class ChoiceTask:
         """Every choice of every question after its prompt."""
         return [self._texts_of(question) for question in self.questions]
 
+    @property
+    def _space(self) -> str:
+        """The spaces before a choice."""
+        before = self.prompt.removesuffix(CHOICE)
+        return before[len(before.rstrip(" ")) :]
+
     def _texts_of(self, question: ChoiceQuestion) -> list[Text]:
-        prompt = self.prompt.replace(QUESTION, question.text)
-        given, *choices = self.tokenizer.encode_batch([prompt, *(f" {choice}" for choice in question.choices)])
+        prompt = self.prompt.removesuffix(CHOICE).rstrip(" ").replace(QUESTION, question.text)
+        given, *choices = self.tokenizer.encode_batch([prompt, *(self._space + choice for choice in question.choices)])
         longest = len(given) + max(map(len, choices))
         if longest > self.seq_len:
             raise UserError(
@@ -90,7 +98,7 @@ class ChoiceTask:
 
     def _record(self, item: int, nats: np.ndarray) -> Record:
         question = self.questions[item]
-        per_byte = nats / np.array([len(f" {choice}".encode()) for choice in question.choices])
+        per_byte = nats / np.array([len((self._space + choice).encode()) for choice in question.choices])
         right = [float(scores.argmin() == question.answer) for scores in (nats, per_byte)]
         return {"item": item, "correct": right[0], "correct_per_byte": right[1], "nats": nats.tolist()}
 
@@ -106,6 +114,17 @@ class ChoiceTask:
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""
         return np.array([record["correct"] for record in records])
+
+
+def choice_prompt(prompt: str, option: str) -> str:
+    """The prompt with `{choice}` at its end, after a space if it has none.
+
+    Raises:
+        UserError: it has one elsewhere.
+    """
+    if CHOICE in prompt.removesuffix(CHOICE):
+        raise UserError(f"{option}: {CHOICE} must be at the end, once")
+    return prompt if prompt.endswith(CHOICE) else f"{prompt} {CHOICE}"
 
 
 def choice_question(source: str, question: str, choices: object, answer: object) -> ChoiceQuestion:

@@ -12,7 +12,7 @@ from data_pipeline.generators.sudoku import SudokuBoards
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
-from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask
+from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask, documents_of
 from pretrain.evaluation.tasks.generated import AdditionTask, HeldOut, SudokuTask
 from pretrain.evaluation.tasks.generative import GenerativeTask
@@ -180,7 +180,8 @@ class TaskMaker:
 
     def _choices(self, path: Path) -> ChoiceTask:
         questions = read_questions(path)
-        return ChoiceTask(path.stem, questions, self._prompt(), *self._likelihood(128), self.seq_len, self.tokenizer)
+        prompt = choice_prompt(self._prompt(), f"--few-shot {self.options.few_shot}")
+        return ChoiceTask(path.stem, questions, prompt, *self._likelihood(128), self.seq_len, self.tokenizer)
 
     def _questions(self, path: Path) -> QuestionTask:
         until = DEFAULT_UNTIL if self.options.until is None else self.options.until

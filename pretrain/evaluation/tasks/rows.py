@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.json_text import json_text
 from pretrain.errors import UserError
-from pretrain.evaluation.likelihood import Text, any_order, chain_rule, monte_carlo
+from pretrain.evaluation.likelihood import MAX_EXACT_TOKENS, Text, any_order, chain_rule, monte_carlo
 from pretrain.evaluation.tasks.task import TaskModel
 
 LENGTH_STEP = 32
@@ -57,8 +57,11 @@ def nats_of_texts(
     if method == "left-to-right":
         return chain_rule(model.scorer, texts, loops)
     if method == "any-order":
-        try:
-            return np.array([any_order(model.scorer, text, loops).random_order for text in texts])
-        except ValueError as error:
-            raise UserError(f"--likelihood any-order: {error}; use nelbo or left-to-right") from None
+        longest = max(len(text.targets) for text in texts)
+        if longest > MAX_EXACT_TOKENS:
+            raise UserError(
+                f"--likelihood any-order: {longest} tokens have too many orders; at most {MAX_EXACT_TOKENS}; use nelbo or "
+                "left-to-right"
+            )
+        return np.array([any_order(model.scorer, text, loops).random_order for text in texts])
     return monte_carlo(model.scorer, texts, groups, loops, samples, model.seed).mean(axis=1)
