@@ -138,17 +138,13 @@ def _check_rows(
 ) -> None:
     """Raise UserError for options that do not go with a prompt."""
     from pretrain.errors import UserError
+    from pretrain.evaluation.sampling import require_steps
 
     for prompt, row in zip(prompts, rows, strict=True):
         unknown = row.count(mask_id)
         if settings.guidance and unknown == len(row):
             raise UserError(f"{prompt.source}: --guidance strengthens the prompt, and this one is empty; leave it out")
-        blocks = -(-unknown // (settings.block_length or unknown))
-        if settings.steps is not None and settings.steps < blocks:
-            raise UserError(
-                f"--steps {settings.steps}: the {blocks} blocks of a sample of {prompt.source} need at least one step each; raise "
-                "--steps or --block-length"
-            )
+        require_steps(settings, unknown, prompt.source)
 
 
 def _described(

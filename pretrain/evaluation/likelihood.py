@@ -10,8 +10,7 @@ it a distribution: p_order(x) = product over i of p(x_i | the tokens before it i
   (`any_order`).
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import comb
 from typing import NamedTuple
 
@@ -22,6 +21,9 @@ from pretrain.evaluation.scoring import MaskedRow, TokenScorer
 
 MAX_EXACT_TOKENS = 12
 """Tokens of the longest text whose likelihood is computed over all orders."""
+
+ROWS_AT_ONCE = 8192
+"""Rows that are in memory at once."""
 
 SAMPLE_BITS = 20
 """Random numbers of sample j of group g have the index g * 2^20 + j; the last one is the group's offset of the strata."""
@@ -61,12 +63,27 @@ def monte_carlo(
         groups: texts of the same group get the same random numbers: their differences are known better than their values.
         samples: masks per text, stratified over k; at most 2^20 - 1.
     """
-    masks = [_masks(len(text.targets), samples, seed, group) for text, group in zip(texts, groups, strict=True)]
-    rows = [text.masked(mask) for text, of_text in zip(texts, masks, strict=True) for mask in of_text]
-    nats = scorer.nats(rows, loops)
-    sums = np.array([one.sum() for one in nats]).reshape(len(texts), samples)
-    scale = np.array([mask.shape[1] / mask.sum(axis=1) for mask in masks])
-    return sums * scale
+    estimates = []
+    for part in _parts([samples] * len(texts)):
+        masks = [_masks(len(texts[i].targets), samples, seed, groups[i]) for i in part]
+        nats = scorer.nats(
+            [texts[i].masked(mask) for i, of_text in zip(part, masks, strict=True) for mask in of_text], loops
+        )
+        sums = np.array([one.sum() for one in nats]).reshape(len(part), samples)
+        estimates.append(sums * np.array([mask.shape[1] / np.maximum(mask.sum(axis=1), 1) for mask in masks]))
+    return np.concatenate([np.zeros((0, samples)), *estimates])
+
+
+def _parts(rows: Sequence[int]) -> Iterator[range]:
+    """Texts that are scored together, about `ROWS_AT_ONCE` rows; `rows` are those of each text."""
+    start = count = 0
+    for i, of_text in enumerate(rows):
+        if i > start and count + of_text > ROWS_AT_ONCE:
+            yield range(start, i)
+            start, count = i, 0
+        count += of_text
+    if start < len(rows):
+        yield range(start, len(rows))
 
 
 def _masks(length: int, samples: int, seed: int, group: int) -> np.ndarray:
@@ -88,13 +105,15 @@ def chain_rule(
         orders: of each text, a permutation of 0 .. L - 1; from left to right if None.
     """
     orders = [np.arange(len(text.targets)) for text in texts] if orders is None else orders
-    rows = []
-    for text, order in zip(texts, orders, strict=True):
-        place = np.argsort(order)
-        rows += (text.masked(place >= step, place == step) for step in range(len(order)))
-    nats = np.concatenate([np.zeros(0), *scorer.nats(rows, loops)])
-    edges = np.cumsum([0, *map(len, orders)])
-    return np.array([nats[start:stop].sum() for start, stop in itertools.pairwise(edges)])
+    sums = np.zeros(len(texts))
+    for part in _parts([len(order) for order in orders]):
+        rows, owners = [], []
+        for i in part:
+            place = np.argsort(orders[i])
+            rows += (texts[i].masked(place >= step, place == step) for step in range(len(place)))
+            owners += [i] * len(place)
+        np.add.at(sums, owners, [one.sum() for one in scorer.nats(rows, loops)])
+    return sums
 
 
 class AnyOrder(NamedTuple):

@@ -94,6 +94,17 @@ def test_monte_carlo_is_unbiased_and_its_spread_is_its_error(inconsistent):
     assert estimates.var() < 0.8 * independent.var() / 8
 
 
+def test_many_rows_are_scored_in_parts(inconsistent, monkeypatch):
+    orders = [np.array([3, 1, 0, 2])] * 3
+    whole = (monte_carlo(inconsistent, TEXTS, [0, 1, 2], 1, 5, 0), chain_rule(inconsistent, TEXTS, 1, orders))
+    monkeypatch.setattr("pretrain.evaluation.likelihood.ROWS_AT_ONCE", 9)
+    again = (monte_carlo(inconsistent, TEXTS, [0, 1, 2], 1, 5, 0), chain_rule(inconsistent, TEXTS, 1, orders))
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+    empty = Text.after([0, 1], [])
+    assert monte_carlo(inconsistent, [empty], [0], 1, 3, 0).tolist() == [[0, 0, 0]]
+    assert chain_rule(inconsistent, [empty], 1).tolist() == [0]
+
+
 def test_the_same_random_numbers_for_every_choice(inconsistent):
     """In one group a text has the same estimates wherever it stands; a longer text shares the draws."""
     texts = [TEXTS[0], TEXTS[1], TEXTS[0]]

@@ -64,6 +64,20 @@ class Documents:
 
 
 @dataclass(frozen=True)
+class RowLengths(Sequence[int]):
+    """Tokens of the longest row of each document. Looked up when asked for: a corpus may have many."""
+
+    documents: Documents
+    seq_len: int
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, number: int) -> int:
+        return min(self.documents.size(number), self.seq_len)
+
+
+@dataclass(frozen=True)
 class DocumentTask:
     """-log p of whole documents with their ends, in windows where they are longer than a row.
 
@@ -81,7 +95,7 @@ class DocumentTask:
     masks: int
     seq_len: int
     tokenizer: PreparedTokenizer
-    metric: str = "nats_per_token"
+    metric: str = "bits_per_byte"
     samples: bool = False
 
     @property
@@ -92,10 +106,10 @@ class DocumentTask:
         about = {"task": "documents", "name": self.name, "split": self.documents.split, "stride": self.stride}
         return {**about, "likelihood": self.method, **masks, "items_sha256": digest(self.documents.identity)}
 
-    @cached_property
-    def sizes(self) -> Sequence[int]:
+    @property
+    def sizes(self) -> "RowLengths":
         """See `Task`."""
-        return [min(self.documents.size(number), self.seq_len) for number in range(len(self.documents))]
+        return RowLengths(self.documents, self.seq_len)
 
     def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
         """See `Task`."""
@@ -128,8 +142,8 @@ class DocumentTask:
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""
-        nats, tokens = (np.array([float(record[key]) for record in records]) for key in ("nats", "tokens"))
-        return ratio_residuals(nats, tokens)
+        nats, num_bytes = (np.array([float(record[key]) for record in records]) for key in ("nats", "bytes"))
+        return ratio_residuals(nats / math.log(2), num_bytes)
 
 
 def documents_of(folder: Path, split: str) -> Documents:

@@ -12,7 +12,7 @@ from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from model.sampling.query import Denoise
 from model.sampling.tally import Tally
 from pretrain.evaluation.sampler_settings import SamplerSettings
-from pretrain.evaluation.sampling import Sample, fill_rows
+from pretrain.evaluation.sampling import Sample, fill_rows, require_steps
 from pretrain.evaluation.scoring import TokenScorer
 from pretrain.parallel.world import World
 
@@ -68,7 +68,13 @@ class TaskModel:
         return self.scorer.world
 
     def fill(self, rows: Sequence[Sequence[int]], items: Sequence[int]) -> list[Sample]:
-        """Fill the [MASK] tokens of rows, one of each item. Collective: every rank gets all samples."""
+        """Fill the [MASK] tokens of rows, one of each item. Collective: every rank gets all samples.
+
+        Raises:
+            UserError: fewer steps than blocks, or logits that are not numbers.
+        """
+        for row, item in zip(rows, items, strict=True):
+            require_steps(self.sampler, row.count(self.tokenizer.mask_id), f"item {item}")
         plan = self.sampler.plan(self.network, self.tokenizer.eod_id)
         size, mask_id = self.scorer.batch_size, self.tokenizer.mask_id
         samples = fill_rows(self.world, self.network(), rows, items, plan, mask_id, self.seed, size)

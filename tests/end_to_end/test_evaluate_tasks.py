@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -94,9 +95,9 @@ def test_tasks_and_their_files(trained, evaluate):
     )
     document = json.loads(files["step_2_ema_data_masks_4_loops_1-3_limit_10.json"].read_text())
     assert document["loops"][1]["change_from_first"] == pytest.approx(
-        document["loops"][1]["nats_per_token"] - document["loops"][0]["nats_per_token"]
+        document["loops"][1]["bits_per_byte"] - document["loops"][0]["bits_per_byte"]
     )
-    assert 0 < document["loops"][1]["change_from_first_se"] < document["loops"][1]["nats_per_token_se"]
+    assert 0 < document["loops"][1]["change_from_first_se"] < document["loops"][1]["bits_per_byte_se"]
 
 
 def test_a_rerun_goes_on_and_a_finished_one_asks_nothing(trained, evaluate, monkeypatch):
@@ -210,6 +211,14 @@ REFUSED = {
     ("--tasks", "addition2", "--batch-size", "0"): "--batch-size 0: must be at least 1",
     ("--tasks", "addition2", "--rows", "9"): "--rows 9: has no effect with --tasks; use --limit",
     ("--tasks", "addition2", "--lm-eval", "t"): "--tasks and --lm-eval: give one of them at a time",
+    (
+        "--tasks",
+        "sudoku4",
+        "--steps",
+        "3",
+        "--block-length",
+        "4",
+    ): "--steps 3: the 4 blocks of a sample of item 0 need at least",
     ("--tasks", "DATA", "--order", "confidence"): "--order: has no effect on these tasks, which draw no samples",
     ("--tasks", "DATA", "--loops", "adaptive"): "--loops adaptive: likelihoods need fixed numbers of loops",
     ("--tasks", "DATA", "--stride", "18"): "--stride 18: a row has 17 tokens",
@@ -255,3 +264,10 @@ def test_what_means_nothing_is_refused(trained, evaluate, words):
     status, out, error, _ = evaluate(*(places.get(word, word) for word in words))
     expected = REFUSED[words].replace("SUMS", str(places["SUMS"]))
     assert status == 2 and out == "" and error.startswith(f"error: {expected}") and error.count("\n") == 1, error
+
+
+def test_lm_eval_that_is_not_installed_is_named(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    status, _, error, _ = evaluate("--lm-eval", "a_task")
+    assert status == 2 and error.startswith("error: --lm-eval: needs the package lm-eval, 0.4.13 or newer")
+    assert error.endswith("install it, for example with: pip install 'loopmdm[eval]'\n")
