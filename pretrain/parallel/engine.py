@@ -262,7 +262,8 @@ def deepspeed_config(plan: RunPlan, stage: Stage) -> dict[str, Any]:
     - ZeRO-2 and 3 reduce gradients in every backward pass, each time `reduce_bucket_size` have come. Only `overlap_comm` lets
       the backward pass go on meanwhile. The shipped files leave it off: with it, ZeRO-2 has corrupted gradients more than once
       (issues 5545 and 8061, pull requests 7805 and 7965), and the stream on which ZeRO-3 gathers weights does not wait for the
-      update that writes them (`zero/partitioned_param_coordinator.py`). A DeepSpeed file may switch it on.
+      update (`zero/partitioned_param_coordinator.py`): what does is the host, for the gradient norm, in `Engine.step`. A
+      DeepSpeed file may switch it on.
     """
     settings = plan.settings
     weights = weights_held(stage, settings.model, settings.parallel.tensor)
