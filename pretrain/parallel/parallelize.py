@@ -41,9 +41,10 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
     sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
-    # 2. Each weight is prepared as soon as it exists, so that no rank holds the whole model in fp32.
+    # 2. Every weight is cast, moved and, by ZeRO-3, sharded before the next is created: meanwhile a rank holds what it keeps
+    #    and one weight. Ranks that hold the same weight compare what they have created, in step 3.
     facts: dict[str, str] = {}
-    on_weight = _preparation(plan, world, facts)
+    on_weight = _finish_weight(plan, world, facts)
 
     # 3. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
@@ -83,19 +84,20 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
 
 
-def _preparation(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
-    """What happens to each new weight. Adds its checksum to `facts`, to be compared between the ranks that hold it."""
-    precision, zero_stage = plan.settings.train.precision, plan.settings.parallel.zero_stage
-    shard = zero3_sharding(plan, world) if zero_stage == 3 else None
+def _finish_weight(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
+    """What is done with a weight when it has been created: this order, and before the next one is."""
+    shard = zero3_sharding(plan, world) if plan.settings.parallel.zero_stage == 3 else None
 
-    def on_weight(name: str, module: nn.Module) -> None:
-        facts.update(weight_fact(name, module.weight, world))  # of the whole weight: ZeRO-3 shards it below
+    def finish(name: str, module: nn.Module) -> None:
+        # a. Its checksum, of the whole weight: afterwards a rank may have a part of it only.
+        facts.update(weight_fact(name, module.weight, world))
         module.to(world.device)
-        if precision == "bf16":
-            # DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is registered, and DeepSpeed
-            # registers its hooks when it is initialized.
+        # b. bf16 with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is
+        #    registered, and DeepSpeed registers its hooks in step 8.
+        if plan.settings.train.precision == "bf16":
             use_bf16_weights(module)
+        # c. ZeRO-3's shards, in the dtype and on the device that it trains with.
         if shard is not None:
             shard(module)
 
-    return on_weight
+    return finish
