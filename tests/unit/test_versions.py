@@ -10,7 +10,7 @@ from pretrain import cli, main
 from pretrain.commands import doctor
 from pretrain.machine import versions
 from pretrain.machine.versions import SUPPORTED, unsupported_versions
-from tests.launching import ROOT
+from tests.launching import ROOT, run
 
 
 def pins(file):
@@ -72,3 +72,20 @@ def test_every_command_that_computes_refuses_them(installed, capsys, monkeypatch
         assert "error: torch 2.9.1 is installed" in printed and "\nmegatron-core 0.15.3 is installed" in printed
     assert doctor.run(Namespace()) == 1
     assert "torch 2.9.1 is installed, but torch>=2.11 is needed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("target", "file"), [("3.11", "pins.txt"), ("3.12", "pins-py312.txt"), ("3.13", None)])
+def test_the_bundle_for_a_gpu_machine_has_the_versions_of_its_python(tmp_path, target, file):
+    """A stand-in for Python notes what pip would download."""
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/calls\n")
+    (tmp_path / "python").chmod(0o755)
+    words = ["bash", ROOT / "tests/gpu/bundle.sh", tmp_path / "bundle", "megatron_core"]
+    done = run(words, TARGET=target, PYTHON=str(tmp_path / "python"))
+    if file is None:
+        assert done.returncode == 2 and "TARGET=3.13: 3.11 or 3.12 is needed" in done.stderr
+        assert not (tmp_path / "bundle").exists()
+    else:
+        call = (tmp_path / "calls").read_text()
+        assert f"--python-version {target} " in call and call.endswith(
+            f" megatron-core=={pins(file)['megatron-core']}\n"
+        )
