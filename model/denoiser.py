@@ -13,17 +13,14 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    VocabParallelEmbedding,
-    gather_from_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import VocabParallelEmbedding, gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.architecture import Architecture, Recompute
 from model.layers import RMSNorm, Sharding, build_layer, document_mask, rotary_angles, transformer_config
+from model.lm_head import LanguageModelHead
 from model.placement import Chunk, Stage, whole
 from model.weights import fill_weights, initial_weights
 
@@ -37,11 +34,19 @@ class Inputs(NamedTuple):
             `positions_of`; in training, the masked positions.
         document_ids: document of each token within its row, int [b, s], for attention within documents; None for attention
             over the whole row.
+        targets: in training, x_0 at `logit_positions`, int64 [m].
+        loss_weights: in training, the weight of each target in the loss, fp32 [m], as from `model.objective.token_weights`.
     """
 
     tokens: Tensor
     logit_positions: Tensor
     document_ids: Tensor | None = None
+    targets: Tensor | None = None
+    loss_weights: Tensor | None = None
+
+
+Output = Tensor | tuple[Tensor, Tensor]
+"""Logits, or with targets the loss and the cross-entropies, as from `model.lm_head.LanguageModelHead`."""
 
 
 def positions_of(selected: Tensor) -> Tensor:
@@ -177,22 +182,22 @@ class LoopedDenoiser(nn.Module):
         logit_positions: Tensor,
         loops: int,
         document_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Logits at the selected positions, in their order. Only for a model of one pipeline stage.
+        targets: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+    ) -> Output:
+        """Logits at the selected positions in their order, or the loss if targets are given. Only for one pipeline stage.
 
         Args:
-            tokens: x_t, int64 [b, s].
-            logit_positions: int64 [m], see `Inputs`; the LM head is computed at these positions only.
+            tokens, logit_positions, document_ids, targets, loss_weights: see `Inputs`. The LM head is computed at
+                `logit_positions` only.
             loops: S, the number of passes of the mid block; may exceed the S_max of training.
-            document_ids: see `Inputs`.
 
         Returns:
-            Logits [m, padded vocabulary] of the m selected positions. [MASK] and the padding of the vocabulary have -inf,
-            because a clean token is never [MASK] (SUBS parameterization, Sahoo et al. 2024, section 3.2.3). With tensor
-            parallelism each rank returns its share of the vocabulary.
+            As `LanguageModelHead.forward`.
         """
         (chunk,) = self.stage.chunks(loops)
-        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids), logit_positions)
+        hidden_states = self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids)
+        return self.output(hidden_states, logit_positions, targets, loss_weights)
 
     def run_chunk(
         self,
@@ -204,7 +209,7 @@ class LoopedDenoiser(nn.Module):
     ) -> Tensor:
         """Run the embedding and the layers of a chunk: hidden states [s, b, h] -> [s, b, h].
 
-        The final norm and the LM head, which the last chunk also has, are in `logits`.
+        The final norm and the LM head, which the last chunk also has, are in `output`.
 
         Args:
             tokens: x_t, int64 [b, s]; needed if the chunk has the embedding.
@@ -225,18 +230,21 @@ class LoopedDenoiser(nn.Module):
             hidden_states = self.mid(hidden_states, angles, mask, chunk.passes)
         return self.tail(hidden_states, angles, mask, chunk.tail) if chunk.tail else hidden_states
 
-    def logits(self, hidden_states: Tensor, logit_positions: Tensor) -> Tensor:
-        """Output of the last layer [s, b, h] -> logits at the selected positions, as returned by `forward`."""
+    def output(
+        self,
+        hidden_states: Tensor,
+        logit_positions: Tensor,
+        targets: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+    ) -> Output:
+        """Hidden states after the last layer [s, b, h] -> what `forward` returns."""
         if self.sharding.sequence:
             # From here on every rank needs whole rows. The LM head sums the gradient of its input over the group itself.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
         seq_len, batch_size, hidden_size = hidden_states.shape
         in_memory = logit_positions % seq_len * batch_size + logit_positions // seq_len  # [b, s] -> [s, b]
         rows = self.final_norm(hidden_states.reshape(-1, hidden_size).index_select(0, in_memory))
-        logits, _ = self.lm_head(rows.unsqueeze(1))
-        logits = logits.squeeze(1)
-        ids = torch.arange(logits.shape[-1], device=logits.device) + self.sharding.rank * logits.shape[-1]
-        return logits.masked_fill(ids >= self.architecture.mask_id, float("-inf"))
+        return self.lm_head(rows, targets, loss_weights)
 
     def _build_embedding(self, config: TransformerConfig) -> None:
         self.embedding = VocabParallelEmbedding(
@@ -251,11 +259,8 @@ class LoopedDenoiser(nn.Module):
         """Norm and LM head without sequence parallelism: they work on selected positions, not on equal shares of a row."""
         architecture = self.architecture
         config = transformer_config(architecture, replace(self.sharding, sequence=False))
-        hidden, vocab = architecture.hidden_size, architecture.padded_vocab_size
-        self.final_norm = RMSNorm(config, hidden, architecture.norm_eps)
-        self.lm_head = ColumnParallelLinear(
-            hidden, vocab, config=config, init_method=nn.init.normal_, bias=False, gather_output=False
-        )
+        self.final_norm = RMSNorm(config, architecture.hidden_size, architecture.norm_eps)
+        self.lm_head = LanguageModelHead(architecture, self.sharding)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens [b, s] -> hidden states [s, b, h]. With sequence parallelism the embedding already transposes its output."""

@@ -8,7 +8,7 @@ micro-batches without a second training step.
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser
+from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser, Output
 from model.placement import weights_held
 from model.weights import shards_of
 from pretrain.config.deepspeed_file import ds_config_path, read_ds_config, reduce_bucket
 from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
 from pretrain.parallel.gather import gather_weight
-from pretrain.parallel.pipeline import LossFunction, Pipeline
+from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import DeepSpeedMpu, World
+
+Record = Callable[[int, Tensor, Tensor], None]
+"""(index of the micro-batch, its share of the loss, cross-entropy of its masked tokens [m]): takes in the figures of a step."""
 
 
 class Engine:
@@ -55,21 +58,27 @@ class Engine:
         if self.zero_stage == 0:
             self._clip_without_zero()
 
-    def forward_backward(self, inputs: Sequence[Inputs], loops: int, loss_of: LossFunction) -> None:
+    def forward_backward(self, inputs: Sequence[Inputs], loops: int, record: Record) -> None:
         """Add the gradients of all micro-batches of a step.
 
         Args:
-            inputs: of each micro-batch.
-            loss_of: called on the ranks that hold the LM head; returns this micro-batch's share of the global mean.
+            inputs: of each micro-batch, with targets and loss weights.
+            record: called on the ranks that hold the LM head.
         """
+
+        def finish(number: int, output: Output) -> Tensor:
+            loss, cross_entropy = output
+            record(number, loss.detach(), cross_entropy)
+            return loss * scale
+
         # DeepSpeed averages over the data-parallel ranks, but the loss is already a share of the mean: undo the division.
         scale = self._plan.data_parallel_size
         if self._pipeline is None:
             for number, one in enumerate(inputs):
-                loss = loss_of(number, self._engine(one.tokens, one.logit_positions, loops, one.document_ids))
-                self._engine.backward(loss * scale, scale_wrt_gas=False)
+                output = self._engine(one.tokens, one.logit_positions, loops, *one[2:])
+                self._engine.backward(finish(number, output), scale_wrt_gas=False)
             return
-        self._pipeline.run(inputs, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
+        self._pipeline.run(inputs, loops, finish, backward=True)
         if self._world.replica_group is not None:
             self._sum_over_copies(loops)
 
