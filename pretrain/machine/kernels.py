@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import AdamW, Optimizer
 
+from model.attention import missing_varlen
 from pretrain.machine.compilation import missing_compiler
 
 
@@ -74,13 +75,14 @@ def choose_adamw(device: torch.device, offloaded: bool = False, zero_stage: int 
 
 
 def choose_kernels(
-    device: torch.device, offloaded: bool = False, zero_stage: int = 0, compiled: bool = False
+    device: torch.device, offloaded: bool = False, zero_stage: int = 0, compiled: bool = False, muon: bool = False
 ) -> list[KernelChoice]:
     """The choice for every operation that has an optional faster implementation.
 
     Args:
         device, offloaded, zero_stage: see `choose_adamw`.
         compiled: `train.compile`.
+        muon: `optim.name=muon`.
     """
     found = _attribute("transformer_engine.pytorch", "TransformerLayer") is not None
     reason = "Transformer Engine is installed but not supported" if found else "Transformer Engine is not installed"
@@ -89,7 +91,23 @@ def choose_kernels(
         missing = missing_compiler(device)
         name = layers.implementation if missing else f"torch.compile of {layers.implementation}"
         layers = KernelChoice(layers.operation, name, f"train.compile: {missing or 'a compiler was found'}")
-    return [choose_adamw(device, offloaded, zero_stage), layers]
+    hidden = KernelChoice("Muon step", "torch, in fp32", "for the matrices of the layers; AdamW for all other weights")
+    return [*([hidden] if muon else []), choose_adamw(device, offloaded, zero_stage), layers]
+
+
+def choose_document_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> KernelChoice:
+    """The kernel of `train.attention=document`, as the model chooses it.
+
+    Args:
+        dtype: of the weights in the forward pass.
+        head_dim: width of a head.
+    """
+    missing = missing_varlen(device, dtype, head_dim)
+    if missing is None:
+        name, reason = "torch's varlen flash attention", "it skips other documents; fp32 uses SDPA with a mask"
+    else:
+        name, reason = "torch SDPA with a mask, which computes whole rows", f"no varlen flash attention: {missing}"
+    return KernelChoice("attention within documents", name, reason)
 
 
 def _apex_fused_adam() -> tuple[Callable[..., Optimizer] | None, str]:

@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser, Output
-from model.placement import weights_held
+from model.placement import Stage, weights_held
 from model.weights import shards_of
 from pretrain.config.deepspeed_file import ds_config_path, read_ds_config, reduce_bucket
 from pretrain.config.run_plan import RunPlan
@@ -86,7 +86,7 @@ class Engine:
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits at each micro-batch's `logit_positions`; None on stages before the last."""
         if self._pipeline is None:
-            return [self._engine(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._engine(one.tokens, one.logit_positions, loops, *one[2:]) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:
@@ -188,7 +188,7 @@ def gather_looped_block_once(model: LoopedDenoiser) -> None:
     set_z3_leaf_modules(model, [LoopedBlock])
 
 
-def use_bf16_weights(model: LoopedDenoiser) -> None:
+def use_bf16_weights(module: nn.Module) -> None:
     """Cast the weights to bf16 and give them fp32 gradients: autograd then converts each contribution before it adds it.
 
     A weight of the looped block receives one gradient per pass. By default autograd sums them in the dtype of the weight:
@@ -202,21 +202,44 @@ def use_bf16_weights(model: LoopedDenoiser) -> None:
             f"train.precision=bf16: torch {torch.__version__} cannot sum gradients of bf16 weights in fp32; install torch 2.11 or "
             "newer, or set train.precision=fp32"
         )
-    for weight in model.bfloat16().parameters():
+    for weight in module.bfloat16().parameters():
         weight.grad_dtype = torch.float32
+
+
+def zero3_sharding(plan: RunPlan, world: World) -> Callable[[nn.Module], None]:
+    """A function that shards the weights of a module as ZeRO-3 holds them, in the memory that `parallel.offload` names.
+
+    DeepSpeed would do that to the whole model when the engine is made, after every rank has held all of it. The function is
+    collective over the data-parallel ranks, which get the weights of the first of them.
+    """
+    deepspeed = _import_deepspeed(world)
+    mpu, config = DeepSpeedMpu(), deepspeed_config(plan, plan.placement[world.stage])
+
+    def shard(module: nn.Module) -> None:
+        with _file_errors(plan):
+            deepspeed.zero.Init(
+                module=module, data_parallel_group=mpu.get_data_parallel_group(), config_dict_or_path=config, mpu=mpu
+            )
+
+    return shard
 
 
 def initialize_deepspeed(model: LoopedDenoiser, optimizer: Optimizer, plan: RunPlan, world: World) -> Any:
     """DeepSpeed's engine over the model and the optimizer, on the process groups that exist already. Collective."""
     deepspeed = _import_deepspeed(world)
-    weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
-    config = deepspeed_config(plan, weights)
-    with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use at every start
-        try:
-            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
-        except ValidationError as error:  # of a value in the DeepSpeed file; every rank reads the same
-            raise UserError(f"{ds_config_path(plan.settings)}: {_refused(error)}; correct the file") from error
+    config = deepspeed_config(plan, model.stage)
+    with redirect_stdout(io.StringIO()), _file_errors(plan):  # BF16_Optimizer prints its memory use at every start
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
     return engine
+
+
+@contextmanager
+def _file_errors(plan: RunPlan) -> Iterator[None]:
+    """Report a value that DeepSpeed refuses with the file that has it. Every rank reads the same."""
+    try:
+        yield
+    except ValidationError as error:
+        raise UserError(f"{ds_config_path(plan.settings)}: {_refused(error)}; correct the file") from error
 
 
 def _refused(error: ValidationError) -> str:
@@ -225,13 +248,10 @@ def _refused(error: ValidationError) -> str:
     return f"DeepSpeed refuses {'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}"
 
 
-def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings.
-
-    Args:
-        weights: number of weights of this rank's stage.
-    """
+def deepspeed_config(plan: RunPlan, stage: Stage) -> dict[str, Any]:
+    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings."""
     settings = plan.settings
+    weights = weights_held(stage, settings.model, settings.parallel.tensor)
     config = read_ds_config(ds_config_path(settings))
     config |= {
         "train_batch_size": settings.train.global_batch_size,
@@ -239,7 +259,7 @@ def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.micro_batches,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.optim.clip_norm if settings.parallel.zero_stage else 0.0,
-        "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
+        "zero_allow_untested_optimizer": True,  # apex's FusedAdam and our Muon are not on DeepSpeed's list
         "steps_per_print": 2**62,
     }
     config.setdefault("zero_optimization", {})["reduce_bucket_size"] = reduce_bucket(settings, weights)

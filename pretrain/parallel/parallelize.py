@@ -3,21 +3,27 @@
 Process groups exist already (`world.start_world`). Each step below says why it stands where it does.
 """
 
+from torch import nn
+
 from model.architecture import Architecture
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
+from model.weights import OnWeight
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
 from pretrain.machine.compilation import compile_layers, missing_compiler
-from pretrain.optimizer.adamw import build_optimizer
-from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
+from pretrain.optimizer.build import build_optimizer
+from pretrain.optimizer.muon import Muon
+from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_fact
 from pretrain.parallel.engine import (
     Engine,
     gather_looped_block_once,
     initialize_deepspeed,
     mark_copied_weights,
     use_bf16_weights,
+    zero3_sharding,
 )
+from pretrain.parallel.pieces import pieces_of, sharing_of
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
 
@@ -32,46 +38,64 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 1. Tensor and sequence parallelism: megatron-core's layers allocate this rank's shard and no more, so the sharding
     #    must be known when they are constructed.
-    sharding = Sharding(
-        tensor=parallel.tensor, rank=world.tensor_rank, sequence=parallel.sequence, group=world.tensor_group
-    )
+    size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
+    sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
-    # 2. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
+    # 2. Each weight is prepared as soon as it exists, so that no rank holds the whole model in fp32.
+    facts: dict[str, str] = {}
+    on_weight = _preparation(plan, world, facts)
+
+    # 3. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
-    model = LoopedDenoiser(architecture, plan.settings.run.seed, parallel.recompute, stage, sharding).to(world.device)
+    model = LoopedDenoiser(architecture, plan.settings.run.seed, parallel.recompute, stage, sharding, on_weight)
+    require_identical_on_all_ranks(facts)
 
-    # 3. Weights that several ranks hold (norms over tensor ranks, copies of the mid block over stages) are marked before
+    # 4. Weights that several ranks hold (norms over tensor ranks, copies of the mid block over stages) are marked before
     #    DeepSpeed reads the marks, so that its gradient norm counts each weight once.
     mark_copied_weights(model)
 
-    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 9.
-    require_identical_on_all_ranks(weight_facts(model, world))
-
-    # 5. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
-    #    hook is registered, and DeepSpeed registers its hooks in step 9.
-    if plan.settings.train.precision == "bf16":
-        use_bf16_weights(model)
-
-    # 6. Compilation of single layers, which happens at their first call: neither their weights nor their names change.
+    # 5. Compilation of single layers, which happens at their first call: neither their weights nor their names change.
     if plan.settings.train.compile and missing_compiler(world.device) is None:
         for phase in (model.head, model.mid, model.tail):
             compile_layers(phase.layers)
 
-    # 7. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
+    # 6. The optimizer takes the model's parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
     offloaded = parallel.offload != "none"
     optimizer = build_optimizer(model, optim, world.device, offloaded, parallel.zero_stage)
 
-    # 8. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
-    #    DeepSpeed installs its hooks in step 9, so the mark comes before.
+    # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
+    #    DeepSpeed installs its hooks in step 8, so the mark comes before.
     if parallel.zero_stage == 3:
         gather_looped_block_once(model)
 
-    # 9. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
+    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
+    # 9. Muon orthogonalizes whole matrices, which it puts together from the ranks' shards: it must know where step 8 put them.
+    if isinstance(optimizer, Muon):
+        pieces = pieces_of(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world)
+        optimizer.locate(pieces, sharing_of(model, parallel.zero_stage, world))
+
     # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
-    dtype = next(model.parameters()).dtype
-    pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
+    pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
 
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
+
+
+def _preparation(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
+    """What happens to each new weight. Adds its checksum to `facts`, to be compared between the ranks that hold it."""
+    precision, zero_stage = plan.settings.train.precision, plan.settings.parallel.zero_stage
+    shard = zero3_sharding(plan, world) if zero_stage == 3 else None
+
+    def on_weight(name: str, module: nn.Module) -> None:
+        facts.update(weight_fact(name, module.weight, world))  # of the whole weight: ZeRO-3 shards it below
+        module.to(world.device)
+        if precision == "bf16":
+            # DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is registered, and DeepSpeed
+            # registers its hooks when it is initialized.
+            use_bf16_weights(module)
+        if shard is not None:
+            shard(module)
+
+    return on_weight

@@ -39,11 +39,12 @@ class ModelChunk(nn.Module):
 
     def forward(self, inputs: Inputs) -> Output:
         """Hidden states, or the output of the model if the chunk ends it."""
+        tokens, logit_positions, document_ids, boundaries, targets, loss_weights = inputs
         received, seq_len = self._received, self._seq_len
-        hidden_states = self._run_chunk(self._chunk, inputs.tokens, received, seq_len, inputs.document_ids)
-        if not self._chunk.logits:
-            return hidden_states
-        return self._output(hidden_states, inputs.logit_positions, inputs.targets, inputs.loss_weights)
+        hidden_states = self._run_chunk(self._chunk, tokens, received, seq_len, document_ids, boundaries)
+        return (
+            self._output(hidden_states, logit_positions, targets, loss_weights) if self._chunk.logits else hidden_states
+        )
 
 
 class Pipeline:
@@ -97,7 +98,7 @@ class Pipeline:
         be idle otherwise.
         """
         if self._stage.count == 1:
-            return [self._model(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._model(one.tokens, one.logit_positions, loops, *one[2:]) for one in inputs]
         rows = max(len(one.tokens) for one in inputs)
         filled = [_with_rows(one, rows) for one in inputs]
         idle = filled[0]._replace(logit_positions=filled[0].logit_positions[:0])
@@ -120,5 +121,7 @@ def _with_rows(inputs: Inputs, rows: int) -> Inputs:
     padding = (0, 0, 0, rows - len(inputs.tokens))
     ids = inputs.document_ids
     return inputs._replace(
-        tokens=F.pad(inputs.tokens, padding), document_ids=None if ids is None else F.pad(ids, padding)
+        tokens=F.pad(inputs.tokens, padding),
+        document_ids=None if ids is None else F.pad(ids, padding),
+        document_boundaries=None,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.dataset.samples import Samples
+from model.attention import document_boundaries
 from model.denoiser import Inputs, positions_of
 from model.noise import masks, stratified, timesteps
 from model.objective import token_weights
@@ -27,7 +28,7 @@ class MicroBatch:
     would make the host wait for the device.
 
     Attributes:
-        inputs: x_t, the m masked tokens with their targets and loss weights, and document ids (-1 for padding).
+        inputs: x_t, the m masked tokens with their targets and loss weights, and the documents (-1 for padding).
         timesteps: t of the masked tokens, fp64 [m].
     """
 
@@ -56,10 +57,12 @@ def corrupt(
 ) -> MicroBatch:
     """x_0 int64, masked bool, t fp64 and document ids int32, all [b, s] -> the micro-batch that trains on them."""
     positions = positions_of(masked)
+    boundaries = None if document_ids is None else document_boundaries(document_ids)
     t = timesteps.flatten()[positions]
     weights = token_weights(t, train.min_timestep, batch_tokens)
     noisy = clean.masked_fill(masked, mask_id)
-    return MicroBatch(Inputs(noisy, positions, document_ids, clean.flatten()[positions], weights), t)
+    inputs = Inputs(noisy, positions, document_ids, boundaries, clean.flatten()[positions], weights)
+    return MicroBatch(inputs, t)
 
 
 class Batches:

@@ -179,7 +179,9 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
     # Weights so wide that attention to other documents changes the figures.
     words = ("eval.every=20", "eval.rows=12", "eval.loops=1,3", f"train.attention={attention}", "model.init_std=0.3")
     run = run_here(padded, tmp_path, "run", *words)
-    assert ("attention within each\n" in capsys.readouterr().out) == (attention == "document")
+    banner = capsys.readouterr().out
+    for line in ("attention within each\n", "\nattention within documents  torch SDPA with a mask"):
+        assert (line in banner) == (attention == "document")
     dataset = PackedDataset(padded, "validation")
     weights, architecture = load_file(run / "checkpoints/step_20/weights.safetensors"), None
     architecture = make_run_plan(settings_of(padded), dataset.manifest, 1).settings.model

@@ -61,7 +61,7 @@ def compare(
     clean, masked, t, noisy = (x.to(device) for x in (clean, masked, t, noisy))
     inputs = (noisy, positions_of(masked), LOOPS, None if documents is None else documents.to(device))
     found = model(*inputs).detach()[:, : architecture.mask_id]
-    loss, _ = model(*inputs, clean[masked], token_weights(t[masked], 0.0, clean.numel()))
+    loss, _ = model(*inputs, targets=clean[masked], loss_weights=token_weights(t[masked], 0.0, clean.numel()))
     loss.backward()
     gradients = {name: relative(parameter.grad, weights[name].grad) for name, parameter in model.named_parameters()}
     worst = max(gradients, key=lambda name: float("inf") if gradients[name] != gradients[name] else gradients[name])

@@ -52,7 +52,7 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 2, [0] * 7 + [1] * 5 + [-1] 
 def loss_of(model, clean, masked, timesteps, loops, document_ids=None):
     noisy = clean.masked_fill(masked, model.architecture.mask_id)
     weights = token_weights(timesteps[masked], 0.0, clean.numel())
-    loss, _ = model(noisy, positions_of(masked), loops, document_ids, clean[masked], weights)
+    loss, _ = model(noisy, positions_of(masked), loops, document_ids, targets=clean[masked], loss_weights=weights)
     return loss
 
 
