@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
+from pretrain.machine.versions import require_supported_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
+    require_supported_versions()
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
     from pretrain.evaluation.result_files import keep_result
