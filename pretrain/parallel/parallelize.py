@@ -23,7 +23,7 @@ from pretrain.parallel.engine import (
     use_bf16_weights,
     zero3_sharding,
 )
-from pretrain.parallel.pieces import pieces_of, sharing_of
+from pretrain.parallel.pieces import locate_weights
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
 
@@ -62,25 +62,20 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 6. The optimizer takes the model's parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
-    offloaded = parallel.offload != "none"
-    optimizer = build_optimizer(model, optim, world.device, offloaded, parallel.zero_stage)
+    optimizer = build_optimizer(model, optim, world.device, parallel.offload != "none", parallel.zero_stage)
 
     # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
     #    DeepSpeed installs its hooks in step 8, so the mark comes before.
     if parallel.zero_stage == 3:
         gather_looped_block_once(model)
 
-    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
+    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, reduction, clipping, the update. Then Muon learns where the shards are.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
-
-    # 9. Muon orthogonalizes whole matrices, which it puts together from the ranks' shards: it must know where step 8 put them.
     if isinstance(optimizer, Muon):
-        pieces = pieces_of(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world)
-        optimizer.locate(pieces, sharing_of(model, parallel.zero_stage, world))
+        optimizer.locate(*locate_weights(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world))
 
-    # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
-
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
 
 

@@ -88,6 +88,7 @@ def test_fused_projections_are_separate_matrices(tiny):
 def plain_run(run: TrainingRun, steps: int) -> dict[str, Tensor]:
     """Weights after `steps` steps of plain PyTorch on one process: separate matrices, torch's own Muon and AdamW."""
     settings, model, optim = run.plan.settings, run.plan.settings.model, run.plan.settings.optim
+    assert run.blend.corpora[0].padding == 0
     parts = {
         name: [torch.nn.Parameter(part.clone()) for part in separated(name, weight, model)]
         for name, weight in run.engine.full_weights()
@@ -106,9 +107,8 @@ def plain_run(run: TrainingRun, steps: int) -> dict[str, Tensor]:
     for step in range(steps):
         weights = {name: joined(name, own, model) for name, own in parts.items()}
         loops, batches = run.plan.loops(step), run.batches[step]
-        loss_in_plain_pytorch(
-            weights, model, batches, loops, settings.train.min_timestep, run.plan.tokens_per_step
-        ).backward()
+        tokens, minimum = run.plan.tokens_per_step, settings.train.min_timestep
+        loss_in_plain_pytorch(weights, model, batches, loops, minimum, tokens).backward()
         torch.nn.utils.clip_grad_norm_([part for own in parts.values() for part in own], optim.clip_norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
