@@ -38,6 +38,7 @@ setup(
         "pretrain.commands",
         "pretrain.config",
         "pretrain.evaluation",
+        "pretrain.export",
         "pretrain.inspection",
         "pretrain.machine",
         "pretrain.optimizer",
