@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the run folder and print what can be done with it."""
+    from pretrain.commands.write_run import write_run
     from pretrain.errors import UserError
     from pretrain.export.new_folder import require_new
     from pretrain.export.read import read_export
     from pretrain.export.weight_files import read_exported
-    from pretrain.export.write_run import write_run
 
     record, manifest = read_export(arguments.folder)
     output = arguments.output or Path("runs") / (record.settings["run.name"] or arguments.folder.resolve().name)

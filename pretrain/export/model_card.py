@@ -88,7 +88,7 @@ def _training(record: RunRecord, manifest: Manifest) -> dict[str, str]:
         "tokens": f"{record.step * batch * length:,}",
         "FLOPs": f"{progress['flops']:.4g}",
         "time": f"{progress['elapsed'] / 3600:.2f} hours on {record.state['layout']['world_size']} ranks",
-        "learning rate": f"{settings['optim.lr']:g}, {settings['optim.schedule']}, warm-up {settings['optim.warmup_steps']:,} steps",
+        "schedule": f"{settings['optim.lr']:g}, {settings['optim.schedule']}; warm-up {settings['optim.warmup_steps']:,} steps",
         "precision": str(settings["train.precision"]),
         "attention, noise": f"per {settings['train.attention']}, per {settings['train.noise']}",
         "weights": f"{'moving average' + average if record.weights == 'ema' else 'raw'}, saved in fp32",

@@ -14,8 +14,7 @@ from pretrain.config.settings import Settings
 from pretrain.export.new_folder import new_folder
 from pretrain.export.record import FOLDER, RunRecord, settings_from
 from pretrain.export.weight_files import FILES
-
-MARK = "COMPLETE"
+from pretrain.training.checkpoint import MARK
 
 
 def write_run(output: Path, record: RunRecord, weights: dict[str, Tensor], export: Path, manifest: Manifest) -> None:
