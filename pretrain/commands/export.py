@@ -62,11 +62,12 @@ def _read(folder: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tens
 
 def _read_checkpoint(folder: Path, checkpoint: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
     from pretrain.export.evaluations import newest_evaluations
-    from pretrain.export.record import record_of
+    from pretrain.export.record import check_settings, record_of
     from pretrain.export.weight_files import read_checkpoint
     from pretrain.training.checkpoint import read_state
 
     state, step = read_state(checkpoint), int(checkpoint.name.removeprefix("step_"))
+    check_settings(state["settings"], checkpoint / "state.json")
     chosen = weights or state.get("weights") or ("ema" if state["settings"]["optim.ema_decay"] else "raw")
     record = record_of(step, chosen, state, newest_evaluations(folder / "eval", step, chosen))
     return record, read_checkpoint(checkpoint, chosen, record.architecture)

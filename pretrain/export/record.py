@@ -46,7 +46,7 @@ class RunRecord:
 
     @property
     def architecture(self) -> Architecture:
-        """Raises UserError if the settings describe none."""
+        """The shape of the model."""
         return settings_from(self.settings).model
 
     def to_json(self) -> str:
@@ -75,19 +75,33 @@ def read_record(folder: Path) -> RunRecord:
         found = fields.pop("format")
         if found != FORMAT:
             raise UserError(f"{path}: has format {found}, this version of loopmdm reads {FORMAT}; export the run again")
-        return TypeAdapter(RunRecord).validate_python(fields)
+        record = TypeAdapter(RunRecord).validate_python(fields)
+        check_settings(record.settings, path)
+        return record
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; copy the folder `{FOLDER}` from the export beside config.json") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # also of a file that holds no object
         raise UserError(f"{path}: cannot be read ({_first_line(error)}); restore the file from the export") from None
 
 
-def settings_from(flat: Mapping[str, Any]) -> Settings:
-    """Settings from values by dotted key; missing keys get their defaults.
+def check_settings(flat: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for keys or values that this version does not know.
 
-    Raises:
-        UserError: keys or values of another version.
+    Args:
+        path: of the file that holds them, for the message.
     """
+    try:
+        settings_from(flat)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: setting {key}: {first['msg']}; use the version of loopmdm that wrote the file"
+        ) from None
+
+
+def settings_from(flat: Mapping[str, Any]) -> Settings:
+    """Settings from values by dotted key; missing keys get their defaults. Raises pydantic's ValidationError."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, last = key.split(".")
@@ -95,14 +109,7 @@ def settings_from(flat: Mapping[str, Any]) -> Settings:
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[last] = value
-    try:
-        return TypeAdapter(Settings).validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"the settings of the run are not those of this version of loopmdm: {key}: {first['msg']}"
-        ) from None
+    return TypeAdapter(Settings).validate_python(tree)
 
 
 def without_machine_paths(manifest: Manifest) -> Manifest:
