@@ -72,6 +72,7 @@ setup(
             "ruff>=0.9",
             "codespell>=2.3",
             "matplotlib>=3.9",
+            "transformers>=4.57",  # loads what `loopmdm export` writes
         ],
     },
     entry_points={"console_scripts": ["loopmdm=loopmdm_cli:command"]},

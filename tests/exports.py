@@ -48,7 +48,7 @@ def make_run(folder: Path, kind: str = "sentencepiece", step: int = 3, **setting
     folder.mkdir(parents=True)
     manifest = _write_tokenizer(folder / "tokenizer", kind)
     words = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-    words += ["data.path=/home/someone/data", f"run.dir={folder.parent}", f"run.name={folder.name}"]
+    words += ["data.path=/home/someone/data", "data.seq_len=32", f"run.dir={folder.parent}", f"run.name={folder.name}"]
     chosen = load_settings(str(ROOT / "tests" / "tiny.yaml"), words)
     chosen = replace(chosen, model=replace(chosen.model, vocab_size=manifest.vocab_size))
     (folder / "config.yaml").write_text(dump_settings(chosen))

@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and print how to load it."""
-    from data_pipeline.manifest import load_manifest
     from pretrain.errors import UserError
     from pretrain.export.new_folder import require_new
+    from pretrain.export.read import read_manifest
     from pretrain.export.write import write_export
 
     if arguments.loops is not None and arguments.loops < 1:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
     record, weights = _read(folder, arguments.weights)
-    manifest = load_manifest(folder / "tokenizer")
+    manifest = read_manifest(folder / "tokenizer")
     write_export(arguments.output, record, weights, folder / "tokenizer", manifest, arguments.loops)
     print(f"wrote {arguments.output}: {folder}, step {record.step}, {record.weights} weights")
     print(f"load it with transformers: AutoModel.from_pretrained({str(arguments.output)!r}, trust_remote_code=True)")

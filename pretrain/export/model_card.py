@@ -92,9 +92,16 @@ def _training(record: RunRecord, manifest: Manifest) -> dict[str, str]:
         "precision": str(settings["train.precision"]),
         "attention, noise": f"per {settings['train.attention']}, per {settings['train.noise']}",
         "weights": f"{'moving average' + average if record.weights == 'ema' else 'raw'}, saved in fp32",
-        "data": ", ".join(f"{i.input} ({i.documents:,} documents)" for i in manifest.inputs),
+        "data": _data(record, manifest),
         "vocabulary": f"{manifest.vocab_size:,} ids, {manifest.tokenizer.kind}",
     }
+
+
+def _data(record: RunRecord, manifest: Manifest) -> str:
+    """The inputs. Of a mixture, a run keeps only the first corpus' manifest."""
+    shown = ", ".join(f"{i.input} ({i.documents:,} documents)" for i in manifest.inputs)
+    corpora = {key.split()[1] for key in record.state.get("data", {}) if key.startswith("corpus ")}
+    return f"a mixture of {len(corpora)} corpora; the first: {shown}" if corpora else shown
 
 
 def _table(rows: dict[str, Any]) -> str:

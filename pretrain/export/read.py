@@ -4,7 +4,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from data_pipeline.manifest import Manifest, check_hash, load_manifest
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_hash, load_manifest
 from pretrain.errors import UserError
 from pretrain.export.model_config import MODEL_TYPE, check_config
 from pretrain.export.record import FOLDER, RunRecord, read_record
@@ -20,12 +20,19 @@ def read_export(folder: Path) -> tuple[RunRecord, Manifest]:
     config = _read_config(folder)
     record = read_record(folder)
     check_config(str(folder / "config.json"), config, record.architecture)
-    manifest = load_manifest(folder / FOLDER)
+    manifest = read_manifest(folder / FOLDER)
     for name in (manifest.tokenizer.file, *record.evaluations):
         if PurePath(name).name != name:  # it would be written outside of the run folder
             raise UserError(f"{folder / FOLDER}: {name!r} is not the name of a file; do not import this folder")
     check_hash(folder / FOLDER / manifest.tokenizer.file, manifest.tokenizer.sha256)
     return record, manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest beside a tokenizer, in an exported folder or in a run. Raises UserError or DataError."""
+    if not (folder / MANIFEST_NAME).is_file():
+        raise UserError(f"{folder / MANIFEST_NAME}: is missing; copy the folder {folder.name}/ again from its source")
+    return load_manifest(folder)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -119,9 +119,16 @@ def without_machine_paths(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"inputs": inputs})
 
 
-def _without_paths(content: Mapping[str, Any]) -> dict[str, Any]:
-    data = content.get("data")
-    return dict(content) | ({"data": PurePath(data).name} if isinstance(data, str) else {})
+def _without_paths(value: Any) -> Any:
+    """Plain values in which absolute paths are shortened to their last part."""
+    match value:
+        case dict():
+            return {key: _without_paths(each) for key, each in value.items()}
+        case list():
+            return [_without_paths(each) for each in value]
+        case str() if value.startswith("/") and len(value.split()) == 1:
+            return PurePath(value).name
+    return value
 
 
 def _first_line(error: Exception) -> str:

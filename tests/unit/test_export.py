@@ -290,6 +290,8 @@ def test_export_refuses_what_it_cannot_do(runs, call, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     refused(call("export", run, tmp_path / "link"), "is not a folder")
     empty = copy_run(run, tmp_path / "empty")
+    (empty / "tokenizer" / "manifest.json").unlink()
+    refused(call("export", empty, tmp_path / "x"), "manifest.json: is missing; copy the folder tokenizer/ again")
     shutil.rmtree(empty / "checkpoints")
     refused(call("export", empty, tmp_path / "x"), "no complete checkpoint in")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full", "link"]
@@ -393,6 +395,8 @@ def test_import_refuses_what_is_no_export(runs, exports, call, tmp_path):
     refused(call("import", llama, *out), "config.json: cannot be read")
     (future / "loopmdm" / "run.json").write_text("[]")
     refused(call("import", future, *out), "run.json: cannot be read")
+    (outside / "loopmdm" / "manifest.json").unlink()
+    refused(call("import", outside, *out), "manifest.json: is missing; copy the folder loopmdm/ again")
     shutil.rmtree(future / "loopmdm")
     refused(call("import", future, *out), "run.json: is missing; copy the folder `loopmdm` from the export")
     assert not (tmp_path / "run").exists()
