@@ -11,6 +11,9 @@ Recompute = Literal["none", "full", "loop"]
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """Unknown keys are errors; the string below a field is its help text."""
 
+LOGITS_PER_CHUNK = 2**26
+"""Largest number of logits that training holds at a time on one rank: 256 MiB in fp32 (`model/lm_head.py`)."""
+
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class LoopSplit:

@@ -13,19 +13,18 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    VocabParallelEmbedding,
-    gather_from_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import VocabParallelEmbedding, gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.architecture import Architecture, Recompute
-from model.layers import RMSNorm, Sharding, build_layer, document_mask, rotary_angles, transformer_config
+from model.attention import AttentionInputs, document_boundaries, document_mask, missing_varlen
+from model.layers import RMSNorm, Sharding, build_layer, transformer_config
+from model.lm_head import LanguageModelHead
 from model.placement import Chunk, Stage, whole
-from model.weights import fill_weights, initial_weights
+from model.rope import rotation
+from model.weights import OnWeight, create_weights, initial_weights
 
 
 class Inputs(NamedTuple):
@@ -37,11 +36,22 @@ class Inputs(NamedTuple):
             `positions_of`; in training, the masked positions.
         document_ids: document of each token within its row, int [b, s], for attention within documents; None for attention
             over the whole row.
+        document_boundaries: the same as boundaries, int32 [k + 1], as from `model.attention.document_boundaries`. A GPU
+            that needs them waits for the device if they are None.
+        targets: in training, x_0 at `logit_positions`, int64 [m].
+        loss_weights: in training, the weight of each target in the loss, fp32 [m], as from `model.objective.token_weights`.
     """
 
     tokens: Tensor
     logit_positions: Tensor
     document_ids: Tensor | None = None
+    document_boundaries: Tensor | None = None
+    targets: Tensor | None = None
+    loss_weights: Tensor | None = None
+
+
+Output = Tensor | tuple[Tensor, Tensor]
+"""Logits, or with targets the loss and the cross-entropies, as from `model.lm_head.LanguageModelHead`."""
 
 
 def positions_of(selected: Tensor) -> Tensor:
@@ -80,31 +90,25 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleDict({str(i): build(first + i + 1) for i in held})
         self.recompute_layers = recompute_layers
 
-    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, layer_numbers: range) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention: AttentionInputs, layer_numbers: range) -> Tensor:
         """Apply these layers once: [s, b, h] -> [s, b, h].
 
         Args:
-            angles: as from `rotary_angles`.
-            mask: as from `document_mask`; None for attention over the whole row.
             layer_numbers: numbers within the phase, counted from 0.
         """
-        return self.run_layers(hidden_states, angles, mask, layer_numbers)
+        return self.run_layers(hidden_states, attention, layer_numbers)
 
-    def run_layers(
-        self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, layer_numbers: Iterable[int]
-    ) -> Tensor:
+    def run_layers(self, hidden_states: Tensor, attention: AttentionInputs, layer_numbers: Iterable[int]) -> Tensor:
         """The same as `forward`, but without the hooks of a module call."""
         for number in layer_numbers:
 
-            def run(
-                states: Tensor, angles: Tensor, mask: Tensor | None, layer: nn.Module = self.layers[str(number)]
-            ) -> Tensor:
-                return layer(states, attention_mask=mask, rotary_pos_emb=angles)[0]
+            def run(states: Tensor, attention: AttentionInputs, layer: nn.Module = self.layers[str(number)]) -> Tensor:
+                return layer(states, attention_mask=attention)[0]
 
             if self.recompute_layers and torch.is_grad_enabled():
-                hidden_states = recomputed(run, hidden_states, angles, mask)
+                hidden_states = recomputed(run, hidden_states, attention)
             else:
-                hidden_states = run(hidden_states, angles, mask)
+                hidden_states = run(hidden_states, attention)
         return hidden_states
 
 
@@ -119,18 +123,17 @@ class LoopedBlock(LayerStack):
         super().__init__(build, first, held, recompute == "full")
         self.held, self.recompute_pass = held, recompute == "loop"
 
-    def forward(self, hidden_states: Tensor, angles: Tensor, mask: Tensor | None, passes: range) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention: AttentionInputs, passes: range) -> Tensor:
         """H(k) = mid(H(k - 1)) for every k in `passes`: [s, b, h] -> [s, b, h]. The only loop over the mid block.
 
         Args:
-            angles, mask: see `LayerStack.forward`.
             passes: numbers k of the passes, counted from 1.
         """
         for _ in passes:
             if self.recompute_pass and torch.is_grad_enabled():
-                hidden_states = recomputed(self.run_layers, hidden_states, angles, mask, self.held)
+                hidden_states = recomputed(self.run_layers, hidden_states, attention, self.held)
             else:
-                hidden_states = self.run_layers(hidden_states, angles, mask, self.held)
+                hidden_states = self.run_layers(hidden_states, attention, self.held)
         return hidden_states
 
 
@@ -145,6 +148,7 @@ class LoopedDenoiser(nn.Module):
         recompute: which activations the backward pass recomputes.
         stage: the layers to hold, as from `model.placement.place`; None for the whole model.
         sharding: this rank's place in the tensor-parallel group; None for a single rank.
+        on_weight: called after each weight is created, see `create_weights`; None leaves all on the CPU in fp32.
     """
 
     def __init__(
@@ -154,12 +158,22 @@ class LoopedDenoiser(nn.Module):
         recompute: Recompute = "none",
         stage: Stage | None = None,
         sharding: Sharding | None = None,
+        on_weight: OnWeight | None = None,
     ) -> None:
         super().__init__()
-        split = architecture.loop
-        self.architecture, self.stage = architecture, stage or whole(split)
+        self.architecture, self.stage = architecture, stage or whole(architecture.loop)
         self.sharding = sharding or Sharding()
-        config = transformer_config(architecture, self.sharding)
+        with torch.device("meta"):  # no memory yet: a rank may have room for its part of a weight only
+            self._build(recompute)
+        source = initial_weights(architecture, seed)
+        create_weights(self, source, self.sharding.rank, self.sharding.tensor, on_weight)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.sum_gradients()
+
+    def _build(self, recompute: Recompute) -> None:
+        split = self.architecture.loop
+        config = transformer_config(self.architecture, self.sharding)
         build = partial(build_layer, config, self.sharding)
         full = recompute == "full"
         if self.stage.first:
@@ -169,7 +183,6 @@ class LoopedDenoiser(nn.Module):
         self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()
-        fill_weights(self, initial_weights(architecture, seed), self.sharding.rank, self.sharding.tensor)
 
     def forward(
         self,
@@ -177,22 +190,23 @@ class LoopedDenoiser(nn.Module):
         logit_positions: Tensor,
         loops: int,
         document_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Logits at the selected positions, in their order. Only for a model of one pipeline stage.
+        document_boundaries: Tensor | None = None,
+        targets: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+    ) -> Output:
+        """Logits at the selected positions in their order, or the loss if targets are given. Only for one pipeline stage.
 
         Args:
-            tokens: x_t, int64 [b, s].
-            logit_positions: int64 [m], see `Inputs`; the LM head is computed at these positions only.
+            tokens, logit_positions, document_ids, document_boundaries, targets, loss_weights: see `Inputs`. The LM head is
+                computed at `logit_positions` only.
             loops: S, the number of passes of the mid block; may exceed the S_max of training.
-            document_ids: see `Inputs`.
 
         Returns:
-            Logits [m, padded vocabulary] of the m selected positions. [MASK] and the padding of the vocabulary have -inf,
-            because a clean token is never [MASK] (SUBS parameterization, Sahoo et al. 2024, section 3.2.3). With tensor
-            parallelism each rank returns its share of the vocabulary.
+            As `LanguageModelHead.forward`.
         """
         (chunk,) = self.stage.chunks(loops)
-        return self.logits(self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids), logit_positions)
+        hidden_states = self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids, document_boundaries)
+        return self.output(hidden_states, logit_positions, targets, loss_weights)
 
     def run_chunk(
         self,
@@ -201,42 +215,58 @@ class LoopedDenoiser(nn.Module):
         hidden_states: Tensor | None,
         seq_len: int,
         document_ids: Tensor | None = None,
+        document_boundaries: Tensor | None = None,
     ) -> Tensor:
         """Run the embedding and the layers of a chunk: hidden states [s, b, h] -> [s, b, h].
 
-        The final norm and the LM head, which the last chunk also has, are in `logits`.
+        The final norm and the LM head, which the last chunk also has, are in `output`.
 
         Args:
             tokens: x_t, int64 [b, s]; needed if the chunk has the embedding.
             hidden_states: output of the previous chunk [s, b, h]; needed otherwise.
             seq_len: tokens per row. With sequence parallelism it differs from the first size of `hidden_states`.
-            document_ids: see `Inputs`; needed for every chunk.
+            document_ids, document_boundaries: see `Inputs`; needed for every chunk.
         """
         if chunk.embed:
             assert tokens is not None
             hidden_states = self._embed(tokens)
         assert hidden_states is not None
-        architecture = self.architecture
-        angles = rotary_angles(seq_len, architecture.head_dim, architecture.rope_base, hidden_states.device)
-        mask = None if document_ids is None else document_mask(document_ids, hidden_states.dtype)
+        attention = self._attention_inputs(hidden_states, seq_len, document_ids, document_boundaries)
         if chunk.head:
-            hidden_states = self.head(hidden_states, angles, mask, chunk.head)
+            hidden_states = self.head(hidden_states, attention, chunk.head)
         if chunk.passes:
-            hidden_states = self.mid(hidden_states, angles, mask, chunk.passes)
-        return self.tail(hidden_states, angles, mask, chunk.tail) if chunk.tail else hidden_states
+            hidden_states = self.mid(hidden_states, attention, chunk.passes)
+        return self.tail(hidden_states, attention, chunk.tail) if chunk.tail else hidden_states
 
-    def logits(self, hidden_states: Tensor, logit_positions: Tensor) -> Tensor:
-        """Output of the last layer [s, b, h] -> logits at the selected positions, as returned by `forward`."""
+    def output(
+        self,
+        hidden_states: Tensor,
+        logit_positions: Tensor,
+        targets: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+    ) -> Output:
+        """Hidden states after the last layer [s, b, h] -> what `forward` returns."""
         if self.sharding.sequence:
             # From here on every rank needs whole rows. The LM head sums the gradient of its input over the group itself.
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
         seq_len, batch_size, hidden_size = hidden_states.shape
         in_memory = logit_positions % seq_len * batch_size + logit_positions // seq_len  # [b, s] -> [s, b]
         rows = self.final_norm(hidden_states.reshape(-1, hidden_size).index_select(0, in_memory))
-        logits, _ = self.lm_head(rows.unsqueeze(1))
-        logits = logits.squeeze(1)
-        ids = torch.arange(logits.shape[-1], device=logits.device) + self.sharding.rank * logits.shape[-1]
-        return logits.masked_fill(ids >= self.architecture.mask_id, float("-inf"))
+        return self.lm_head(rows, targets, loss_weights)
+
+    def _attention_inputs(
+        self, hidden_states: Tensor, seq_len: int, document_ids: Tensor | None, boundaries: Tensor | None
+    ) -> AttentionInputs:
+        """For all layers of a chunk, with the documents in the form that this device's kernel needs."""
+        device, dtype, width = hidden_states.device, hidden_states.dtype, self.architecture.head_dim
+        rotary = rotation(seq_len, width, self.architecture.rope_base, device, dtype)
+        if document_ids is None:
+            return AttentionInputs(rotary)
+        if missing_varlen(device, dtype, width):
+            return AttentionInputs(rotary, mask=document_mask(document_ids, dtype))
+        return AttentionInputs(
+            rotary, boundaries=document_boundaries(document_ids) if boundaries is None else boundaries
+        )
 
     def _build_embedding(self, config: TransformerConfig) -> None:
         self.embedding = VocabParallelEmbedding(
@@ -251,11 +281,8 @@ class LoopedDenoiser(nn.Module):
         """Norm and LM head without sequence parallelism: they work on selected positions, not on equal shares of a row."""
         architecture = self.architecture
         config = transformer_config(architecture, replace(self.sharding, sequence=False))
-        hidden, vocab = architecture.hidden_size, architecture.padded_vocab_size
-        self.final_norm = RMSNorm(config, hidden, architecture.norm_eps)
-        self.lm_head = ColumnParallelLinear(
-            hidden, vocab, config=config, init_method=nn.init.normal_, bias=False, gather_output=False
-        )
+        self.final_norm = RMSNorm(config, architecture.hidden_size, architecture.norm_eps)
+        self.lm_head = LanguageModelHead(architecture, self.sharding)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens [b, s] -> hidden states [s, b, h]. With sequence parallelism the embedding already transposes its output."""

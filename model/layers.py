@@ -7,7 +7,6 @@ parallelism, s is this rank's share of the row.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from model.architecture import Architecture
+from model.attention import BidirectionalAttention
 
 
 class RMSNorm(nn.Module):
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
     megatron-core's own wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism. There every
     tensor-parallel rank normalizes different tokens with the same weight, so the weight's gradients must be summed over
     the group. A hook on the weight does this once per backward pass, before DeepSpeed takes the gradient: ZeRO-2 and
-    ZeRO-3 reduce gradients during the backward pass.
+    ZeRO-3 reduce gradients during the backward pass. `sum_gradients` registers it.
 
     Args:
         hidden_size: h.
@@ -40,10 +40,13 @@ class RMSNorm(nn.Module):
         self, config: TransformerConfig, hidden_size: int, eps: float, gradient_group: dist.ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.gradient_group = eps, gradient_group
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        if gradient_group is not None:
-            self.weight.register_hook(partial(_sum_over_ranks, group=gradient_group))
+
+    def sum_gradients(self) -> None:
+        """Sum the weight's gradients over `gradient_group` from now on. The weight must not be replaced afterwards."""
+        if self.gradient_group is not None:
+            self.weight.register_hook(partial(_sum_over_ranks, group=self.gradient_group))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
@@ -54,26 +57,6 @@ def _sum_over_ranks(gradient: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = gradient.clone()
     dist.all_reduce(total, group=group)
     return total
-
-
-class BidirectionalAttention(nn.Module):
-    """`core_attention` of the local spec, using torch's SDPA: each token attends to all tokens of its row or document."""
-
-    def __init__(self, config: TransformerConfig, *_: Any, **__: Any) -> None:
-        super().__init__()
-        self.grouped_query = config.num_query_groups != config.num_attention_heads
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
-        """Queries [s, b, n, d], keys and values [s, b, kv heads, d] -> context [s, b, n * d].
-
-        Args:
-            attention_mask: as from `document_mask`; None for attention over the whole row.
-        """
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, enable_gqa=self.grouped_query
-        )
-        return context.permute(2, 0, 1, 3).flatten(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,28 +136,3 @@ def build_layer(config: TransformerConfig, sharding: Sharding, layer_number: int
     parts.self_attention.params["attn_mask_type"] = AttnMaskType.no_mask
     parts.self_attention.submodules.core_attention = ModuleSpec(module=BidirectionalAttention)
     return build_module(spec, config=config, layer_number=layer_number)
-
-
-def rotary_angles(seq_len: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """RoPE angles (Su et al. 2021, equation 34), fp32 [s, 1, 1, d], in megatron-core's layout: halves, not pairs.
-
-    megatron-core's `RotaryEmbedding` computes the same angles but always moves them to the CUDA device.
-    """
-    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
-    return torch.cat([angles, angles], dim=-1)[:, None, None, :]
-
-
-def document_mask(document_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask that is added to the attention scores: 0 within a document, -inf between documents, [b, 1, s, s].
-
-    All layers and passes share this one tensor. Given a boolean mask, SDPA would convert it in every layer and keep each
-    converted copy for the backward pass. RoPE is relative, so positions do not have to restart at each document.
-
-    Args:
-        document_ids: document of each token within its row, int [b, s]; padding (-1) attends to padding.
-        dtype: dtype of the hidden states.
-    """
-    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
-    mask = torch.zeros(same.shape, dtype=dtype, device=document_ids.device)
-    return mask.masked_fill_(~same, float("-inf")).unsqueeze(1)

@@ -6,7 +6,6 @@ in nats, with t ~ U(0, 1] and each token masked with probability t. If each docu
 for each document separately, and the bound of the row is their sum.
 """
 
-import torch
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
 
@@ -22,25 +21,15 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return vocab_parallel_cross_entropy(logits.float(), targets)
 
 
-def token_weights(timesteps: Tensor, min_timestep: float) -> Tensor:
-    """Loss weight of each masked token, fp32 [m].
+def token_weights(timesteps: Tensor, min_timestep: float, num_tokens: int) -> Tensor:
+    """Loss weight of each masked token, fp32 [m]: the loss is the sum of weights * cross-entropy, in nats per token.
 
-    The weight is (1 - min_timestep) / t. The first factor is the inverse density of t, which is uniform on
+    The weight is (1 - min_timestep) / t / num_tokens. The first factor is the inverse density of t, which is uniform on
     [min_timestep, 1), so that the mean is an unbiased estimate of the integral over that interval.
 
     Args:
         timesteps: t of each masked token, float [m].
-    """
-    return ((1.0 - min_timestep) / timesteps).float()
-
-
-def diffusion_loss(cross_entropy: Tensor, weights: Tensor, num_tokens: int) -> Tensor:
-    """Contribution of these tokens to the loss of the global batch, a scalar in nats per token.
-
-    Args:
-        cross_entropy: fp32 [m], as from `masked_cross_entropy`.
-        weights: fp32 [m], as from `token_weights`.
         num_tokens: tokens of the GLOBAL batch, masked or not, without padding. It is known before the step, so the sum
             over micro-batches and ranks is the mean over the batch, however the batch is split.
     """
-    return torch.dot(weights, cross_entropy) / num_tokens
+    return ((1.0 - min_timestep) / timesteps / num_tokens).float()

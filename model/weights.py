@@ -29,6 +29,8 @@ class Shards:
 
     def take(self, full: Tensor, rank: int, size: int) -> Tensor:
         """Full weight -> the shard of `rank` out of `size`."""
+        if size == 1:
+            return full
         parts = [block.chunk(size, self.dim)[rank] for block in full.chunk(self.blocks, self.dim)]
         return torch.cat(parts, self.dim)
 
@@ -54,24 +56,50 @@ def shards_of(name: str) -> Shards | None:
     return SHARDED.get(".".join(name.split(".")[-2:]))
 
 
+Source = Callable[[str, torch.Size], Tensor]
+"""(name, shape of the full weight) -> the full weight, on the CPU."""
+
+OnWeight = Callable[[str, nn.Module], None]
+"""Called with the name of a weight that has just been created, and the module that it is the weight of."""
+
+
 @torch.no_grad()
-def fill_weights(module: nn.Module, source: Callable[[str, torch.Size], Tensor], rank: int, size: int) -> None:
+def fill_weights(module: nn.Module, source: Source, rank: int, size: int) -> None:
     """Set every parameter of `module` to this rank's shard of the full weight.
 
     Args:
-        source: (name, shape of the full weight) -> the full weight.
         rank, size: rank in the tensor-parallel group, and its size.
     """
     for name, parameter in module.named_parameters():
-        shards = shards_of(name)
-        shape = list(parameter.shape)
-        if shards is not None:
-            shape[shards.dim] *= size
-        full = source(name, torch.Size(shape))
-        parameter.copy_(full if shards is None else shards.take(full, rank, size))
+        parameter.copy_(_shard(name, parameter.shape, source, rank, size))
 
 
-def initial_weights(architecture: Architecture, seed: int) -> Callable[[str, torch.Size], Tensor]:
+def create_weights(module: nn.Module, source: Source, rank: int, size: int, on_weight: OnWeight | None = None) -> None:
+    """Replace the parameters of a module on the meta device by this rank's shards of the full weights, one at a time.
+
+    Args:
+        rank, size: as for `fill_weights`.
+        on_weight: may move, cast or shard the weight, so that only one is whole and on the CPU at a time.
+    """
+    for name, parameter in list(module.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        setattr(holder, attribute, nn.Parameter(_shard(name, parameter.shape, source, rank, size)))
+        if on_weight is not None:
+            on_weight(name, holder)
+
+
+def _shard(name: str, shape: torch.Size, source: Source, rank: int, size: int) -> Tensor:
+    """This rank's shard, which has the given shape, of the full weight."""
+    shards = shards_of(name)
+    if shards is None:
+        return source(name, shape)
+    whole = list(shape)
+    whole[shards.dim] *= size
+    return shards.take(source(name, torch.Size(whole)), rank, size)
+
+
+def initial_weights(architecture: Architecture, seed: int) -> Source:
     """Initial weights as a function of (seed, name): independent of the parallel layout and of the order of construction.
 
     Matrices are normal with standard deviation init_std, or init_std / sqrt(2 num_layers) for the two projections of each
@@ -85,7 +113,7 @@ def initial_weights(architecture: Architecture, seed: int) -> Callable[[str, tor
             return torch.ones(shape)
         std = residual_std if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else architecture.init_std
         generator = torch.Generator().manual_seed(_name_seed(seed, name))
-        return torch.randn(shape, generator=generator) * std
+        return torch.randn(shape, generator=generator).mul_(std)  # in place: a weight may be large
 
     return draw
 

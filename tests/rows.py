@@ -13,7 +13,7 @@ def rows_of(batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
     for batch in batches:
         shape, positions = batch.inputs.tokens.shape, batch.inputs.logit_positions
-        clean = batch.inputs.tokens.flatten().index_copy(0, positions, batch.targets)
+        clean = batch.inputs.tokens.flatten().index_copy(0, positions, batch.inputs.targets)
         masked = torch.zeros(clean.shape, dtype=torch.bool).index_fill(0, positions, True)
         t = torch.ones(clean.shape, dtype=torch.float64).index_copy(0, positions, batch.timesteps)
         parts.append([x.view(shape) for x in (clean, masked, t)])

@@ -92,15 +92,16 @@ def _device_rows() -> list[tuple[str, str]]:
     import torch
 
     from pretrain.machine.devices import device_name, peak_flops
-    from pretrain.machine.kernels import choose_kernels
+    from pretrain.machine.kernels import choose_document_attention, choose_kernels
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     peak = peak_flops(device, "bf16", None)
     name = device_name(device)
+    kernels = [*choose_kernels(device), choose_document_attention(device, torch.bfloat16, head_dim=64)]
     return [
         ("device", f"{torch.cuda.device_count()} x {name}" if cuda else f"{name} (no CUDA device found)"),
         ("peak bf16", f"{peak / 1e12:g} TFLOP/s" if peak else "unknown, so MFU is null (set hardware.peak_tflops)"),
         ("collectives", "NCCL" if cuda else "gloo"),
-        *((kernel.operation, f"{kernel.implementation} ({kernel.reason})") for kernel in choose_kernels(device)),
+        *((kernel.operation, f"{kernel.implementation} ({kernel.reason})") for kernel in kernels),
     ]

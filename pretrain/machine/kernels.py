@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import AdamW, Optimizer
 
+from model.attention import missing_varlen
 from pretrain.machine.compilation import missing_compiler
 
 
@@ -90,6 +91,21 @@ def choose_kernels(
         name = layers.implementation if missing else f"torch.compile of {layers.implementation}"
         layers = KernelChoice(layers.operation, name, f"train.compile: {missing or 'a compiler was found'}")
     return [choose_adamw(device, offloaded, zero_stage), layers]
+
+
+def choose_document_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> KernelChoice:
+    """The kernel of `train.attention=document`, as the model chooses it.
+
+    Args:
+        dtype: of the weights in the forward pass.
+        head_dim: width of a head.
+    """
+    missing = missing_varlen(device, dtype, head_dim)
+    if missing is None:
+        name, reason = "torch's varlen flash attention", "it skips other documents; fp32 uses SDPA with a mask"
+    else:
+        name, reason = "torch SDPA with a mask, which computes whole rows", f"no varlen flash attention: {missing}"
+    return KernelChoice("attention within documents", name, reason)
 
 
 def _apex_fused_adam() -> tuple[Callable[..., Optimizer] | None, str]:

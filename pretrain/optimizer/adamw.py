@@ -21,8 +21,10 @@ def build_optimizer(
         offloaded: the optimizer steps shards in the CPU's memory, whatever the model's device.
         zero_stage: under which it runs.
     """
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+    # ZeRO-3 leaves an empty vector in place of a weight and keeps the weight's shape in `ds_shape`.
+    dimensions = {p: len(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}
+    matrices = [p for p, count in dimensions.items() if count >= 2]
+    vectors = [p for p, count in dimensions.items() if count < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     arguments: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
     optimizer = choose_adamw(device, offloaded, zero_stage).build(groups, **arguments)

@@ -59,15 +59,19 @@ def find_differences(facts_by_rank: list[Mapping[str, Any]]) -> list[str]:
 
 
 def weight_facts(model: nn.Module, world: World) -> dict[str, str]:
-    """Checksums of the weights on this rank; each tensor-parallel shard of a weight has a name of its own."""
+    """Checksums of the weights that are whole on this rank, see `weight_fact`."""
     facts = {}
     for name, weight in model.named_parameters():
-        if not weight.numel():  # partitioned by ZeRO-3: partitions differ, and full weights were compared before
-            continue
-        sharded = shards_of(name) and world.shape.tensor > 1
-        shard = f", shard {world.tensor_rank} of {world.shape.tensor}" if sharded else ""
-        facts[f"the checksum of {name}{shard}"] = checksum(weight)
+        if weight.numel():  # not sharded by ZeRO-3: shards differ, and full weights were compared before
+            facts |= weight_fact(name, weight, world)
     return facts
+
+
+def weight_fact(name: str, weight: Tensor, world: World) -> dict[str, str]:
+    """The checksum of one weight; each tensor-parallel shard of it has a name of its own."""
+    sharded = shards_of(name) and world.shape.tensor > 1
+    shard = f", shard {world.tensor_rank} of {world.shape.tensor}" if sharded else ""
+    return {f"the checksum of {name}{shard}": checksum(weight)}
 
 
 def checksum(tensor: Tensor) -> str:

@@ -8,8 +8,8 @@ micro-batches without a second training step.
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser
-from model.placement import weights_held
+from model.denoiser import Inputs, LoopedBlock, LoopedDenoiser, Output
+from model.placement import Stage, weights_held
 from model.weights import shards_of
 from pretrain.config.deepspeed_file import ds_config_path, read_ds_config, reduce_bucket
 from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
 from pretrain.parallel.gather import gather_weight
-from pretrain.parallel.pipeline import LossFunction, Pipeline
+from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import DeepSpeedMpu, World
+
+Record = Callable[[int, Tensor, Tensor], None]
+"""(index of the micro-batch, its share of the loss, cross-entropy of its masked tokens [m]): takes in the figures of a step."""
 
 
 class Engine:
@@ -55,21 +58,27 @@ class Engine:
         if self.zero_stage == 0:
             self._clip_without_zero()
 
-    def forward_backward(self, inputs: Sequence[Inputs], loops: int, loss_of: LossFunction) -> None:
+    def forward_backward(self, inputs: Sequence[Inputs], loops: int, record: Record) -> None:
         """Add the gradients of all micro-batches of a step.
 
         Args:
-            inputs: of each micro-batch.
-            loss_of: called on the ranks that hold the LM head; returns this micro-batch's share of the global mean.
+            inputs: of each micro-batch, with targets and loss weights.
+            record: called on the ranks that hold the LM head.
         """
+
+        def finish(number: int, output: Output) -> Tensor:
+            loss, cross_entropy = output
+            record(number, loss.detach(), cross_entropy)
+            return loss * scale
+
         # DeepSpeed averages over the data-parallel ranks, but the loss is already a share of the mean: undo the division.
         scale = self._plan.data_parallel_size
         if self._pipeline is None:
             for number, one in enumerate(inputs):
-                loss = loss_of(number, self._engine(one.tokens, one.logit_positions, loops, one.document_ids))
-                self._engine.backward(loss * scale, scale_wrt_gas=False)
+                output = self._engine(one.tokens, one.logit_positions, loops, *one[2:])
+                self._engine.backward(finish(number, output), scale_wrt_gas=False)
             return
-        self._pipeline.run(inputs, loops, lambda n, logits: loss_of(n, logits) * scale, backward=True)
+        self._pipeline.run(inputs, loops, finish, backward=True)
         if self._world.replica_group is not None:
             self._sum_over_copies(loops)
 
@@ -77,7 +86,7 @@ class Engine:
     def logits(self, inputs: Sequence[Inputs], loops: int) -> list[Tensor | None]:
         """Logits at each micro-batch's `logit_positions`; None on stages before the last."""
         if self._pipeline is None:
-            return [self._engine(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._engine(one.tokens, one.logit_positions, loops, *one[2:]) for one in inputs]
         return self._pipeline.logits(inputs, loops)
 
     def step(self, lr: float) -> float:
@@ -179,7 +188,7 @@ def gather_looped_block_once(model: LoopedDenoiser) -> None:
     set_z3_leaf_modules(model, [LoopedBlock])
 
 
-def use_bf16_weights(model: LoopedDenoiser) -> None:
+def use_bf16_weights(module: nn.Module) -> None:
     """Cast the weights to bf16 and give them fp32 gradients: autograd then converts each contribution before it adds it.
 
     A weight of the looped block receives one gradient per pass. By default autograd sums them in the dtype of the weight:
@@ -193,21 +202,44 @@ def use_bf16_weights(model: LoopedDenoiser) -> None:
             f"train.precision=bf16: torch {torch.__version__} cannot sum gradients of bf16 weights in fp32; install torch 2.11 or "
             "newer, or set train.precision=fp32"
         )
-    for weight in model.bfloat16().parameters():
+    for weight in module.bfloat16().parameters():
         weight.grad_dtype = torch.float32
+
+
+def zero3_sharding(plan: RunPlan, world: World) -> Callable[[nn.Module], None]:
+    """A function that shards the weights of a module as ZeRO-3 holds them, in the memory that `parallel.offload` names.
+
+    DeepSpeed would do that to the whole model when the engine is made, after every rank has held all of it. The function is
+    collective over the data-parallel ranks, which get the weights of the first of them.
+    """
+    deepspeed = _import_deepspeed(world)
+    mpu, config = DeepSpeedMpu(), deepspeed_config(plan, plan.placement[world.stage])
+
+    def shard(module: nn.Module) -> None:
+        with _file_errors(plan):
+            deepspeed.zero.Init(
+                module=module, data_parallel_group=mpu.get_data_parallel_group(), config_dict_or_path=config, mpu=mpu
+            )
+
+    return shard
 
 
 def initialize_deepspeed(model: LoopedDenoiser, optimizer: Optimizer, plan: RunPlan, world: World) -> Any:
     """DeepSpeed's engine over the model and the optimizer, on the process groups that exist already. Collective."""
     deepspeed = _import_deepspeed(world)
-    weights = weights_held(model.stage, model.architecture, model.sharding.tensor)
-    config = deepspeed_config(plan, weights)
-    with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use at every start
-        try:
-            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
-        except ValidationError as error:  # of a value in the DeepSpeed file; every rank reads the same
-            raise UserError(f"{ds_config_path(plan.settings)}: {_refused(error)}; correct the file") from error
+    config = deepspeed_config(plan, model.stage)
+    with redirect_stdout(io.StringIO()), _file_errors(plan):  # BF16_Optimizer prints its memory use at every start
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
     return engine
+
+
+@contextmanager
+def _file_errors(plan: RunPlan) -> Iterator[None]:
+    """Report a value that DeepSpeed refuses with the file that has it. Every rank reads the same."""
+    try:
+        yield
+    except ValidationError as error:
+        raise UserError(f"{ds_config_path(plan.settings)}: {_refused(error)}; correct the file") from error
 
 
 def _refused(error: ValidationError) -> str:
@@ -216,13 +248,10 @@ def _refused(error: ValidationError) -> str:
     return f"DeepSpeed refuses {'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}"
 
 
-def deepspeed_config(plan: RunPlan, weights: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings.
-
-    Args:
-        weights: number of weights of this rank's stage.
-    """
+def deepspeed_config(plan: RunPlan, stage: Stage) -> dict[str, Any]:
+    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings."""
     settings = plan.settings
+    weights = weights_held(stage, settings.model, settings.parallel.tensor)
     config = read_ds_config(ds_config_path(settings))
     config |= {
         "train_batch_size": settings.train.global_batch_size,

@@ -1,24 +1,34 @@
-"""Heartbeats: what every rank publishes about itself, and what a rank concludes from those of its peers.
+"""Heartbeats: what every rank publishes about itself, and the summary that rank 0 makes of them.
 
-Ranks exchange heartbeats through the TCPStore that the process group was made with. Every rank reads the heartbeats of all
-ranks, so one exchange costs O(world_size^2) reads, all served by the one process that hosts the store (rank 0, or torchrun's
-agent). `watchdog.RANKS_PER_SECOND` stretches the interval of a large world to bound the rate; the cost remains quadratic.
+Ranks exchange heartbeats through the TCPStore that the process group was made with. One process hosts it (rank 0, or
+torchrun's agent), so not every rank reads every heartbeat: rank 0 reads them and writes a summary, whose size does not depend
+on the number of ranks, and the others read that. At the store an interval costs three values per rank.
 """
 
 import json
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch.distributed as dist
 
-from pretrain.parallel.store import agent_hosts_store, is_closed
+from pretrain.parallel.store import is_closed
 
 STORE_TIMEOUT = timedelta(hours=1)
 """Longer than any heartbeat timeout: the watchdog ends a process whose store call hangs, before torch raises its own error,
 which prints a backtrace."""
+
+LONGEST_UPDATE_INTERVALS = 5
+"""The longest time that counts between two checks: this process may have been suspended for longer."""
+
+SILENT_INTERVALS = 5
+"""A rank that has been silent for this many intervals is reported as the cause of a collective that failed."""
+
+MOST_NAMED = 8
+"""How many ranks a message names."""
 
 
 class Position(NamedTuple):
@@ -68,21 +78,103 @@ class Heartbeat:
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """The inverse of `to_json`."""
-        fields = json.loads(text)
+        return cls.from_fields(json.loads(text))
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """From the fields as JSON has them."""
         return cls(**fields | {"position": Position(*fields["position"])})
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What rank 0 tells the others about all ranks. It names a few of them, however many there are.
+
+    Attributes:
+        writer: the heartbeat of rank 0, with a new count in every summary.
+        report: the heartbeat that has the first cause: of the lowest rank that failed by its own error, or else stopped.
+        silent: (heartbeat, seconds) of running ranks that were silent for SILENT_INTERVALS, the longest first; a few.
+        slowest: running ranks, those that entered the fewest calls first; a few.
+        furthest: position of the running rank that entered the most calls.
+        silent_ranks, late_ranks: how many running ranks are silent; how many have entered fewer calls than the furthest.
+        others_running: how many ranks beside rank 0 are running.
+    """
+
+    writer: Heartbeat
+    report: Heartbeat | None
+    silent: Sequence[tuple[Heartbeat, float]]
+    slowest: Sequence[Heartbeat]
+    furthest: Position
+    silent_ranks: int
+    late_ranks: int
+    others_running: int
+
+    def to_json(self) -> str:
+        """The value that the store holds."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """The inverse of `to_json`."""
+        fields = json.loads(text)
+        named = {
+            "writer": Heartbeat.from_fields(fields["writer"]),
+            "report": fields["report"] and Heartbeat.from_fields(fields["report"]),
+            "silent": [(Heartbeat.from_fields(one), seconds) for one, seconds in fields["silent"]],
+            "slowest": [Heartbeat.from_fields(one) for one in fields["slowest"]],
+            "furthest": Position(*fields["furthest"]),
+        }
+        return cls(**fields | named)
+
+
+class Summarizer:
+    """Makes summaries of the heartbeats of all ranks, and knows for how many seconds each has been silent."""
+
+    def __init__(self, size: int, interval: float) -> None:
+        """`interval`: seconds between heartbeats."""
+        self._interval = interval
+        self._heartbeats = [Heartbeat(peer) for peer in range(size)]
+        self._silence = [0.0] * size
+
+    def summarize(self, seconds: float, heartbeats: Sequence[Heartbeat]) -> Summary:
+        """Take in the heartbeats of all ranks, in their order, `seconds` after the last time."""
+        # While the store did not answer, no rank could be heard: that time does not count as a rank's silence.
+        elapsed = min(seconds, LONGEST_UPDATE_INTERVALS * self._interval)
+        for old, new in zip(self._heartbeats, heartbeats, strict=True):
+            self._silence[new.rank] = self._silence[new.rank] + elapsed if new.count == old.count else 0.0
+        self._heartbeats = list(heartbeats)
+        running = sorted((one for one in heartbeats if one.state == "running"), key=lambda one: one.position)
+        limit = SILENT_INTERVALS * self._interval
+        silent = [(one, self._silence[one.rank]) for one in running if self._silence[one.rank] >= limit]
+        silent.sort(key=lambda entry: -entry[1])
+        reports = [one for one in heartbeats if one.state in ("failed", "stopped")]
+        furthest = running[-1].position if running else START
+        return Summary(
+            writer=heartbeats[0],
+            report=min(reports, key=lambda one: (one.state != "failed", one.rank), default=None),
+            silent=silent[: MOST_NAMED + 1],  # one more, because a rank does not name itself
+            slowest=running[: MOST_NAMED + 1],
+            furthest=furthest,
+            silent_ranks=len(silent),
+            late_ranks=sum(one.position[:2] < furthest[:2] for one in running),
+            others_running=sum(one.rank != 0 for one in running),
+        )
+
+
 class HeartbeatStore:
-    """The latest heartbeat of every rank, in a TCPStore reached over a connection of its own. Not thread-safe.
+    """The latest heartbeat of every rank and rank 0's summary, in a TCPStore over a connection of its own. Not thread-safe.
 
     A second, idle connection to the same port shows when the host is gone: a call to a TCPStore that has lost its host
     prints a C++ backtrace, so the idle connection is checked before each call.
     """
 
-    def __init__(self, host: str, port: int, rank: int, size: int) -> None:
+    def __init__(self, host: str, port: int, rank: int, size: int, interval: float) -> None:
         """Every rank makes one for the same purpose, as often as the others: the n-th of all ranks belong together.
 
-        Rank 0 writes a first heartbeat of every rank.
+        Rank 0 writes a first heartbeat of every rank, and a first summary.
+
+        Args:
+            interval: seconds between heartbeats.
 
         Raises:
             OSError, RuntimeError: the store cannot be reached.
@@ -92,11 +184,15 @@ class HeartbeatStore:
         self._store = self._connect()
         name = self._store.add(f"watchdog/made by rank {rank}", 1)
         self._keys = [f"watchdog/{name}/{peer}" for peer in range(size)]
+        self._summary_key = f"watchdog/{name}/summary"
+        self._summarizer, self._summarized = Summarizer(size, interval), time.monotonic()
         if rank == 0:
-            self.exchange(*(Heartbeat(peer) for peer in range(size)))
+            for key, peer in zip(self._keys, range(size), strict=True):
+                self._store.set(key, Heartbeat(peer).to_json())
+            self.exchange(Heartbeat(0))
 
-    def exchange(self, *heartbeats: Heartbeat) -> list[Heartbeat]:
-        """Write these heartbeats and read the latest one of every rank: O(world_size) per rank and call.
+    def exchange(self, own: Heartbeat) -> Summary:
+        """Write this rank's heartbeat and read the latest summary; rank 0 reads the heartbeats of all ranks and writes it.
 
         Raises:
             OSError, RuntimeError: the store cannot be reached.
@@ -104,77 +200,22 @@ class HeartbeatStore:
         if self._idle is None or is_closed(self._idle):
             self._store = self._connect()
         try:
-            for heartbeat in heartbeats:
-                self._store.set(self._keys[heartbeat.rank], heartbeat.to_json())
-            return [Heartbeat.from_json(text) for text in self._store.multi_get(self._keys)]
+            self._store.set(self._keys[own.rank], own.to_json())
+            if own.rank == 0:
+                return self._write_summary()
+            (text,) = self._store.multi_get([self._summary_key])
+            return Summary.from_json(text)
         except RuntimeError:
             self._idle = None  # reconnect: a late reply would be read as the reply to the next call
             raise
 
+    def _write_summary(self) -> Summary:
+        heartbeats = [Heartbeat.from_json(text) for text in self._store.multi_get(self._keys)]
+        before, self._summarized = self._summarized, time.monotonic()
+        summary = self._summarizer.summarize(self._summarized - before, heartbeats)
+        self._store.set(self._summary_key, summary.to_json())
+        return summary
+
     def _connect(self) -> dist.Store:
         self._idle = socket.create_connection(self._address, timeout=5)
         return dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
-
-
-class PeerStatus:
-    """What one rank knows of the others: their latest heartbeats, and for how many seconds each has been silent."""
-
-    def __init__(self, rank: int, size: int, longest_update: float) -> None:
-        """`longest_update`: upper limit, in seconds, of the silence that one update adds to a peer."""
-        self._rank, self._longest_update = rank, longest_update
-        self._heartbeats = [Heartbeat(peer) for peer in range(size)]
-        self._silence = [0.0] * size
-        self._store_silence = self._since_report = 0.0
-
-    @property
-    def peers(self) -> list[Heartbeat]:
-        """The latest heartbeats of the other ranks."""
-        return [heartbeat for heartbeat in self._heartbeats if heartbeat.rank != self._rank]
-
-    def update(self, seconds: float, heartbeats: list[Heartbeat] | None) -> None:
-        """Take in the heartbeats of all ranks, `seconds` after the last update; None if the store did not answer."""
-        self._store_silence += seconds
-        self._since_report += seconds if self.reported_cause() else 0.0
-        if heartbeats is None:
-            return
-        # While the store did not answer, no peer could be heard: that time does not count as a peer's silence.
-        elapsed = min(self._store_silence, self._longest_update)
-        for old, new in zip(self._heartbeats, heartbeats, strict=True):
-            self._silence[new.rank] = self._silence[new.rank] + elapsed if new.count == old.count else 0.0
-        self._heartbeats, self._store_silence = heartbeats, 0.0
-
-    def reported_cause(self, min_age: float = 0.0) -> str:
-        """The first cause that a peer reported before it exited; empty if none did, or less than `min_age` seconds ago."""
-        reports = [heartbeat for heartbeat in self.peers if heartbeat.state in ("failed", "stopped")]
-        if not reports or self._since_report < min_age:
-            return ""
-        return min(reports, key=lambda heartbeat: (heartbeat.state != "failed", heartbeat.rank)).cause
-
-    def silent(self, limit: float) -> str:
-        """The ranks that have been silent for `limit` seconds, the longest first; empty if there are none."""
-        if self._store_silence >= limit:
-            host, seconds = self._heartbeats[0], self._store_silence
-            if not agent_hosts_store():
-                return _describe_silence(host, seconds)
-            agent = f"torchrun on the node of {host}"
-            return f"{agent} has not responded for {seconds:.0f} s; rank 0 was last seen in {host.where}"
-        silent = [peer for peer in self.peers if peer.state == "running" and self._silence[peer.rank] >= limit]
-        silent.sort(key=lambda peer: -self._silence[peer.rank])
-        return _join(_describe_silence(peer, self._silence[peer.rank]) for peer in silent)
-
-    def behind(self, own: Heartbeat) -> str:
-        """The ranks that the others are waiting for, if all are alive: those that have entered fewer calls."""
-        running = sorted([own, *(peer for peer in self.peers if peer.state == "running")], key=lambda one: one.position)
-        late = [one for one in running if one.position[:2] < running[-1].position[:2]]
-        listed = _join(f"{one}, in {one.where} for {one.seconds:.0f} s" for one in late or running)
-        return f"the other ranks are waiting for {listed}" if late else f"no rank is behind the others: {listed}"
-
-
-def _describe_silence(peer: Heartbeat, seconds: float) -> str:
-    return f"{peer} has not responded for {seconds:.0f} s and was last seen in {peer.where}"
-
-
-def _join(texts: Iterable[str], most: int = 8) -> str:
-    every = list(texts)
-    more = [f"and {len(every) - most} more ranks"] if len(every) > most else []
-    return "; ".join(every[:most] + more)

@@ -3,6 +3,8 @@
 Process groups exist already (`world.start_world`). Each step below says why it stands where it does.
 """
 
+from torch import nn
+
 from model.architecture import Architecture
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
@@ -10,13 +12,14 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
 from pretrain.machine.compilation import compile_layers, missing_compiler
 from pretrain.optimizer.adamw import build_optimizer
-from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
+from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_fact
 from pretrain.parallel.engine import (
     Engine,
     gather_looped_block_once,
     initialize_deepspeed,
     mark_copied_weights,
     use_bf16_weights,
+    zero3_sharding,
 )
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
@@ -32,46 +35,53 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 1. Tensor and sequence parallelism: megatron-core's layers allocate this rank's shard and no more, so the sharding
     #    must be known when they are constructed.
-    sharding = Sharding(
-        tensor=parallel.tensor, rank=world.tensor_rank, sequence=parallel.sequence, group=world.tensor_group
-    )
+    size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
+    sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
-    # 2. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
+    # 2. What happens to each weight as soon as it exists, so that no rank holds the whole model in fp32:
+    #    a. Ranks that will hold the same weight compare it, below, by the checksum of the whole weight.
+    #    b. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
+    #       hook is registered, and DeepSpeed registers its hooks in step 8.
+    #    c. ZeRO-3 shards it.
+    facts: dict[str, str] = {}
+    shard = zero3_sharding(plan, world) if parallel.zero_stage == 3 else None
+
+    def on_weight(name: str, module: nn.Module) -> None:
+        facts.update(weight_fact(name, module.weight, world))
+        module.to(world.device)
+        if plan.settings.train.precision == "bf16":
+            use_bf16_weights(module)
+        if shard is not None:
+            shard(module)
+
+    # 3. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
-    model = LoopedDenoiser(architecture, plan.settings.run.seed, parallel.recompute, stage, sharding).to(world.device)
+    model = LoopedDenoiser(architecture, plan.settings.run.seed, parallel.recompute, stage, sharding, on_weight)
+    require_identical_on_all_ranks(facts)
 
-    # 3. Weights that several ranks hold (norms over tensor ranks, copies of the mid block over stages) are marked before
+    # 4. Weights that several ranks hold (norms over tensor ranks, copies of the mid block over stages) are marked before
     #    DeepSpeed reads the marks, so that its gradient norm counts each weight once.
     mark_copied_weights(model)
 
-    # 4. Ranks that hold the same weights compare them while they are still whole: ZeRO-3 shards them in step 9.
-    require_identical_on_all_ranks(weight_facts(model, world))
-
-    # 5. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
-    #    hook is registered, and DeepSpeed registers its hooks in step 9.
-    if plan.settings.train.precision == "bf16":
-        use_bf16_weights(model)
-
-    # 6. Compilation of single layers, which happens at their first call: neither their weights nor their names change.
+    # 5. Compilation of single layers, which happens at their first call: neither their weights nor their names change.
     if plan.settings.train.compile and missing_compiler(world.device) is None:
         for phase in (model.head, model.mid, model.tail):
             compile_layers(phase.layers)
 
-    # 7. The optimizer takes the unsharded parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
+    # 6. The optimizer takes the model's parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
     offloaded = parallel.offload != "none"
     optimizer = build_optimizer(model, optim, world.device, offloaded, parallel.zero_stage)
 
-    # 8. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
-    #    DeepSpeed installs its hooks in step 9, so the mark comes before.
+    # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
+    #    DeepSpeed installs its hooks in step 8, so the mark comes before.
     if parallel.zero_stage == 3:
         gather_looped_block_once(model)
 
-    # 9. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
+    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
-    # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
-    dtype = next(model.parameters()).dtype
-    pipeline = Pipeline(model, plan.seq_len, dtype) if stage.count > 1 else None
+    # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
 
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)

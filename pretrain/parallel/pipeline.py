@@ -15,12 +15,12 @@ from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from model.denoiser import Inputs, LoopedDenoiser
+from model.denoiser import Inputs, LoopedDenoiser, Output
 from model.layers import transformer_config
 from model.placement import Chunk, group_size
 
-LossFunction = Callable[[int, Tensor], Tensor]
-"""(index of the micro-batch, its logits) -> the loss to differentiate; in forward-only runs, the tensor to return."""
+Finish = Callable[[int, Output], Tensor]
+"""(index of the micro-batch, output of the model) -> the loss to differentiate; in forward-only runs, the tensor to return."""
 
 
 class ModelChunk(nn.Module):
@@ -30,18 +30,21 @@ class ModelChunk(nn.Module):
         super().__init__()
         self.config, self.model_type = config, ModelType.encoder_or_decoder
         self._chunk, self._seq_len = chunk, seq_len
-        self._run_chunk, self._logits = model.run_chunk, model.logits
+        self._run_chunk, self._output = model.run_chunk, model.output
         self._received: Tensor | None = None
 
     def set_input_tensor(self, received: Tensor | list[Tensor]) -> None:
         """Take the hidden states that the previous stage sent; None for the chunk that embeds."""
         self._received = received[0] if isinstance(received, list) else received
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Hidden states, or the logits at `logit_positions` if the chunk ends the model."""
-        tokens, logit_positions, document_ids = inputs
-        hidden_states = self._run_chunk(self._chunk, tokens, self._received, self._seq_len, document_ids)
-        return self._logits(hidden_states, logit_positions) if self._chunk.logits else hidden_states
+    def forward(self, inputs: Inputs) -> Output:
+        """Hidden states, or the output of the model if the chunk ends it."""
+        tokens, logit_positions, document_ids, boundaries, targets, loss_weights = inputs
+        received, seq_len = self._received, self._seq_len
+        hidden_states = self._run_chunk(self._chunk, tokens, received, seq_len, document_ids, boundaries)
+        return (
+            self._output(hidden_states, logit_positions, targets, loss_weights) if self._chunk.logits else hidden_states
+        )
 
 
 class Pipeline:
@@ -56,24 +59,24 @@ class Pipeline:
         self._config.calculate_per_token_loss = True
         self._config.batch_p2p_comm = self._config.overlap_p2p_comm = False
 
-    def run(self, inputs: Sequence[Inputs], loops: int, loss_of: LossFunction, backward: bool) -> list[Tensor]:
-        """Take every micro-batch through all stages; returns what `loss_of` returned, on the last stage.
+    def run(self, inputs: Sequence[Inputs], loops: int, finish: Finish, backward: bool) -> list[Tensor]:
+        """Take every micro-batch through all stages; returns what `finish` returned, on the last stage.
 
         Args:
             inputs: at least as many as there are stages, the same number on each stage, all with the same number of rows.
-            backward: differentiate what `loss_of` returns, which must then be a scalar.
+            backward: differentiate what `finish` returns, which must then be a scalar.
         """
         chunks = [ModelChunk(self._model, c, self._config, self._seq_len) for c in self._stage.chunks(loops)]
         kept: list[Tensor] = []
 
-        def step(numbers: Iterator[int], chunk: ModelChunk) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        def step(numbers: Iterator[int], chunk: ModelChunk) -> tuple[Output, Callable[[Output], Any]]:
             number = next(numbers)
 
-            def finish(logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                kept.append(loss_of(number, logits))
-                return kept[-1], torch.zeros((), dtype=torch.int, device=logits.device), {}
+            def last(output: Output) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                kept.append(finish(number, output))
+                return kept[-1], torch.zeros((), dtype=torch.int, device=kept[-1].device), {}
 
-            return chunk(inputs[number]), finish
+            return chunk(inputs[number]), last
 
         schedule = self._schedule(len(chunks), len(inputs))
         schedule(
@@ -95,7 +98,7 @@ class Pipeline:
         be idle otherwise.
         """
         if self._stage.count == 1:
-            return [self._model(one.tokens, one.logit_positions, loops, one.document_ids) for one in inputs]
+            return [self._model(one.tokens, one.logit_positions, loops, *one[2:]) for one in inputs]
         rows = max(len(one.tokens) for one in inputs)
         filled = [_with_rows(one, rows) for one in inputs]
         idle = filled[0]._replace(logit_positions=filled[0].logit_positions[:0])
@@ -118,5 +121,7 @@ def _with_rows(inputs: Inputs, rows: int) -> Inputs:
     padding = (0, 0, 0, rows - len(inputs.tokens))
     ids = inputs.document_ids
     return inputs._replace(
-        tokens=F.pad(inputs.tokens, padding), document_ids=None if ids is None else F.pad(ids, padding)
+        tokens=F.pad(inputs.tokens, padding),
+        document_ids=None if ids is None else F.pad(ids, padding),
+        document_boundaries=None,
     )

@@ -1,8 +1,9 @@
 """If a rank dies, hangs or fails, every other rank names it, its step and its call, and exits.
 
 A collective whose peer has died or hangs waits in C++: under NCCL without an error, under gloo with an error that names at
-best a neighbour. So every rank publishes a heartbeat in the store where the ranks met: its step, its call and a counter. One
-thread exchanges heartbeats and another checks them, because a call to a store whose host hangs cannot be interrupted.
+best a neighbour. So every rank publishes a heartbeat in the store where the ranks met: its step, its call and a counter. Rank 0
+summarizes them for the others, which watch rank 0 themselves. One thread exchanges heartbeats and another checks them, because
+a call to a store whose host hangs cannot be interrupted.
 
 Times are counted locally, and only while this process runs and the store answers. Clocks of different hosts are never
 compared, and no rank is reported as dead because this process or the store was suspended for a while.
@@ -27,24 +28,27 @@ import torch.distributed as dist
 
 from data_pipeline.errors import DataError
 from pretrain.errors import RankError, UserError
-from pretrain.parallel.heartbeats import START, Heartbeat, HeartbeatStore, PeerStatus, Position
+from pretrain.parallel.heartbeats import (
+    LONGEST_UPDATE_INTERVALS,
+    SILENT_INTERVALS,
+    START,
+    Heartbeat,
+    HeartbeatStore,
+    Position,
+    Summary,
+)
+from pretrain.parallel.peers import PeerStatus
 from pretrain.parallel.store import store_address
 
-RANKS_PER_SECOND = 256
-"""The interval between heartbeats is world_size / RANKS_PER_SECOND seconds, at least 1. Every rank reads the heartbeats of all
-ranks from one host: O(world_size^2) reads per interval, which is RANKS_PER_SECOND * world_size reads per second."""
-
-SILENT_INTERVALS = 5
-"""A rank that has been silent for this many intervals is reported as the cause of a collective that failed."""
+RANKS_PER_SECOND = 1024
+"""The interval between heartbeats is world_size / RANKS_PER_SECOND seconds, at least 1: rank 0 reads this many heartbeats per
+second, and the store's host handles three times as many values."""
 
 EXPLAIN_INTERVALS = 15
 """How long a rank whose collective failed looks for the cause."""
 
 LINGER_INTERVALS = 3
 """How long the store's host stays after its last heartbeat, so that the others can read it."""
-
-LONGEST_UPDATE_INTERVALS = 5
-"""The longest time that counts between two checks: this process may have been suspended for longer."""
 
 GRACE_SECONDS = 10.0
 """How long this rank may take to fail by itself after another one has exited: its own error may say more."""
@@ -83,12 +87,12 @@ class Watchdog:
         """See `watch`, which makes the store. Without a store, in a world of one rank, all methods do nothing."""
         self._rank, self._store, self.log = rank, store, log
         self._collective_timeout, self._heartbeat_timeout = collective_timeout, heartbeat_timeout
-        self._interval = max(1.0, size / RANKS_PER_SECOND)  # seconds between heartbeats
+        self._interval = interval_of(size)
         self._peers = PeerStatus(rank, size, LONGEST_UPDATE_INTERVALS * self._interval)
         self._position = self._checked_position = START
         self._seconds_here = 0.0  # time spent at this position
         self._status = self._published = ("running", "")  # (state, cause): current, and as last written to the store
-        self._received: SimpleQueue[list[Heartbeat]] = SimpleQueue()
+        self._received: SimpleQueue[Summary] = SimpleQueue()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._exiting = threading.Lock()  # acquired for good by the thread that ends this rank; the other thread waits
         self._left = False  # set by the main thread
@@ -152,7 +156,7 @@ class Watchdog:
         self.enter_phase("waiting for the other ranks to finish")
         self._publish("done", "", self._heartbeat_timeout)
         if self._rank == 0:
-            while any(peer.state == "running" for peer in self._peers.peers):
+            while self._peers.others_running:
                 time.sleep(0.1)
             time.sleep(self._interval)  # the last rank may still be reading the store's reply
         self._close()
@@ -168,9 +172,7 @@ class Watchdog:
         """Write the last heartbeat of a rank that failed; the store's host gives the others that run time to read it."""
         self._publish(state, cause, LINGER_INTERVALS * self._interval)
         deadline = time.monotonic() + LINGER_INTERVALS * self._interval
-        while (
-            self._rank == 0 and any(one.state == "running" for one in self._peers.peers) and time.monotonic() < deadline
-        ):
+        while self._rank == 0 and self._peers.others_running and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _publish(self, state: str, cause: str, limit: float) -> None:
@@ -194,7 +196,7 @@ class Watchdog:
         )
 
     def _exchange_heartbeats(self) -> None:
-        """Thread: write this rank's heartbeat and read all others in every interval."""
+        """Thread: write this rank's heartbeat and get a summary in every interval."""
         for count in itertools.count(1):
             own = self._own_heartbeat(count)
             with suppress(OSError, RuntimeError, ValueError):  # _check_peers measures the time until the next success
@@ -206,7 +208,7 @@ class Watchdog:
                 return
 
     def _check_peers(self) -> None:
-        """Thread: check the heartbeats in every interval, and end this process if its main thread does not."""
+        """Thread: check the summary in every interval, and end this process if its main thread does not."""
         before = time.monotonic()
         while not self._closed.wait(self._interval):
             now = time.monotonic()
@@ -218,13 +220,13 @@ class Watchdog:
                 self._end_process(cause or self._peers.behind(self._own_heartbeat()), stuck)
 
     def _update_peers(self, seconds: float) -> None:
-        """Take in the newest heartbeats, and count how long this rank has been at its position."""
-        position, heartbeats = self._position, None
+        """Take in the newest summary, and count how long this rank has been at its position."""
+        position, summary = self._position, None
         self._seconds_here = self._seconds_here + seconds if position is self._checked_position else 0.0
         self._checked_position = position
         while not self._received.empty():
-            heartbeats = self._received.get()
-        self._peers.update(seconds, heartbeats)
+            summary = self._received.get()
+        self._peers.update(seconds, summary)
 
     def _end_process(self, cause: str, stacks: bool) -> None:
         """End this process from a thread, because nothing interrupts a collective in the main thread."""
@@ -253,6 +255,11 @@ class Watchdog:
         )
 
 
+def interval_of(size: int) -> float:
+    """Seconds between heartbeats in a world of `size` ranks."""
+    return max(1.0, size / RANKS_PER_SECOND)
+
+
 def watch(
     rank: int, size: int, collective_timeout: float, heartbeat_timeout: float = 45.0, log: Path | None = None
 ) -> Watchdog:
@@ -265,7 +272,7 @@ def watch(
         heartbeat_timeout: after how many seconds of silence a rank is taken for dead.
         log: file that also receives what the watchdog prints when it ends this process.
     """
-    store = HeartbeatStore(*store_address(), rank, size) if size > 1 else None
+    store = HeartbeatStore(*store_address(), rank, size, interval_of(size)) if size > 1 else None
     return Watchdog(rank, size, store, collective_timeout, heartbeat_timeout, log)
 
 

@@ -1,13 +1,14 @@
 """Memory of one rank by part, in bytes. Imports no torch.
 
 Activations are the tensors that autograd saves in the layers of `model/layers.py`. Optimizer states and buffers are those that
-DeepSpeed 0.19.8 was observed to allocate; a test compares the sum with the resident memory of processes on a CPU. Fused norm
-and AdamW kernels on a GPU need less.
+DeepSpeed 0.19.8 was observed to allocate; a test compares the sum with the resident memory of processes on a CPU.
 """
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Literal
 
+from model.architecture import LOGITS_PER_CHUNK
 from model.placement import Chunk, Stage, weights_held
 from pretrain.config.deepspeed_file import reduce_bucket
 from pretrain.config.run_plan import RunPlan
@@ -25,7 +26,7 @@ class Memory:
         gradients: those held at the peak. With one micro-batch, gradients appear while activations are freed.
         optimizer: fp32 master weights, AdamW's two moments, and the moving average.
         activations: kept from the forward to the backward pass, at the largest S.
-        logits: logits and softmax of the masked positions.
+        logits: one chunk of logits, and the gradients that the loss computes in the forward pass (`model/lm_head.py`).
         buffers: everything else at the peak: reduction buckets, gathered weights, the backward pass of a layer.
         host: bytes in CPU memory under `parallel.offload`.
     """
@@ -62,9 +63,12 @@ class _States:
     step: float
 
 
-def memory_of(plan: RunPlan, stage: Stage) -> Memory:
+Device = Literal["cpu", "cuda"]
+
+
+def memory_of(plan: RunPlan, stage: Stage, device: Device = "cuda") -> Memory:
     """Memory of a rank of this stage at the largest S of training."""
-    held = _Held(plan, stage)
+    held = _Held(plan, stage, device)
     states = _states(plan, weights_held(stage, plan.settings.model, plan.settings.parallel.tensor))
     offload = plan.settings.parallel.offload
     host = states.optimizer * (offload != "none") + states.weights * (offload == "parameters")
@@ -127,8 +131,8 @@ def _states(plan: RunPlan, weights: int) -> _States:
 class _Held:
     """What autograd and the pipeline schedule hold for the micro-batches on one rank of a stage."""
 
-    def __init__(self, plan: RunPlan, stage: Stage) -> None:
-        self._plan, self._stage = plan, stage
+    def __init__(self, plan: RunPlan, stage: Stage, device: Device) -> None:
+        self._plan, self._stage, self._device = plan, stage, device
         self._parallel, self._model = plan.settings.parallel, plan.settings.model
         self._size, self._fp32 = weight_bytes(plan), plan.settings.train.precision == "fp32"
         self._rows = plan.settings.train.micro_batch_size
@@ -141,9 +145,11 @@ class _Held:
         return self._peak([self._chunk(chunk) for chunk in self._chunks])
 
     def logits(self) -> float:
-        """Softmax of all micro-batches that wait for their backward pass, and a second copy for the current one."""
-        one = FP32 * self._masked() * self._model.padded_vocab_size / self._parallel.tensor
-        return (self._peak([one * chunk.logits for chunk in self._chunks]) + one) * self._stage.last
+        """Gradients of the micro-batches that wait for their backward pass, and the logits of the current chunk."""
+        vocab, hidden = self._model.padded_vocab_size / self._parallel.tensor, self._model.hidden_size
+        kept = FP32 * vocab * hidden + self._size * self._masked() * hidden
+        chunk = min(self._masked() * vocab, LOGITS_PER_CHUNK) * (FP32 if self._fp32 else FP32 + self._size)
+        return (self._peak([kept * one.logits for one in self._chunks]) + chunk) * self._stage.last
 
     def recomputed(self) -> float:
         """Activations that the backward pass recomputes at one time."""
@@ -175,8 +181,12 @@ class _Held:
         if self._stage.count > 1:  # input and output; in fp32 the first norm keeps the input anyway
             kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
         if once + of_mid:
-            kept += self._mask()
+            kept += self._rotation() + self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
+
+    def _rotation(self) -> float:
+        """Cosine and sine of RoPE: one pair for all layers and passes of a chunk, on every rank."""
+        return 2 * self._plan.seq_len * self._model.head_dim * self._size
 
     def _mask(self) -> float:
         """The attention mask of `train.attention=document`: one tensor for all layers and passes of a chunk, on every rank."""
@@ -187,13 +197,13 @@ class _Held:
         model, tensor = self._model, self._parallel.tensor
         query, key = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
         sharded = self._size * (3 * query + 3 * key + 5 * model.ffn_size) + FP32 * model.num_heads
-        angles = 4 * self._plan.seq_len * model.head_dim * self._size
         replicated = 2 * self._norm() / (tensor if self._parallel.sequence else 1)
-        return self._tokens * (replicated + sharded / tensor) + angles
+        return self._tokens * (replicated + sharded / tensor)
 
     def _norm(self) -> float:
-        """Saved by one RMSNorm per token: input and normalized input in fp32, output, and 1 / rms."""
-        return self._model.hidden_size * (2 * FP32 + self._size) + FP32
+        """Saved by one RMSNorm per token: input, output and 1 / rms; without torch's fused CUDA kernel two fp32 copies more."""
+        inputs = self._size if self._device == "cuda" else 2 * FP32
+        return self._model.hidden_size * (inputs + self._size) + FP32
 
     def _masked(self) -> float:
         """Masked tokens of a micro-batch, three standard deviations above the mean of uniform, independent t."""

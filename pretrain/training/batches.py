@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.dataset.samples import Samples
+from model.attention import document_boundaries
 from model.denoiser import Inputs, positions_of
 from model.noise import masks, stratified, timesteps
 from model.objective import token_weights
@@ -27,18 +28,12 @@ class MicroBatch:
     would make the host wait for the device.
 
     Attributes:
-        inputs: x_t, the positions of the m masked tokens, and document ids (-1 for padding).
-        targets: x_0 of the masked tokens, int64 [m].
+        inputs: x_t, the m masked tokens with their targets and loss weights, and the documents (-1 for padding).
         timesteps: t of the masked tokens, fp64 [m].
-        weights: loss weight of the masked tokens, fp32 [m].
-        batch_tokens: tokens of the global batch without padding, by which the loss is divided.
     """
 
     inputs: Inputs
-    targets: Tensor
     timesteps: Tensor
-    weights: Tensor
-    batch_tokens: int
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same rows on a device."""
@@ -48,8 +43,7 @@ class MicroBatch:
                 return tensor
             return tensor.pin_memory().to(device, non_blocking=True)
 
-        own = (moved(tensor) for tensor in (self.targets, self.timesteps, self.weights))
-        return MicroBatch(Inputs(*map(moved, self.inputs)), *own, self.batch_tokens)
+        return MicroBatch(Inputs(*map(moved, self.inputs)), moved(self.timesteps))
 
 
 def corrupt(
@@ -63,9 +57,12 @@ def corrupt(
 ) -> MicroBatch:
     """x_0 int64, masked bool, t fp64 and document ids int32, all [b, s] -> the micro-batch that trains on them."""
     positions = positions_of(masked)
-    inputs = Inputs(clean.masked_fill(masked, mask_id), positions, document_ids)
+    boundaries = None if document_ids is None else document_boundaries(document_ids)
     t = timesteps.flatten()[positions]
-    return MicroBatch(inputs, clean.flatten()[positions], t, token_weights(t, train.min_timestep), batch_tokens)
+    weights = token_weights(t, train.min_timestep, batch_tokens)
+    noisy = clean.masked_fill(masked, mask_id)
+    inputs = Inputs(noisy, positions, document_ids, boundaries, clean.flatten()[positions], weights)
+    return MicroBatch(inputs, t)
 
 
 class Batches:

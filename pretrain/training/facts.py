@@ -25,7 +25,7 @@ def batch_facts(batches: Sequence[MicroBatch], world: World) -> dict[str, str]:
     parts = {
         "rows": [batch.inputs.tokens for batch in batches],
         "masks": [batch.inputs.logit_positions for batch in batches],
-        "targets": [batch.targets for batch in batches],
+        "targets": [batch.inputs.targets for batch in batches],
         "document ids": [ids for batch in batches if (ids := batch.inputs.document_ids) is not None],
     }
     share = f"data-parallel share {world.data_parallel_rank}"

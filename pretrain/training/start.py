@@ -15,7 +15,7 @@ from pretrain.errors import RankError
 from pretrain.evaluation.sets import evaluation_sets
 from pretrain.machine.determinism import use_deterministic_algorithms
 from pretrain.machine.devices import peak_flops
-from pretrain.machine.kernels import choose_kernels
+from pretrain.machine.kernels import choose_document_attention, choose_kernels
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_facts
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.parallelize import parallelize
@@ -126,6 +126,9 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
         ]
     parallel = settings.parallel
     kernels = choose_kernels(run.world.device, parallel.offload != "none", parallel.zero_stage, settings.train.compile)
+    if settings.train.attention == "document":
+        dtype = next(run.engine.model.parameters()).dtype
+        kernels.append(choose_document_attention(run.world.device, dtype, settings.model.head_dim))
     print_banner(run, kernels, notes)
     describe_run(run.folder, settings, run.blend)
 

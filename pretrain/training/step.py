@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.objective import diffusion_loss, masked_cross_entropy
 from pretrain.optimizer.schedule import learning_rate
 from pretrain.training.batches import TIMESTEP_BINS, MicroBatch
 from pretrain.training.state import StepReport, TrainingRun
@@ -31,16 +30,12 @@ def train_step(
     tally = torch.zeros(2 + 2 * TIMESTEP_BINS, dtype=torch.float64, device=world.device)
     tally[0] = stop_requested
 
-    def loss_of(number: int, logits: Tensor) -> Tensor:
-        batch = batches[number]
-        cross_entropy = masked_cross_entropy(logits, batch.targets)
-        loss = diffusion_loss(cross_entropy, batch.weights, batch.batch_tokens)
+    def record(number: int, loss: Tensor, cross_entropy: Tensor) -> None:
         if world.holds_loss:
-            tally[1:].add_(_tally(loss.detach(), cross_entropy.detach(), batch))
-        return loss
+            tally[1:].add_(_tally(loss, cross_entropy, batches[number]))
 
     world.enter_phase("forward and backward")
-    run.engine.forward_backward([batch.inputs for batch in batches], loops, loss_of)
+    run.engine.forward_backward([batch.inputs for batch in batches], loops, record)
     world.enter_phase("sum of figures")
     # One copy: on a GPU the host waits here, until the backward pass has finished.
     stops, loss, *bins = world.sum(tally).tolist()

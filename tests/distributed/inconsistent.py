@@ -4,6 +4,9 @@ DIFFERENCE: `weights` or `rows` changes what that rank computes; anything else i
 """
 
 import sys
+from collections.abc import Callable
+
+from torch import Size, Tensor
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.config.load import load_settings
@@ -18,14 +21,14 @@ STOPPED = 3
 
 
 def change_weights() -> None:
-    """Every model of this process gets one weight that is slightly off."""
-    build = LoopedDenoiser.__init__
+    """This process draws one weight that is slightly off."""
+    original = denoiser.initial_weights
 
-    def build_changed(self: LoopedDenoiser, *arguments: object, **keywords: object) -> None:
-        build(self, *arguments, **keywords)
-        self.mid.layers["0"].mlp.linear_fc1.weight.data[0, 0] += 1e-6
+    def changed(*arguments: object) -> Callable[[str, Size], Tensor]:
+        draw = original(*arguments)
+        return lambda name, shape: draw(name, shape) + 1e-6 * (name == "mid.layers.0.mlp.linear_fc1.weight")
 
-    LoopedDenoiser.__init__ = build_changed
+    denoiser.initial_weights = changed
 
 
 def change_rows() -> None:
@@ -37,7 +40,7 @@ def change_rows() -> None:
 if __name__ == "__main__":
     filter_library_warnings()
     from data_pipeline.dataset import samples
-    from model.denoiser import LoopedDenoiser
+    from model import denoiser
     from pretrain.training.start import run_training
 
     recipe, different, difference, *overrides = sys.argv[1:]

@@ -38,7 +38,7 @@ def peak_of_steps(overrides: list[str]) -> tuple[int, float]:
         gc.collect()
         if step == 0:
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
-    return resident("VmHWM") - before, memory_of(plan, plan.placement[world.stage]).total
+    return resident("VmHWM") - before, memory_of(plan, plan.placement[world.stage], "cpu").total
 
 
 if __name__ == "__main__":

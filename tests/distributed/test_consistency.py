@@ -15,7 +15,12 @@ CASES = {
     "optim.lr=0.5": (2, 1, (), "rank 1: optim.lr is 0.5, but 0.001 on rank 0"),
     "run.seed=3": (2, 1, (), "rank 1: run.seed is 3, but 0 on rank 0"),
     "parallel.pipeline=2": (2, 1, (), "rank 1: parallel.pipeline is 2, but 1 on rank 0"),
-    "weights": (3, 2, ("train.global_batch_size=6",), "rank 2: the checksum of mid.layers.0.mlp.linear_fc1.weight is"),
+    "weights": (
+        3,
+        2,
+        ("train.global_batch_size=6", "parallel.zero_stage=3"),
+        "rank 2: the checksum of mid.layers.0.mlp.linear_fc1.weight is",
+    ),
     "rows": (2, 1, ("parallel.tensor=2",), "rank 1: the checksum of the rows of data-parallel share 0 is"),
 }
 

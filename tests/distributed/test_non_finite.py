@@ -55,15 +55,12 @@ def state_of(run: TrainingRun) -> dict[str, torch.Tensor]:
 
 def poison_loss(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of the last micro-batch is NaN."""
-    from pretrain.training import step
-
-    true_loss = step.diffusion_loss
     calls = iter(range(run.plan.micro_batches))
-    monkeypatch.setattr(
-        step,
-        "diffusion_loss",
-        lambda *inputs: true_loss(*inputs) * (float("nan") if next(calls) == run.plan.micro_batches - 1 else 1.0),
-    )
+
+    def poison(head: torch.nn.Module, inputs: object, output: tuple[torch.Tensor, torch.Tensor]) -> object:
+        return output[0] * (float("nan") if next(calls) == run.plan.micro_batches - 1 else 1.0), output[1]
+
+    run.engine.model.lm_head.register_forward_hook(poison)
 
 
 def poison_gradient(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:

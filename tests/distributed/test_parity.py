@@ -120,7 +120,7 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     documents = torch.cat([b.inputs.document_ids for b in batch]) if has_documents else None
     t = t / (1 - train.min_timestep)
     loss = reference_loss(copies, unroll(architecture, 3), clean, masked, t, loops=1, document_ids=documents)
-    (loss * clean.numel() / batch[0].batch_tokens).backward()
+    (loss * clean.numel() / source.lengths(np.arange(train.global_batch_size)).sum()).backward()
     gradient = {name: torch.zeros_like(value) for name, value in final.items()}
     for name, value in copies.items():
         gradient[tied_name(name, architecture.loop.mid)] += value.grad

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from pretrain.errors import UserError
-from pretrain.parallel.heartbeats import Heartbeat, PeerStatus, Position
+from pretrain.parallel.heartbeats import Heartbeat, Position, Summarizer, Summary
+from pretrain.parallel.peers import PeerStatus
 from pretrain.parallel.watchdog import Watchdog, watch
 from tests.launching import ROOT, environment, free_port
 
@@ -55,9 +57,13 @@ class Ranks:
 
 
 @contextmanager
-def started(folder: Path, **plan: object) -> Iterator[Ranks]:
-    """Four ranks of watched.py, which are killed when the context ends."""
-    common = environment() | {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+def started(folder: Path, agent: bool = False, **plan: object) -> Iterator[Ranks]:
+    """Four ranks of watched.py, which are killed when the context ends. `agent`: this process hosts the store, like torchrun."""
+    port = free_port()
+    common = environment() | {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if agent:
+        common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) if agent else None
     command = [sys.executable, "tests/distributed/watched.py", str(folder), json.dumps(PLAN | plan)]
     processes = []
     for rank in range(SIZE):
@@ -70,6 +76,7 @@ def started(folder: Path, **plan: object) -> Iterator[Ranks]:
         for process in processes:
             process.kill()
             process.wait()
+        del store
 
 
 def error_lines(text: str) -> list[str]:
@@ -98,18 +105,29 @@ def test_killed_rank_is_named_by_all(tmp_path):
 
 
 def test_killed_rank_is_named_when_no_collective_fails(tmp_path):
-    """As under NCCL, whose collectives may wait forever without an error."""
-    with started(tmp_path, act="wait", step=20, heartbeat_timeout=8) as ranks:
-        ranks.reach(20)
-        time.sleep(1.5)  # one interval, so that the other ranks know where rank 2 is
-        ranks.processes[2].kill()
-        statuses = ranks.end(limit=25)
-        assert statuses == [1, 1, -signal.SIGKILL, 1]
-        for rank in (0, 1, 3):
-            text = ranks.stderr()[rank]
-            where = r"step 20 \(forward and backward\)\. This rank was in step 20"
-            says = rf"error: rank {rank}: {ranks.name(2)} has not responded for \d+ s and was last seen in {where}"
-            assert re.match(says, text), text
+    """As under NCCL, whose collectives may wait forever without an error.
+
+    Two runs at once to save time: one loses rank 2, the other rank 0, which does not host the store there, but makes the
+    summaries that the other ranks read.
+    """
+    for name in ("2", "0"):
+        (tmp_path / name).mkdir()
+    plan = {"act": "wait", "step": 20, "heartbeat_timeout": 8}
+    with started(tmp_path / "2", **plan) as one, started(tmp_path / "0", agent=True, **plan) as other:
+        runs = {2: one, 0: other}
+        for ranks in runs.values():
+            ranks.reach(20)
+        time.sleep(2.5)  # two intervals, so that the other ranks know where the killed rank is
+        for killed, ranks in runs.items():
+            ranks.processes[killed].kill()
+        for killed, ranks in runs.items():
+            statuses = ranks.end(limit=25)
+            assert statuses == [-signal.SIGKILL if rank == killed else 1 for rank in range(SIZE)]
+            for rank in set(range(SIZE)) - {killed}:
+                text = ranks.stderr()[rank]
+                where = r"step 20 \(forward and backward\)\. This rank was in step 20"
+                says = rf"error: rank {rank}: {ranks.name(killed)} has not responded for \d+ s and was last seen in {where}"
+                assert re.match(says, text), text
 
 
 def test_hanging_rank_is_named_with_its_step_and_call(tmp_path):
@@ -152,36 +170,34 @@ def heartbeat(rank: int, count: int = 1, **fields: object) -> Heartbeat:
 
 
 def test_silence_counts_only_while_the_store_answers_and_this_process_runs():
-    peers = PeerStatus(rank=0, size=2, longest_update=5.0)
-    peers.update(1.0, [heartbeat(0), heartbeat(1)])
+    peers, summarizer = PeerStatus(rank=0, size=2, longest_update=5.0), Summarizer(2, interval=1.0)
+    peers.update(1.0, summarizer.summarize(1.0, [heartbeat(0), heartbeat(1)]))
     for _ in range(40):
         peers.update(1.0, None)
     assert "rank 0" in peers.silent(40.0)
-    peers.update(1.0, [heartbeat(0), heartbeat(1)])
+    peers.update(1.0, summarizer.summarize(41.0, [heartbeat(0), heartbeat(1)]))
     assert not peers.silent(6.0)
-    peers.update(1.0, [heartbeat(0, count=2), heartbeat(1)])
+    peers.update(1.0, summarizer.summarize(1.0, [heartbeat(0, count=2), heartbeat(1)]))
     assert peers.silent(6.0).startswith(
         "rank 1 (node, pid 11) has not responded for 6 s and was last seen in step 0 (startup)"
     )
 
 
 def test_a_rank_that_is_done_is_not_silent():
-    peers = PeerStatus(rank=0, size=2, longest_update=5.0)
+    peers, summarizer = PeerStatus(rank=0, size=2, longest_update=5.0), Summarizer(2, interval=1.0)
     for _ in range(9):
-        peers.update(1.0, [heartbeat(0), heartbeat(1, state="done")])
+        peers.update(1.0, summarizer.summarize(1.0, [heartbeat(0), heartbeat(1, state="done")]))
     assert not peers.silent(5.0)
 
 
 def test_first_cause_is_the_rank_that_failed_by_itself():
     peers = PeerStatus(rank=0, size=3, longest_update=5.0)
-    peers.update(
-        1.0,
-        [
-            heartbeat(0),
-            heartbeat(1, state="stopped", cause="its neighbour"),
-            heartbeat(2, state="failed", cause="the cause"),
-        ],
-    )
+    heartbeats = [
+        heartbeat(0),
+        heartbeat(1, state="stopped", cause="its neighbour"),
+        heartbeat(2, state="failed", cause="the cause"),
+    ]
+    peers.update(1.0, Summarizer(3, interval=1.0).summarize(1.0, heartbeats))
     assert peers.reported_cause() == "the cause"
     assert peers.reported_cause(min_age=1.0) == ""
 
@@ -189,7 +205,8 @@ def test_first_cause_is_the_rank_that_failed_by_itself():
 def test_ranks_behind_are_those_that_entered_fewer_calls():
     """A rank that hangs in a call sees from the later calls of the others that they are waiting for it."""
     peers = PeerStatus(rank=2, size=3, longest_update=5.0)
-    peers.update(1.0, [heartbeat(rank, position=Position(7, 1, "sum of figures")) for rank in range(3)])
+    heartbeats = [heartbeat(rank, position=Position(7, 1, "sum of figures")) for rank in range(3)]
+    peers.update(1.0, Summarizer(3, interval=1.0).summarize(1.0, heartbeats))
     assert peers.behind(heartbeat(2, position=Position(7, 0, "next batch"), seconds=9.0)) == (
         "the other ranks are waiting for rank 2 (node, pid 12), in step 7 (next batch) for 9 s"
     )
@@ -204,9 +221,9 @@ class FinishedPeer:
     def __init__(self) -> None:
         self.written: list[Heartbeat] = []
 
-    def exchange(self, own: Heartbeat) -> list[Heartbeat]:
+    def exchange(self, own: Heartbeat) -> Summary:
         self.written.append(own)
-        return [own, heartbeat(1, state="done")]
+        return Summarizer(2, interval=1.0).summarize(1.0, [own, heartbeat(1, state="done")])
 
 
 def test_a_rank_that_has_finished_says_what_it_waits_for():

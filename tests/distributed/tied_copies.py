@@ -20,7 +20,7 @@ from data_pipeline.manifest import load_manifest
 from model.architecture import Architecture
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
-from model.objective import diffusion_loss, masked_cross_entropy
+from model.objective import masked_cross_entropy
 from model.weights import fill_weights, initial_weights
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan, make_run_plan
@@ -55,7 +55,7 @@ def gradients(model: nn.Module, batches: Iterable[MicroBatch], loops: int, mid: 
         inputs = batch.inputs
         logits = model(inputs.tokens, inputs.logit_positions, loops, inputs.document_ids)
         model.zero_grad(set_to_none=True)
-        diffusion_loss(masked_cross_entropy(logits, batch.targets), batch.weights, batch.batch_tokens).backward()
+        torch.dot(inputs.loss_weights, masked_cross_entropy(logits, inputs.targets)).backward()
         for copy, weight in model.named_parameters():
             name = tied_name(copy, mid)
             total[name] = weight.grad.float() + total.get(name, 0.0)

@@ -19,7 +19,7 @@ def test_gpu_check_passes_on_a_cpu(tmp_path):
     assert all(part["ok"] for part in parts)
     checks = {part["check"] for part in parts}
     assert checks == {
-        "start", "oracle", "fp32", "bf16", "resume", "commands", "throughput", "step_parts", "sampling"
+        "start", "oracle", "attention", "fp32", "bf16", "resume", "commands", "throughput", "step_parts", "sampling"
     }  # fmt: skip
     table = (tmp_path / "results.md").read_text()
     assert all(f"| {part['check']} | {part['part']} | ok |" in table for part in parts)

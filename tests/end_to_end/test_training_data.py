@@ -99,7 +99,7 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
             )
             expected = masks(0, samples, t) & real
             made = [b for rank in range(ranks) for b in Batches(plan, source, rank, torch.device("cpu"))[step]]
-            assert {b.batch_tokens for b in made} == {int(real.sum())}
+            assert _batch_tokens(made, plan.settings.train.min_timestep) == pytest.approx(int(real.sum()))
             clean, masked, _ = rows_of(made)
             assert np.array_equal(masked.numpy(), expected)
             assert np.array_equal(clean.numpy(), source.rows(samples))
@@ -131,7 +131,9 @@ def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, t
     _, masked, drawn = (x.numpy() for x in rows_of(made))
     assert not masked[owners < 0].any() and np.array_equal(masked, masks(0, samples, t) & (owners >= 0))
     assert drawn[masked] == pytest.approx(t[masked], abs=1e-12)
-    assert torch.cat([b.weights for b in made]).numpy() == pytest.approx((1 - minimum) / t[masked], rel=1e-6)
+    assert torch.cat([b.inputs.loss_weights for b in made]).numpy() == pytest.approx(
+        (1 - minimum) / t[masked] / source.lengths(samples).sum(), rel=1e-6
+    )
     if attention == "row":
         assert all(b.inputs.document_ids is None for b in made)
     else:
@@ -177,7 +179,9 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
     # Weights so wide that attention to other documents changes the figures.
     words = ("eval.every=20", "eval.rows=12", "eval.loops=1,3", f"train.attention={attention}", "model.init_std=0.3")
     run = run_here(padded, tmp_path, "run", *words)
-    assert ("attention within each\n" in capsys.readouterr().out) == (attention == "document")
+    banner = capsys.readouterr().out
+    for line in ("attention within each\n", "\nattention within documents  torch SDPA with a mask"):
+        assert (line in banner) == (attention == "document")
     dataset = PackedDataset(padded, "validation")
     weights, architecture = load_file(run / "checkpoints/step_20/weights.safetensors"), None
     architecture = make_run_plan(settings_of(padded), dataset.manifest, 1).settings.model
@@ -250,3 +254,9 @@ def test_resuming_with_another_mixture_is_refused(mixture, world, tmp_path):
     other.write_text(mixture.read_text().replace("weight: 3", "weight: 2"))
     with pytest.raises(UserError, match="data"):
         run_here(other, tmp_path, "run")
+
+
+def _batch_tokens(batches, minimum: float) -> float:
+    """The number of tokens that the loss weights divide by."""
+    t = torch.cat([batch.timesteps for batch in batches])
+    return ((1 - minimum) / t / torch.cat([batch.inputs.loss_weights for batch in batches])).mean().item()

@@ -47,6 +47,7 @@ class Entry:
 CHECKS = {
     "start": Entry("commands.check_start", True, 180),
     "oracle": Entry("oracle.check_oracle", False, 120),
+    "attention": Entry("attention.check_attention", True, 60),
     "fp32": Entry("zero_stages.check_fp32", False, 150),
     "bf16": Entry("zero_stages.check_bf16", False, 150),
     "resume": Entry("resume.check_resume", False, 150),

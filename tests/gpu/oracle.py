@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.architecture import Architecture, LoopSplit, Recompute
 from model.denoiser import LoopedDenoiser, positions_of
-from model.objective import diffusion_loss, masked_cross_entropy, token_weights
+from model.objective import token_weights
 from model.reference import reference_logits, reference_loss
 from pretrain.parallel.world import start_world
 from tests.gpu.harness import Check
@@ -59,12 +59,9 @@ def compare(
 
     model = model.to(device)
     clean, masked, t, noisy = (x.to(device) for x in (clean, masked, t, noisy))
-    logits = model(noisy, positions_of(masked), LOOPS, None if documents is None else documents.to(device))
-    found = logits.detach()[
-        :, : architecture.mask_id
-    ].clone()  # the cross-entropy of megatron-core overwrites its input
-    cross_entropy = masked_cross_entropy(logits, clean[masked])
-    loss = diffusion_loss(cross_entropy, token_weights(t[masked], 0.0), clean.numel())
+    inputs = (noisy, positions_of(masked), LOOPS, None if documents is None else documents.to(device))
+    found = model(*inputs).detach()[:, : architecture.mask_id]
+    loss, _ = model(*inputs, targets=clean[masked], loss_weights=token_weights(t[masked], 0.0, clean.numel()))
     loss.backward()
     gradients = {name: relative(parameter.grad, weights[name].grad) for name, parameter in model.named_parameters()}
     worst = max(gradients, key=lambda name: float("inf") if gradients[name] != gradients[name] else gradients[name])

@@ -87,7 +87,7 @@ def clocks(run: TrainingRun, spent: Counter[str]) -> Iterator[None]:
 
     engine, deepspeed = run.engine, run.engine._engine
     places = [
-        (engine.model, "forward", "forward"), (engine.model, "logits", "LM head"), (deepspeed, "backward", "backward"),
+        (engine.model, "forward", "forward"), (engine.model, "output", "LM head"), (deepspeed, "backward", "backward"),
         (engine, "step", "update"), (engine, "forward_backward", "forward, loss, backward"),
     ]  # fmt: skip
     saved = [(owner, attribute, vars(owner).get(attribute)) for owner, attribute, _ in places]

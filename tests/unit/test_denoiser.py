@@ -8,7 +8,7 @@ import torch
 from model.architecture import Architecture, LoopSplit
 from model.denoiser import LoopedDenoiser, positions_of
 from model.layers import RMSNorm, Sharding, transformer_config
-from model.objective import diffusion_loss, masked_cross_entropy, token_weights
+from model.objective import token_weights
 from model.reference import reference_logits, reference_loss, unrolled_weights
 
 
@@ -50,9 +50,10 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 2, [0] * 7 + [1] * 5 + [-1] 
 
 
 def loss_of(model, clean, masked, timesteps, loops, document_ids=None):
-    logits = model(clean.masked_fill(masked, model.architecture.mask_id), positions_of(masked), loops, document_ids)
-    weights = token_weights(timesteps[masked], 0.0)
-    return diffusion_loss(masked_cross_entropy(logits, clean[masked]), weights, clean.numel())
+    noisy = clean.masked_fill(masked, model.architecture.mask_id)
+    weights = token_weights(timesteps[masked], 0.0, clean.numel())
+    loss, _ = model(noisy, positions_of(masked), loops, document_ids, targets=clean[masked], loss_weights=weights)
+    return loss
 
 
 def weights_of(model):

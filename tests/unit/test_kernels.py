@@ -6,7 +6,8 @@ import types
 import pytest
 import torch
 
-from pretrain.machine.kernels import choose_adamw, choose_kernels
+from pretrain.machine import kernels
+from pretrain.machine.kernels import choose_adamw, choose_document_attention, choose_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -67,6 +68,14 @@ def test_apex_with_its_extensions_is_used_on_a_gpu_alone(apex, monkeypatch):
     assert (
         choose_adamw(CUDA, offloaded=True).implementation == "torch.optim.AdamW"
     )  # a CUDA kernel cannot step CPU tensors
+
+
+def test_the_kernel_for_documents_is_the_one_that_the_model_uses(monkeypatch):
+    choice = choose_document_attention(CPU, torch.bfloat16, 64)
+    assert choice.implementation.startswith("torch SDPA with a mask") and "no CUDA device" in choice.reason
+    assert "no fp32" in choose_document_attention(CUDA, torch.float32, 64).reason
+    monkeypatch.setattr(kernels, "missing_varlen", lambda device, dtype, head_dim: None)
+    assert choose_document_attention(CUDA, torch.bfloat16, 64).implementation == "torch's varlen flash attention"
 
 
 def test_every_choice_has_a_reason():

@@ -9,7 +9,7 @@ import torch
 
 from model.denoiser import positions_of
 from model.noise import timesteps
-from model.objective import diffusion_loss, masked_cross_entropy, token_weights
+from model.objective import masked_cross_entropy, token_weights
 from pretrain.evaluation.nelbo import Evaluator
 
 VOCAB, LENGTH, MASK = 3, 3, 3
@@ -46,12 +46,11 @@ def test_expected_loss_is_the_entropy(world, probabilities):
             cross_entropy = masked_cross_entropy(
                 true_logits(probabilities, noisy, positions_of(masked)), SEQUENCES[masked]
             )
-            weights = token_weights(torch.full(masked.shape, t)[masked], 0.0)
+            weights = token_weights(torch.full(masked.shape, t)[masked], 0.0, LENGTH)
             chance = t ** mask.sum().item() * (1 - t) ** (LENGTH - mask.sum().item())
             # Every masked token of row x is weighted by p(x).
             per_row = probabilities.unsqueeze(1).expand(masked.shape)[masked].float()
-            loss = diffusion_loss(cross_entropy * per_row, weights, LENGTH)
-            expectation += node_weight * chance * loss.item()
+            expectation += node_weight * chance * torch.dot(weights, cross_entropy * per_row).item()
     assert expectation == pytest.approx(entropy / LENGTH, rel=1e-5)
 
 
@@ -74,9 +73,8 @@ def test_expected_loss_of_documents_with_their_own_timesteps_is_the_entropy(worl
             for mask in itertools.product([False, True], repeat=4):
                 masked = torch.tensor([mask])
                 chance = torch.where(masked, t, 1 - t).prod().item()
-                weights = token_weights(t[masked], 0.0)
-                loss = diffusion_loss(_expected_nats(first, second, masked), weights, 4).item()
-                expectation += share * chance * loss
+                weights = token_weights(t[masked], 0.0, 4)
+                expectation += share * chance * torch.dot(weights, _expected_nats(first, second, masked)).item()
     assert expectation == pytest.approx(entropy / 4, rel=1e-5)
 
 
@@ -135,12 +133,5 @@ def test_weights_are_the_inverse_density(world):
     """The mean over t of weight * P(masked) is 1 - min_timestep, the length of the interval."""
     for minimum in (1e-3, 0.2):
         t = minimum + (1 - minimum) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-        mean = (token_weights(t, minimum).double() * t).mean().item()
+        mean = (token_weights(t, minimum, 1).double() * t).mean().item()
         assert mean == pytest.approx(1 - minimum, rel=1e-6)
-
-
-def test_the_split_into_micro_batches_does_not_change_the_loss(world):
-    cross_entropy, weights = torch.rand(30), torch.rand(30)
-    whole = diffusion_loss(cross_entropy, weights, 100)
-    parts = sum(diffusion_loss(cross_entropy[i : i + 7], weights[i : i + 7], 100) for i in range(0, 30, 7))
-    assert whole.item() == pytest.approx(parts.item(), rel=1e-6)

@@ -67,7 +67,7 @@ def saved_bytes(plan, loops, attention="row"):
 
 def planned_bytes(plan, **train):
     at = replace(plan, settings=replace(plan.settings, train=replace(plan.settings.train, **train)))
-    return memory_of(at, at.placement[0]).activations
+    return memory_of(at, at.placement[0], "cpu").activations
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -100,7 +100,9 @@ def test_loop_recomputation_keeps_one_hidden_state_per_pass():
     overrides = ("parallel.recompute=loop", "model.loop.max=12")
     one, twelve = (plan(*overrides, f"train.loops={s}") for s in (1, 12))
     hidden = 2 * 32 * 32 * 4  # rows x tokens x width x bytes
-    grown = memory_of(twelve, twelve.placement[0]).activations - memory_of(one, one.placement[0]).activations
+    grown = (
+        memory_of(twelve, twelve.placement[0], "cpu").activations - memory_of(one, one.placement[0], "cpu").activations
+    )
     assert grown == 11 * hidden
 
 

@@ -27,6 +27,7 @@ ONLY_IN = {
         "pretrain/parallel/gather.py",
         "model/layers.py",
         "model/denoiser.py",
+        "model/lm_head.py",
         "model/objective.py",
         "model/megatron_on_cpu.py",
     },

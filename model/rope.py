@@ -1,0 +1,37 @@
+"""Rotary position embedding (RoPE, Su et al. 2021).
+
+megatron-core 0.16 and 0.19 compute the cosine and sine of the angles for the queries and the keys of every layer;
+`rotary_pos_cos` and `rotary_pos_sin` of its layers are for inference only. Here both are computed once per micro-batch.
+The layers get no `rotary_pos_emb`; `BidirectionalAttention` rotates instead.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of the RoPE angles of a row, for `rotate`.
+
+    Attributes:
+        cos: [s, 1, d].
+        sin: [s, 1, d], negative in the first half of d.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(seq_len: int, head_dim: int, base: float, device: torch.device, dtype: torch.dtype) -> Rotation:
+    """The rotation of positions 0 to `seq_len` - 1 (equation 34), computed in fp32. Element i is rotated with i + d / 2."""
+    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return Rotation(torch.cat([cos, cos], dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None])
+
+
+def rotate(states: Tensor, by: Rotation) -> Tensor:
+    """Queries or keys [b, s, n, d] -> the same, rotated, contiguous."""
+    first, second = states.chunk(2, dim=-1)
+    return states * by.cos + torch.cat([second, first], dim=-1) * by.sin
