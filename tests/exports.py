@@ -48,7 +48,12 @@ def make_run(folder: Path, kind: str = "sentencepiece", step: int = 3, **setting
     folder.mkdir(parents=True)
     manifest = _write_tokenizer(folder / "tokenizer", kind)
     words = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-    words += ["data.path=/home/someone/data", "data.seq_len=32", f"run.dir={folder.parent}", f"run.name={folder.name}"]
+    words += [
+        "data.path=/somewhere/else/data",
+        "data.seq_len=32",
+        f"run.dir={folder.parent}",
+        f"run.name={folder.name}",
+    ]
     chosen = load_settings(str(ROOT / "tests" / "tiny.yaml"), words)
     chosen = replace(chosen, model=replace(chosen.model, vocab_size=manifest.vocab_size))
     (folder / "config.yaml").write_text(dump_settings(chosen))
@@ -92,7 +97,7 @@ def _write_tokenizer(folder: Path, kind: str) -> Manifest:
         pad_id=eod if base.pad_id is None else base.pad_id,
     )  # fmt: skip
     inputs = [
-        {"input": "/home/someone/corpus/a.txt", "kind": "file", "files": 1, "bytes": 1, "documents": 7, "digest": "0"}
+        {"input": "/somewhere/else/corpus/a.txt", "kind": "file", "files": 1, "bytes": 1, "documents": 7, "digest": "0"}
     ]
     manifest = Manifest(
         tokenizer=info,
