@@ -16,6 +16,7 @@ from data_pipeline.manifest import Manifest, TokenizerInfo, sha256_of
 from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 from model.architecture import Architecture
+from pretrain.cli import main
 from pretrain.config.keys import flatten
 from pretrain.config.load import dump_settings, load_settings
 from pretrain.export.weights import exported_shapes, imported_weights
@@ -159,3 +160,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def copy_run(run: Path, folder: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(run, folder))
+
+
+def call_verb(capsys, *words: object) -> tuple[int, str, str]:
+    """Run a verb in this process; returns its status, output and errors."""
+    capsys.readouterr()
+    status = main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err

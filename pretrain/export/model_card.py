@@ -78,6 +78,7 @@ def _training(record: RunRecord, manifest: Manifest) -> dict[str, str]:
     settings, progress, architecture = record.settings, record.state["progress"], record.architecture
     split, count = architecture.loop, sum(architecture.parameter_count().values())
     batch, length = settings["train.global_batch_size"], manifest.seq_len
+    ranks = record.state["layout"]["world_size"]
     average = f" (decay {settings['optim.ema_decay']:g})" if record.weights == "ema" else ""
     return {
         "layers": f"{split.head} + {split.mid} x S + {split.tail}",
@@ -87,7 +88,7 @@ def _training(record: RunRecord, manifest: Manifest) -> dict[str, str]:
         "steps": f"{record.step:,} of {batch:,} rows of {length:,} tokens",
         "tokens": f"{record.step * batch * length:,}",
         "FLOPs": f"{progress['flops']:.4g}",
-        "time": f"{progress['elapsed'] / 3600:.2f} hours on {record.state['layout']['world_size']} ranks",
+        "time": f"{progress['elapsed'] / 3600:.2f} hours on {ranks} rank{'s' * (ranks != 1)}",
         "schedule": f"{settings['optim.lr']:g}, {settings['optim.schedule']}; warm-up {settings['optim.warmup_steps']:,} steps",
         "precision": str(settings["train.precision"]),
         "attention, noise": f"per {settings['train.attention']}, per {settings['train.noise']}",

@@ -23,6 +23,8 @@ def config_fields(architecture: Architecture, manifest: Manifest, loops: int) ->
         "auto_map": {"AutoConfig": f"{MODELING}.LoopMDMConfig", "AutoModel": model, "AutoModelForMaskedLM": model},
         "model_type": MODEL_TYPE,
         "dtype": "float32",
+        # Of the format. Without it, transformers 4.57 says of vocabularies above 100,000 that their tokenizer is wrong.
+        "transformers_version": "5.0.0",
         **shape_fields(architecture),
         "max_position_embeddings": manifest.seq_len,
         "loops": loops,
