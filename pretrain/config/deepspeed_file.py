@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from pretrain.config.deepspeed_keys import (
     DEEPSPEED_KEYS,
     DERIVED_DEEPSPEED_KEYS,
+    FAULTY_WHEN_TRUE,
     REMOVED_DEEPSPEED_KEYS,
     UNUSED_DEEPSPEED_KEYS,
 )
@@ -116,6 +117,8 @@ def _mistakes(content: dict[str, Any], known: dict[str, Any], prefix: str) -> It
             else:
                 wrong = f"should be {_named(known[name])}"
             yield key, f"{key}={json.dumps(value)} {wrong}"
+        elif value is True and key in FAULTY_WHEN_TRUE:
+            yield key, f"{key}=true: {FAULTY_WHEN_TRUE[key]}; remove it from the file"
 
 
 def _unknown(name: str, known: dict[str, Any], prefix: str) -> str:

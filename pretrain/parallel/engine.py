@@ -259,7 +259,7 @@ def deepspeed_config(plan: RunPlan, stage: Stage) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.micro_batches,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.optim.clip_norm if settings.parallel.zero_stage else 0.0,
-        "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
+        "zero_allow_untested_optimizer": True,  # apex's FusedAdam and our Muon are not on DeepSpeed's list
         "steps_per_print": 2**62,
     }
     config.setdefault("zero_optimization", {})["reduce_bucket_size"] = reduce_bucket(settings, weights)

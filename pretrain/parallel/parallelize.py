@@ -8,10 +8,12 @@ from torch import nn
 from model.architecture import Architecture
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
+from model.weights import OnWeight
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
 from pretrain.machine.compilation import compile_layers, missing_compiler
-from pretrain.optimizer.adamw import build_optimizer
+from pretrain.optimizer.build import build_optimizer
+from pretrain.optimizer.muon import Muon
 from pretrain.parallel.consistency import require_identical_on_all_ranks, weight_fact
 from pretrain.parallel.engine import (
     Engine,
@@ -21,6 +23,7 @@ from pretrain.parallel.engine import (
     use_bf16_weights,
     zero3_sharding,
 )
+from pretrain.parallel.pieces import pieces_of, sharing_of
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
 
@@ -38,21 +41,9 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
     sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
-    # 2. What happens to each weight as soon as it exists, so that no rank holds the whole model in fp32:
-    #    a. Ranks that will hold the same weight compare it, below, by the checksum of the whole weight.
-    #    b. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
-    #       hook is registered, and DeepSpeed registers its hooks in step 8.
-    #    c. ZeRO-3 shards it.
+    # 2. Each weight is prepared as soon as it exists, so that no rank holds the whole model in fp32.
     facts: dict[str, str] = {}
-    shard = zero3_sharding(plan, world) if parallel.zero_stage == 3 else None
-
-    def on_weight(name: str, module: nn.Module) -> None:
-        facts.update(weight_fact(name, module.weight, world))
-        module.to(world.device)
-        if plan.settings.train.precision == "bf16":
-            use_bf16_weights(module)
-        if shard is not None:
-            shard(module)
+    on_weight = _preparation(plan, world, facts)
 
     # 3. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
@@ -81,7 +72,30 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
 
-    # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    # 9. Muon orthogonalizes whole matrices, which it puts together from the ranks' shards: it must know where step 8 put them.
+    if isinstance(optimizer, Muon):
+        pieces = pieces_of(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world)
+        optimizer.locate(pieces, sharing_of(model, parallel.zero_stage, world))
+
+    # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
 
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
+
+
+def _preparation(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
+    """What happens to each new weight. Adds its checksum to `facts`, to be compared between the ranks that hold it."""
+    precision, zero_stage = plan.settings.train.precision, plan.settings.parallel.zero_stage
+    shard = zero3_sharding(plan, world) if zero_stage == 3 else None
+
+    def on_weight(name: str, module: nn.Module) -> None:
+        facts.update(weight_fact(name, module.weight, world))  # of the whole weight: ZeRO-3 shards it below
+        module.to(world.device)
+        if precision == "bf16":
+            # DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is registered, and DeepSpeed
+            # registers its hooks when it is initialized.
+            use_bf16_weights(module)
+        if shard is not None:
+            shard(module)
+
+    return on_weight

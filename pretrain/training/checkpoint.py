@@ -41,8 +41,9 @@ IDENTITY = (
     "train.min_timestep",
     "train.attention",
     "train.noise",
+    "optim.name",
 )
-"""Settings beside model.* that decide what a step is computed on. A resume must not change them."""
+"""Settings beside model.* that decide what a step is computed on, or which states it has. A resume must not change them."""
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,7 @@ CANNOT_RESUME = {
     "optim.ema_decay=0": r"optim.ema_decay was 0.9, now 0.0",
     "train.attention=document": r"train.attention was row, now document",
     "train.noise=document": r"train.noise was row, now document",
+    "optim.name=muon": r"optim.name was adamw, now muon",
 }
 
 
