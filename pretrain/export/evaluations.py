@@ -40,9 +40,7 @@ def result_lines(name: str, result: Mapping[str, Any]) -> list[str]:
     about = f"`{name}`: step {result['step']:,}, {result['weights']} weights"
     if not (isinstance(rows, list) and rows and all(isinstance(row, dict) and "nats_per_token" in row for row in rows)):
         return [f"{about}; the figures are in `loopmdm/run.json`.", ""]
-    about += "".join(
-        f", {text}" for key, text in (("split", result.get("split")), ("data", result.get("data"))) if text and key
-    )
+    about += "".join(f", {result[key]}" for key in ("split", "data") if result.get(key))
     if isinstance(result.get("rows"), int):
         about += f", {result['rows']:,} rows"
     lines = [f"{about}.", "", "| loops | nats/token | bits/byte |", "|---|---|---|"]
