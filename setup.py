@@ -40,6 +40,7 @@ setup(
         "pretrain.commands",
         "pretrain.config",
         "pretrain.evaluation",
+        "pretrain.export",
         "pretrain.inspection",
         "pretrain.machine",
         "pretrain.optimizer",
@@ -73,6 +74,7 @@ setup(
             "ruff>=0.9",
             "codespell>=2.3",
             "matplotlib>=3.9",
+            "transformers>=4.57",  # loads what `loopmdm export` writes
         ],
     },
     entry_points={"console_scripts": ["loopmdm=loopmdm_cli:command"]},
