@@ -3,15 +3,14 @@
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data_pipeline.paths import user_path
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
 
 if TYPE_CHECKING:
-    from data_pipeline.tokenizers.tokenizers import Tokenizer
     from pretrain.commands.load_run import LoadedRun
     from pretrain.commands.prompts import Prompt
     from pretrain.evaluation.sampler_settings import SamplerSettings
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 
 PROMPT_SHIFT = 32
 """Sample k of prompt p has the number p * 2^32 + k: it does not change with the number of samples per prompt."""
+
+LARGEST = 2**20
+"""Of numbers for which memory is allocated."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
+    from pretrain.commands.sample_results import describe, report
     from pretrain.evaluation.sampler_settings import SamplerSettings
 
     _check(arguments)
@@ -66,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     samples = draw(loaded, rows, settings, arguments)
     seconds = time.perf_counter() - begin
     if loaded.world.is_main:
-        _report(arguments, loaded, settings, _described(prompts, rows, samples, tokenizer, mask_id), seconds)
+        described = list(describe(prompts, rows, samples, tokenizer, mask_id))
+        report(arguments, loaded, settings, described, seconds)
     return 0
 
 
@@ -98,6 +102,10 @@ def _check(arguments: argparse.Namespace) -> None:
     check_options(arguments, {"loops": 1, "num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
     if arguments.seed >= 2**63:
         raise UserError(f"--seed {arguments.seed}: must be below 2^63")
+    for name in ("num_samples", "length", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value > LARGEST:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at most {LARGEST:,}")
     try:
         arguments.prompt.encode("utf-8")
     except UnicodeEncodeError:  # bytes that the locale does not know
@@ -133,79 +141,3 @@ def _check_rows(
                 f"--steps {settings.steps}: the {blocks} blocks of a sample of {prompt.source} need at least one step each; raise "
                 "--steps or --block-length"
             )
-
-
-def _described(
-    prompts: Sequence["Prompt"],
-    rows: Sequence[Sequence[int]],
-    samples: Sequence["Sample"],
-    tokenizer: "Tokenizer",
-    mask_id: int,
-) -> Iterator[dict[str, Any]]:
-    """What is told of each sample: its prompt, number, text, tokens and the steps that revealed them."""
-    count = len(samples) // len(prompts)
-    for index, sample in enumerate(samples):
-        prompt, row = prompts[index // count], rows[index // count]
-        about = {"template" if prompt.is_template else "prompt": prompt.text, "sample": index % count + 1}
-        about["text"] = tokenizer.decode(sample.tokens)
-        if not prompt.is_template:  # what follows the prompt
-            given = max((i + 1 for i, token in enumerate(row) if token != mask_id), default=0)
-            about["completion"] = tokenizer.decode(sample.tokens[given:])
-        about |= {"tokens": sample.tokens, "revealed_at_step": sample.steps}
-        yield about | ({"input": prompt.record} if prompt.record else {})
-
-
-def _report(
-    arguments: argparse.Namespace,
-    loaded: "LoadedRun",
-    settings: "SamplerSettings",
-    described: Iterator[dict[str, Any]],
-    seconds: float,
-) -> None:
-    """Print every text, and save them."""
-    samples = list(described)
-    for number, sample in enumerate(samples, 1):
-        of_prompt = f" (prompt {(number - 1) // arguments.num_samples + 1})" if arguments.prompts else ""
-        about = f"S={arguments.loops}, {settings.describe()}"
-        print(f"--- sample {number} of {len(samples)}{of_prompt}, {about}\n{sample['text']}")
-    print(f"--- {len(samples)} samples in {seconds:.1f} s\n{_saved(arguments, loaded, settings, samples, seconds)}")
-
-
-def _saved(
-    arguments: argparse.Namespace,
-    loaded: "LoadedRun",
-    settings: "SamplerSettings",
-    samples: Sequence[dict[str, Any]],
-    seconds: float,
-) -> str:
-    """Save the samples: one JSON object, or one per line (.jsonl). Returns the line that says where."""
-    from data_pipeline.atomic_files import write_output
-    from data_pipeline.json_text import json_text
-    from pretrain.evaluation.result_files import keep_result
-
-    asked = {
-        "loops": arguments.loops,
-        **settings.record(),
-        "seed": arguments.seed,
-        **_asked_prompts(arguments, samples),
-    }
-    asked |= {"num_samples": arguments.num_samples, "length": arguments.length or loaded.settings.data.seq_len}
-    about = {"step": loaded.step, "weights": loaded.weights}
-    if arguments.output is not None and arguments.output.suffix == ".jsonl":
-        lines = (json_text(sample | about | {"settings": asked}) + "\n" for sample in samples)
-        write_output("--output", arguments.output, "".join(lines))
-        return f"wrote {arguments.output}"
-    keys = ("tokens", "revealed_at_step")
-    columns = {"texts": [s["text"] for s in samples], **{key: [s[key] for s in samples] for key in keys}}
-    record = about | asked | {"settings": asked, "seconds": seconds} | columns
-    kind = "" if settings.order == "ancestral" else f"_{settings.order}"
-    steps = "" if settings.steps is None else f"_steps_{settings.steps}"
-    stem = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}{kind}{steps}_seed_{arguments.seed}"
-    return keep_result(arguments.folder / "samples", stem, record, arguments.output)
-
-
-def _asked_prompts(arguments: argparse.Namespace, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The prompts, by their texts."""
-    if arguments.prompts is None:
-        return {key: samples[0][key] for key in ("prompt", "template") if key in samples[0]}
-    return {"prompts": [sample.get("prompt", sample.get("template")) for sample in samples[:: arguments.num_samples]]}
