@@ -50,6 +50,7 @@ setup(
         "pretrain.training",
         "pretrain.training.hooks",
         "model",
+        "model.sampling",
         "data_pipeline",
         "data_pipeline.dataset",
         "data_pipeline.packing",

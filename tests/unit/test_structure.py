@@ -65,6 +65,7 @@ CHEAP = (
     "pretrain.cli",
     "pretrain.command_line",
     "pretrain.commands.doctor",
+    "pretrain.commands.sample",
     "pretrain.config.deepspeed_file",
     "pretrain.config.keys",
     "pretrain.config.layout_names",
