@@ -25,6 +25,8 @@ VERBS = {
     "train": ("pretrain.main", "train a recipe; the same as python pretrain/main.py"),
     "evaluate": ("pretrain.commands.evaluate", "validation NELBO of a run at several numbers of loops"),
     "sample": ("pretrain.commands.sample", "generate text with a run, by ancestral sampling of the reverse process"),
+    "probe": ("pretrain.commands.probe", "hidden states and attention of every pass of a run's looped block"),
+    "report": ("pretrain.inspection.report_command", "curves, figures and samples of runs as one HTML page"),
     "doctor": ("pretrain.commands.doctor", "report versions, devices and which optional kernels are used"),
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""
