@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.paths import user_path
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
+from pretrain.machine.versions import require_supported_versions
 
 if TYPE_CHECKING:
     from data_pipeline.dataset.blend import Blend
@@ -43,6 +44,7 @@ def loop_list(text: str) -> list[int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
+    require_supported_versions()
     from data_pipeline.dataset.blend import load_blend
     from pretrain.commands.load_run import find_data, open_run
     from pretrain.errors import UserError

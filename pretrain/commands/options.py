@@ -2,22 +2,26 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.paths import user_path
 from pretrain.errors import UserError
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run folder, its weights, and the file of the result."""
+def add_run_arguments(parser: argparse.ArgumentParser, suffixes: Sequence[str] = (".json",)) -> None:
+    """The run folder, its weights, and the file of the result, which ends in one of `suffixes`."""
     parser.add_argument("folder", type=user_path, metavar="RUN", help="run folder, such as runs/quickstart")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema if the run keeps it]"
     )
     parser.add_argument(
-        "--output", type=user_path, metavar="FILE.json", help="file for the result [a new one in the run folder]"
+        "--output",
+        type=user_path,
+        metavar=f"FILE{' or FILE'.join(suffixes)}",
+        help="file for the result [a new one in the run folder]",
     )
+    parser.set_defaults(output_suffixes=tuple(suffixes))
 
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +46,13 @@ def check_options(arguments: argparse.Namespace, least: Mapping[str, int]) -> No
         if value is not None and value < smallest:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {smallest}")
     if arguments.output is not None:
-        _check_output(arguments.output)
+        _check_output(arguments.output, arguments.output_suffixes)
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, suffixes: Sequence[str]) -> None:
     """Notice before the work that a file cannot be written."""
-    if output.suffix != ".json":
-        raise UserError(f"--output {output}: the result is JSON; give a name that ends in .json")
+    if output.suffix not in suffixes:
+        raise UserError(f"--output {output}: the result is JSON; give a name that ends in {' or '.join(suffixes)}")
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; give a file name")
     target = output if output.exists() else next(p for p in output.absolute().parents if p.exists())

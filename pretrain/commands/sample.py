@@ -1,107 +1,145 @@
-"""`loopmdm sample RUN`: draw text by the ancestral reverse process, print it and save it."""
+"""`loopmdm sample RUN`: draw text with a sampler, print it and save it."""
 
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data_pipeline.paths import user_path
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
+from pretrain.commands.sampler_options import add_sampler_arguments
+from pretrain.machine.versions import require_supported_versions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from data_pipeline.tokenizers.tokenizers import Tokenizer
     from pretrain.commands.load_run import LoadedRun
+    from pretrain.commands.prompts import Prompt
+    from pretrain.evaluation.sampler_settings import SamplerSettings
+    from pretrain.evaluation.sampling import Sample
+
+PROMPT_SHIFT = 32
+"""Sample k of prompt p has the number p * 2^32 + k: it does not change with the number of samples per prompt."""
+
+LARGEST = 2**20
+"""Of numbers for which memory is allocated."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    add_run_arguments(parser)
+    add_run_arguments(parser, (".json", ".jsonl"))
     parser.add_argument("--loops", type=int, default=4, metavar="S", help="S, passes of the looped block [4]")
-    parser.add_argument("--steps", type=int, default=32, help="denoising steps [32]")
-    parser.add_argument("--prompt", default="", help="text that every sample begins with")
-    parser.add_argument("--num-samples", type=int, default=2, help="number of samples [2]")
-    parser.add_argument("--length", type=int, help="tokens per sample, including the prompt [the run's row length]")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument(
+        "--prompt", default="", metavar="TEXT",
+        help="text that every sample begins with; [MASK] in it is one token to fill, [MASK:20] is 20",
+    )  # fmt: skip
+    given.add_argument(
+        "--prompts", type=user_path, metavar="FILE",
+        help='several prompts, one per line, or in a .jsonl file {"prompt": TEXT} or {"template": TEXT}',
+    )  # fmt: skip
+    given.add_argument(
+        "--template", type=user_path, metavar="FILE", help="text of the whole sample, with [MASK] where it is to be filled"
+    )  # fmt: skip
+    parser.add_argument("--num-samples", type=int, default=2, help="samples per prompt [2]")
+    parser.add_argument(
+        "--length", type=int, help="tokens per sample with its prompt; of a template, at most [the run's row length]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed, from 0 to 2^63 - 1 [0]")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples that are drawn at once [32]")
     add_layout_arguments(parser)
+    add_sampler_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
+    require_supported_versions()
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
-    from pretrain.evaluation.result_files import keep_result
+    from pretrain.commands.sample_results import describe, report
+    from pretrain.evaluation.sampler_settings import SamplerSettings
 
     _check(arguments)
+    settings = SamplerSettings.of(vars(arguments))
+    prompts = _prompts(arguments)
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
+    mask_id = loaded.settings.model.mask_id
+    length = loaded.settings.data.seq_len if arguments.length is None else arguments.length
+    rows = [prompt.row(tokenizer, mask_id, length) for prompt in prompts]
+    _check_rows(settings, prompts, rows, mask_id)
     begin = time.perf_counter()
-    rows = draw(loaded, _masked_rows(arguments, loaded, tokenizer), arguments.loops, arguments.steps, arguments.seed)
+    samples = draw(loaded, rows, settings, arguments)
     seconds = time.perf_counter() - begin
-    if not loaded.world.is_main:
-        return 0
-    texts = [tokenizer.decode(row) for row in rows]
-    settings = {
-        "loops": arguments.loops, "denoising_steps": arguments.steps, "seed": arguments.seed, "prompt": arguments.prompt,
-        "num_samples": len(rows), "length": len(rows[0]),
-    }  # fmt: skip
-    record = {
-        "step": loaded.step, "weights": loaded.weights, **settings, "settings": settings, "seconds": seconds, "tokens": rows,
-        "texts": texts,
-    }  # fmt: skip
-    stem = f"step_{loaded.step}_{loaded.weights}_loops_{arguments.loops}_steps_{arguments.steps}_seed_{arguments.seed}"
-    for number, text in enumerate(texts, 1):
-        print(f"--- sample {number} of {len(texts)}, S={arguments.loops}, {arguments.steps} denoising steps\n{text}")
-    saved = keep_result(arguments.folder / "samples", stem, record, arguments.output)
-    print(f"--- {len(rows)} samples in {seconds:.1f} s\n{saved}")
+    if loaded.world.is_main:
+        described = list(describe(prompts, rows, samples, tokenizer, mask_id))
+        report(arguments, loaded, settings, described, seconds)
     return 0
+
+
+def draw(
+    loaded: "LoadedRun", rows: Sequence[Sequence[int]], settings: "SamplerSettings", arguments: argparse.Namespace
+) -> list["Sample"]:
+    """`arguments.num_samples` samples of each row. Collective."""
+    from pretrain.evaluation.sampling import fill_rows
+
+    count = arguments.num_samples
+    plan = settings.plan(lambda: loaded.denoiser(arguments.loops), loaded.manifest.tokenizer.eod_id)
+    return fill_rows(
+        loaded.world,
+        loaded.denoiser(arguments.loops),
+        [row for row in rows for _ in range(count)],
+        [(prompt << PROMPT_SHIFT) + sample for prompt in range(len(rows)) for sample in range(count)],
+        plan,
+        loaded.settings.model.mask_id,
+        arguments.seed,
+        arguments.batch_size,
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value that means nothing, and read the prompt as UTF-8 whatever the locale is."""
+    from pretrain.commands.prompts import not_utf8
     from pretrain.errors import UserError
 
-    check_options(arguments, {"loops": 1, "steps": 1, "num_samples": 1, "length": 1, "seed": 0})
+    check_options(arguments, {"loops": 1, "num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
     if arguments.seed >= 2**63:
         raise UserError(f"--seed {arguments.seed}: must be below 2^63")
+    for name in ("num_samples", "length", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value > LARGEST:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at most {LARGEST:,}")
     try:
         arguments.prompt.encode("utf-8")
     except UnicodeEncodeError:  # bytes that the locale does not know
         try:
             arguments.prompt = os.fsencode(arguments.prompt).decode("utf-8")
         except UnicodeDecodeError as error:
-            byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
-            raise UserError(f"--prompt: {byte} is not UTF-8; convert it, for example with iconv") from None
+            raise UserError(f"--prompt: {not_utf8(error)}") from None
 
 
-def draw(loaded: "LoadedRun", tokens: "Tensor", loops: int, denoising_steps: int, seed: int) -> list[list[int]]:
-    """Fill the [MASK] tokens of int64 [b, s]; returns a list of token ids per row, without any [MASK]."""
-    import torch
+def _prompts(arguments: argparse.Namespace) -> list["Prompt"]:
+    from pretrain.commands.prompts import Prompt, read_prompts, read_template
 
-    from model.sampler import ancestral_sample
-
-    device = loaded.world.device
-    generator = torch.Generator(device=device).manual_seed(seed)
-
-    def denoise(noisy: "Tensor", logit_positions: "Tensor") -> "Tensor":
-        return loaded.whole_logits(noisy, logit_positions, loops)
-
-    filled = ancestral_sample(denoise, tokens.to(device), loaded.settings.model.mask_id, denoising_steps, generator)
-    return filled.tolist()
+    if arguments.prompts is not None:
+        return read_prompts(arguments.prompts)
+    if arguments.template is not None:
+        return [read_template(arguments.template)]
+    return [Prompt(arguments.prompt, "--prompt")]
 
 
-def _masked_rows(arguments: argparse.Namespace, loaded: "LoadedRun", tokenizer: "Tokenizer") -> "Tensor":
-    """Rows of the prompt followed by [MASK], int64 [samples, length]."""
-    import torch
-
+def _check_rows(
+    settings: "SamplerSettings", prompts: Sequence["Prompt"], rows: Sequence[Sequence[int]], mask_id: int
+) -> None:
+    """Raise UserError for options that do not go with a prompt."""
     from pretrain.errors import UserError
 
-    length = loaded.settings.data.seq_len if arguments.length is None else arguments.length
-    prompt = torch.from_numpy(tokenizer.encode_batch([arguments.prompt])[0].astype("int64"))
-    if len(prompt) >= length:
-        raise UserError(
-            f"--prompt: its {len(prompt)} tokens leave no room in a sample of {length}; shorten it or raise --length"
-        )
-    tokens = torch.full((arguments.num_samples, length), loaded.settings.model.mask_id)
-    tokens[:, : len(prompt)] = prompt
-    return tokens
+    for prompt, row in zip(prompts, rows, strict=True):
+        unknown = row.count(mask_id)
+        if settings.guidance and unknown == len(row):
+            raise UserError(f"{prompt.source}: --guidance strengthens the prompt, and this one is empty; leave it out")
+        blocks = -(-unknown // (settings.block_length or unknown))
+        if settings.steps is not None and settings.steps < blocks:
+            raise UserError(
+                f"--steps {settings.steps}: the {blocks} blocks of a sample of {prompt.source} need at least one step each; raise "
+                "--steps or --block-length"
+            )

@@ -313,12 +313,19 @@ def _counts_here(weight: nn.Parameter, world: World) -> bool:
     return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
 
 
+def device_number(world: World) -> int:
+    """What DeepSpeed must find in LOCAL_RANK, by which it selects its device.
+
+    srun and plain python do not set the variable, and where each task sees only its own device, that is device 0 for every local
+    rank.
+    """
+    return world.local_rank if world.device.index is None else world.device.index
+
+
 def _import_deepspeed(world: World) -> Any:
     """Import DeepSpeed and initialize its communication on the existing process group."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
-    os.environ.setdefault(
-        "LOCAL_RANK", str(world.local_rank)
-    )  # DeepSpeed requires it; srun and plain python do not set it
+    os.environ["LOCAL_RANK"] = str(device_number(world))
     import deepspeed
 
     if world.device.type == "cpu":

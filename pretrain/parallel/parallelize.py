@@ -8,6 +8,7 @@ from torch import nn
 from model.architecture import Architecture
 from model.denoiser import LoopedDenoiser
 from model.layers import Sharding
+from model.weights import OnWeight
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Optim
 from pretrain.machine.compilation import compile_layers, missing_compiler
@@ -40,21 +41,10 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
     sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
-    # 2. What happens to each weight as soon as it exists, so that no rank holds the whole model in fp32:
-    #    a. Ranks that will hold the same weight compare it, below, by the checksum of the whole weight.
-    #    b. bf16 weights with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first
-    #       hook is registered, and DeepSpeed registers its hooks in step 8.
-    #    c. ZeRO-3 shards it.
+    # 2. Every weight is cast, moved and, by ZeRO-3, sharded before the next is created: meanwhile a rank holds what it keeps
+    #    and one weight. Ranks that hold the same weight compare what they have created, in step 3.
     facts: dict[str, str] = {}
-    shard = zero3_sharding(plan, world) if parallel.zero_stage == 3 else None
-
-    def on_weight(name: str, module: nn.Module) -> None:
-        facts.update(weight_fact(name, module.weight, world))
-        module.to(world.device)
-        if plan.settings.train.precision == "bf16":
-            use_bf16_weights(module)
-        if shard is not None:
-            shard(module)
+    on_weight = _finish_weight(plan, world, facts)
 
     # 3. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
@@ -87,3 +77,22 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
+
+
+def _finish_weight(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
+    """What is done with a weight when it has been created: this order, and before the next one is."""
+    shard = zero3_sharding(plan, world) if plan.settings.parallel.zero_stage == 3 else None
+
+    def finish(name: str, module: nn.Module) -> None:
+        # a. Its checksum, of the whole weight: afterwards a rank may have a part of it only.
+        facts.update(weight_fact(name, module.weight, world))
+        module.to(world.device)
+        # b. bf16 with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is
+        #    registered, and DeepSpeed registers its hooks in step 8.
+        if plan.settings.train.precision == "bf16":
+            use_bf16_weights(module)
+        # c. ZeRO-3's shards, in the dtype and on the device that it trains with.
+        if shard is not None:
+            shard(module)
+
+    return finish

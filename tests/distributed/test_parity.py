@@ -117,7 +117,7 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
     source = Samples.of(load_blend(corpus), settings.run.seed)
     batch = Batches(plan, source, 0, torch.device("cpu"))[0]
-    tokens = source.lengths(np.arange(train.global_batch_size)).sum()
+    tokens = int(source.lengths(np.arange(train.global_batch_size)).sum())
     loss_in_plain_pytorch(copies, unroll(architecture, 3), batch, 1, train.min_timestep, tokens).backward()
     gradient = {name: torch.zeros_like(value) for name, value in final.items()}
     for name, value in copies.items():

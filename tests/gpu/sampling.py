@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from model.architecture import Architecture, LoopSplit
-from model.denoiser import LoopedDenoiser, positions_of
-from model.sampler import ancestral_sample
+from model.denoiser import LoopedDenoiser
+from model.sampling.generate import SamplingPlan, generate
+from model.sampling.order import Ancestral
+from model.sampling.query import Query
 from pretrain.parallel.world import start_world
 from tests.gpu.harness import Check
 from tests.gpu.runs import release, synchronize
@@ -40,14 +42,14 @@ def check_sampling(check: Check) -> None:
 def sample(model: LoopedDenoiser, noisy: Tensor, denoising_steps: int) -> float:
     """Seconds to fill all tokens."""
 
-    def denoise(tokens: Tensor, selected: Tensor) -> Tensor:
-        return model(tokens, positions_of(selected), LOOPS).float()
+    def denoise(query: Query) -> Tensor:
+        return model(query.tokens, query.positions, LOOPS).float()
 
-    generator = torch.Generator(device=noisy.device).manual_seed(0)
     mask_id = model.architecture.mask_id
+    samples = torch.arange(len(noisy), device=noisy.device)
     synchronize()
     begin = time.perf_counter()
-    filled = ancestral_sample(denoise, noisy, mask_id, denoising_steps, generator)
+    filled = generate(denoise, noisy, samples, SamplingPlan(Ancestral(), denoising_steps), mask_id, seed=0).tokens
     synchronize()
     seconds = time.perf_counter() - begin
     assert not (filled == mask_id).any()

@@ -1,0 +1,184 @@
+"""Which sampler draws samples, and which options go together; the others are refused with the reason."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from model.sampling.generate import SamplingPlan
+    from model.sampling.query import Denoise
+    from model.sampling.state import Sampler
+
+RANKED = ("left-to-right", "random", "confidence", "margin", "entropy")
+OPTIONS_OF = {
+    "ancestral": ("steps", "remask"),
+    **dict.fromkeys(RANKED, ("steps", "tokens_per_step", "draft")),
+    "threshold": ("threshold",),
+    "entropy-bound": ("entropy_bound",),
+    "wino": ("threshold", "verify_threshold"),
+}
+"""Order -> the options that only some orders have."""
+
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "steps": (1, math.inf),
+    "tokens_per_step": (1, math.inf),
+    "draft": (1, math.inf),
+    "block_length": (1, math.inf),
+    "top_k": (1, math.inf),
+    "threshold": (0, 1),
+    "verify_threshold": (0, 1),
+    "remask": (0, 1),
+    "entropy_bound": (0, math.inf),
+    "temperature": (0, math.inf),
+    "guidance": (0, math.inf),
+}
+"""Option -> smallest and largest value."""
+
+DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "ancestral": {"steps": 32},
+    "threshold": {"threshold": 0.9},
+    "entropy-bound": {"entropy_bound": 0.1},
+    "wino": {"threshold": 0.6, "verify_threshold": 0.9},
+}
+"""Order -> values of options that are not given. A ranked order reveals one token per step."""
+
+
+def option(name: str) -> str:
+    """`top_k` -> `--top-k`."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The options of a sampler, checked.
+
+    Attributes:
+        order: a key of `OPTIONS_OF`.
+        steps, tokens_per_step, draft, threshold, verify_threshold, entropy_bound, remask: see `loopmdm sample --help`; None
+            where the order has no such option.
+        temperature, top_k, top_p, guidance, block_length: likewise, for all orders; None for without.
+        stop: end a sample at its first end-of-document token.
+    """
+
+    order: str = "ancestral"
+    steps: int | None = None
+    tokens_per_step: int | None = None
+    draft: int | None = None
+    threshold: float | None = None
+    verify_threshold: float | None = None
+    entropy_bound: float | None = None
+    remask: float | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float | None = None
+    block_length: int | None = None
+    stop: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "SamplerSettings":
+        """Check what the user gave, None for an option that was not given, and fill in the defaults.
+
+        Raises:
+            UserError: names the option, the reason and the fix.
+        """
+        values = {f.name: given[f.name] for f in fields(cls) if given.get(f.name) is not None}
+        order = values.get("order", "ancestral")
+        for name, value in values.items():
+            _check_value(name, value)
+            if name in LIMITS and not _belongs(name, order):
+                raise UserError(f"{option(name)}: has no effect with --order {order}; use --order {_orders_with(name)}")
+        _check_together(values)
+        defaults = dict(DEFAULTS.get(order, {}))
+        if order in RANKED and "steps" not in values:
+            defaults = {"tokens_per_step": 1}
+        return cls(**{**defaults, **values})
+
+    def plan(self, guide: Callable[[], "Denoise"], stop_id: int) -> "SamplingPlan":
+        """The plan for `generate`.
+
+        Args:
+            guide: makes the network of the rows without a prompt; called only for guidance.
+            stop_id: token id of the end of a document.
+        """
+        from model.sampling.drawing import Drawing
+        from model.sampling.generate import SamplingPlan
+        from model.sampling.guidance import Guidance
+
+        return SamplingPlan(
+            self._sampler(),
+            self.steps,
+            Drawing(self.temperature, self.top_k, self.top_p),
+            self.block_length,
+            Guidance(guide(), self.guidance) if self.guidance else None,
+            stop_id if self.stop else None,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The settings by which results are told apart, without options that the order does not have."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {name: value for name, value in named.items() if value is not None}
+        return {"denoising_steps" if name == "steps" else name: value for name, value in found.items()}
+
+    def describe(self) -> str:
+        """A few words for the line above a sample."""
+        if self.order == "ancestral":
+            return f"{self.steps} denoising steps"
+        if self.order in RANKED:
+            pace = f"{self.steps} steps" if self.steps else f"{self.tokens_per_step} per step"
+            return f"{self.order}, {pace}"
+        own = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in OPTIONS_OF[self.order])
+        return f"wino, {own}" if self.order == "wino" else own
+
+    def _sampler(self) -> "Sampler":
+        from model.sampling.order import ORDERS, Ancestral, EntropyBound, Ranked, Threshold
+        from model.sampling.revise import DraftAndVerify, Remasking
+        from model.sampling.speculative import Speculative
+
+        match self.order:
+            case "ancestral":
+                return Remasking(self.remask) if self.remask else Ancestral()
+            case "threshold":
+                return Threshold(self.threshold)
+            case "entropy-bound":
+                return EntropyBound(self.entropy_bound)
+            case "wino":
+                return DraftAndVerify(self.threshold, self.verify_threshold)
+        order = ORDERS[self.order]
+        return Speculative(order, self.draft) if self.draft else Ranked(order, self.tokens_per_step)
+
+
+def _belongs(name: str, order: str) -> bool:
+    """Whether an order has this option: all have those that no order has for itself."""
+    return name in OPTIONS_OF[order] or not any(name in names for names in OPTIONS_OF.values())
+
+
+def _orders_with(name: str) -> str:
+    return " or ".join(order for order, names in OPTIONS_OF.items() if name in names)
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raise UserError for a number that means nothing."""
+    if name == "top_p":
+        if not 0 < value <= 1:
+            raise UserError(f"--top-p {value:g}: must be above 0 and at most 1")
+    elif name in LIMITS:
+        least, most = LIMITS[name]
+        if not (least <= value <= most and math.isfinite(value)):
+            limits = f"at least {least}" if math.isinf(most) else f"from {least} to {most}"
+            raise UserError(f"{option(name)} {value:g}: must be {limits}")
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Raise UserError for options that exclude each other."""
+    if "steps" in values and "tokens_per_step" in values:
+        raise UserError("--steps and --tokens-per-step: each determines the other; give one of them")
+    if "draft" in values and ("steps" in values or values.get("tokens_per_step", 1) > 1):
+        other = "--steps" if "steps" in values else "--tokens-per-step"
+        raise UserError(f"--draft: speeds up one token per step with the same result; leave out {other}")
+    for name in ("top_k", "top_p"):
+        if name in values and values.get("temperature") == 0:
+            raise UserError(f"{option(name)}: has no effect at --temperature 0, which takes the likeliest token")
