@@ -154,8 +154,7 @@ LAYOUTS += [
     *(
         Layout(f"{name}, Muon", ranks, p(*overrides), MUON)
         for name, ranks, overrides in (
-            *((f"DP2, ZeRO-{z}", 2, (f"zero_stage={z}",)) for z in (0, 1, 2)),
-            ("DP2, ZeRO-3, weights on CPU", 2, ("zero_stage=3", "offload=parameters")),
+            *((f"DP2, ZeRO-{z}", 2, (f"zero_stage={z}",)) for z in (1, 2, 3)),
             ("TP2 + SP", 2, ("tensor=2", "sequence=true")),
             ("PP2, 2 copies of mid", 2, ("pipeline=2", "mid_replicas=2")),
             ("DP2 x TP2 + SP, ZeRO-3", 4, ("tensor=2", "sequence=true", "zero_stage=3")),
