@@ -26,7 +26,8 @@ MASK_NAMES = (MASK_TEXT, "<|mask|>", "<|loopmdm_mask|>")
 PROBES = 64
 ODD_TEXTS = (
     "", " ", "  a  b   ", "\tdef f():\n\t\treturn 1\r\n\n\n", "a\x00b\x01\x7f", "\u2581 \u2581\u2581a\u2581", "12345 3.14e-10",
-    "\u00e9 e\u0301 \ufb01 \u3000\u00a0\u200b\u2028\ufeff", "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u6f22\u5b57 \U0010ffff \ud7ff \ufffd",
+    "\u00e9 e\u0301 \ufb01 \u3000\u00a0\u200b\u2028\ufeff",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u6f22\u5b57 \U0010ffff \ud7ff \ufffd",
     "<unk> <s> </s> <|eod|> <|endoftext|> [MASK] [PAD] [UNK] <0x41> <|mask|>",
 )  # fmt: skip
 
