@@ -40,6 +40,7 @@ setup(
         "pretrain.commands",
         "pretrain.config",
         "pretrain.evaluation",
+        "pretrain.evaluation.tasks",
         "pretrain.export",
         "pretrain.inspection",
         "pretrain.machine",
@@ -53,6 +54,7 @@ setup(
         "model.sampling",
         "data_pipeline",
         "data_pipeline.dataset",
+        "data_pipeline.generators",
         "data_pipeline.packing",
         "data_pipeline.readers",
         "data_pipeline.tasks",
@@ -67,7 +69,7 @@ setup(
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):
         # build it from its repository if you want it; `loopmdm doctor` says what was found.
         "gpu": ["transformer-engine[pytorch]>=2.0"],
-        "eval": ["lm-eval>=0.4.8"],
+        "eval": ["lm-eval>=0.4.13", "transformers>=4.57"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

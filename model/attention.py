@@ -11,7 +11,7 @@ Attention over whole rows is torch's SDPA. Within documents there are two kernel
 
 import inspect
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn)
 """Argument of `varlen_attn` for grouped queries. torch 2.11 takes them without."""
 
 
+class KeptKeys(Protocol):
+    """Keys and values of an earlier forward pass, for a forward pass that computes some tokens of a row only."""
+
+    def __call__(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values of the computed tokens [b, a, kv heads, d] -> those of whole rows [b, s, kv heads, d]."""
+
+
 class AttentionInputs(NamedTuple):
     """What the attention of all layers and passes shares. Passed through megatron-core's layers as `attention_mask`.
 
@@ -33,23 +40,28 @@ class AttentionInputs(NamedTuple):
         rotation: of queries and keys.
         mask: as from `document_mask`; None for attention over whole rows, or where `boundaries` are used.
         boundaries: as from `document_boundaries`, for varlen flash attention; None otherwise.
+        kept: see `model/sampling/cache.py`; None if all tokens of the rows are computed. For attention over whole rows.
     """
 
     rotation: Rotation
     mask: Tensor | None = None
     boundaries: Tensor | None = None
+    kept: KeptKeys | None = None
 
 
 class BidirectionalAttention(nn.Module):
     """`core_attention` of megatron-core's local spec: RoPE, then each token attends to all tokens of its row or document."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: Any, layer_number: int, **__: Any) -> None:
         super().__init__()
+        self.layer_number = layer_number
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionInputs, **_: Any) -> Tensor:
         """Queries [s, b, n, d], keys and values [s, b, kv heads, d], not rotated -> context [s, b, n * d]."""
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         query, key = rotate(query, attention_mask.rotation), rotate(key, attention_mask.rotation)
+        if attention_mask.kept is not None:
+            key, value = attention_mask.kept(self.layer_number, key, value)
         if attention_mask.boundaries is None:
             context = attend(query, key, value, attention_mask.mask)
         else:
@@ -58,7 +70,7 @@ class BidirectionalAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """SDPA: queries [b, s, n, d], keys and values [b, s, kv heads, d] -> context [b, s, n, d].
+    """SDPA: queries [b, s, n, d], keys and values [b, s, kv heads, d] -> context [b, s, n, d]. The rows may have fewer queries.
 
     Args:
         mask: as from `document_mask`; None for attention over whole rows.

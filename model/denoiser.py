@@ -208,6 +208,21 @@ class LoopedDenoiser(nn.Module):
         hidden_states = self.run_chunk(chunk, tokens, None, tokens.shape[1], document_ids, document_boundaries)
         return self.output(hidden_states, logit_positions, targets, loss_weights)
 
+    def embed_and_head(self, tokens: Tensor, attention: AttentionInputs) -> Tensor:
+        """H(0) = head(embedding(x_t)): int64 [b, s] -> [s, b, h].
+
+        This, `one_pass`, `run_tail` and `output` in this order are `forward` without targets. Only for one pipeline stage.
+        """
+        return self.head(self._embed(tokens), attention, self.stage.head[0])
+
+    def one_pass(self, hidden_states: Tensor, attention: AttentionInputs) -> Tensor:
+        """H(k) = mid(H(k - 1)): [s, b, h] -> [s, b, h]."""
+        return self.mid(hidden_states, attention, range(1))
+
+    def run_tail(self, hidden_states: Tensor, attention: AttentionInputs) -> Tensor:
+        """tail(H(S)): [s, b, h] -> [s, b, h]."""
+        return self.tail(hidden_states, attention, self.stage.tail[0])
+
     def run_chunk(
         self,
         chunk: Chunk,

@@ -15,12 +15,20 @@ class Rotation(NamedTuple):
     """Cosine and sine of the RoPE angles of a row, for `rotate`.
 
     Attributes:
-        cos: [s, 1, d].
-        sin: [s, 1, d], negative in the first half of d.
+        cos: [s, 1, d], or [b, s, 1, d] if the rows have tokens at different positions.
+        sin: likewise, negative in the first half of d.
     """
 
     cos: Tensor
     sin: Tensor
+
+    def at(self, positions: Tensor) -> "Rotation":
+        """The rotation of the tokens at these positions of each row, int64 [b, a]."""
+        return Rotation(self.cos[positions], self.sin[positions])
+
+    def of_rows(self, rows: Tensor) -> "Rotation":
+        """The rotation of some rows, int64 [n]."""
+        return self if self.cos.dim() == 3 else Rotation(self.cos[rows], self.sin[rows])
 
 
 def rotation(seq_len: int, head_dim: int, base: float, device: torch.device, dtype: torch.dtype) -> Rotation:

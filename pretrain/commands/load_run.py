@@ -12,12 +12,15 @@ from data_pipeline.dataset.blend import is_prepared
 from data_pipeline.manifest import Manifest, load_manifest
 from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import Sharding
-from model.sampling.query import Denoise, Query
+from model.sampling.network import Compute
+from model.sampling.passes import LoopPolicy
+from model.sampling.query import Denoise
+from model.sampling.tally import Tally
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Settings
 from pretrain.errors import UserError
-from pretrain.parallel.gather import all_gather_logits
+from pretrain.evaluation.networks import sampling_network
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World, start_world
@@ -46,14 +49,16 @@ class LoadedRun:
         """Logits at each micro-batch's `logit_positions`: this rank's share of the vocabulary on the last stage, else None."""
         return Pipeline(self.model, inputs[0].tokens.shape[1], torch.float32).logits(inputs, loops)
 
-    def denoiser(self, loops: int) -> Denoise:
-        """The model after `loops` passes of the mid block, for samplers. Its logits are [m, padded vocabulary]."""
+    def denoiser(self, compute: Compute | int, tally: Tally | None = None) -> Denoise:
+        """The model for samplers. Its logits are [m, padded vocabulary].
 
-        def denoise(query: Query) -> Tensor:
-            (logits,) = self.logits([Inputs(query.tokens, query.positions)], loops)
-            return all_gather_logits(self.world, logits, len(query.positions), self.settings.model.padded_vocab_size)
-
-        return denoise
+        Args:
+            compute: how much is computed, or S; see `sampling_network`.
+            tally: where the work is counted.
+        """
+        if isinstance(compute, int):
+            compute = Compute(LoopPolicy((compute,)))
+        return sampling_network(self.model, self.world, compute, tally)
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.paths import user_path
+from pretrain.commands.compute_options import add_compute_arguments
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
 from pretrain.machine.versions import require_supported_versions
 
 if TYPE_CHECKING:
+    from model.sampling.query import Denoise
+    from model.sampling.tally import Cost
     from pretrain.commands.load_run import LoadedRun
     from pretrain.commands.prompts import Prompt
+    from pretrain.evaluation.compute_settings import ComputeSettings
     from pretrain.evaluation.sampler_settings import SamplerSettings
     from pretrain.evaluation.sampling import Sample
 
@@ -27,7 +31,6 @@ LARGEST = 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add_run_arguments(parser, (".json", ".jsonl"))
-    parser.add_argument("--loops", type=int, default=4, metavar="S", help="S, passes of the looped block [4]")
     given = parser.add_mutually_exclusive_group()
     given.add_argument(
         "--prompt", default="", metavar="TEXT",
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="samples that are drawn at once [32]")
     add_layout_arguments(parser)
     add_sampler_arguments(parser)
+    add_compute_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,10 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
     from pretrain.commands.sample_results import describe, report
+    from pretrain.evaluation.compute_settings import ComputeSettings
     from pretrain.evaluation.sampler_settings import SamplerSettings
 
     _check(arguments)
-    settings = SamplerSettings.of(vars(arguments))
+    settings, compute = SamplerSettings.of(vars(arguments)), ComputeSettings.of(vars(arguments))
+    compute.check_layout(arguments.pipeline)
     prompts = _prompts(arguments)
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
@@ -67,41 +73,50 @@ def run(arguments: argparse.Namespace) -> int:
     length = loaded.settings.data.seq_len if arguments.length is None else arguments.length
     rows = [prompt.row(tokenizer, mask_id, length) for prompt in prompts]
     _check_rows(settings, prompts, rows, mask_id)
-    begin = time.perf_counter()
-    samples = draw(loaded, rows, settings, arguments)
-    seconds = time.perf_counter() - begin
+    compute = compute.resolved(loaded.settings.model.loop.max)
+    samples, cost = draw(loaded, rows, settings, compute, arguments)
     if loaded.world.is_main:
         described = list(describe(prompts, rows, samples, tokenizer, mask_id))
-        report(arguments, loaded, settings, described, seconds)
+        report(arguments, loaded, settings, compute, described, cost)
     return 0
 
 
 def draw(
-    loaded: "LoadedRun", rows: Sequence[Sequence[int]], settings: "SamplerSettings", arguments: argparse.Namespace
-) -> list["Sample"]:
-    """`arguments.num_samples` samples of each row. Collective."""
+    loaded: "LoadedRun",
+    rows: Sequence[Sequence[int]],
+    settings: "SamplerSettings",
+    compute: "ComputeSettings",
+    arguments: argparse.Namespace,
+) -> tuple[list["Sample"], "Cost"]:
+    """`arguments.num_samples` samples of each row, and what they cost. Collective."""
+    from model.sampling.tally import Cost, Tally
     from pretrain.evaluation.sampling import fill_rows
 
-    count = arguments.num_samples
-    plan = settings.plan(lambda: loaded.denoiser(arguments.loops), loaded.manifest.tokenizer.eod_id)
-    return fill_rows(
+    count, tally, begin = arguments.num_samples, Tally(), time.perf_counter()
+
+    def network() -> "Denoise":
+        return loaded.denoiser(compute.compute(arguments.batch_size), tally)
+
+    samples = fill_rows(
         loaded.world,
-        loaded.denoiser(arguments.loops),
+        network(),
         [row for row in rows for _ in range(count)],
         [(prompt << PROMPT_SHIFT) + sample for prompt in range(len(rows)) for sample in range(count)],
-        plan,
+        settings.plan(network, loaded.manifest.tokenizer.eod_id),
         loaded.settings.model.mask_id,
         arguments.seed,
         arguments.batch_size,
     )
+    work = loaded.world.sum(tally.values() * loaded.world.holds_loss)
+    return samples, Cost.of(work, sum(len(s.steps) - s.steps.count(-1) for s in samples), time.perf_counter() - begin)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value that means nothing, and read the prompt as UTF-8 whatever the locale is."""
-    from pretrain.commands.prompts import not_utf8
     from pretrain.errors import UserError
+    from pretrain.evaluation.text_files import not_utf8
 
-    check_options(arguments, {"loops": 1, "num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
+    check_options(arguments, {"num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
     if arguments.seed >= 2**63:
         raise UserError(f"--seed {arguments.seed}: must be below 2^63")
     for name in ("num_samples", "length", "batch_size"):

@@ -7,8 +7,10 @@ from typing import Any
 from data_pipeline.atomic_files import write_output
 from data_pipeline.json_text import json_text
 from data_pipeline.tokenizers.tokenizers import Tokenizer
+from model.sampling.tally import Cost
 from pretrain.commands.load_run import LoadedRun
 from pretrain.commands.prompts import Prompt
+from pretrain.evaluation.compute_settings import ComputeSettings
 from pretrain.evaluation.result_files import keep_result
 from pretrain.evaluation.sampler_settings import SamplerSettings
 from pretrain.evaluation.sampling import Sample
@@ -46,20 +48,21 @@ def report(
     arguments: argparse.Namespace,
     loaded: LoadedRun,
     settings: SamplerSettings,
+    compute: ComputeSettings,
     samples: Sequence[dict[str, Any]],
-    seconds: float,
+    cost: Cost,
 ) -> None:
     """Print every text, and save them: one JSON object, or one per line (.jsonl).
 
     Args:
         samples: as from `describe`.
     """
-    count, how = arguments.num_samples, f"S={arguments.loops}, {settings.describe()}"
+    count, how = arguments.num_samples, f"S={compute.loops_name}, {settings.describe()}"
     for index, sample in enumerate(samples):
         of_prompt = f" (prompt {index // count + 1})" if arguments.prompts else ""
         print(f"--- sample {index + 1} of {len(samples)}{of_prompt}, {how}\n{sample['text']}")
-    print(f"--- {len(samples)} samples in {seconds:.1f} s")
-    asked = {"loops": arguments.loops, **settings.record(), "seed": arguments.seed, "num_samples": count}
+    print(f"--- {len(samples)} samples: {cost.describe()}")
+    asked = {**compute.record(), **settings.record(), "seed": arguments.seed, "num_samples": count}
     asked["length"] = arguments.length or loaded.settings.data.seq_len
     about = {"step": loaded.step, "weights": loaded.weights}
     if arguments.output is not None and arguments.output.suffix == ".jsonl":
@@ -68,16 +71,30 @@ def report(
         print(f"wrote {arguments.output}")
         return
     asked |= _prompts(arguments, samples)
-    record = about | asked | {"settings": asked, "seconds": seconds, "texts": [sample["text"] for sample in samples]}
+    record = (
+        about
+        | asked
+        | {
+            "settings": asked,
+            "seconds": cost.seconds,
+            "cost": cost.record(),
+            "texts": [sample["text"] for sample in samples],
+        }
+    )
     record |= {key: [sample[key] for sample in samples] for key in COLUMNS}
-    print(keep_result(arguments.folder / "samples", _stem(loaded, settings, asked), record, arguments.output))
+    print(
+        keep_result(
+            arguments.folder / "samples", _stem(loaded, settings, compute, arguments.seed), record, arguments.output
+        )
+    )
 
 
-def _stem(loaded: LoadedRun, settings: SamplerSettings, asked: dict[str, Any]) -> str:
+def _stem(loaded: LoadedRun, settings: SamplerSettings, compute: ComputeSettings, seed: int) -> str:
     """Name of the file. Results that differ in other settings are numbered."""
+    loops = compute.loops_name.replace(":", "_")
     kind = "" if settings.order == "ancestral" else f"_{settings.order}"
     steps = "" if settings.steps is None else f"_steps_{settings.steps}"
-    return f"step_{loaded.step}_{loaded.weights}_loops_{asked['loops']}{kind}{steps}_seed_{asked['seed']}"
+    return f"step_{loaded.step}_{loaded.weights}_loops_{loops}{kind}{steps}_seed_{seed}"
 
 
 def _prompts(arguments: argparse.Namespace, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

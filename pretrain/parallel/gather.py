@@ -43,6 +43,15 @@ def all_gather_logits(world: World, logits: Tensor | None, rows: int, vocabulary
     return whole
 
 
+def all_agree(world: World, decision: Tensor) -> Tensor:
+    """True where the decision (bool) is true on all tensor-parallel ranks. Collective."""
+    if world.shape.tensor == 1:
+        return decision
+    votes = decision.int()
+    dist.all_reduce(votes, dist.ReduceOp.MIN, group=world.tensor_group)
+    return votes.bool()
+
+
 def _join(name: str, shard: Tensor) -> Tensor | None:
     """Join the shards of a weight on every rank of its tensor-parallel group."""
     shards = shards_of(name)

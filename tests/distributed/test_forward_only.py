@@ -67,7 +67,7 @@ def test_validation_and_evaluation_within_documents(document_runs):
 
 
 def evaluate_alone_and_on(runs, layout, batch_size):
-    written = runs / "one" / "eval" / "step_6_ema.json"
+    written = runs / "one" / "eval" / "step_6_ema_loops_1-2-5_rows_40.json"
     arguments = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", batch_size)
     verb(*arguments)
     alone = nats(written)

@@ -1,0 +1,105 @@
+"""What sampling costs: forward passes, passes of the looped block, FLOPs.
+
+Tokens per forward pass alone flatter a looped model, whose forward passes take S passes of the looped block.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.architecture import Architecture
+from model.flops import FlopsModel
+
+
+@dataclass
+class Tally:
+    """Work of a job, counted per row: a forward pass of b rows counts as b.
+
+    Attributes:
+        forwards: forward passes.
+        loops: the sum of their S.
+        passes: passes of the looped block; a pass that computes a part of a row counts as that part.
+        flops: as in `model/flops.py`.
+    """
+
+    forwards: float = 0.0
+    loops: float = 0.0
+    passes: float = 0.0
+    flops: float = 0.0
+
+    def add(
+        self, architecture: Architecture, seq_len: int, computed: Tensor, loops: Tensor, predicted: Tensor, ends: Tensor
+    ) -> None:
+        """Count a forward pass.
+
+        Args:
+            seq_len: tokens of a row.
+            computed: number of positions that are computed in each row, int64 [b].
+            loops: S of each row, int64 [b].
+            predicted: positions of each row at which logits are computed, int64 [b].
+            ends: how often the tail and the LM head are computed, int64 [b].
+        """
+        costs = FlopsModel(architecture, seq_len, masked_fraction=1.0)
+        split = architecture.loop
+        layers = split.head + split.mid * loops.double() + split.tail * ends.double()
+        self.forwards += len(loops)
+        self.loops += float(loops.sum())
+        self.passes += float((computed * loops).sum()) / seq_len
+        self.flops += (
+            float((computed * layers).sum()) * costs.layer() + float((predicted * ends).sum()) * costs.lm_head()
+        )
+
+    def values(self) -> Tensor:
+        """The counts as float64 [4], to be summed over ranks that sample different rows."""
+        return torch.tensor([self.forwards, self.loops, self.passes, self.flops], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Figures of a job. Those per token are None if it filled in no token.
+
+    Attributes:
+        tokens: tokens that were filled in.
+        forwards: forward passes, counted per row.
+        tokens_per_forward: the speed-up over one token per forward pass.
+        loops_per_forward: mean S.
+        block_passes_per_token, flops_per_token: see `Tally`.
+        seconds: wall-clock time.
+    """
+
+    tokens: int
+    forwards: int
+    tokens_per_forward: float | None
+    loops_per_forward: float | None
+    block_passes_per_token: float | None
+    flops_per_token: float | None
+    seconds: float
+    tokens_per_second: float
+
+    @classmethod
+    def of(cls, work: Tensor, tokens: int, seconds: float) -> "Cost":
+        """The figures of this work, as from `Tally.values`."""
+        forwards, loops, passes, flops = work.tolist()
+
+        def ratio(value: float, by: float) -> float | None:
+            return value / by if by else None
+
+        per_token = (ratio(passes, tokens), ratio(flops, tokens))
+        per_forward = (ratio(tokens, forwards), ratio(loops, forwards))
+        return cls(tokens, int(forwards), *per_forward, *per_token, seconds, tokens / seconds)
+
+    def record(self) -> dict[str, Any]:
+        """For result files."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for the console."""
+        speed = f"{self.tokens} tokens in {self.seconds:.1f} s ({self.tokens_per_second:.1f} tokens/s)"
+        if not self.tokens:
+            return speed
+        return (
+            f"{speed}, {self.tokens_per_forward:.2f} tokens per forward pass, {self.loops_per_forward:.2f} loops, "
+            f"{self.block_passes_per_token:.2f} block passes and {self.flops_per_token / 1e6:.3g} MFLOPs per token"
+        )

@@ -1,0 +1,61 @@
+"""`Denoise` by the model of a run, on any layout."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.denoiser import Inputs, LoopedDenoiser
+from model.sampling.network import Compute, LoopedNetwork
+from model.sampling.passes import LoopPolicy
+from model.sampling.query import Denoise, Query
+from model.sampling.tally import Tally
+from pretrain.parallel.gather import all_agree, all_gather_logits
+from pretrain.parallel.pipeline import Pipeline
+from pretrain.parallel.world import World
+
+
+def sampling_network(model: LoopedDenoiser, world: World, compute: Compute, tally: Tally | None = None) -> Denoise:
+    """The model for samplers. Its logits are [m, padded vocabulary].
+
+    Args:
+        model: in evaluation mode.
+        compute: how much is computed. Several pipeline stages need a number of passes that is known before.
+        tally: where the work is counted; None not to keep it.
+    """
+    tally = Tally() if tally is None else tally
+    if world.shape.pipeline > 1:
+        return PipelinedNetwork(model, world, compute.loops, tally)
+    vocabulary = model.architecture.padded_vocab_size
+
+    def gather(logits: Tensor) -> Tensor:
+        return all_gather_logits(world, logits, len(logits), vocabulary)
+
+    return LoopedNetwork(model, compute, gather, partial(all_agree, world), tally)
+
+
+@dataclass
+class PipelinedNetwork:
+    """`Denoise` over several pipeline stages, where S of each row must be known before it enters the pipeline."""
+
+    model: LoopedDenoiser
+    world: World
+    policy: LoopPolicy
+    tally: Tally = field(default_factory=Tally)
+
+    def __call__(self, query: Query) -> Tensor:
+        """See `Denoise`. Rows with the same S go through the pipeline together."""
+        architecture, length = self.model.architecture, query.tokens.shape[1]
+        row, loops = query.positions // length, self.policy.limits(query.time)
+        logits = torch.empty(len(row), architecture.padded_vocab_size, device=query.tokens.device)
+        for number in loops.unique().tolist():
+            among = loops == number
+            here = among[row]
+            positions = (among.cumsum(dim=0) - 1)[row[here]] * length + query.positions[here] % length
+            pipeline = Pipeline(self.model, length, torch.float32)
+            (shard,) = pipeline.logits([Inputs(query.tokens[among], positions)], number)
+            logits[here] = all_gather_logits(self.world, shard, len(positions), logits.shape[1])
+        whole = torch.full_like(loops, length)
+        self.tally.add(architecture, length, whole, loops, row.bincount(minlength=len(loops)), torch.ones_like(loops))
+        return logits

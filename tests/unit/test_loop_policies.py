@@ -1,0 +1,149 @@
+"""How many passes of the looped block a row gets, and what the network computes for it."""
+
+import pytest
+import torch
+
+from model.sampling.network import Compute, LoopedNetwork
+from model.sampling.passes import Judge, LoopPolicy, Settling, change_of_state, run_passes
+from tests.tiny_networks import PLANS, fill, prompts, query_of, sharp_model
+
+CRITERIA = ("direction", "state", "prediction")
+
+
+@pytest.fixture(scope="module")
+def model(world, tiny):
+    return sharp_model(tiny)
+
+
+def test_a_schedule_is_interpolated_over_the_masked_share():
+    times = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0]).double()
+    assert LoopPolicy((1, 7, 1)).limits(times).tolist() == [1, 2, 4, 7, 4, 2, 1]
+    assert LoopPolicy((2, 4)).limits(times).tolist() == [2, 2, 3, 3, 4, 4, 4]
+    assert LoopPolicy((5,)).limits(times).tolist() == [5] * 7
+
+
+def test_a_row_gets_its_number_of_passes_and_leaves_the_batch():
+    seen = []
+
+    def one_pass(states, number, rows):
+        seen.append((number, rows.tolist()))
+        return states * 2 + rows[:, None]
+
+    states = torch.randn(3, 4, 2)
+    limits = torch.tensor([3, 1, 3, 2])
+    looped = run_passes(one_pass, states, limits)
+    assert looped.loops.tolist() == limits.tolist()
+    assert seen == [(1, [0, 1, 2, 3]), (2, [0, 2, 3]), (3, [0, 2])]
+    for row, loops in enumerate(limits.tolist()):
+        expected = states[:, row]
+        for _ in range(loops):
+            expected = expected * 2 + row
+        assert torch.equal(looped.states[:, row], expected)
+
+
+def test_changes_of_the_state_of_known_vectors():
+    before = torch.tensor([[[3.0, 0.0], [1.0, 1.0]]])
+    after = torch.tensor([[[0.0, 5.0], [3.0, 3.0]]])
+    assert change_of_state("direction", before, after).tolist() == [[pytest.approx(2**0.5), pytest.approx(0, abs=1e-6)]]
+    assert change_of_state("state", before, after).tolist() == [[pytest.approx(34**0.5 / 5), pytest.approx(2 / 3)]]
+
+
+def test_a_row_settles_by_the_mean_change_of_its_wanted_positions():
+    before, after = torch.ones(3, 2, 2), torch.ones(3, 2, 2)
+    after[0, 0] = torch.tensor([1.0, -1.0])  # turned by a right angle
+    wanted = torch.tensor([[True, False], [True, True], [False, True]])
+
+    def settled(threshold, wanted=wanted, minimum=1):
+        judge = Judge(Settling(threshold, "direction", minimum), wanted, pytest.fail, lambda decision: decision)
+        return judge(before, after, 2, torch.arange(2)).tolist()
+
+    assert settled(0.70) == [False, True]
+    assert settled(0.71) == [True, True]  # the mean of sqrt(2) and 0
+    assert settled(0.71, minimum=3) == [False, False]
+    assert settled(0.1, ~wanted) == [True, True]
+    assert settled(0.0) == [False, False]
+
+
+def test_the_prediction_settles_by_its_kullback_leibler_divergence():
+    """Row 0 wants two positions, row 1 one, and row 0 has left after the second pass."""
+    wanted = torch.tensor([[True, False], [True, True]])
+    logits = {
+        1: torch.tensor([[0.0, 0.0, -torch.inf], [1.0, 0.0, -torch.inf], [0.0, 2.0, -torch.inf]]),
+        2: torch.tensor([[0.0, 0.1, -torch.inf], [1.0, 0.0, -torch.inf], [0.0, -2.0, -torch.inf]]),
+        3: torch.tensor([[0.0, -2.3, -torch.inf]]),
+    }
+    number = 0
+
+    def predict(states, rows):
+        return logits[number]
+
+    def divergence(after, before):
+        log_p, log_q = (x[:, :2].double().log_softmax(dim=1) for x in (after, before))
+        return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+    mean = divergence(logits[2], logits[1])[:2].mean().item()
+    last = divergence(logits[3], logits[2][2:]).item()
+    for factor, expected in ((1.001, [True, False]), (0.999, [False, False])):
+        judge = Judge(Settling(mean * factor, "prediction"), wanted, predict, lambda decision: decision)
+        states = torch.zeros(2, 2, 4)
+        number = 1
+        assert judge(states, states, 1, torch.arange(2)).tolist() == [False, False]
+        number = 2
+        assert judge(states, states, 2, torch.arange(2)).tolist() == expected
+    for factor, expected in ((1.001, [True]), (0.999, [False])):
+        judge = Judge(Settling(last * factor, "prediction"), wanted, predict, lambda decision: decision)
+        for number in (1, 2):
+            judge(states, states, number, torch.arange(2))
+        number = 3
+        assert judge(states[:, 1:], states[:, 1:], 3, torch.tensor([1])).tolist() == expected
+
+
+@pytest.mark.parametrize("loops", [1, 3, 7])
+def test_the_network_is_the_model(model, loops):
+    """Bit for bit, also for S above the largest of training; likewise with a threshold that never stops a row."""
+    query = query_of(prompts(model.architecture.mask_id), model.architecture.mask_id)
+    expected = model(query.tokens, query.positions, loops)
+    assert torch.equal(LoopedNetwork(model, Compute(LoopPolicy((loops,))))(query), expected)
+    for criterion in CRITERIA:
+        network = LoopedNetwork(model, Compute(LoopPolicy((loops,), Settling(0.0, criterion))))
+        assert torch.equal(network(query), expected)
+        assert network.tally.loops == 8 * loops
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_row_that_settles_has_the_logits_of_its_own_number_of_passes(model, criterion):
+    mask_id = model.architecture.mask_id
+    rows = prompts(mask_id)
+    query = query_of(rows, mask_id)
+    threshold = {"direction": 0.16, "state": 0.21, "prediction": 0.0085}[criterion]
+    network = LoopedNetwork(model, Compute(LoopPolicy((9,), Settling(threshold, criterion, minimum=2))))
+    logits = network(query).split((rows == mask_id).sum(dim=1).tolist())
+    found = set()
+    for row, of_row in zip(rows, logits, strict=True):
+        alone = query_of(row[None], mask_id)
+        equal = [torch.allclose(model(row[None], alone.positions, s), of_row, atol=1e-4) for s in range(1, 10)]
+        assert sum(equal) == 1
+        found.add(equal.index(True) + 1)
+    assert min(found) >= 2 and len(found) > 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (LoopPolicy((1, 6, 2)), "ancestral"),
+        (LoopPolicy((6,), Settling(0.2, "direction")), "wino"),
+        (LoopPolicy((6,), Settling(0.2, "direction")), "speculative"),
+        (LoopPolicy((6,), Settling(0.3, "state", 2)), "blocks"),
+        (LoopPolicy((6,), Settling(0.01, "prediction")), "threshold"),
+    ],
+)
+def test_a_row_does_not_depend_on_its_batch(model, policy, name):
+    rows = prompts(model.architecture.mask_id)
+    together, tally = fill(model, Compute(policy), PLANS[name], rows, torch.arange(8))
+    work = torch.zeros(4, dtype=torch.float64)
+    for number in range(8):
+        alone, of_row = fill(model, Compute(policy), PLANS[name], rows[number, None], torch.tensor([number]))
+        assert torch.equal(alone.tokens[0], together.tokens[number])
+        work += of_row.values()
+    assert torch.allclose(work, tally.values(), rtol=1e-12)
+    assert tally.forwards < tally.loops < 6 * tally.forwards
