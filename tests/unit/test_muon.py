@@ -10,6 +10,7 @@ from data_pipeline.dataset.blend import load_blend
 from model.architecture import Architecture
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
+from pretrain.optimizer.exchange import Exchange, Piece, Sharing
 from pretrain.optimizer.orthogonal import COEFFICIENTS, ITERATIONS, muon_direction, orthogonalized
 from pretrain.optimizer.schedule import learning_rate
 from pretrain.training.start import build_run
@@ -118,7 +119,17 @@ def plain_run(run: TrainingRun, steps: int) -> dict[str, Tensor]:
     return {name: joined(name, own, model).detach() for name, own in parts.items()}
 
 
-def test_training_equals_plain_pytorch(corpus, world, monkeypatch):
+def test_pieces_that_do_not_make_up_a_matrix_are_refused(world):
+    """As after a change in how DeepSpeed divides the weights."""
+    name = "tail.layers.0.mlp.linear_fc2.weight"
+    sharing = Sharing(world.stage_group, 1, {name: torch.Size([2, 3])}, world.device)
+    Exchange([Piece(name, 0, 0, 4, 0), Piece(name, 0, 4, 2, 4)], sharing)
+    for start, length in ((4, 1), (3, 3)):
+        with pytest.raises(RuntimeError, match=f"shard 0 of {name} is held in the ranges"):
+            Exchange([Piece(name, 0, 0, 4, 0), Piece(name, 0, start, length, 4)], sharing)
+
+
+def test_training_equals_plain_pytorch(corpus, world, monkeypatch, caplog):
     """What four steps change in each weight. torch.optim.Muon orthogonalizes in bf16, which would hide errors of 0.3 in matrices
     of low rank, so it is given the function of the singular values in fp64.
     """
@@ -136,3 +147,4 @@ def test_training_equals_plain_pytorch(corpus, world, monkeypatch):
         change = expected[name] - before[name]
         error = (weight - expected[name]).norm() / change.norm()
         assert change.norm() > 0 and error < 1e-4, (name, error)
+    assert "untested optimizer" not in caplog.text
