@@ -28,6 +28,10 @@ VERBS = {
         "pretrain.commands.sample",
         "generate text with a run: ancestral or another sampler, prompts, templates with gaps",
     ),
+    "probe": ("pretrain.commands.probe", "hidden states and attention of every pass of a run's looped block"),
+    "report": ("pretrain.inspection.report_command", "curves, figures and samples of runs as one HTML page"),
+    "export": ("pretrain.commands.export", "write a run as a folder that Hugging Face transformers loads"),
+    "import": ("pretrain.commands.import_run", "make a run folder of an exported folder"),
     "doctor": ("pretrain.commands.doctor", "report versions, devices and which optional kernels are used"),
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""

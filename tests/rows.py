@@ -29,11 +29,15 @@ def loss_in_plain_pytorch(
     batches: Sequence[MicroBatch],
     loops: int,
     min_timestep: float,
-    num_tokens: int,
+    batch_tokens: int,
 ) -> Tensor:
-    """The loss of the step that consists of these micro-batches, by `reference_loss`. `num_tokens`: without padding."""
+    """The loss of the step that consists of these micro-batches, by `reference_loss`.
+
+    Args:
+        batch_tokens: of the step, without padding.
+    """
     clean, masked, t = rows_of(batches)
     has_documents = batches[0].inputs.document_ids is not None
     documents = torch.cat([batch.inputs.document_ids for batch in batches]) if has_documents else None
     loss = reference_loss(weights, architecture, clean, masked, t / (1 - min_timestep), loops, documents)
-    return loss * clean.numel() / num_tokens
+    return loss * clean.numel() / batch_tokens

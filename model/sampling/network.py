@@ -15,7 +15,6 @@ from model.sampling.passes import Judge, LoopPolicy, run_passes
 from model.sampling.query import Query
 from model.sampling.tally import Tally
 
-
 MODE, ALPHA = "state", 0.5
 
 
@@ -223,7 +222,9 @@ class LoopedNetwork:
         if MODE != "state":
             states = states - self._head
         writes = part.slots.writes
-        self._states[part.slots.number[writes, None], self._columns(part).expand(len(writes), -1)[writes]] = states.transpose(0, 1)[writes]
+        self._states[part.slots.number[writes, None], self._columns(part).expand(len(writes), -1)[writes]] = (
+            states.transpose(0, 1)[writes]
+        )
 
     def _columns(self, part: Part) -> Tensor:
         return torch.arange(part.length, device=part.tokens.device)[None] if part.columns is None else part.columns

@@ -12,7 +12,7 @@ from model.sampling.randomness import Use, uniform
 from model.sampling.scores import Score, rounded
 from model.sampling.state import Prediction, State
 
-ELEMENTS = 2**22
+ELEMENTS = 2**20
 """Logits that are drawn from at once: bounds the memory of their float64 copies."""
 
 

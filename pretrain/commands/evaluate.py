@@ -14,6 +14,7 @@ from pretrain.commands.task_options import add_task_arguments, check_task_option
 from pretrain.errors import UserError
 from pretrain.evaluation.compute_settings import ComputeSettings, parse_loops
 from pretrain.evaluation.sampler_settings import SamplerSettings
+from pretrain.machine.versions import require_supported_versions
 
 LOOPS_HELP = """\
 numbers of loops to evaluate at [1,2,4,8; tasks 4]; tasks that draw samples also take schedules and adaptive, as loopmdm sample"""
@@ -54,6 +55,7 @@ def loop_list(text: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the figures, write `eval/step_N_*.json`."""
+    require_supported_versions()
     check_options(arguments, {"batch_size": 1})
     chosen = next((f"--{name}" for name in ("tasks", "lm-eval") if getattr(arguments, name.replace("-", "_"))), "")
     if arguments.rows is not None and (chosen or arguments.rows < 2):

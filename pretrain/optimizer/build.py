@@ -54,4 +54,5 @@ def is_hidden_matrix(name: str) -> bool:
 
 
 def _is_matrix(weight: Tensor) -> bool:
-    return len(getattr(weight, "ds_shape", weight.shape)) >= 2  # ZeRO-3 flattens what it has sharded
+    # ZeRO-3 leaves an empty vector in place of a weight and keeps the weight's shape in `ds_shape`.
+    return len(getattr(weight, "ds_shape", weight.shape)) >= 2

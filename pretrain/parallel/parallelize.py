@@ -23,7 +23,7 @@ from pretrain.parallel.engine import (
     use_bf16_weights,
     zero3_sharding,
 )
-from pretrain.parallel.pieces import pieces_of, sharing_of
+from pretrain.parallel.pieces import locate_weights
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
 
@@ -41,9 +41,10 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
     size, rank, group = parallel.tensor, world.tensor_rank, world.tensor_group
     sharding = Sharding(tensor=size, rank=rank, sequence=parallel.sequence, group=group)
 
-    # 2. Each weight is prepared as soon as it exists, so that no rank holds the whole model in fp32.
+    # 2. Every weight is cast, moved and, by ZeRO-3, sharded before the next is created: meanwhile a rank holds what it keeps
+    #    and one weight. Ranks that hold the same weight compare what they have created, in step 3.
     facts: dict[str, str] = {}
-    on_weight = _preparation(plan, world, facts)
+    on_weight = _finish_weight(plan, world, facts)
 
     # 3. Pipeline parallelism and recomputation, also at construction: a stage builds only the layers that it holds, and
     #    recomputation wraps calls inside the model's forward, where no later wrapper can reach.
@@ -61,41 +62,37 @@ def parallelize(architecture: Architecture, optim: Optim, plan: RunPlan, world: 
 
     # 6. The optimizer takes the model's parameters; DeepSpeed replaces them in its groups by this rank's fp32 shards.
     #    Offloaded shards are stepped on the CPU, where a CUDA kernel cannot reach them.
-    offloaded = parallel.offload != "none"
-    optimizer = build_optimizer(model, optim, world.device, offloaded, parallel.zero_stage)
+    optimizer = build_optimizer(model, optim, world.device, parallel.offload != "none", parallel.zero_stage)
 
     # 7. ZeRO-3 treats the looped block as one unit: its weights are gathered once for all S passes, not once per pass.
     #    DeepSpeed installs its hooks in step 8, so the mark comes before.
     if parallel.zero_stage == 3:
         gather_looped_block_once(model)
 
-    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, data-parallel reduction, clipping, the update.
+    # 8. DeepSpeed: ZeRO sharding, fp32 master weights, reduction, clipping, the update. Then Muon learns where the shards are.
     deepspeed_engine = initialize_deepspeed(model, optimizer, plan, world)
-
-    # 9. Muon orthogonalizes whole matrices, which it puts together from the ranks' shards: it must know where step 8 put them.
     if isinstance(optimizer, Muon):
-        pieces = pieces_of(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world)
-        optimizer.locate(pieces, sharing_of(model, parallel.zero_stage, world))
+        optimizer.locate(*locate_weights(model, optimizer, deepspeed_engine.optimizer, parallel.zero_stage, world))
 
-    # 10. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
+    # 9. The pipeline schedule drives the model directly, in the dtype that DeepSpeed cast it to.
     pipeline = Pipeline(model, plan.seq_len, next(model.parameters()).dtype) if stage.count > 1 else None
-
     return Engine(model, optimizer, deepspeed_engine, pipeline, plan, world)
 
 
-def _preparation(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
-    """What happens to each new weight. Adds its checksum to `facts`, to be compared between the ranks that hold it."""
-    precision, zero_stage = plan.settings.train.precision, plan.settings.parallel.zero_stage
-    shard = zero3_sharding(plan, world) if zero_stage == 3 else None
+def _finish_weight(plan: RunPlan, world: World, facts: dict[str, str]) -> OnWeight:
+    """What is done with a weight when it has been created: this order, and before the next one is."""
+    shard = zero3_sharding(plan, world) if plan.settings.parallel.zero_stage == 3 else None
 
-    def on_weight(name: str, module: nn.Module) -> None:
-        facts.update(weight_fact(name, module.weight, world))  # of the whole weight: ZeRO-3 shards it below
+    def finish(name: str, module: nn.Module) -> None:
+        # a. Its checksum, of the whole weight: afterwards a rank may have a part of it only.
+        facts.update(weight_fact(name, module.weight, world))
         module.to(world.device)
-        if precision == "bf16":
-            # DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is registered, and DeepSpeed
-            # registers its hooks when it is initialized.
+        # b. bf16 with fp32 gradients. DeepSpeed would cast too, but the dtype of a gradient is fixed when the first hook is
+        #    registered, and DeepSpeed registers its hooks in step 8.
+        if plan.settings.train.precision == "bf16":
             use_bf16_weights(module)
+        # c. ZeRO-3's shards, in the dtype and on the device that it trains with.
         if shard is not None:
             shard(module)
 
-    return on_weight
+    return finish

@@ -76,17 +76,15 @@ def _hops(plan: RunPlan, stage: Stage, chunks: int) -> int:
 def _data(plan: RunPlan, weights: int) -> float:
     """Bytes of ZeRO inside the data-parallel group.
 
-    Gradients are reduced in fp32, once per step (stages 0 and 1) or per micro-batch (2 and 3); weights are gathered after
-    the update (1 and 2) or before each use (3).
+    Gradients are reduced in fp32, once per step (stages 0 and 1) or per micro-batch (2 and 3); below stage 3, DeepSpeed 0.19.8
+    all-reduces all of them, though a rank needs its share. Weights are gathered after the update (1 and 2) or before each use.
     """
     stage, size, shares = plan.settings.parallel.zero_stage, weight_bytes(plan), plan.data_parallel_size
     ring = weights * (shares - 1) / shares
     if stage == 0:
         return 2 * ring * FP32
-    if stage == 1:  # bf16 sums its gradients in fp32, of which DeepSpeed all-reduces the whole
-        return ring * (2 * FP32 if size < FP32 else FP32) + ring * size
-    if stage == 2:
-        return ring * (plan.micro_batches * FP32 + size)
+    if stage < 3:
+        return ring * ((plan.micro_batches if stage == 2 else 1) * 2 * FP32 + size)
     return plan.micro_batches * ring * (2 * size + FP32)
 
 

@@ -104,6 +104,7 @@ def test_prompts_and_results_as_json_lines(sample, tmp_path):
     assert [(r["input"], r["sample"]) for r in results] == [(line, k) for line in lines for k in (1, 2)]
     assert results[0]["text"] == "ab" + results[0]["completion"]
     assert all(r["settings"]["seed"] == 0 and r["step"] == 2 for r in results)
+    assert not any("prompts" in r["settings"] for r in results)  # each line has its own
     # The second prompt's first sample does not depend on how many samples the first prompt has.
     assert sample(*words, "--num-samples", "1", output="out.jsonl")[3][1]["tokens"] == results[2]["tokens"]
 
@@ -122,6 +123,8 @@ REFUSED = {
     ("--order", "best"): "argument --order: invalid choice: 'best'",
     ("--threshold", "0.5"): "--threshold: has no effect with --order ancestral",
     ("--batch-size", "0"): "--batch-size 0: must be at least 1",
+    ("--length", "99999999999999"): "--length 99999999999999: must be at most 1,048,576",
+    ("--num-samples", "9999999999"): "--num-samples 9999999999: must be at most 1,048,576",
     ("--steps", "3", "--block-length", "8"): "--steps 3: the 4 blocks of a sample of --prompt need at least one step each",
     ("--guidance", "1"): "--prompt: --guidance strengthens the prompt, and this one is empty; leave it out",
     ("--prompt", "a", "--template", "t"): "argument --template: not allowed with argument --prompt",

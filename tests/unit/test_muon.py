@@ -10,6 +10,7 @@ from data_pipeline.dataset.blend import load_blend
 from model.architecture import Architecture
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
+from pretrain.optimizer.exchange import Exchange, Piece, Sharing
 from pretrain.optimizer.orthogonal import COEFFICIENTS, ITERATIONS, muon_direction, orthogonalized
 from pretrain.optimizer.schedule import learning_rate
 from pretrain.training.start import build_run
@@ -88,6 +89,7 @@ def test_fused_projections_are_separate_matrices(tiny):
 def plain_run(run: TrainingRun, steps: int) -> dict[str, Tensor]:
     """Weights after `steps` steps of plain PyTorch on one process: separate matrices, torch's own Muon and AdamW."""
     settings, model, optim = run.plan.settings, run.plan.settings.model, run.plan.settings.optim
+    assert run.blend.corpora[0].padding == 0
     parts = {
         name: [torch.nn.Parameter(part.clone()) for part in separated(name, weight, model)]
         for name, weight in run.engine.full_weights()
@@ -106,9 +108,8 @@ def plain_run(run: TrainingRun, steps: int) -> dict[str, Tensor]:
     for step in range(steps):
         weights = {name: joined(name, own, model) for name, own in parts.items()}
         loops, batches = run.plan.loops(step), run.batches[step]
-        loss_in_plain_pytorch(
-            weights, model, batches, loops, settings.train.min_timestep, run.plan.tokens_per_step
-        ).backward()
+        tokens, minimum = run.plan.tokens_per_step, settings.train.min_timestep
+        loss_in_plain_pytorch(weights, model, batches, loops, minimum, tokens).backward()
         torch.nn.utils.clip_grad_norm_([part for own in parts.values() for part in own], optim.clip_norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -118,7 +119,17 @@ def plain_run(run: TrainingRun, steps: int) -> dict[str, Tensor]:
     return {name: joined(name, own, model).detach() for name, own in parts.items()}
 
 
-def test_training_equals_plain_pytorch(corpus, world, monkeypatch):
+def test_pieces_that_do_not_make_up_a_matrix_are_refused(world):
+    """As after a change in how DeepSpeed divides the weights."""
+    name = "tail.layers.0.mlp.linear_fc2.weight"
+    sharing = Sharing(world.stage_group, 1, {name: torch.Size([2, 3])}, world.device)
+    Exchange([Piece(name, 0, 0, 4, 0), Piece(name, 0, 4, 2, 4)], sharing)
+    for start, length in ((4, 1), (3, 3)):
+        with pytest.raises(RuntimeError, match=f"shard 0 of {name} is held in the ranges"):
+            Exchange([Piece(name, 0, 0, 4, 0), Piece(name, 0, start, length, 4)], sharing)
+
+
+def test_training_equals_plain_pytorch(corpus, world, monkeypatch, caplog):
     """What four steps change in each weight. torch.optim.Muon orthogonalizes in bf16, which would hide errors of 0.3 in matrices
     of low rank, so it is given the function of the singular values in fp64.
     """
@@ -136,3 +147,4 @@ def test_training_equals_plain_pytorch(corpus, world, monkeypatch):
         change = expected[name] - before[name]
         error = (weight - expected[name]).norm() / change.norm()
         assert change.norm() > 0 and error < 1e-4, (name, error)
+    assert "untested optimizer" not in caplog.text
