@@ -23,7 +23,10 @@ VERBS = {
     "inspect": ("pretrain.inspection.command", "show documents, rows and masks of a prepared folder, as text or HTML"),
     "plan": ("pretrain.planning.command", "compare all layouts of a recipe on N ranks: memory, traffic, bubble, time"),
     "train": ("pretrain.main", "train a recipe; the same as python pretrain/main.py"),
-    "evaluate": ("pretrain.commands.evaluate", "validation NELBO of a run at several numbers of loops, tasks, tasks of lm-eval"),
+    "evaluate": (
+        "pretrain.commands.evaluate",
+        "validation NELBO of a run at several numbers of loops, tasks, tasks of lm-eval",
+    ),
     "sample": (
         "pretrain.commands.sample",
         "generate text with a run: ancestral or another sampler, prompts, templates with gaps",

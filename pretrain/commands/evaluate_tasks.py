@@ -56,7 +56,9 @@ def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
             raise UserError(f"--{name.replace('_', '-')}: has no effect on these tasks, which draw no samples")
     for compute in job.computes:
         if not compute.loops_name.isdecimal() and not all(task.samples for task in tasks):
-            raise UserError(f"--loops {compute.loops_name.rstrip(':')}: likelihoods need fixed numbers of loops, such as 1,2,4")
+            raise UserError(
+                f"--loops {compute.loops_name.rstrip(':')}: likelihoods need fixed numbers of loops, such as 1,2,4"
+            )
     return tasks
 
 
