@@ -1,7 +1,9 @@
-"""`loopmdm evaluate RUN --lm-eval TASK ...`: tasks of EleutherAI's lm-eval."""
+"""`loopmdm evaluate RUN --lm-eval TASK ...`: tasks of EleutherAI's lm-eval, on a run or an exported folder."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.commands.task_job import Job, loops_part
@@ -11,21 +13,75 @@ from pretrain.evaluation.compute_settings import ComputeSettings
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from pretrain.commands.load_run import LoadedRun
+    from pretrain.evaluation.tasks.task import TaskModel
+    from pretrain.parallel.world import World
 
 DEFAULT_MASKS = 128
 INSTALL = "install it, for example with: pip install 'loopmdm[eval]'"
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        folder: of the run or the export; results go to its `eval/`.
+        name: of the weights, in names of files.
+        about: the same for results.
+        computes: what is computed, one result for each.
+        model: makes the model with what it computes.
+    """
+
+    folder: Path
+    name: str
+    about: Mapping[str, Any]
+    world: "World"
+    computes: list[ComputeSettings]
+    model: "Callable[[ComputeSettings], TaskModel]"
+
+
 def run_harness(arguments: argparse.Namespace) -> int:
     """Evaluate the tasks at every number of loops, print lm-eval's tables, write `eval/step_N_WEIGHTS_lm_eval_TASKS_....json`."""
-    from pretrain.commands.load_run import open_run
+    from pretrain.evaluation.exported import is_export
 
     job, manager = Job.of(arguments), _task_manager(arguments)
-    run = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
-    for compute in job.resolved(run):
-        _evaluate(job, run, compute, manager)
+    subject = _export(job) if is_export(arguments.folder) else _run(job)
+    for compute in subject.computes:
+        _evaluate(job, subject, compute, manager)
     return 0
+
+
+def _run(job: Job) -> Subject:
+    from pretrain.commands.load_run import open_run
+
+    arguments = job.arguments
+    run = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
+    name, about = f"step_{run.step}_{run.weights}", {"step": run.step, "weights": run.weights}
+    return Subject(run.folder, name, about, run.world, job.resolved(run), lambda compute: job.model(run, compute))
+
+
+def _export(job: Job) -> Subject:
+    """An exported folder. Raises UserError for options that need a run."""
+    from pretrain.evaluation.exported import ExportedModel
+    from pretrain.parallel.launcher import read_launcher
+    from pretrain.parallel.world import start_world
+
+    arguments, size = job.arguments, job.arguments.batch_size
+    for name, plain in (("weights", None), ("tensor", 1), ("pipeline", 1)):
+        if getattr(arguments, name) != plain:
+            raise UserError(f"--{name}: has no effect on an exported folder")
+    for compute in job.computes:
+        if set(compute.record()) != {"loops"} or not compute.loops_name.isdecimal():
+            raise UserError(
+                f"--loops {compute.loops_name}: an exported model takes a number of loops, without cache or warm start"
+            )
+    world = start_world(read_launcher())
+    exported = ExportedModel(arguments.folder, world)
+
+    def model(compute: ComputeSettings) -> "TaskModel":
+        return exported.task_model(compute.loops[0], job.sampler, size, job.seed)
+
+    return Subject(arguments.folder, "export", {"weights": "export"}, world, list(job.computes), model)
 
 
 def _task_manager(arguments: argparse.Namespace) -> "TaskManager":
@@ -42,15 +98,16 @@ def _task_manager(arguments: argparse.Namespace) -> "TaskManager":
     if path is not None and not path.is_dir():
         raise UserError(f"--lm-eval-path {path}: no such folder; give the folder of task files in lm-eval's YAML")
     manager = TaskManager(include_path=str(path) if path is not None else None, include_defaults=path is None)
-    known = set(manager.all_tasks)
     for name in arguments.lm_eval:
-        if not manager.match_tasks([name]) and name not in known:
-            where = f"in {path}" if path is not None else "among those of lm-eval; --lm-eval-path adds a folder"
+        if not manager.match_tasks([name]):
+            where = (
+                f"in {path}" if path is not None else "among those of lm-eval; --lm-eval-path names a folder of others"
+            )
             raise UserError(f"--lm-eval {name}: no such task {where}")
     return manager
 
 
-def _evaluate(job: Job, run: "LoadedRun", compute: ComputeSettings, manager: "TaskManager") -> None:
+def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, manager: "TaskManager") -> None:
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
@@ -58,37 +115,39 @@ def _evaluate(job: Job, run: "LoadedRun", compute: ComputeSettings, manager: "Ta
     from pretrain.evaluation.item_files import ItemFile
     from pretrain.evaluation.result_files import keep_result
 
-    arguments = job.arguments
-    method, masks = arguments.likelihood or "nelbo", arguments.masks or DEFAULT_MASKS
-    settings = {
-        "lm_eval": list(arguments.lm_eval), "num_fewshot": arguments.num_fewshot, "likelihood": method,
-        **({"masks": masks} if method == "nelbo" else {}), "sampler": job.sampler.record(), "seed": job.seed, **compute.record(),
-        "step": run.step, "weights": run.weights,
-    }  # fmt: skip
-    stem = f"step_{run.step}_{run.weights}_lm_eval_{'-'.join(arguments.lm_eval)}_{loops_part([compute])}"
-    kept: ItemFile | None = ItemFile(run.folder / "eval", stem, settings) if run.world.is_main else None
+    arguments, is_main = job.arguments, subject.world.is_main
+    settings = _settings(job, compute) | subject.about
+    stem = f"{subject.name}_lm_eval_{'-'.join(arguments.lm_eval)}_{loops_part([compute])}"
+    kept = ItemFile(subject.folder / "eval", stem, settings) if is_main else None
     harness = DiffusionHarness(
-        job.model(run, compute), method, masks, kept, lambda line: run.world.is_main and print(line, flush=True)
-    )
+        subject.model(compute), settings["likelihood"], settings.get("masks", 1), kept,
+        lambda line: print(line, flush=True) if is_main else None,
+    )  # fmt: skip
     results = simple_evaluate(
         model=harness, tasks=list(arguments.lm_eval), num_fewshot=arguments.num_fewshot, limit=arguments.limit,
         task_manager=manager, log_samples=False,
     )  # fmt: skip
-    if not run.world.is_main:
+    if not is_main:
         return
     assert results is not None
-    print(f"{run.folder}, step {run.step}, {run.weights} weights, S={compute.loops_name}\n{make_table(results)}")
-    content = {
-        **_kept_figures(results),
-        "step": run.step,
-        "weights": run.weights,
-        "settings": settings | {"limit": arguments.limit},
-    }
+    print(f"{subject.folder}, {subject.name.replace('_', ' ')}, S={compute.loops_name}\n{make_table(results)}")
+    content = {**_kept_figures(results), **subject.about, "settings": settings | {"limit": arguments.limit}}
     output = arguments.output
-    if output is not None and len(job.computes) > 1:
+    if output is not None and len(subject.computes) > 1:
         output = output.with_stem(f"{output.stem}_{loops_part([compute])}")
     limit = f"_limit_{arguments.limit}" if arguments.limit else ""
-    print(keep_result(run.folder / "eval", stem + limit, content, output))
+    print(keep_result(subject.folder / "eval", stem + limit, content, output))
+
+
+def _settings(job: Job, compute: ComputeSettings) -> dict[str, Any]:
+    """What answers depend on, besides the weights."""
+    arguments = job.arguments
+    method = arguments.likelihood or "nelbo"
+    masks = {"masks": arguments.masks or DEFAULT_MASKS} if method == "nelbo" else {}
+    return {
+        "lm_eval": list(arguments.lm_eval), "num_fewshot": arguments.num_fewshot, "likelihood": method, **masks,
+        "sampler": job.sampler.record(), "seed": job.seed, **compute.record(),
+    }  # fmt: skip
 
 
 def _kept_figures(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,12 @@ pytest.importorskip("lm_eval", minversion="0.4.13")
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from pretrain.cli import main as loopmdm
 from pretrain.errors import UserError
 from pretrain.evaluation.harness import DiffusionHarness
 from pretrain.evaluation.item_files import ItemFile
 from pretrain.evaluation.likelihood import Text, chain_rule
+from tests.exports import make_run
 from tests.toy_denoisers import HashedDenoiser
 from tests.toy_tasks import toy_model, toy_tokenizer
 
@@ -48,7 +50,7 @@ metric_list: [{metric: bits_per_byte}]
 """,
 }
 DOCS = [
-    {"question": f"what is {i}?", "choices": ["ab", "c", "dea"], "answer": i % 3, "text": "the end " * (1 + i % 4)}
+    {"question": f"what is {i}?", "choices": ["ab", "c", "dea"], "answer": i % 3, "text": "the end " * (1 + i % 3)}
     for i in range(5)
 ]
 
@@ -159,3 +161,46 @@ def test_what_cannot_be_answered_is_named(model):
         harness(model).loglikelihood([request("a", "b" * 60)])
     with pytest.raises(UserError, match=r"^lm-eval: max_gen_toks 40 leaves no room for a context"):
         harness(model).generate_until([request("a", {"max_gen_toks": 40})])
+
+
+def test_a_run_and_its_export_have_equal_scores(folder, capsys):
+    """The whole command on both: a network of this project and one of transformers."""
+    run_folder, export = make_run(folder / "run", "bytes"), folder / "export"
+    assert loopmdm(["export", str(run_folder), str(export)]) == 0
+    words = [
+        "--lm-eval",
+        *TASKS,
+        "--lm-eval-path",
+        str(folder),
+        "--loops",
+        "3",
+        "--masks",
+        "8",
+        "--order",
+        "left-to-right",
+    ]
+    (folder / "toy_answers.yaml").write_text((folder / "toy_answers.yaml").read_text().replace("20", "9"))
+    assert loopmdm(["evaluate", str(run_folder), *words, "--weights", "ema"]) == 0
+    assert loopmdm(["evaluate", str(export), *words, "--batch-size", "4"]) == 0
+    assert "S=3" in capsys.readouterr().out
+    name = f"lm_eval_{'-'.join(TASKS)}_loops_3"
+    files = (run_folder / "eval" / f"step_3_ema_{name}.json", export / "eval" / f"export_{name}.json")
+    own, exported = (json.loads(file.read_text()) for file in files)
+    for task, figures in own["results"].items():
+        for metric, value in figures.items():
+            if isinstance(value, float):
+                assert exported["results"][task][metric] == pytest.approx(value, rel=1e-4, abs=1e-9), (task, metric)
+    own, exported = (_answers(file.with_name(f"{file.stem}.items.jsonl")) for file in files)
+    assert own.keys() == exported.keys() and len(own) == 5 * 3 + 5 + 5 + 3  # choices, answers, words, distinct texts
+    for key, answer in own.items():
+        assert exported[key] == (answer if isinstance(answer, str) else pytest.approx(answer, rel=1e-4))
+    assert loopmdm(["evaluate", str(export), *words, "--weights", "raw"]) == 2
+    assert "--weights: has no effect on an exported folder" in capsys.readouterr().err
+    for value, why in (("none", "no such task in"), ("toy_none*", "no such task in")):
+        assert loopmdm(["evaluate", str(run_folder), "--lm-eval", value, "--lm-eval-path", str(folder)]) == 2
+        assert why in capsys.readouterr().err
+
+
+def _answers(path):
+    records = map(json.loads, path.read_text().splitlines()[1:])
+    return {record["item"]: record["answer"] for record in records if "item" in record}
