@@ -118,7 +118,6 @@ class SampleMemory:
         self.age[places] = torch.where(refreshed, 0, self.age[places]) + 1
         self.loops[places] = torch.where(refreshed, loops[writes], self.loops[places])
 
-
     def computed(self, caching: Caching, slots: Slots, tokens: Tensor, wanted: Tensor, mask_id: int) -> Tensor:
         """Which positions the next forward pass has to compute, bool [n, s]; all of a row that is refreshed.
 

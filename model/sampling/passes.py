@@ -128,7 +128,9 @@ class Judge:
         agree: Callable[[Tensor], Tensor],
     ) -> None:
         self._settling, self._wanted, self._predict, self._agree = settling, wanted, predict, agree
-        self._predicted = torch.empty(0)  # log-probabilities after the previous pass, at the wanted positions of all rows
+        self._predicted = torch.empty(
+            0
+        )  # log-probabilities after the previous pass, at the wanted positions of all rows
 
     def __call__(self, before: Tensor, after: Tensor, number: int, rows: Tensor) -> Tensor:
         """See `Settled`."""

@@ -47,7 +47,9 @@ class Tally:
         self.forwards += len(loops)
         self.loops += float(loops.sum())
         self.passes += float((computed * loops).sum()) / seq_len
-        self.flops += float((computed * layers).sum()) * costs.layer() + float((predicted * ends).sum()) * costs.lm_head()
+        self.flops += (
+            float((computed * layers).sum()) * costs.layer() + float((predicted * ends).sum()) * costs.lm_head()
+        )
 
     def values(self) -> Tensor:
         """The counts as float64 [4], to be summed over ranks that sample different rows."""

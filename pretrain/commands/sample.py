@@ -185,7 +185,9 @@ def _report(
         of_prompt = f" (prompt {(number - 1) // arguments.num_samples + 1})" if arguments.prompts else ""
         about = f"S={compute.loops_name}, {settings.describe()}"
         print(f"--- sample {number} of {len(samples)}{of_prompt}, {about}\n{sample['text']}")
-    print(f"--- {len(samples)} samples: {cost.describe()}\n{_saved(arguments, loaded, settings, compute, samples, cost)}")
+    print(
+        f"--- {len(samples)} samples: {cost.describe()}\n{_saved(arguments, loaded, settings, compute, samples, cost)}"
+    )
 
 
 def _saved(

@@ -85,7 +85,11 @@ class ComputeSettings:
 
     def check_layout(self, pipeline: int) -> None:
         """Raise UserError for what a pipeline of several stages cannot do."""
-        asked = {"--loops adaptive": self.adaptive, "--warm-start": self.warm_start, f"--cache {self.cache}": self.cache}
+        asked = {
+            "--loops adaptive": self.adaptive,
+            "--warm-start": self.warm_start,
+            f"--cache {self.cache}": self.cache,
+        }
         if pipeline > 1:
             for option in (name for name, value in asked.items() if value):
                 raise UserError(
