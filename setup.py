@@ -4,14 +4,16 @@ from pathlib import Path
 
 from setuptools import setup
 
-# Ranges for users who bring their own torch; launchers/pins.txt has the exact versions that the tests run with.
+# Ranges for users who bring their own torch; launchers/pins.txt (Python 3.11) and pins-py312.txt have the exact versions that
+# the tests run with. pretrain/machine/versions.py has the reasons for the ranges of the first three, and checks them.
 REQUIRES = [
-    "torch>=2.11",  # 2.10 is the first in which gradients may have another dtype than their weights
+    "torch>=2.11",
     "deepspeed>=0.19.8,<0.20",
-    "megatron-core>=0.16.1,<0.17",
+    "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the last for Python 3.11; 0.17 and later need 3.12
     "datasets>=3.0",
     "flufl.lock>=8,<11",
     "numpy>=1.26",
+    "packaging>=24.2",
     "protobuf>=5",
     "psutil>=5.9",
     "pyarrow>=17",
@@ -38,6 +40,8 @@ setup(
         "pretrain.commands",
         "pretrain.config",
         "pretrain.evaluation",
+        "pretrain.evaluation.tasks",
+        "pretrain.export",
         "pretrain.inspection",
         "pretrain.machine",
         "pretrain.optimizer",
@@ -50,6 +54,7 @@ setup(
         "model.sampling",
         "data_pipeline",
         "data_pipeline.dataset",
+        "data_pipeline.generators",
         "data_pipeline.packing",
         "data_pipeline.readers",
         "data_pipeline.tasks",
@@ -64,7 +69,7 @@ setup(
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):
         # build it from its repository if you want it; `loopmdm doctor` says what was found.
         "gpu": ["transformer-engine[pytorch]>=2.0"],
-        "eval": ["lm-eval>=0.4.8"],
+        "eval": ["lm-eval>=0.4.13", "transformers>=4.57"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -72,6 +77,7 @@ setup(
             "ruff>=0.9",
             "codespell>=2.3",
             "matplotlib>=3.9",
+            "transformers>=4.57",  # loads what `loopmdm export` writes
         ],
     },
     entry_points={"console_scripts": ["loopmdm=loopmdm_cli:command"]},

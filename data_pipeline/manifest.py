@@ -65,7 +65,7 @@ class InputInfo(_Record):
     """One `--input` value as given, what was found there, and a digest of the documents read, in their order."""
 
     input: str
-    kind: Literal["file", "folder", "glob", "stdlib", "datasets"]
+    kind: Literal["file", "folder", "glob", "stdlib", "datasets", "generated"]
     files: int = Field(ge=0)
     bytes: int = Field(ge=0, description="on disk, compressed where the files are")
     documents: int = Field(ge=0)

@@ -37,8 +37,10 @@ Tokenize text and pack it into rows for pre-training.
 
 An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; any other: one document of plain text; all
 but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
-hf:NAME[:CONFIG][@SPLIT], or stdlib: for the sources of Python's standard library. Without --tokenizer, a SentencePiece
-tokenizer is trained on a sample of the text.
+hf:NAME[:CONFIG][@SPLIT], stdlib: for the sources of Python's standard library, or NAME:COUNT[@SEED] for generated
+instances of a task (sudoku4, sudoku6, sudoku9; additionD for sums of D digits). Without --tokenizer, a SentencePiece
+tokenizer is trained on a sample of the text; if all inputs are generated, and
+no --vocab-size is given, the tokens are the characters of the task.
 
 A run that was stopped or killed leaves its finished tasks in OUTPUT.work. Run the same command again to continue."""
 
@@ -59,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
-    add("--seq-len", type=int, metavar="L", help=f"tokens per row (default: {DEFAULT_SEQ_LEN})")
+    add(
+        "--seq-len",
+        type=int,
+        metavar="L",
+        help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)",
+    )
     add(
         "--pack",
         choices=get_args(Packing),
@@ -209,9 +216,9 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
-    options = _options(args)
     output = resolve_output(args.output)
     inputs = [resolve_input(value) for value in args.input]
+    options = _options(args, inputs)
     check_inputs(output, inputs)
     _mention_repeated_files(inputs)
     restore_interrupted(output)
@@ -246,15 +253,21 @@ def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", op
     print(summary(manifest, counts, args.output))
 
 
-def _options(args: argparse.Namespace) -> "Options":
+def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
+    from data_pipeline.generators.names import parse_generated
     from data_pipeline.tasks.options import Options
 
+    alphabet, seq_len = None, args.seq_len or DEFAULT_SEQ_LEN
+    if all(found.kind == "generated" for found in inputs):
+        generators = [parse_generated(found.value).generator for found in inputs]
+        alphabet = "".join(sorted(set().union(*(generator.alphabet for generator in generators))))
+        seq_len = args.seq_len or 1 + max(generator.length for generator in generators)  # and the end of the document
     return Options(
         text_key=args.text_key,
         tokenizer=args.tokenizer,
         vocab_size=args.vocab_size,
         model_type=args.model_type,
-        seq_len=args.seq_len or DEFAULT_SEQ_LEN,
+        seq_len=seq_len,
         packing=args.pack or DEFAULT_PACKING,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
@@ -262,6 +275,7 @@ def _options(args: argparse.Namespace) -> "Options":
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
+        alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )
 
 

@@ -18,6 +18,9 @@ describe() { "$1" -I -c 'import os, sys; print("%d.%d.%d" % sys.version_info[:3]
 
 supported() { [[ $1 == 3.11.* || $1 == 3.12.* ]]; }
 
+# The file of pinned versions for Python $1: megatron-core 0.16.1 is the last for 3.11; later versions need 3.12.
+pins_for() { [[ $1 == 3.11.* ]] && echo launchers/pins.txt || echo launchers/pins-py312.txt; }
+
 can_make_environments() { command -v uv >/dev/null || "$1" -I -c 'import venv, ensurepip' 2>/dev/null; }
 
 # Sets python to the one named by PYTHON, else to the first that can be used.
@@ -46,27 +49,31 @@ find_python() {
 # Whether .venv is whole enough to be updated: its Python runs, is the one that made it, and the folder was not moved or copied.
 usable() {
     [[ -x .venv/bin/python ]] && supported "$(describe .venv/bin/python)" && .venv/bin/python -I - "$(command -v uv)" <<'END' 2>/dev/null
-import importlib.metadata, importlib.util, pathlib, re, sys, sysconfig
+import csv, importlib.metadata, importlib.util, pathlib, re, sys, sysconfig
 home = pathlib.Path(sys.prefix)
 assert pathlib.Path(sysconfig.get_path("purelib")).is_dir()
 made_as = re.findall(r"""VIRTUAL_ENV=['"]?(/[^'"\n]*)""", (home / "bin" / "activate").read_text())
 assert any(pathlib.Path(path).exists() and home.samefile(path) for path in made_as)
 if not sys.argv[1] or importlib.util.find_spec("pip"):
-    assert all(path.locate().exists() for path in importlib.metadata.files("pip"))  # None if its installation was interrupted
+    pip = importlib.metadata.distribution("pip")  # its RECORD is missing if its installation was interrupted
+    assert all(pip.locate_file(path).exists() for path, *_ in csv.reader(pip.read_text("RECORD").splitlines()))
 END
 }
 
 # The installed packages with files that are missing or cut short: an installation was killed, or the disk was full.
 damaged() {
     .venv/bin/python -I - <<'END'
-import importlib.metadata, pathlib
+import csv, importlib.metadata, pathlib
 
 def whole(distribution):
-    files = distribution.files  # None without RECORD, which is written last
-    return files is not None and all(
-        path.suffix == ".pyc" or pathlib.Path(path.locate()).exists() and (path.size or 0) <= path.locate().stat().st_size
-        for path in files
+    record = distribution.read_text("RECORD")  # written last; `files` leaves out missing files from Python 3.12 on
+    return record is not None and all(
+        path.endswith(".pyc") or present(pathlib.Path(distribution.locate_file(path)), int(size or 0))
+        for path, _, size in csv.reader(record.splitlines())
     )
+
+def present(file, size):
+    return file.exists() and file.stat().st_size >= size
 
 for found in importlib.metadata.distributions():
     folder = pathlib.Path(found._path).name
@@ -150,9 +157,11 @@ fi
 [[ ! -e .venv && ! -L .venv ]] || usable || remove_broken
 [[ -e .venv ]] || create
 
-# The mark, written last, records what was installed: a checksum of pins.txt and setup.py, the Python, then the extras.
+# The mark, written last, records what was installed: a checksum of the pins and setup.py, the Python, then the extras.
 mark=.venv/.loopmdm-installed
-checksum=$(cat launchers/pins.txt setup.py | cksum | tr ' ' '-')-$(describe .venv/bin/python | cut -d ' ' -f 1)
+version=$(describe .venv/bin/python | cut -d ' ' -f 1)
+pins=$(pins_for "$version")
+checksum=$(cat "$pins" setup.py | cksum | tr ' ' '-')-$version
 installed=()
 [[ ! -f $mark ]] || read -r -a installed < "$mark" || true
 wanted=("$checksum" "${installed[@]:1}")
@@ -165,11 +174,11 @@ echo "installing pinned packages into .venv (several minutes the first time)"
 rm -f "$mark"
 failed="the installation is not complete, see above (no network? disk full?). Run the same command again to continue"
 extras=$(IFS=,; echo "${wanted[*]:1}")
-install -c launchers/pins.txt -e ".${extras:+[$extras]}" || die "$failed"
+install -c "$pins" -e ".${extras:+[$extras]}" || die "$failed"
 mapfile -t broken < <(damaged)
 if [[ ${#broken[@]} -gt 0 ]]; then
     echo "installing again, because files are missing: ${broken[*]}"
-    install --force-reinstall --no-deps -c launchers/pins.txt "${broken[@]}" || die "$failed"
+    install --force-reinstall --no-deps -c "$pins" "${broken[@]}" || die "$failed"
     [[ -z $(damaged) ]] || die "files of these packages are still missing: $(damaged | paste -sd ' '). Run rm -r .venv, then the same command"
 fi
 echo "${wanted[*]}" > "$mark"

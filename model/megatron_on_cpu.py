@@ -1,4 +1,4 @@
-"""Makes megatron-core run without a GPU. The only module that patches it; written for megatron-core 0.16.1.
+"""Makes megatron-core run without a GPU. The only module that patches it; written for megatron-core 0.16.1 to 0.19.2.
 
 megatron-core hard-codes "cuda" where it means the device of this rank: `torch.cuda.current_device()` for receive buffers in
 tensor_parallel and pipeline_parallel, and `torch.zeros(..., device="cuda")` for a counter in the schedules. There is no

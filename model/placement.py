@@ -109,11 +109,19 @@ def whole(split: LoopSplit) -> Stage:
 
 def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
     """Number of weights on one rank of a stage: matrices are split over the `tensor` ranks, norms are not."""
-    layers = len(stage.mid) + sum(len(chunk) for chunk in (*stage.head, *stage.tail))
-    norms = 2 * architecture.hidden_size
-    matrices = architecture.parameters_per_layer() - norms
+    norms = (2 * _layers_held(stage) + stage.last) * architecture.hidden_size
     ends = architecture.padded_vocab_size * architecture.hidden_size // tensor
-    return layers * (matrices // tensor + norms) + stage.first * ends + stage.last * (ends + architecture.hidden_size)
+    return hidden_matrices_held(stage, architecture, tensor) + norms + (stage.first + stage.last) * ends
+
+
+def hidden_matrices_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
+    """Number of weights in the matrices of the layers on one rank of a stage."""
+    matrices = architecture.parameters_per_layer() - 2 * architecture.hidden_size
+    return _layers_held(stage) * (matrices // tensor)
+
+
+def _layers_held(stage: Stage) -> int:
+    return len(stage.mid) + sum(len(chunk) for chunk in (*stage.head, *stage.tail))
 
 
 def mid_rounds(loops: int, replicas: int) -> int:

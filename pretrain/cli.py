@@ -23,11 +23,18 @@ VERBS = {
     "inspect": ("pretrain.inspection.command", "show documents, rows and masks of a prepared folder, as text or HTML"),
     "plan": ("pretrain.planning.command", "compare all layouts of a recipe on N ranks: memory, traffic, bubble, time"),
     "train": ("pretrain.main", "train a recipe; the same as python pretrain/main.py"),
-    "evaluate": ("pretrain.commands.evaluate", "validation NELBO of a run at several numbers of loops"),
+    "evaluate": (
+        "pretrain.commands.evaluate",
+        "validation NELBO of a run at several numbers of loops, tasks, tasks of lm-eval",
+    ),
     "sample": (
         "pretrain.commands.sample",
         "generate text with a run: ancestral or another sampler, prompts, templates with gaps",
     ),
+    "probe": ("pretrain.commands.probe", "hidden states and attention of every pass of a run's looped block"),
+    "report": ("pretrain.inspection.report_command", "curves, figures and samples of runs as one HTML page"),
+    "export": ("pretrain.commands.export", "write a run as a folder that Hugging Face transformers loads"),
+    "import": ("pretrain.commands.import_run", "make a run folder of an exported folder"),
     "doctor": ("pretrain.commands.doctor", "report versions, devices and which optional kernels are used"),
 }
 """Verb -> (module with `add_arguments(parser)` and `run(arguments) -> exit status`, help text)."""

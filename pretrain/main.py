@@ -21,6 +21,7 @@ from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.config.validation_split import require_validation_split  # noqa: E402
 from pretrain.machine.console import prepare_console  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
+from pretrain.machine.versions import require_supported_versions  # noqa: E402
 from pretrain.parallel.reporting import run_reporting_errors  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
 from pretrain.training.stop_request import end_process  # noqa: E402
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, world_size: int) -> int:
+    require_supported_versions()
     settings, blend = load_run(arguments.config, arguments.overrides)
     require_validation_split(settings, blend)
     if settings.parallel.auto:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import ModelType
 from torch import Tensor, nn
 
@@ -186,5 +186,5 @@ def _run_stage(
         seq_length=1,
         micro_batch_size=1,
         p2p_communicator=Communicator(pp, config, clock, hop, down, up),
-        pg_collection=SimpleNamespace(tp=alone, cp=alone, embd=None, pos_embd=None, pp=pp, dp_cp=alone),
+        pg_collection=ProcessGroupCollection(tp=alone, cp=alone, embd=None, pos_embd=None, pp=pp, dp_cp=alone),
     )

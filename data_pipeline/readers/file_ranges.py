@@ -13,7 +13,9 @@ UNSUPPORTED_SUFFIXES = (".zip", ".tar", ".tgz", ".7z", ".lz4", ".rar")
 # Block size for reading past what lies before a range.
 SKIPPED_BYTES = 1 << 20
 
-Kind = Literal["lines", "text", "parquet", "dataset"]
+Kind = Literal["lines", "text", "parquet", "dataset", "generated"]
+# They are not read from bytes of a file: a range is a range of rows.
+WITHOUT_BYTES = ("dataset", "generated")
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,13 @@ class FileRange:
     """A whole file, a part of one, or a part of a dataset.
 
     Attributes:
-        kind: "lines" (JSON lines), "text" (the whole file is one document), "parquet" or "dataset".
-        source: the file, or the `--input` value of a dataset.
+        kind: "lines" (JSON lines), "text" (the whole file is one document), "parquet", "dataset" or "generated" (instances of
+            a generator).
+        source: the file, or the `--input` value of a dataset or a generator.
         shown: its name in messages.
         num_bytes: approximate size on disk.
         start, stop: bytes of a file of lines (a line belongs to the range in which it begins), row groups of a Parquet
-            file, rows of a dataset; a stop of None is the end.
+            file, rows of a dataset or numbers of instances; a stop of None is the end.
     """
 
     kind: Kind

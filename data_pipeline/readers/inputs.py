@@ -1,4 +1,4 @@
-"""What the values of `--input` mean: files, folders, globs, Hugging Face datasets and the standard library's sources."""
+"""What the values of `--input` mean: files, folders, globs, datasets, the standard library's sources, generators."""
 
 import glob
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.errors import DataError
+from data_pipeline.generators.names import KNOWN, names_generator, parse_generated
 from data_pipeline.readers.file_ranges import file_kind
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
 
@@ -25,11 +26,12 @@ class Input:
         value: as given.
         files: the files to read, sorted; for a dataset, its files as far as they are known.
         root: messages show the files relative to it; None for their full names.
-        rows, fingerprint: of a dataset, its number of rows and the fingerprint that its library computes.
+        rows, fingerprint: of a dataset, its number of rows and the fingerprint that its library computes; of a generator, the
+            number of instances and what decides them.
     """
 
     value: str
-    kind: Literal["file", "folder", "glob", "stdlib", "datasets"]
+    kind: Literal["file", "folder", "glob", "stdlib", "datasets", "generated"]
     files: tuple[Path, ...]
     root: Path | None = None
     rows: int = 0
@@ -49,6 +51,8 @@ class Input:
 
         The change time of the inode also detects a file moved into place with an old modification time.
         """
+        if self.kind == "generated":
+            return False
         stats = (path.stat() for path in self.files)
         return not self.files or any(max(stat.st_mtime_ns, stat.st_ctime_ns) >= time_ns for stat in stats)
 
@@ -61,6 +65,9 @@ def resolve_input(value: str) -> Input:
     """
     if value == STDLIB:
         return _resolve_stdlib()
+    if names_generator(value) and not Path(value).exists():
+        generated = parse_generated(value)
+        return Input(value, "generated", (), None, generated.count, generated.identity)
     path = Path(value)
     if value.startswith(HUB) or (path.is_dir() and is_saved_dataset(path)):
         return _resolve_dataset(value)
@@ -71,7 +78,8 @@ def resolve_input(value: str) -> Input:
     if glob.has_magic(value):
         matches = (Path(name) for name in sorted(glob.glob(value, recursive=True)))  # noqa: PTH207 (absolute patterns)
         return _checked(Input(value, "glob", tuple(match for match in matches if match.is_file())))
-    raise DataError(f"--input {value}: no such file or folder")
+    also = f"; the generators are {KNOWN}, as NAME:COUNT" if ":" in value else ""
+    raise DataError(f"--input {value}: no such file or folder{also}")
 
 
 def _checked(found: Input) -> Input:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
+from data_pipeline.generators.names import parse_generated
 from data_pipeline.readers.compression import DamagedFileError, OpenFile, open_decompressed
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange, is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
@@ -41,6 +42,8 @@ def read_range(file_range: FileRange, text_key: str) -> Iterator[Found]:
 def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
     if file_range.kind == "dataset":
         yield from read_dataset(file_range, text_key)
+    elif file_range.kind == "generated":
+        yield from _generate(file_range)
     elif file_range.kind == "parquet":
         yield from read_parquet(file_range, text_key)
     elif file_range.kind == "lines":
@@ -51,6 +54,12 @@ def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
         if isinstance(found, Rejection) and found != _read_text(file_range):
             raise ReadError.differs(file_range.source, found.why)
         yield found
+
+
+def _generate(file_range: FileRange) -> Iterator[TextValue]:
+    generated = parse_generated(file_range.source)
+    for index in range(file_range.start, generated.count if file_range.stop is None else file_range.stop):
+        yield TextValue(generated.generator.text(generated.seed, index), index)
 
 
 def _confirm(file_range: FileRange, text_key: str, count: int, why: str) -> None:

@@ -27,6 +27,7 @@ from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, require_space, result_folder
+from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 
@@ -72,10 +73,10 @@ class Build:
         Raises:
             DataError: no usable text, or a vocabulary size that does not fit the text.
         """
-        if self.options.tokenizer:
-            self._place_tokenizer()
-        else:
+        if self.options.trains_tokenizer:
             self._train(tasks)
+        else:
+            self._place_tokenizer()
         if self.options.duplicates != "keep":
             self._find_duplicates(tasks)
 
@@ -124,7 +125,7 @@ class Build:
     def _tokenizer_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the tokenizer is or will be; None while the documents that it is trained on have not been read."""
         parent = self.work.folder / TOKENIZERS
-        if self.options.tokenizer:
+        if not self.options.trains_tokenizer:
             return parent / content_address(self.options.record()["tokenizer_sha256"])
         corpus = self._corpus(tasks)
         return corpus and parent / content_address(corpus, self.options.of_training(), software("sentencepiece"))
@@ -144,7 +145,9 @@ class Build:
 
     def _place_tokenizer(self) -> None:
         suffix, content = ".bytes", BYTES_FILE_CONTENT
-        if not self.options.uses_bytes:
+        if self.options.tokenizer is None:
+            suffix, content = ".json", character_tokenizer(self.options.alphabet).encode()
+        elif not self.options.uses_bytes:
             source = find_tokenizer_file(self.options.tokenizer)
             suffix, content = source.suffix, source.read_bytes()
         folder = self._tokenizer_folder([])
@@ -197,7 +200,7 @@ class Build:
 def run_phases(build: Build, phase: Phase, share: Share) -> list[Task]:
     """Run one phase, or all before `join`; returns the tasks."""
     tasks = cut_into_tasks(build.inputs)
-    needs_whole_corpus = build.options.tokenizer is None or build.options.duplicates != "keep"
+    needs_whole_corpus = build.options.trains_tokenizer or build.options.duplicates != "keep"
     if phase in ("all", "start") or not needs_whole_corpus:
         build.start(tasks)
     if phase in ("all", "tokens"):

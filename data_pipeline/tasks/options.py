@@ -7,6 +7,7 @@ from data_pipeline.dedup import Duplicates
 from data_pipeline.documents import Document
 from data_pipeline.filters import ActiveFilters, Limit
 from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
+from data_pipeline.tokenizers.characters import PREFIX
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
 
@@ -17,7 +18,7 @@ class Options:
 
     Attributes:
         text_key: key or column that holds the text of a record.
-        tokenizer: a tokenizer file, a folder with one, or "bytes"; None to train one.
+        tokenizer: a tokenizer file, a folder with one, or "bytes"; None for the characters of the alphabet, or to train one.
         vocab_size: ids of the tokenizer to train, before [MASK] is added.
         model_type: kind of SentencePiece model to train.
         seq_len: tokens per row.
@@ -28,6 +29,7 @@ class Options:
         duplicates: whether documents that came before are left out: "keep" none, "exact" those of equal text, "near" also
             those that MinHash finds similar.
         accept_broken_files: write the output although a file is broken or an input gives no document.
+        alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
             output, not what it is.
     """
@@ -44,10 +46,11 @@ class Options:
     duplicates: Duplicates = "keep"
     accept_broken_files: bool = False
     max_rejected: float = 0.01
+    alphabet: str | None = None
 
     def record(self) -> dict[str, str | Limit | None]:
         """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""
-        given = self.tokenizer is not None
+        given = not self.trains_tokenizer
         return {
             **self.of_documents(),
             "tokenizer_sha256": self._tokenizer_identity(),
@@ -71,9 +74,16 @@ class Options:
         return {**self.of_documents(), "vocab_size": self.vocab_size, "model_type": self.model_type}
 
     def _tokenizer_identity(self) -> str | None:
-        if self.tokenizer is None or self.uses_bytes:
-            return str(self.tokenizer) if self.tokenizer else None
+        if self.tokenizer is None:
+            return None if self.alphabet is None else f"{PREFIX}{self.alphabet}"
+        if self.uses_bytes:
+            return BYTES
         return sha256_of(find_tokenizer_file(self.tokenizer))
+
+    @property
+    def trains_tokenizer(self) -> bool:
+        """Whether the tokenizer is trained on the text."""
+        return self.tokenizer is None and self.alphabet is None
 
     @property
     def uses_bytes(self) -> bool:

@@ -14,6 +14,13 @@ from data_pipeline.tasks.processes import Report
 from data_pipeline.tasks.task import Task
 
 REPORT_BYTES = 1 << 20
+UNITS = {
+    "lines": ("line", "byte"),
+    "parquet": ("row", "row group"),
+    "dataset": ("row", "row"),
+    "generated": ("instance", "instance"),
+}
+"""Kind of a file range -> what its records are, and what its start counts."""
 
 
 def task_documents(
@@ -46,9 +53,7 @@ def _progress(file_range: FileRange, last: int | None) -> str:
     """How far a range was read, for messages."""
     if file_range.kind == "text":
         return ""
-    unit, start = {"lines": ("line", "byte"), "parquet": ("row", "row group"), "dataset": ("row", "row")}[
-        file_range.kind
-    ]
+    unit, start = UNITS[file_range.kind]
     if last is None:
         return f"before the first {unit} from {start} {file_range.start:,} on"
     # Rows are numbered from the beginning of the file, lines from that of the range.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipeline.errors import DataError
-from data_pipeline.readers.file_ranges import is_compressed
+from data_pipeline.readers.file_ranges import WITHOUT_BYTES, is_compressed
 from data_pipeline.tasks.claims import Owner, process_name
 from data_pipeline.tasks.processes import Failure, Report, run_tasks
 from data_pipeline.tasks.report import Progress
@@ -197,4 +197,4 @@ def _expected_text_bytes(tasks: Sequence[Task]) -> int | None:
     """Bytes on disk as an estimate of the bytes of text; None where files are compressed."""
     kinds = {each.kind for task in tasks for each in task.ranges}
     compressed = any(is_compressed(Path(each.source)) for task in tasks for each in task.ranges)
-    return None if compressed or kinds & {"parquet", "dataset"} else sum(task.num_bytes for task in tasks)
+    return None if compressed or kinds & {"parquet", *WITHOUT_BYTES} else sum(task.num_bytes for task in tasks)

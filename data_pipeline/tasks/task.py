@@ -1,9 +1,9 @@
 """The corpus cut into tasks, independently of the number of processes and machines.
 
 A task is a part of one input: a range of bytes of a file of JSON lines, some row groups of a Parquet file, rows of a
-dataset, or whole files. Each task writes its own output and a record that it is done, so that a rerun does only what is
-missing. Where a task ends depends on the names and sizes near it: adding or removing an input or a file leaves most tasks of
-the others as they are.
+dataset, instances of a generator, or whole files. Each task writes its own output and a record that it is done, so that a
+rerun does only what is missing. Where a task ends depends on the names and sizes near it: adding or removing an input or a
+file leaves most tasks of the others as they are.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_pipeline.errors import DataError, ReadError
-from data_pipeline.readers.file_ranges import FileRange, file_kind, is_compressed
+from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange, Kind, file_kind, is_compressed
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.rows import row_group_bytes
 from data_pipeline.tasks.addresses import content_address, probe
@@ -40,7 +40,7 @@ class Task:
         input: index of the `--input` value that it belongs to.
         ranges: what it reads, in order.
         identity: hash of the format, range, size, beginning and end of what it reads; the same wherever the files lie.
-        files: the files that it reads, each with its modification time in ns; none for a dataset of the hub.
+        files: the files that it reads, each with its modification time in ns; none for a dataset of the hub or a generator.
     """
 
     number: int
@@ -62,7 +62,7 @@ class Task:
             return f"{first.shown} to {self.ranges[-1].shown}, {len(self.ranges):,} files"
         if not first.start and first.stop is None:
             return first.shown
-        unit = {"parquet": "row groups", "dataset": "rows"}.get(first.kind, "bytes")
+        unit = {"parquet": "row groups", "dataset": "rows", "generated": "instances"}.get(first.kind, "bytes")
         return f"{first.shown}, {unit} {first.start:,} to {'the end' if first.stop is None else f'{first.stop:,}'}"
 
 
@@ -102,7 +102,7 @@ def require_unmodified(task: Task) -> None:
 
 
 def _num_bytes(found: Input) -> int:
-    # The files of a dataset from the hub are not known; assume 1 KB of text per row.
+    # The files of a dataset from the hub are not known, and a generator has none; assume 1 KB of text per row.
     return found.num_bytes or found.rows * 1024
 
 
@@ -153,8 +153,8 @@ def _hash(name: str) -> float:
 
 
 def _file_ranges(found: Input, size: int) -> Iterator[FileRange]:
-    if found.kind == "datasets":
-        yield from _dataset_ranges(found, size)
+    if found.kind in ("datasets", "generated"):
+        yield from _row_ranges(found, size)
         return
     for path in found.files:
         kind, num_bytes = file_kind(path), path.stat().st_size
@@ -172,11 +172,12 @@ def _file_ranges(found: Input, size: int) -> Iterator[FileRange]:
             yield from _parquet_ranges(whole, size)
 
 
-def _dataset_ranges(found: Input, size: int) -> Iterator[FileRange]:
+def _row_ranges(found: Input, size: int) -> Iterator[FileRange]:
+    kind: Kind = "generated" if found.kind == "generated" else "dataset"
     parts = max(1, min(found.rows, -(-_num_bytes(found) // size)))
     edges = [found.rows * i // parts for i in range(parts + 1)]
     for start, stop in pairwise(edges):
-        yield FileRange("dataset", found.value, found.value, _num_bytes(found) // parts, start, stop)
+        yield FileRange(kind, found.value, found.value, _num_bytes(found) // parts, start, stop)
 
 
 def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
@@ -201,8 +202,8 @@ def _identified(found: Input, task: Task, look: Callable[[Path, int, int | None]
     described: list[object] = [found.fingerprint]
     files = []
     for each in task.ranges:
-        sources = found.files if each.kind == "dataset" else (Path(each.source),)
-        suffix = sources[0].suffix.lower() if each.kind != "dataset" and is_compressed(sources[0]) else ""
+        sources = found.files if each.kind in WITHOUT_BYTES else (Path(each.source),)
+        suffix = sources[0].suffix.lower() if each.kind not in WITHOUT_BYTES and is_compressed(sources[0]) else ""
         described.append([each.kind, suffix, each.start, each.stop])
         for path in sources:
             # Row groups and rows are not bytes: there, the whole file is looked at.

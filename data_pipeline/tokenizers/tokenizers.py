@@ -131,7 +131,7 @@ class HuggingFaceTokenizer:
             self._model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
-        self.method = "in batches, by the library"
+        self._path, self.method = path, "in batches, by the library"
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True
@@ -144,7 +144,11 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`."""
-        encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception, for a vocabulary without an unknown token
+            unknown = "".join(sorted(set("".join(texts)) - self._model.get_vocab().keys()))[:10]
+            raise DataError(f"{self._path}: has no token for {unknown!r}; the library says: {error}") from error
         return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
 
     def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:

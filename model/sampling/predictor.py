@@ -9,10 +9,10 @@ from model.sampling.drawing import Drawing
 from model.sampling.guidance import Guidance
 from model.sampling.query import Denoise, Query
 from model.sampling.randomness import Use, uniform
-from model.sampling.scores import Score
+from model.sampling.scores import Score, rounded
 from model.sampling.state import Prediction, State
 
-ELEMENTS = 2**22
+ELEMENTS = 2**20
 """Logits that are drawn from at once: bounds the memory of their float64 copies."""
 
 
@@ -44,7 +44,7 @@ class Predictor:
             fixed = tokens[row[part], position[part]]
             drawn.append(torch.where(fixed == state.mask_id, self._draw(state, keys, logits[part]), fixed))
             if score is not None:
-                sureness.append(score(logits[part].double().log_softmax(dim=-1), drawn[-1]))
+                sureness.append(rounded(score(logits[part].double().log_softmax(dim=-1), drawn[-1])))
         tokens[row, position] = torch.cat(drawn)
         if sureness:
             scores[row, position] = torch.cat(sureness)

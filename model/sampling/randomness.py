@@ -35,19 +35,19 @@ def uniform(seed: int, use: Use, *indices: Tensor) -> Tensor:
     for index in (torch.tensor(int(use), device=state.device), *indices):
         state = _mix(state + (index + 1) * _signed(GAMMA))
     # The middle of one of 2^52 equal intervals: exact in float64, and never 0 or 1.
-    return (_shift(state, 12).double() + 0.5) * 2.0**-52
+    return _shift(state, 12).double().add_(0.5).mul_(2.0**-52)
 
 
 def _mix(state: Tensor) -> Tensor:
-    """The output function of SplitMix64, a bijection of 64-bit words; int64 products wrap around as unsigned ones do."""
-    state = (state ^ _shift(state, 30)) * _signed(MIX_1)
-    state = (state ^ _shift(state, 27)) * _signed(MIX_2)
-    return state ^ _shift(state, 31)
+    """The output function of SplitMix64, a bijection of 64-bit words, in place; int64 products wrap around as unsigned ones."""
+    state.bitwise_xor_(_shift(state, 30)).mul_(_signed(MIX_1))
+    state.bitwise_xor_(_shift(state, 27)).mul_(_signed(MIX_2))
+    return state.bitwise_xor_(_shift(state, 31))
 
 
 def _shift(words: Tensor, bits: int) -> Tensor:
     """Shift right as unsigned words: torch's shift repeats the sign bit."""
-    return (words >> bits) & (2 ** (64 - bits) - 1)
+    return (words >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 
 def _signed(word: int) -> int:

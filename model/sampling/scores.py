@@ -28,6 +28,16 @@ def negative_entropy(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
     return -torch.special.entr(log_probabilities.exp()).sum(dim=1)
 
 
+def rounded(scores: Tensor) -> Tensor:
+    """Scores with 12 significant bits, so that those which only rounding errors of the network tell apart are equal.
+
+    In a row of [MASK] alone every position has the same distribution: attention with relative positions over equal tokens is
+    the same everywhere. Without this, the layout or the batch would decide which position comes first.
+    """
+    mantissa, exponent = torch.frexp(scores)
+    return (mantissa * 2**12).round() * 2.0 ** (exponent - 12).double()
+
+
 def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     """The `count` allowed positions of each row with the highest scores, bool [b, s]; of equal ones the leftmost.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.sampling.order import Order
@@ -28,24 +29,22 @@ class Speculative:
         """See `Sampler`."""
         position, token, valid = self._guesses(state)
         contexts = _contexts(state, position, token)
-        active = state.masked.any(dim=1)
-        row, number = (torch.nn.functional.pad(valid, (1, 0), value=True) & active[:, None]).nonzero(as_tuple=True)
+        active = state.masked.any(dim=1, keepdim=True)
+        row, number = (F.pad(valid, (1, 0), value=True) & active).nonzero(as_tuple=True)
         rows = state.alternatives(row, contexts[row, number])
         reveal, prediction = self.order.choose(rows, predict, torch.ones_like(row), ahead=self.draft)
-        # The place of each context among the rows, and the token that follows from it.
+        next_position = torch.where(reveal.any(dim=1), reveal.long().argmax(dim=1), -1)
+        next_token = prediction.tokens.gather(1, next_position.clamp_min(0)[:, None]).squeeze(1)
+        # Where each context is among the rows; 0 for contexts of guesses that do not exist, which are never accepted.
         place = torch.zeros(contexts.shape[:2], dtype=torch.int64, device=row.device)
         place[row, number] = torch.arange(len(row), device=row.device)
-        next_position = reveal.long().argmax(dim=1)
-        next_token = prediction.tokens.gather(1, next_position[:, None]).squeeze(1)
-        follows = reveal.any(dim=1)[place] & valid.new_ones(place.shape)
-        right = valid & follows[:, :-1] & (next_position[place][:, :-1] == position)
-        right &= next_token[place][:, :-1] == token
+        guessed_from = place[:, :-1]
+        right = valid & (next_position[guessed_from] == position) & (next_token[guessed_from] == token)
         accepted = right.long().cumprod(dim=1).sum(dim=1)
-        chosen = place.gather(1, accepted[:, None]).squeeze(1)
-        after = torch.where(reveal, prediction.tokens, rows.tokens)[chosen]
-        tokens = torch.where(active[:, None], after, state.tokens)
-        carried = Prediction(prediction.tokens[chosen], prediction.scores[chosen])
-        return replace(state, tokens=tokens, carried=carried)
+        last = place.gather(1, accepted[:, None]).squeeze(1)
+        tokens = torch.where(reveal, prediction.tokens, rows.tokens)[last]
+        carried = Prediction(prediction.tokens[last], prediction.scores[last])
+        return replace(state, tokens=torch.where(active, tokens, state.tokens), carried=carried)
 
     def _guesses(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Position, token and existence of the guesses of each row, [b, draft], the surest first."""

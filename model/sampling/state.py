@@ -17,7 +17,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         tokens: a token drawn for each wanted position, int64 [b, s]; [MASK] elsewhere.
-        scores: how sure the network is of this token, float64 [b, s]; -inf elsewhere, and everywhere if not asked for.
+        scores: how sure the network is of this token, as from `rounded`, float64 [b, s]; -inf elsewhere, and everywhere if not
+            asked for.
     """
 
     tokens: Tensor

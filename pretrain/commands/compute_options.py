@@ -8,12 +8,17 @@ from pretrain.evaluation.compute_settings import THRESHOLDS
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `ComputeSettings.of`."""
     group = parser.add_argument_group("compute")
-    add = group.add_argument
-    add(
+    group.add_argument(
         "--loops", default="4", metavar="S",
         help="passes of the looped block: a number; S-S-S: at equally spaced shares of masked tokens from all to none, such as "
         "1-6-1; adaptive or adaptive:MIN-MAX: of each row until it has settled, at most the largest S of training [4]",
     )  # fmt: skip
+    add_network_arguments(group)
+
+
+def add_network_arguments(group: argparse._ArgumentGroup) -> None:
+    """Those besides `--loops`. Their defaults are None, so that what was not given can be told."""
+    add = group.add_argument
     add(
         "--loop-criterion", choices=tuple(THRESHOLDS),
         help="adaptive: what must settle at the tokens to predict: the direction of the hidden state, the state itself (relative "

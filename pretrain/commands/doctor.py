@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pretrain.machine.own_packages import OWN_FOLDER, foreign_files
-from pretrain.machine.versions import changed_files, package_version, source_version
+from pretrain.machine.versions import changed_files, package_version, source_version, unsupported_versions
 
 PACKAGES = (
     "torch",
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; returns 1 if a package that training needs is missing."""
+    """Print the report; returns 1 if a package that training needs is missing or has a version that is not supported."""
     versions = {name: package_version(name) for name in PACKAGES}
     rows = [
         ("loopmdm", f"{OWN_FOLDER} ({source_version(OWN_FOLDER)})"),
@@ -54,8 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     for note in _notes():
         print(f"\n{note}")
     missing = [name for name, version in versions.items() if version is None]
-    print(f"\nmissing packages that are required: {', '.join(missing)}" if missing else "\nready to train")
-    return 1 if missing else 0
+    problems = [f"missing packages that are required: {', '.join(missing)}"] if missing else []
+    problems += unsupported_versions()
+    print("\n" + ("\n".join(problems) or "ready to train"))
+    return 1 if problems else 0
 
 
 def _place(name: str) -> str:

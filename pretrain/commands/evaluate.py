@@ -1,105 +1,75 @@
-"""`loopmdm evaluate RUN`: validation NELBO with its standard error at several numbers of loops."""
+"""`loopmdm evaluate RUN`: validation NELBO with its standard error at several numbers of loops, or tasks."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
 
 from data_pipeline.paths import user_path
+from pretrain.commands.compute_options import add_network_arguments
+from pretrain.commands.evaluate_harness import run_harness
+from pretrain.commands.evaluate_nelbo import DEFAULT_SPLIT, run_nelbo
+from pretrain.commands.evaluate_tasks import run_tasks
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
+from pretrain.commands.sampler_options import add_sampler_arguments
+from pretrain.commands.task_options import add_task_arguments, check_task_options
+from pretrain.errors import UserError
+from pretrain.evaluation.compute_settings import ComputeSettings, parse_loops
+from pretrain.evaluation.sampler_settings import SamplerSettings
+from pretrain.machine.versions import require_supported_versions
 
-if TYPE_CHECKING:
-    from data_pipeline.dataset.blend import Blend
-    from pretrain.commands.load_run import LoadedRun
+LOOPS_HELP = """\
+numbers of loops to evaluate at [1,2,4,8; tasks 4]; tasks that draw samples also take schedules and adaptive, as loopmdm sample"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add_run_arguments(parser)
-    parser.add_argument(
-        "--loops",
-        type=loop_list,
-        default=[1, 2, 4, 8],
-        metavar="S,S,...",
-        help="numbers of loops to evaluate at [1,2,4,8]",
+    add = parser.add_argument
+    add("--loops", type=loop_list, metavar="S,S,...", help=LOOPS_HELP)
+    add("--rows", type=int, metavar="N", help="validation rows to use; all if there are fewer [1024]")
+    add("--batch-size", type=int, default=32, metavar="N", help="rows per forward pass [32]")
+    add("--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]")
+    add("--split", default=DEFAULT_SPLIT, help="split of the folder [validation]")
+    add(
+        "--compare",
+        type=user_path,
+        metavar="RUN",
+        help="another run, for differences on the same rows, masks and items",
     )
-    parser.add_argument("--rows", type=int, default=1024, help="validation rows to use; all if there are fewer [1024]")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows per forward pass [32]")
-    parser.add_argument(
-        "--data", type=user_path, metavar="DIR", help="prepared folder or blend file to evaluate on [the run's]"
-    )
-    parser.add_argument("--split", default="validation", help="split of the folder [validation]")
     add_layout_arguments(parser)
+    add_task_arguments(parser)
+    add_sampler_arguments(parser)
+    add_network_arguments(parser.add_argument_group("compute of samplers"))
 
 
-def loop_list(text: str) -> list[int]:
-    """`1,2,4` -> [1, 2, 4]."""
+def loop_list(text: str) -> list[str]:
+    """`1,2,adaptive` -> ["1", "2", "adaptive"]."""
+    loops = [part.strip() for part in text.split(",")]
     try:
-        loops = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2,4") from None
-    if min(loops) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: the number of loops must be at least 1")
+        parsed = [parse_loops(part) for part in loops]
+    except UserError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 1 on, such as 1,2,4") from None
+    if len(set(parsed)) < len(parsed):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of loops is given twice")
     return loops
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
-    from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import find_data, open_run
-    from pretrain.errors import UserError
-    from pretrain.evaluation.nelbo import Evaluator
-    from pretrain.evaluation.sets import evaluate_sets, evaluation_sets
-
+    """Evaluate, print the figures, write `eval/step_N_*.json`."""
+    require_supported_versions()
     check_options(arguments, {"batch_size": 1})
-    if arguments.rows < 2:
-        raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
-    loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
-    blend = load_blend(arguments.data or find_data(loaded))
-    if blend.manifest.tokenizer != loaded.manifest.tokenizer:
-        raise UserError(
-            f"{blend.path}: was prepared with a different tokenizer than that of {arguments.folder}; prepare it again with "
-            f"--tokenizer {loaded.tokenizer_folder / loaded.manifest.tokenizer.file}"
-        )
-    attention = loaded.settings.train.attention
-    evaluator = Evaluator(loaded.logits, loaded.world, attention, arguments.rows, arguments.batch_size)
-    results = evaluate_sets(evaluator, evaluation_sets(blend, arguments.split), arguments.loops)
-    if loaded.world.is_main:
-        _report(arguments, loaded, blend, results)
-    return 0
-
-
-def _report(arguments: argparse.Namespace, loaded: "LoadedRun", blend: "Blend", results: list[dict[str, Any]]) -> None:
-    """Print every table, and save it."""
-    from pretrain.evaluation.report import evaluation_settings
-    from pretrain.evaluation.result_files import keep_result
-
-    about = {
-        "step": loaded.step,
-        "weights": loaded.weights,
-        "data": str(blend.path),
-        "settings": evaluation_settings(blend, arguments.split, arguments.loops, arguments.rows),
-    }
-    print(f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, {arguments.split} of {blend.path}")
-    saved = []
-    for figures in results:
-        print(_shown(figures))
-        name = figures["name"] and f"_{figures['name']}"
-        content = {key: value for key, value in figures.items() if key != "name"} | about
-        output = arguments.output and arguments.output.with_stem(arguments.output.stem + name)
-        saved.append(keep_result(arguments.folder / "eval", _stem(arguments, loaded) + name, content, output))
-    print("\n".join(dict.fromkeys(saved)))  # a folder that cannot be written is mentioned once
-
-
-def _shown(figures: dict[str, Any]) -> str:
-    """A table for a corpus, one line for the mixture, which has no text of its own to compare with."""
-    from pretrain.evaluation.report import format_table, short_figures
-
-    if "corpora" in figures:
-        return f"{figures['name']}, nats/token: {short_figures(figures)}"
-    return f"{figures['name'] and figures['name'] + ', '}{figures['rows']} rows\n{format_table(figures)}"
-
-
-def _stem(arguments: argparse.Namespace, loaded: "LoadedRun") -> str:
-    """Name of the file, without the name of the set. Figures of other data or another split get a file of their own."""
-    split = arguments.split if arguments.split != "validation" else ""
-    parts = (arguments.data.resolve().stem if arguments.data else "", split)
-    return f"step_{loaded.step}_{loaded.weights}" + "".join(f"_{part}" for part in parts if part)
+    chosen = next((f"--{name}" for name in ("tasks", "lm-eval") if getattr(arguments, name.replace("-", "_"))), "")
+    if arguments.rows is not None and (chosen or arguments.rows < 2):
+        why = f"has no effect with {chosen}; use --limit" if chosen else "a standard error needs at least 2 rows"
+        raise UserError(f"--rows {arguments.rows}: {why}")
+    check_task_options(vars(arguments))
+    if arguments.tasks:
+        return run_tasks(arguments)
+    if arguments.lm_eval:
+        if arguments.compare:
+            raise UserError("--compare: has no effect with --lm-eval; evaluate the other run by itself")
+        return run_harness(arguments)
+    names = {field.name for settings in (SamplerSettings, ComputeSettings) for field in fields(settings)}
+    for name in sorted(names - {"loops", "adaptive"}):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: has no effect without --tasks or --lm-eval")
+    return run_nelbo(arguments)

@@ -24,7 +24,7 @@ from pretrain.evaluation.networks import sampling_network
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World, start_world
-from pretrain.training.checkpoint import latest_checkpoint, load_into
+from pretrain.training.checkpoint import latest_checkpoint, list_checkpoints, load_into
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
     if not (folder / "config.yaml").is_file():
         why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
-    checkpoint = latest_checkpoint(folder)
+    latest_checkpoint(folder)  # notice before the ranks meet that there is none
     settings = load_settings(
         str(folder / "config.yaml"),
         [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", "parallel.zero_stage=1", "parallel.offload=none",
@@ -128,6 +128,35 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
     world = start_world(ranks, plan.shape)
     sharding = Sharding(tensor=tensor, rank=world.tensor_rank)
     model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=sharding)
-    load_into(model, checkpoint, world, averaged=chosen == "ema")
+    checkpoint = _load_newest(folder, model, world, averaged=chosen == "ema")
     model = model.to(world.device).eval().requires_grad_(False)
     return LoadedRun(folder, checkpoint, settings, manifest, model, world, chosen)
+
+
+def _load_newest(folder: Path, model: LoopedDenoiser, world: World, averaged: bool) -> Path:
+    """Load the newest complete checkpoint, the same one on all ranks. Collective.
+
+    A run in progress may remove a checkpoint between its listing and its loading; then the newest one is loaded anew.
+    """
+    while True:
+        checkpoint = world.from_main(_latest(folder, world))
+        error = None
+        try:
+            load_into(model, checkpoint, world, averaged)
+        except (UserError, OSError) as caught:
+            error = caught
+        if not world.any(error is not None and checkpoint not in list_checkpoints(folder)):
+            world.raise_on_all_ranks(error)
+            return checkpoint
+
+
+def _latest(folder: Path, world: World) -> Path | None:
+    """The newest complete checkpoint, on the main rank. Raises UserError on all ranks if there is none. Collective."""
+    checkpoint, error = None, None
+    if world.is_main:
+        try:
+            checkpoint = latest_checkpoint(folder)
+        except UserError as caught:
+            error = caught
+    world.raise_on_all_ranks(error)
+    return checkpoint

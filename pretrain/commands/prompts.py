@@ -1,6 +1,5 @@
 """What samples are given: prompts and templates, with [MASK] where a token is to be filled."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from data_pipeline.tokenizers.tokenizers import Tokenizer
 from pretrain.errors import UserError
+from pretrain.evaluation.text_files import filled_lines, json_lines, read_text, text_of
 
 GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 
@@ -65,13 +65,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UserError: the file cannot be read, has a wrong line, or no prompt.
     """
-    lines = [line.removesuffix("\r") for line in read_text("--prompts", path).split("\n")]
-    numbered = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
+    lines = list(filled_lines(read_text("--prompts", path)))
+    if not lines:
         raise UserError(f"--prompts {path}: has no prompt; write one per line")
     if path.suffix == ".jsonl":
-        return list(_from_json(numbered))
-    return [Prompt(line, source) for source, line in numbered]
+        return list(_from_json(path, iter(lines)))
+    return [Prompt(line, f"{path}:{number}") for number, line in lines]
 
 
 def read_template(path: Path) -> Prompt:
@@ -79,46 +78,12 @@ def read_template(path: Path) -> Prompt:
     return Prompt(read_text("--template", path).removesuffix("\n").removesuffix("\r"), f"--template {path}", True)
 
 
-def read_text(option: str, path: Path) -> str:
-    """A UTF-8 text, with or without a byte order mark.
-
-    Raises:
-        UserError: names the option, and the file's problem.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option} {path}: {not_utf8(error)}") from None
-    except FileNotFoundError:
-        raise UserError(f"{option} {path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be read ({error.strerror})") from None
-
-
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are not UTF-8, and the fix."""
-    return (
-        f"byte 0x{error.object[error.start]:02x} at position {error.start} is not UTF-8; "
-        "convert it, for example with iconv"
-    )
-
-
-def _from_json(lines: list[tuple[str, str]]) -> Iterator[Prompt]:
-    for source, line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{source}: is not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise UserError(f'{source}: must be an object such as {{"prompt": "..."}}')
+def _from_json(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Prompt]:
+    for source, record in json_lines(path, lines, '{"prompt": "..."}'):
         keys = [key for key in ("prompt", "template") if key in record]
         if len(keys) != 1:
             raise UserError(f"{source}: must have one of the keys prompt and template, not {_listed(record, keys)}")
-        text = record[keys[0]]
-        if not isinstance(text, str):
-            raise UserError(f"{source}: {keys[0]} must be a text, not {type(text).__name__}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"{source}: {keys[0]} has half of a surrogate pair, which is no character")
+        text = text_of(source, keys[0], record[keys[0]])
         yield Prompt(text, source, keys[0] == "template", record)
 
 

@@ -3,16 +3,16 @@
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data_pipeline.paths import user_path
 from pretrain.commands.compute_options import add_compute_arguments
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
+from pretrain.machine.versions import require_supported_versions
 
 if TYPE_CHECKING:
-    from data_pipeline.tokenizers.tokenizers import Tokenizer
     from model.sampling.query import Denoise
     from model.sampling.tally import Cost
     from pretrain.commands.load_run import LoadedRun
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 PROMPT_SHIFT = 32
 """Sample k of prompt p has the number p * 2^32 + k: it does not change with the number of samples per prompt."""
+
+LARGEST = 2**20
+"""Of numbers for which memory is allocated."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
+    require_supported_versions()
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
+    from pretrain.commands.sample_results import describe, report
     from pretrain.evaluation.compute_settings import ComputeSettings
     from pretrain.evaluation.sampler_settings import SamplerSettings
 
@@ -71,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     compute = compute.resolved(loaded.settings.model.loop.max)
     samples, cost = draw(loaded, rows, settings, compute, arguments)
     if loaded.world.is_main:
-        described = _described(prompts, rows, samples, tokenizer, mask_id)
-        _report(arguments, loaded, settings, compute, described, cost)
+        described = list(describe(prompts, rows, samples, tokenizer, mask_id))
+        report(arguments, loaded, settings, compute, described, cost)
     return 0
 
 
@@ -108,12 +113,16 @@ def draw(
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value that means nothing, and read the prompt as UTF-8 whatever the locale is."""
-    from pretrain.commands.prompts import not_utf8
     from pretrain.errors import UserError
+    from pretrain.evaluation.text_files import not_utf8
 
     check_options(arguments, {"num_samples": 1, "length": 1, "seed": 0, "batch_size": 1})
     if arguments.seed >= 2**63:
         raise UserError(f"--seed {arguments.seed}: must be below 2^63")
+    for name in ("num_samples", "length", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value > LARGEST:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at most {LARGEST:,}")
     try:
         arguments.prompt.encode("utf-8")
     except UnicodeEncodeError:  # bytes that the locale does not know
@@ -138,95 +147,10 @@ def _check_rows(
 ) -> None:
     """Raise UserError for options that do not go with a prompt."""
     from pretrain.errors import UserError
+    from pretrain.evaluation.sampling import require_steps
 
     for prompt, row in zip(prompts, rows, strict=True):
         unknown = row.count(mask_id)
         if settings.guidance and unknown == len(row):
             raise UserError(f"{prompt.source}: --guidance strengthens the prompt, and this one is empty; leave it out")
-        blocks = -(-unknown // (settings.block_length or unknown))
-        if settings.steps is not None and settings.steps < blocks:
-            raise UserError(
-                f"--steps {settings.steps}: the {blocks} blocks of a sample of {prompt.source} need at least one step each; raise "
-                "--steps or --block-length"
-            )
-
-
-def _described(
-    prompts: Sequence["Prompt"],
-    rows: Sequence[Sequence[int]],
-    samples: Sequence["Sample"],
-    tokenizer: "Tokenizer",
-    mask_id: int,
-) -> Iterator[dict[str, Any]]:
-    """What is told of each sample: its prompt, number, text, tokens and the steps that revealed them."""
-    count = len(samples) // len(prompts)
-    for index, sample in enumerate(samples):
-        prompt, row = prompts[index // count], rows[index // count]
-        about = {"template" if prompt.is_template else "prompt": prompt.text, "sample": index % count + 1}
-        about["text"] = tokenizer.decode(sample.tokens)
-        if not prompt.is_template:  # what follows the prompt
-            given = max((i + 1 for i, token in enumerate(row) if token != mask_id), default=0)
-            about["completion"] = tokenizer.decode(sample.tokens[given:])
-        about |= {"tokens": sample.tokens, "revealed_at_step": sample.steps}
-        yield about | ({"input": prompt.record} if prompt.record else {})
-
-
-def _report(
-    arguments: argparse.Namespace,
-    loaded: "LoadedRun",
-    settings: "SamplerSettings",
-    compute: "ComputeSettings",
-    described: Iterator[dict[str, Any]],
-    cost: "Cost",
-) -> None:
-    """Print every text, and save them."""
-    samples = list(described)
-    for number, sample in enumerate(samples, 1):
-        of_prompt = f" (prompt {(number - 1) // arguments.num_samples + 1})" if arguments.prompts else ""
-        about = f"S={compute.loops_name}, {settings.describe()}"
-        print(f"--- sample {number} of {len(samples)}{of_prompt}, {about}\n{sample['text']}")
-    print(
-        f"--- {len(samples)} samples: {cost.describe()}\n{_saved(arguments, loaded, settings, compute, samples, cost)}"
-    )
-
-
-def _saved(
-    arguments: argparse.Namespace,
-    loaded: "LoadedRun",
-    settings: "SamplerSettings",
-    compute: "ComputeSettings",
-    samples: Sequence[dict[str, Any]],
-    cost: "Cost",
-) -> str:
-    """Save the samples: one JSON object, or one per line (.jsonl). Returns the line that says where."""
-    from data_pipeline.atomic_files import write_output
-    from data_pipeline.json_text import json_text
-    from pretrain.evaluation.result_files import keep_result
-
-    asked = {
-        **compute.record(),
-        **settings.record(),
-        "seed": arguments.seed,
-        **_asked_prompts(arguments, samples),
-    }
-    asked |= {"num_samples": arguments.num_samples, "length": arguments.length or loaded.settings.data.seq_len}
-    about = {"step": loaded.step, "weights": loaded.weights}
-    if arguments.output is not None and arguments.output.suffix == ".jsonl":
-        lines = (json_text(sample | about | {"settings": asked}) + "\n" for sample in samples)
-        write_output("--output", arguments.output, "".join(lines))
-        return f"wrote {arguments.output}"
-    keys = ("tokens", "revealed_at_step")
-    columns = {"texts": [s["text"] for s in samples], **{key: [s[key] for s in samples] for key in keys}}
-    record = about | asked | {"settings": asked, "seconds": cost.seconds, "cost": cost.record()} | columns
-    kind = "" if settings.order == "ancestral" else f"_{settings.order}"
-    steps = "" if settings.steps is None else f"_steps_{settings.steps}"
-    loops = compute.loops_name.replace(":", "_")
-    stem = f"step_{loaded.step}_{loaded.weights}_loops_{loops}{kind}{steps}_seed_{arguments.seed}"
-    return keep_result(arguments.folder / "samples", stem, record, arguments.output)
-
-
-def _asked_prompts(arguments: argparse.Namespace, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The prompts, by their texts."""
-    if arguments.prompts is None:
-        return {key: samples[0][key] for key in ("prompt", "template") if key in samples[0]}
-    return {"prompts": [sample.get("prompt", sample.get("template")) for sample in samples[:: arguments.num_samples]]}
+        require_steps(settings, unknown, prompt.source)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from pretrain.config.deepspeed_keys import (
     DEEPSPEED_KEYS,
     DERIVED_DEEPSPEED_KEYS,
+    FAULTY_WHEN_TRUE,
     REMOVED_DEEPSPEED_KEYS,
     UNUSED_DEEPSPEED_KEYS,
 )
@@ -95,8 +96,14 @@ def deepspeed_file_problems(settings: Settings) -> Iterator[Problem]:
         (line, *_) = [*_lines_of(name.rpartition(".")[2], text), 1]
         yield problem(f"line {line}: {mistake}")
     zero = content.get("zero_optimization")
-    if isinstance(zero, dict) and zero.get("stage", stage) != stage:
+    zero = zero if isinstance(zero, dict) else {}
+    if zero.get("stage", stage) != stage:
         yield problem(f"has ZeRO stage {zero['stage']}, but parallel.zero_stage={stage}; make them equal")
+    elif zero.get("overlap_comm") is True and stage < 2:
+        yield problem(
+            "has overlap_comm=true, which needs ZeRO-2 or ZeRO-3: with a lower stage, gradients are reduced after the last "
+            "backward pass; remove it, or set parallel.zero_stage to 2 or 3"
+        )
 
 
 def _mistakes(content: dict[str, Any], known: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
@@ -116,6 +123,8 @@ def _mistakes(content: dict[str, Any], known: dict[str, Any], prefix: str) -> It
             else:
                 wrong = f"should be {_named(known[name])}"
             yield key, f"{key}={json.dumps(value)} {wrong}"
+        elif value is True and key in FAULTY_WHEN_TRUE:
+            yield key, f"{key}=true: {FAULTY_WHEN_TRUE[key]}; remove it from the file"
 
 
 def _unknown(name: str, known: dict[str, Any], prefix: str) -> str:

@@ -105,3 +105,9 @@ REMOVED_DEEPSPEED_KEYS = (
     "progressive_layer_drop", "quantize_training", "sparse_attention", "sparse_gradients",
 )  # fmt: skip
 """Keys that earlier versions of DeepSpeed had."""
+
+FAULTY_WHEN_TRUE = {
+    # `safe_get_full_fp32_param` does not know the order of round robin.
+    "zero_optimization.round_robin_gradients": "DeepSpeed 0.19.8 then mixes up the weights that a checkpoint saves for evaluation",
+}
+"""Dotted key -> what goes wrong if it is true."""

@@ -72,8 +72,10 @@ class Train:
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Optim:
-    """AdamW, its learning-rate schedule, gradient clipping and the moving average of the weights."""
+    """AdamW or Muon, the learning-rate schedule, gradient clipping and the moving average of the weights."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the layers, scaled to suit AdamW's lr, and AdamW for embedding, LM head and norms."""
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
@@ -90,6 +92,8 @@ class Optim:
     """AdamW's beta_2, the decay of the second moment."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's momentum."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of the matrices; the weights of norms are not decayed."""
     clip_norm: float = Field(1.0, ge=0)

@@ -8,7 +8,13 @@ from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
 from pretrain.evaluation.nelbo import FrozenNoise
-from pretrain.evaluation.statistics import Estimate, bits_per_byte, standard_error_of_mean
+from pretrain.evaluation.statistics import (
+    TIMESTEP_BINS,
+    Estimate,
+    bits_per_byte,
+    estimates_by_timestep,
+    standard_error_of_mean,
+)
 
 NO_ERROR_BAR = "no error bar, which needs at least 2 rows"
 
@@ -23,7 +29,10 @@ def figures_of(
         "rows": len(noise.rows),
         "tokens": int(noise.lengths.sum()),
         "unigram_entropy": {"nats_per_token": entropy, "bits_per_byte": bits_per_byte(entropy, split)},
-        "loops": [_figures_of_loops(e, estimates[0], split) for e in estimates],
+        "loops": [
+            _figures_of_loops(e, estimates[0], split) | {"by_timestep": _figures_by_timestep(e, noise)}
+            for e in estimates
+        ],
     }
 
 
@@ -66,6 +75,20 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_timesteps(figures: dict[str, Any]) -> str:
+    """Mean -log p of a masked token for each interval of t and every S, as a table."""
+    rows = figures["loops"]
+    lines = [f"{'t':<10}{'rows':>6}" + "".join(f"{'S=' + str(row['loops']):>20}" for row in rows)]
+    for bins in zip(*(row["by_timestep"] for row in rows), strict=True):
+        low, high = bins[0]["t"]
+        cells = (
+            f"{'':20}" if b["rows"] == 0 else f"{b['nats_per_token']:>11.4f}{_error(b['nats_per_token_se'])}"
+            for b in bins
+        )
+        lines.append(f"{f'{low:g} to {high:g}':<10}{bins[0]['rows']:>6}" + "".join(cells).rstrip())
+    return "\n".join(lines)
+
+
 def _error(error: float | None) -> str:
     """A standard error of a table, or as much space."""
     return " " * 9 if error is None else f" ± {error:.4f}"
@@ -83,3 +106,17 @@ def _figures_of_loops(estimate: Estimate, first: Estimate, split: SplitInfo) -> 
         "change_from_first": float(difference.mean()),
         "change_from_first_se": standard_error_of_mean(difference),
     }
+
+
+def _figures_by_timestep(estimate: Estimate, noise: FrozenNoise) -> list[dict[str, Any]]:
+    """Mean -log p of a masked token for each interval of t."""
+    strata = noise.masked_counts / noise.lengths
+    return [
+        {
+            "t": [number / TIMESTEP_BINS, (number + 1) / TIMESTEP_BINS],
+            "rows": 0 if of_bin is None else len(of_bin.residuals),
+            "nats_per_token": of_bin and of_bin.nats_per_token,
+            "nats_per_token_se": of_bin and of_bin.standard_error,
+        }
+        for number, of_bin in enumerate(estimates_by_timestep(estimate, noise.weights, strata))
+    ]

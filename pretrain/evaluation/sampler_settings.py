@@ -130,8 +130,8 @@ class SamplerSettings:
         if self.order in RANKED:
             pace = f"{self.steps} steps" if self.steps else f"{self.tokens_per_step} per step"
             return f"{self.order}, {pace}"
-        own = (f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in OPTIONS_OF[self.order])
-        return f"{self.order}, {', '.join(own)}"
+        own = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in OPTIONS_OF[self.order])
+        return f"wino, {own}" if self.order == "wino" else own
 
     def _sampler(self) -> "Sampler":
         from model.sampling.order import ORDERS, Ancestral, EntropyBound, Ranked, Threshold

@@ -9,6 +9,7 @@ import torch
 from model.sampling.generate import SamplingPlan, generate
 from model.sampling.query import Denoise
 from pretrain.errors import UserError
+from pretrain.evaluation.sampler_settings import SamplerSettings
 from pretrain.parallel.world import World
 
 
@@ -23,6 +24,24 @@ class Sample:
 
     tokens: list[int]
     steps: list[int]
+
+
+def require_steps(settings: SamplerSettings, unknown: int, source: str) -> None:
+    """Check that the denoising steps are enough for the blocks of a sample.
+
+    Args:
+        unknown: [MASK] tokens of the sample.
+        source: where it comes from, for messages.
+
+    Raises:
+        UserError: they are not.
+    """
+    blocks = -(-unknown // (settings.block_length or unknown))
+    if settings.steps is not None and settings.steps < blocks:
+        raise UserError(
+            f"--steps {settings.steps}: the {blocks} blocks of a sample of {source} need at least one step each; raise "
+            "--steps or --block-length"
+        )
 
 
 def fill_rows(

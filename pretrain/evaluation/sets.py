@@ -12,7 +12,7 @@ from data_pipeline.dataset.packed_dataset import PackedDataset
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import Evaluator
 from pretrain.evaluation.report import figures_of
-from pretrain.evaluation.statistics import unigram_entropy
+from pretrain.evaluation.statistics import Estimate, unigram_entropy
 
 MIXTURE = "mixture"
 """Name of the figures over all sets."""
@@ -59,9 +59,21 @@ def evaluate_sets(evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Se
 
     The main rank gets them, the others an empty list.
     """
-    estimates = [evaluator.estimates(one.rows, loops) for one in sets]
-    if not evaluator.world.is_main:
-        return []
+    estimates = estimates_of_sets(evaluator, sets, loops)
+    return figures_of_sets(evaluator, sets, estimates) if evaluator.world.is_main else []
+
+
+def estimates_of_sets(
+    evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Sequence[int]
+) -> list[list[Estimate]]:
+    """Estimates of every set at every number of loops. Collective: all ranks get them."""
+    return [evaluator.estimates(one.rows, loops) for one in sets]
+
+
+def figures_of_sets(
+    evaluator: Evaluator, sets: Sequence[EvaluationSet], estimates: Sequence[Sequence[Estimate]]
+) -> list[dict[str, Any]]:
+    """Figures of every set, and of their mixture if there are several."""
     results = [
         {"name": one.name} | figures_of(one.rows, evaluator.noise(one.rows), of_set, one.unigram_entropy)
         for one, of_set in zip(sets, estimates, strict=True)

@@ -8,6 +8,8 @@ import numpy as np
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
 
+TIMESTEP_BINS = 10
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -16,12 +18,14 @@ class Estimate:
     Attributes:
         standard_error: None where one row tells nothing about the spread.
         residuals: contribution of every row, fp64 [n]: their mean is the estimate, their spread its error.
+        nats_per_row: estimate of each row in nats per token, fp64 [n].
     """
 
     loops: int
     nats_per_token: float
     standard_error: float | None
     residuals: np.ndarray
+    nats_per_row: np.ndarray
 
 
 def estimate_from_rows(loops: int, nats_per_row: np.ndarray, weights: np.ndarray, strata: np.ndarray) -> Estimate:
@@ -37,7 +41,23 @@ def estimate_from_rows(loops: int, nats_per_row: np.ndarray, weights: np.ndarray
     """
     mean = float((weights * nats_per_row).mean())
     residuals = weights * nats_per_row - mean * (weights - 1)
-    return Estimate(loops, mean, collapsed_strata_error(residuals, strata), residuals)
+    return Estimate(loops, mean, collapsed_strata_error(residuals, strata), residuals, nats_per_row)
+
+
+def estimates_by_timestep(whole: Estimate, weights: np.ndarray, strata: np.ndarray) -> list[Estimate | None]:
+    """The estimate of the rows of each of `TIMESTEP_BINS` equal intervals of t, the share of masked tokens; None without rows.
+
+    A bin's figure is the mean -log p of its masked tokens. The mean over the bins is the NELBO, up to the unequal numbers of
+    their rows.
+    """
+    bins = np.ceil(strata * TIMESTEP_BINS).astype(int) - 1  # t is above 0 and at most 1
+    parts = (bins == number for number in range(TIMESTEP_BINS))
+    return [
+        estimate_from_rows(whole.loops, whole.nats_per_row[part], weights[part] / weights[part].mean(), strata[part])
+        if part.any()
+        else None
+        for part in parts
+    ]
 
 
 def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float | None:
@@ -58,6 +78,25 @@ def collapsed_strata_error(values: np.ndarray, strata: np.ndarray) -> float | No
 def standard_error_of_mean(values: np.ndarray) -> float | None:
     """Standard error of the mean of independent values; None for a single one."""
     return None if len(values) < 2 else float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean of independent values and its standard error."""
+    return float(values.mean()), standard_error_of_mean(values)
+
+
+def ratio_residuals(values: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """What each item contributes to sum(values) / sum(by), fp64 [n]: the ratio is their mean, and their spread is its error.
+
+    The linearized ratio of Cochran, "Sampling Techniques" (1977), section 6.3.
+    """
+    ratio = values.sum() / by.sum()
+    return ratio + (values - ratio * by) / by.mean()
+
+
+def ratio_and_error(values: np.ndarray, by: np.ndarray) -> tuple[float, float | None]:
+    """sum(values) / sum(by) of independent items, and its standard error."""
+    return mean_and_error(ratio_residuals(values, by))
 
 
 def unigram_entropy(dataset: PackedDataset) -> float:

@@ -1,13 +1,12 @@
 """Facts about a prepared folder as one self-contained HTML page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 
 from pretrain.inspection.facts import DocumentView, Facts, Histogram, RowView
+from pretrain.inspection.html import HERE, cards, document, label, section, short, size_of, table
 from pretrain.inspection.pieces import Piece
 
-HERE = Path(__file__).parent
 DOCUMENT_COLOURS = 5
 CHART_WIDTH, CHART_HEIGHT, CHART_FOOT = 960, 230, 34
 
@@ -16,44 +15,31 @@ def page(facts: Facts, timestep: float) -> str:
     """The page. The slider starts at `timestep`; without JavaScript the rows are shown unmasked."""
     parts = [
         _head(facts),
-        _section("Splits", _splits(facts)),
-        _section("Sources", _sources(facts)),
-        _section("Tokens per document", _chart(facts.histogram), _quantiles(facts)),
-        _section("Documents", *(_document(view, facts) for view in facts.documents)) if facts.documents else "",
-        _section("Rows", _controls(facts, timestep), *(_row(view, facts) for view in facts.rows)) if facts.rows else "",
+        section("Splits", _splits(facts)),
+        section("Sources", _sources(facts)),
+        section("Tokens per document", _chart(facts.histogram), _quantiles(facts)),
+        section("Documents", *(_document(view, facts) for view in facts.documents)) if facts.documents else "",
+        section("Rows", _controls(facts, timestep), *(_row(view, facts) for view in facts.rows)) if facts.rows else "",
     ]
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(str(facts.folder))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + f"\n</main>\n{f'<script>{script}</script>' if facts.rows else ''}\n</body>\n</html>\n"
-    )
-
-
-def _section(title: str, *content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(content) + "\n</section>"
+    script = (HERE / "page.js").read_text(encoding="utf-8") if facts.rows else ""
+    return document(str(facts.folder), parts, script)
 
 
 def _head(facts: Facts) -> str:
     manifest = facts.manifest
     splits = manifest.splits.values()
     figures = [
-        (_short(sum(s.documents for s in splits)), "documents"),
-        (_short(sum(s.tokens for s in splits)), "tokens"),
+        (short(sum(s.documents for s in splits)), "documents"),
+        (short(sum(s.tokens for s in splits)), "tokens"),
         (f"{sum(s.bytes for s in splits) / sum(s.tokens for s in splits):.2f}", "bytes per token"),
         (f"{manifest.seq_len:,}", f"tokens per row, {manifest.packing.replace('_', ' ')}"),
         (f"{facts.filled(facts.split):.2%}", f"of {facts.split} rows filled"),
         (f"{manifest.vocab_size:,}", f"token ids, {manifest.tokenizer.kind}"),
     ]
-    cards = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in figures
-    )
     ids = manifest.tokenizer
     return (
         f"<h1>{escape(str(facts.folder))}</h1>\n<p>Prepared text. End of document is id {ids.eod_id}, padding {ids.pad_id}, "
-        f'[MASK] {ids.mask_id}.</p>\n<div class="cards">{cards}</div>'
+        f"[MASK] {ids.mask_id}.</p>\n{cards(figures)}"
     )
 
 
@@ -63,7 +49,7 @@ def _splits(facts: Facts) -> str:
         (
             escape(name),
             f"{split.documents:,}",
-            _size(split.bytes),
+            size_of(split.bytes),
             f"{split.tokens:,}",
             f"{split.rows:,}",
             f"{facts.filled(name):.2%}",
@@ -75,7 +61,7 @@ def _splits(facts: Facts) -> str:
     ]
     left_out = [f"{cause}: {count:,}" for cause, count in facts.manifest.records.items()]
     note = f"<p>Records left out: {escape(', '.join(left_out))}.</p>" if left_out else ""
-    return _table(header, rows) + note
+    return table(header, rows) + note
 
 
 def _sources(facts: Facts) -> str:
@@ -84,7 +70,7 @@ def _sources(facts: Facts) -> str:
         (
             escape(each.input),
             f"{each.files:,}",
-            _size(each.bytes),
+            size_of(each.bytes),
             f"{each.documents:,}",
             "?" if each.tokens is None else f"{each.tokens:,}",
             f"{share:.1%}",
@@ -92,17 +78,7 @@ def _sources(facts: Facts) -> str:
         )
         for each, share in facts.sources
     ]
-    return _table(header, rows, grow=True)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], grow: bool = False) -> str:
-    """A table whose cells are HTML. With `grow`, the last column takes the remaining width."""
-    last = len(header) - 1
-    lines = ["".join(f"<th>{cell}</th>" for cell in header)]
-    for row in rows:
-        classes = ['class="name"' if i == 0 else 'class="grow"' if grow and i == last else "" for i in range(len(row))]
-        lines.append("".join(f"<td {c}>{cell}</td>" for c, cell in zip(classes, row, strict=True)))
-    return '<div class="wide"><table>' + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table></div>"
+    return table(header, rows, grow=True)
 
 
 def _chart(histogram: Histogram) -> str:
@@ -121,8 +97,8 @@ def _chart(histogram: Histogram) -> str:
                 f"{tokens:,} tokens ({pair[1]:.2%})</title></rect>"
             )
             if share >= 0.01:
-                parts.append(_label((i + offset + 0.18) * step, floor - height - 5, f"{share:.0%}"))
-        parts.append(_label((i + 0.5) * step, CHART_HEIGHT - 14, _short(low) if high > low else str(low)))
+                parts.append(label((i + offset + 0.18) * step, floor - height - 5, f"{share:.0%}"))
+        parts.append(label((i + 0.5) * step, CHART_HEIGHT - 14, short(low) if high > low else str(low)))
     return (
         f'<p><span class="key" style="background:var(--bar)"></span>share of documents'
         '<span class="key" style="background:var(--bar2)"></span>share of tokens</p>\n'
@@ -130,10 +106,6 @@ def _chart(histogram: Histogram) -> str:
         + "".join(parts)
         + "</svg>"
     )
-
-
-def _label(x: float, y: float, text: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>'
 
 
 def _quantiles(facts: Facts) -> str:
@@ -200,14 +172,3 @@ def _visible(text: str) -> str:
 
 def _hidden(tokens: int) -> str:
     return f'<div class="more">… {tokens:,} more tokens</div>' if tokens else ""
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:,.1f} kB"
-
-
-def _short(number: int) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):
-        if number >= size:
-            return f"{number / (1e3 if unit == 'K' else size):.3g}{unit}"
-    return f"{number:,}"

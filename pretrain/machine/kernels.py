@@ -75,13 +75,14 @@ def choose_adamw(device: torch.device, offloaded: bool = False, zero_stage: int 
 
 
 def choose_kernels(
-    device: torch.device, offloaded: bool = False, zero_stage: int = 0, compiled: bool = False
+    device: torch.device, offloaded: bool = False, zero_stage: int = 0, compiled: bool = False, muon: bool = False
 ) -> list[KernelChoice]:
     """The choice for every operation that has an optional faster implementation.
 
     Args:
         device, offloaded, zero_stage: see `choose_adamw`.
         compiled: `train.compile`.
+        muon: `optim.name=muon`.
     """
     found = _attribute("transformer_engine.pytorch", "TransformerLayer") is not None
     reason = "Transformer Engine is installed but not supported" if found else "Transformer Engine is not installed"
@@ -90,7 +91,8 @@ def choose_kernels(
         missing = missing_compiler(device)
         name = layers.implementation if missing else f"torch.compile of {layers.implementation}"
         layers = KernelChoice(layers.operation, name, f"train.compile: {missing or 'a compiler was found'}")
-    return [choose_adamw(device, offloaded, zero_stage), layers]
+    hidden = KernelChoice("Muon step", "torch, in fp32", "for the matrices of the layers; AdamW for all other weights")
+    return [*([hidden] if muon else []), choose_adamw(device, offloaded, zero_stage), layers]
 
 
 def choose_document_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> KernelChoice:

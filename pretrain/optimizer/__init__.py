@@ -1,1 +1,1 @@
-"""AdamW, its learning-rate schedule and the moving average of the weights."""
+"""AdamW, Muon, the learning-rate schedule and the moving average of the weights."""

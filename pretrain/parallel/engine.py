@@ -249,7 +249,22 @@ def _refused(error: ValidationError) -> str:
 
 
 def deepspeed_config(plan: RunPlan, stage: Stage) -> dict[str, Any]:
-    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings."""
+    """DeepSpeed's configuration: the keys of the run's DeepSpeed file and everything that follows from the settings.
+
+    What overlaps with computation in DeepSpeed 0.19.8, according to its source; the calls were counted on gloo, nothing was run
+    on several GPUs:
+
+    - ZeRO-0 and 1 all-reduce gradients in `step`, after the last backward pass. With ZeRO-1 in bf16 (`bf16_optimizer.py`), hooks
+      only add each gradient to its fp32 sum. The other class of ZeRO-1 (`zero/stage_1_and_2.py`) takes bf16 weights with fp32
+      sums only under `offload_optimizer`; without `grad_accum_dtype` it rounds gradients to bf16 before it reduces them. In both
+      cases `overlap_comm` is refused together with `managed_gradient_accumulation: false` (`engine.py`).
+    - ZeRO-1 and 2 gather the updated weights in `step`, not during the next forward pass.
+    - ZeRO-2 and 3 reduce gradients in every backward pass, each time `reduce_bucket_size` have come. Only `overlap_comm` lets
+      the backward pass go on meanwhile. The shipped files leave it off: with it, ZeRO-2 has corrupted gradients more than once
+      (issues 5545 and 8061, pull requests 7805 and 7965), and the stream on which ZeRO-3 gathers weights does not wait for the
+      update (`zero/partitioned_param_coordinator.py`): what does is the host, for the gradient norm, in `Engine.step`. A
+      DeepSpeed file may switch it on.
+    """
     settings = plan.settings
     weights = weights_held(stage, settings.model, settings.parallel.tensor)
     config = read_ds_config(ds_config_path(settings))
@@ -259,7 +274,7 @@ def deepspeed_config(plan: RunPlan, stage: Stage) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.micro_batches,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.optim.clip_norm if settings.parallel.zero_stage else 0.0,
-        "zero_allow_untested_optimizer": True,  # apex's FusedAdam is not on DeepSpeed's list
+        "zero_allow_untested_optimizer": True,  # apex's FusedAdam and our Muon are not on DeepSpeed's list
         "steps_per_print": 2**62,
     }
     config.setdefault("zero_optimization", {})["reduce_bucket_size"] = reduce_bucket(settings, weights)
@@ -298,12 +313,19 @@ def _counts_here(weight: nn.Parameter, world: World) -> bool:
     return not weight.ds_pipe_replicated and (weight.tensor_model_parallel or world.tensor_rank == 0)
 
 
+def device_number(world: World) -> int:
+    """What DeepSpeed must find in LOCAL_RANK, by which it selects its device.
+
+    srun and plain python do not set the variable, and where each task sees only its own device, that is device 0 for every local
+    rank.
+    """
+    return world.local_rank if world.device.index is None else world.device.index
+
+
 def _import_deepspeed(world: World) -> Any:
     """Import DeepSpeed and initialize its communication on the existing process group."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
-    os.environ.setdefault(
-        "LOCAL_RANK", str(world.local_rank)
-    )  # DeepSpeed requires it; srun and plain python do not set it
+    os.environ["LOCAL_RANK"] = str(device_number(world))
     import deepspeed
 
     if world.device.type == "cpu":

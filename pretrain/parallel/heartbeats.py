@@ -183,12 +183,13 @@ class HeartbeatStore:
         self._idle: socket.socket | None = None
         self._store = self._connect()
         name = self._store.add(f"watchdog/made by rank {rank}", 1)
-        self._keys = [f"watchdog/{name}/{peer}" for peer in range(size)]
-        self._summary_key = f"watchdog/{name}/summary"
-        self._summarizer, self._summarized = Summarizer(size, interval), time.monotonic()
+        self._own_key, self._summary_key = f"watchdog/{name}/{rank}", f"watchdog/{name}/summary"
+        self._keys = [f"watchdog/{name}/{peer}" for peer in range(size)] if rank == 0 else []
+        self._summarizer = Summarizer(size, interval) if rank == 0 else None
+        self._summarized = time.monotonic()
+        for peer, key in enumerate(self._keys):
+            self._store.set(key, Heartbeat(peer).to_json())
         if rank == 0:
-            for key, peer in zip(self._keys, range(size), strict=True):
-                self._store.set(key, Heartbeat(peer).to_json())
             self.exchange(Heartbeat(0))
 
     def exchange(self, own: Heartbeat) -> Summary:
@@ -200,19 +201,19 @@ class HeartbeatStore:
         if self._idle is None or is_closed(self._idle):
             self._store = self._connect()
         try:
-            self._store.set(self._keys[own.rank], own.to_json())
-            if own.rank == 0:
-                return self._write_summary()
+            self._store.set(self._own_key, own.to_json())
+            if self._summarizer is not None:
+                return self._write_summary(self._summarizer)
             (text,) = self._store.multi_get([self._summary_key])
             return Summary.from_json(text)
         except RuntimeError:
             self._idle = None  # reconnect: a late reply would be read as the reply to the next call
             raise
 
-    def _write_summary(self) -> Summary:
+    def _write_summary(self, summarizer: Summarizer) -> Summary:
         heartbeats = [Heartbeat.from_json(text) for text in self._store.multi_get(self._keys)]
         before, self._summarized = self._summarized, time.monotonic()
-        summary = self._summarizer.summarize(self._summarized - before, heartbeats)
+        summary = summarizer.summarize(self._summarized - before, heartbeats)
         self._store.set(self._summary_key, summary.to_json())
         return summary
 

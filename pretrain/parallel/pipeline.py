@@ -1,4 +1,4 @@
-"""megatron-core's pipeline schedules over the looped model. Written against megatron-core 0.16.1.
+"""megatron-core's pipeline schedules over the looped model. Written against megatron-core 0.16.1 to 0.19.2.
 
 Looped split: the interleaved 1F1B schedule over the chunks [head] + [mid] * rounds + [tail] of every stage, where all mid
 chunks of a stage are the same module. S, and with it the number of chunks, changes from step to step. Contiguous split: plain

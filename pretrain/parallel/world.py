@@ -73,6 +73,11 @@ class World:
         return parallel_state.get_tensor_model_parallel_group()
 
     @property
+    def stage_group(self) -> dist.ProcessGroup:
+        """The ranks of this rank's pipeline stage."""
+        return parallel_state.get_tensor_and_data_parallel_group()
+
+    @property
     def stage(self) -> int:
         """Which pipeline stage this rank is."""
         return parallel_state.get_pipeline_model_parallel_rank()

@@ -4,12 +4,12 @@ Activations are the tensors that autograd saves in the layers of `model/layers.p
 DeepSpeed 0.19.8 was observed to allocate; a test compares the sum with the resident memory of processes on a CPU.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal
 
 from model.architecture import LOGITS_PER_CHUNK
-from model.placement import Chunk, Stage, weights_held
+from model.placement import Chunk, Stage, hidden_matrices_held, weights_held
 from pretrain.config.deepspeed_file import reduce_bucket
 from pretrain.config.run_plan import RunPlan
 from pretrain.planning.programs import programs_of
@@ -24,7 +24,7 @@ class Memory:
 
     Attributes:
         gradients: those held at the peak. With one micro-batch, gradients appear while activations are freed.
-        optimizer: fp32 master weights, AdamW's two moments, and the moving average.
+        optimizer: fp32 master weights, AdamW's two moments (Muon has one), and the moving average.
         activations: kept from the forward to the backward pass, at the largest S.
         logits: one chunk of logits, and the gradients that the loss computes in the forward pass (`model/lm_head.py`).
         buffers: everything else at the peak: reduction buckets, gathered weights, the backward pass of a layer.
@@ -70,6 +70,8 @@ def memory_of(plan: RunPlan, stage: Stage, device: Device = "cuda") -> Memory:
     """Memory of a rank of this stage at the largest S of training."""
     held = _Held(plan, stage, device)
     states = _states(plan, weights_held(stage, plan.settings.model, plan.settings.parallel.tensor))
+    if plan.settings.optim.name == "muon":
+        states = _with_muon(states, plan, stage)
     offload = plan.settings.parallel.offload
     host = states.optimizer * (offload != "none") + states.weights * (offload == "parameters")
     optimizer = states.optimizer * (offload == "none")
@@ -103,6 +105,21 @@ def largest_loops(plan: RunPlan) -> int:
     """The largest S that training draws."""
     loops = plan.settings.train.loops
     return loops if isinstance(loops, int) else plan.settings.model.loop.max
+
+
+def hidden_share(plan: RunPlan, stage: Stage) -> float:
+    """Numbers in the matrices of the layers that one rank of a stage updates: those that Muon would step."""
+    held = hidden_matrices_held(stage, plan.settings.model, plan.settings.parallel.tensor)
+    return held / (plan.data_parallel_size if plan.settings.parallel.zero_stage else 1)
+
+
+def _with_muon(states: _States, plan: RunPlan, stage: Stage) -> _States:
+    """One moment less of the matrices of the layers; the pieces that the ranks exchange, and five copies of the largest matrix."""
+    model, alone = plan.settings.model, plan.world_size == plan.settings.parallel.pipeline
+    moment = FP32 * hidden_share(plan, stage)
+    exchanged = moment * (1 if alone else 2) + 5 * FP32 * 2 * model.ffn_size * model.hidden_size
+    step = max(states.step, states.gradients + exchanged)
+    return replace(states, optimizer=states.optimizer - moment, step=step)
 
 
 def _states(plan: RunPlan, weights: int) -> _States:

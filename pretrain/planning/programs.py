@@ -1,4 +1,4 @@
-"""The order of work on every pipeline stage under megatron-core 0.16.1's schedules. Imports no torch.
+"""The order of work on every pipeline stage under megatron-core's schedules. Imports no torch.
 
 `megatron/core/pipeline_parallel/schedules.py` computes the order while it runs the chunks; here the order alone is computed, as
 arrays. tests/unit/test_pipeline_timing.py compares it with the original schedules. Without overlap

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model.placement import Stage, weights_held
 from pretrain.config.run_plan import RunPlan
-from pretrain.planning.memory import FP32, hidden_bytes, weight_bytes
+from pretrain.planning.memory import FP32, hidden_bytes, hidden_share, weight_bytes
 from pretrain.planning.programs import programs_of
 from pretrain.planning.timing import recomputed_part
 
@@ -20,7 +20,7 @@ class Traffic:
     Attributes:
         tensor: hidden states inside the tensor-parallel group.
         pipeline: hidden states and their gradients to neighbouring stages.
-        data: gradients and weights inside the data-parallel group, depending on the ZeRO stage.
+        data: gradients and weights inside the data-parallel group, depending on the ZeRO stage; Muon's pieces of matrices.
         copies: gradients of the mid block between its copies in one pipeline.
         host: gradients and weights to and from CPU memory under `parallel.offload`; not part of `total`.
     """
@@ -47,7 +47,7 @@ def traffic_of(plan: RunPlan, stage: Stage, loops: int) -> Traffic:
     return Traffic(
         tensor=plan.micro_batches * per_micro_batch,
         pipeline=_hops(plan, stage, len(chunks)) * hidden_bytes(plan),
-        data=_data(plan, weights),
+        data=_data(plan, weights) + _muon(plan, stage),
         copies=_copies(plan, stage),
         host=_host(plan, weights),
     )
@@ -76,18 +76,25 @@ def _hops(plan: RunPlan, stage: Stage, chunks: int) -> int:
 def _data(plan: RunPlan, weights: int) -> float:
     """Bytes of ZeRO inside the data-parallel group.
 
-    Gradients are reduced in fp32, once per step (stages 0 and 1) or per micro-batch (2 and 3); weights are gathered after
-    the update (1 and 2) or before each use (3).
+    Gradients are reduced in fp32, once per step (stages 0 and 1) or per micro-batch (2 and 3); below stage 3, DeepSpeed 0.19.8
+    all-reduces all of them, though a rank needs its share. Weights are gathered after the update (1 and 2) or before each use.
     """
     stage, size, shares = plan.settings.parallel.zero_stage, weight_bytes(plan), plan.data_parallel_size
     ring = weights * (shares - 1) / shares
     if stage == 0:
         return 2 * ring * FP32
-    if stage == 1:  # bf16 sums its gradients in fp32, of which DeepSpeed all-reduces the whole
-        return ring * (2 * FP32 if size < FP32 else FP32) + ring * size
-    if stage == 2:
-        return ring * (plan.micro_batches * FP32 + size)
+    if stage < 3:
+        return ring * ((plan.micro_batches if stage == 2 else 1) * 2 * FP32 + size)
     return plan.micro_batches * ring * (2 * size + FP32)
+
+
+def _muon(plan: RunPlan, stage: Stage) -> float:
+    """Bytes of the pieces that go to the ranks that orthogonalize their matrices, and back."""
+    if plan.settings.optim.name != "muon":
+        return 0.0
+    parallel = plan.settings.parallel
+    ranks = parallel.tensor * (plan.data_parallel_size if parallel.zero_stage else 1)
+    return 2 * FP32 * hidden_share(plan, stage) * (ranks - 1) / ranks
 
 
 def _copies(plan: RunPlan, stage: Stage) -> float:

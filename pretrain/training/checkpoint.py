@@ -41,8 +41,9 @@ IDENTITY = (
     "train.min_timestep",
     "train.attention",
     "train.noise",
+    "optim.name",
 )
-"""Settings beside model.* that decide what a step is computed on. A resume must not change them."""
+"""Settings beside model.* that decide what a step is computed on, or which states it has. A resume must not change them."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ def _newest(run: TrainingRun) -> tuple[Path | None, dict[str, Any]]:
     found = list_checkpoints(run.folder)
     if not found:
         return None, {}
+    if not (found[-1] / SHARDS).is_dir():
+        raise UserError(
+            f"{found[-1]}: has only weights, as `loopmdm import` writes them, without the optimizer states in {SHARDS}/ that "
+            "training continues from; start a new run with another run.name"
+        )
     state = read_state(found[-1])
     _require_same(found[-1], state, run)
     return found[-1], state

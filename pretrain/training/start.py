@@ -124,11 +124,11 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
             f"resumed from {restored}, 0 tokens repeated",
             *(f"changed since then: {c}" for c in changed_settings(restored, run)),
         ]
-    parallel = settings.parallel
-    kernels = choose_kernels(run.world.device, parallel.offload != "none", parallel.zero_stage, settings.train.compile)
+    parallel, muon, device = settings.parallel, settings.optim.name == "muon", run.world.device
+    kernels = choose_kernels(device, parallel.offload != "none", parallel.zero_stage, settings.train.compile, muon)
     if settings.train.attention == "document":
         dtype = next(run.engine.model.parameters()).dtype
-        kernels.append(choose_document_attention(run.world.device, dtype, settings.model.head_dim))
+        kernels.append(choose_document_attention(device, dtype, settings.model.head_dim))
     print_banner(run, kernels, notes)
     describe_run(run.folder, settings, run.blend)
 

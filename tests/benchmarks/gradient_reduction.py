@@ -28,7 +28,7 @@ from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E
 
 filter_library_warnings()
 from model.denoiser import LoopedDenoiser  # noqa: E402
-from model.objective import diffusion_loss, masked_cross_entropy  # noqa: E402
+from model.objective import masked_cross_entropy  # noqa: E402
 from pretrain.parallel.engine import use_bf16_weights  # noqa: E402
 from pretrain.parallel.world import start_world  # noqa: E402
 from pretrain.training.batches import Batches, MicroBatch  # noqa: E402
@@ -49,7 +49,7 @@ def gradient(model: LoopedDenoiser, batch: MicroBatch, loops: int) -> Tensor:
     inputs = batch.inputs
     logits = model(inputs.tokens, inputs.logit_positions, loops, inputs.document_ids)
     model.zero_grad()
-    diffusion_loss(masked_cross_entropy(logits, batch.targets), batch.weights, batch.batch_tokens).backward()
+    torch.dot(inputs.loss_weights, masked_cross_entropy(logits, inputs.targets)).backward()
     return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 

@@ -27,6 +27,8 @@ FP32_LIMITS = (1e-5, 1e-4, 1e-4)
 BF16_LIMITS = (1e-3, 1e-2, 1e-2)
 # Layouts that round elsewhere: bf16 partial sums of tensor parallelism, bf16 buckets of ZeRO-2, and bf16 against fp32.
 ROUNDED_LIMITS = (5e-3, 3e-2, 0.2)
+# The same with Muon, which enlarges small singular values of the gradient, and the rounding errors with them.
+ROUNDED_MUON_LIMITS = (5e-3, 3e-2, 0.4)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ UNEVEN = (*SMALL, "train.global_batch_size=6")
 # Wide initial weights, so that rounding to bf16 is measured against weights and not against Adam's first updates.
 WIDE = (*SMALL, "model.init_std=0.1")
 BF16 = (*WIDE, "train.precision=bf16")
+# Three layers, so that the shares of two ranks end inside a matrix.
+MUON = ("model.num_layers=3", "model.loop.head=1", "model.loop.mid=1", "model.loop.tail=1", "optim.name=muon")
+MUON_BF16 = (*MUON, "model.init_std=0.1", "train.precision=bf16")
 # Several documents in each row: attention and noise are each document's own.
 DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
 REFERENCES = {
@@ -72,6 +77,8 @@ REFERENCES = {
     UNEVEN: Layout("reference uneven", 1, p("zero_stage=0"), UNEVEN),
     WIDE: Layout("reference wide", 1, p("zero_stage=0"), WIDE),
     BF16: Layout("reference bf16", 1, p("zero_stage=1"), BF16),
+    MUON: Layout("reference Muon", 1, p("zero_stage=0"), MUON),
+    MUON_BF16: Layout("reference Muon bf16", 1, p("zero_stage=1"), MUON_BF16),
     DOCUMENTS: Layout("reference documents", 1, p("zero_stage=0"), DOCUMENTS, data="short_documents"),
 }
 """Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
@@ -142,6 +149,26 @@ LAYOUTS += [
         ("PP2, recompute loop", 2, p("pipeline=2", "recompute=loop")),
         ("PP3", 3, p("pipeline=3")),
     )
+]
+LAYOUTS += [
+    *(
+        Layout(f"{name}, Muon", ranks, p(*overrides), MUON)
+        for name, ranks, overrides in (
+            *((f"DP2, ZeRO-{z}", 2, (f"zero_stage={z}",)) for z in (1, 2, 3)),
+            ("TP2 + SP", 2, ("tensor=2", "sequence=true")),
+            ("PP2, 2 copies of mid", 2, ("pipeline=2", "mid_replicas=2")),
+            ("DP2 x TP2 + SP, ZeRO-3", 4, ("tensor=2", "sequence=true", "zero_stage=3")),
+        )
+    ),
+    *(
+        Layout(f"{name}, Muon, bf16", 2, p(*overrides), MUON_BF16, limits)
+        for name, overrides, limits in (
+            ("DP2, ZeRO-1", ("zero_stage=1",), BF16_LIMITS),
+            ("DP2, ZeRO-2", ("zero_stage=2",), ROUNDED_MUON_LIMITS),
+            ("DP2, ZeRO-3", ("zero_stage=3",), ROUNDED_MUON_LIMITS),
+            ("PP2, 2 copies of mid", ("pipeline=2", "mid_replicas=2"), BF16_LIMITS),
+        )
+    ),
 ]
 
 # One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.

@@ -21,12 +21,16 @@ LAYOUTS = [
     ("parallel.zero_stage=0", "train.precision=fp32"),
     *((f"parallel.zero_stage={z}", f"train.precision={p}") for z in (1, 2, 3) for p in ("fp32", "bf16")),
     ("parallel.zero_stage=2", "train.precision=bf16", "parallel.offload=optimizer"),
+    *(
+        (f"parallel.zero_stage={z}", f"train.precision={p}", "optim.name=muon")
+        for z, p in ((0, "fp32"), (1, "bf16"), (3, "fp32"))
+    ),
 ]
 # Small norms are clipped by the new limit and not by the old one; eps is large enough to matter at once.
 CHANGES = {
     "optim.lr": "3e-2", "optim.schedule": "wsd", "optim.warmup_steps": "1", "optim.decay_fraction": "0.9",
     "optim.min_lr_ratio": "0.7", "optim.beta1": "0.5", "optim.beta2": "0.7", "optim.eps": "1e-3", "optim.weight_decay": "0.4",
-    "optim.clip_norm": "1e-2", "optim.ema_decay": "0.05",
+    "optim.clip_norm": "1e-2", "optim.ema_decay": "0.05", "optim.momentum": "0.6",
 }  # fmt: skip
 BASE = {"optim.schedule": "cosine", "optim.clip_norm": "100", "optim.warmup_steps": "0"}
 
@@ -56,8 +60,12 @@ def words(settings: dict[str, str]) -> list[str]:
 def give_hyperparameters(run: TrainingRun, optim: Optim) -> None:
     """Set by hand what `load_checkpoint` must not bring back."""
     for group in run.engine.optimizer.param_groups:
-        group |= {"betas": (optim.beta1, optim.beta2), "eps": optim.eps}
-        group["weight_decay"] = optim.weight_decay if group["weight_decay"] else 0.0
+        new = {"betas": (optim.beta1, optim.beta2), "eps": optim.eps, "momentum": optim.momentum}
+        new |= {
+            "matrix_decay": optim.weight_decay,
+            "weight_decay": optim.weight_decay if group["weight_decay"] else 0.0,
+        }
+        group.update((key, value) for key, value in new.items() if key in group)
     if run.engine.zero_stage:
         run.engine._engine.optimizer.clip_grad = optim.clip_norm
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from pretrain.cli import main as loopmdm
 from tests.launching import BIN, ROOT, free_port, run, train
 
 pytestmark = pytest.mark.distributed
@@ -66,7 +67,7 @@ def test_validation_and_evaluation_within_documents(document_runs):
 
 
 def evaluate_alone_and_on(runs, layout, batch_size):
-    written = runs / "one" / "eval" / "step_6_ema.json"
+    written = runs / "one" / "eval" / "step_6_ema_loops_1-2-5_rows_40.json"
     arguments = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", batch_size)
     verb(*arguments)
     alone = nats(written)
@@ -80,13 +81,45 @@ def test_evaluate(runs, layout):
     evaluate_alone_and_on(runs, layout, "7")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_sample(runs, layout):
-    """The same draws from the same probabilities: the same tokens."""
-    arguments = ("sample", runs / "one", "--loops", "3", "--steps", "8", "--num-samples", "3", "--prompt", "ab")
-    verb(*arguments)
-    (written,) = (runs / "one" / "samples").glob("*.json")
-    alone = json.loads(written.read_text())["tokens"]
-    written.unlink()
-    verb(*arguments, *LAYOUTS[layout], ranks=2)
-    assert json.loads(written.read_text())["tokens"] == alone
+SAMPLERS = {
+    "ancestral": ("--steps", "8", "--prompt", "ab"),
+    "remask": ("--steps", "8", "--remask", "0.3", "--top-p", "0.9"),
+    "blocks": ("--order", "confidence", "--tokens-per-step", "3", "--block-length", "7", "--guidance", "0.5", "--prompt", "ab"),
+    "threshold": ("--order", "threshold", "--threshold", "0.03", "--temperature", "0.8", "--top-k", "40", "--stop"),
+    "entropy bound": ("--order", "entropy-bound", "--entropy-bound", "12"),
+    "wino": ("--order", "wino", "--threshold", "0.02", "--verify-threshold", "0.05", "--block-length", "16"),
+    "draft": ("--order", "margin", "--draft", "3", "--prompt", "a[MASK:2]b"),
+}  # fmt: skip
+
+
+def test_sample(runs, tmp_path):
+    """The same draws from the same probabilities: the same tokens on one rank, two stages, two shards and two copies."""
+    layouts = {**LAYOUTS, "DP2": ()}
+    words = {
+        (layout, name): [
+            "sample",
+            runs / "one",
+            "--loops",
+            "3",
+            "--num-samples",
+            "5",
+            "--batch-size",
+            "2",
+            *layout_words,
+            *options,
+        ]
+        for layout, layout_words in {"one": (), **layouts}.items()
+        for name, options in SAMPLERS.items()
+    }
+    outputs = {key: tmp_path / f"{' '.join(key)}.json" for key in words}
+    commands = {key: [*map(str, given), "--output", str(outputs[key])] for key, given in words.items()}
+    for key, command in commands.items():
+        if key[0] == "one":
+            assert loopmdm(command) == 0
+    grouped = tmp_path / "commands.json"
+    grouped.write_text(json.dumps([command for key, command in commands.items() if key[0] != "one"]))
+    launcher = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    done = run([*launcher, "tests/distributed/commands.py", grouped], PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    tokens = {key: json.loads(path.read_text())["tokens"] for key, path in outputs.items()}
+    assert {key: rows for key, rows in tokens.items() if rows != tokens["one", key[1]]} == {}

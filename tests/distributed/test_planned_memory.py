@@ -23,6 +23,7 @@ LAYOUTS = {
     },
     2: {
         "ZeRO-1": (),
+        "ZeRO-1, Muon": ("optim.name=muon",),
         "ZeRO-2, bf16": ("parallel.zero_stage=2", "train.precision=bf16"),
         "ZeRO-3, recompute full": ("parallel.zero_stage=3", "parallel.recompute=full"),
         "PP2": ("parallel.pipeline=2",),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.parity import BF16, SMALL, Layout, launch, p, weights
+from tests.distributed.parity import BF16, MUON, MUON_BF16, SMALL, Layout, launch, p, weights
 from tests.launching import metrics
 
 pytestmark = pytest.mark.distributed
@@ -21,6 +21,8 @@ LAYOUTS = [
     Layout("TP2 + SP, bf16", 2, p("tensor=2", "sequence=true"), BF16),
     Layout("PP2", 2, p("pipeline=2"), SMALL),
     Layout("PP2, 2 copies of mid, bf16", 2, p("pipeline=2", "mid_replicas=2"), BF16),
+    *(Layout(f"DP2, ZeRO-{z}, Muon", 2, p(f"zero_stage={z}"), MUON) for z in (0, 2, 3)),
+    Layout("TP2 + SP, Muon, bf16", 2, p("tensor=2", "sequence=true"), MUON_BF16),
 ]
 STOP = ("run.stop_after=3", "train.steps=6")
 

@@ -78,7 +78,9 @@ def test_results_of_other_settings_are_kept(trained, loop, tmp_path):
     assert sorted(prompts) == ["", "abc", "de"]
     for loops, rows in (("1,2", 8), ("3", 8), ("1,2", 9), ("1,2", 8)):
         assert loop("evaluate", tmp_path / "run", "--loops", loops, "--rows", rows)[0] == 0
-    found = [json.loads(path.read_text())["settings"] for path in (tmp_path / "run" / "eval").iterdir()]
+    names = sorted(path.name for path in (tmp_path / "run" / "eval").iterdir())
+    assert names == [f"step_2_ema_loops_{what}.json" for what in ("1-2_rows_8", "1-2_rows_9", "3_rows_8")]
+    found = [json.loads((tmp_path / "run" / "eval" / name).read_text())["settings"] for name in names]
     assert sorted((tuple(one["loops"]), one["rows"]) for one in found) == [((1, 2), 8), ((1, 2), 9), ((3,), 8)]
 
 
@@ -102,6 +104,55 @@ def test_a_run_that_cannot_be_written(trained, loop, tmp_path, monkeypatch):
         status, out, _ = loop(*words, "--output", tmp_path / "out" / f"{words[0]}.json")
         assert status == 0 and f"wrote {tmp_path}/out/{words[0]}.json" in out and "not saved" not in out
         assert json.loads((tmp_path / "out" / f"{words[0]}.json").read_text())["settings"]
+
+
+def test_two_runs_on_the_same_rows(trained, loop, tmp_path):
+    """A run against a copy of itself: no difference at all; against its raw weights, one that is known well."""
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoints" / "step_2" / "ema.safetensors").write_bytes(
+        (trained / "checkpoints" / "step_2" / "weights.safetensors").read_bytes()
+    )
+    words = ("evaluate", tmp_path / "copy", "--loops", "1,2", "--rows", "30", "--compare")
+    assert loop(*words, tmp_path / "copy")[0] == 0
+    status, out, _ = loop(*words, trained)
+    assert status == 0 and "run, step 2, nats/token" in out
+    names = ("copy", "run")
+    files = [tmp_path / "copy" / "eval" / f"step_2_ema_loops_1-2_rows_30_vs_{name}_step_2.json" for name in names]
+    same, other = (json.loads(path.read_text()) for path in files)
+    for row in same["loops"]:
+        assert row["compared"]["nats_per_token"] == row["nats_per_token"]
+        assert row["compared"]["difference"] == row["compared"]["difference_se"] == 0
+    for row in other["loops"]:
+        compared = row["compared"]
+        assert compared["difference"] == pytest.approx(row["nats_per_token"] - compared["nats_per_token"], abs=1e-12)
+        assert 0 < compared["difference_se"] < row["nats_per_token_se"] / 2
+    assert other["settings"]["compared_with"] == {"run": str(trained), "step": 2, "weights": "ema"}
+    status, _, error = loop(*words, tmp_path / "none")
+    assert status == 2 and error.startswith(f"error: {tmp_path}/none: no such folder")
+
+
+def test_a_checkpoint_that_training_removes_while_it_is_read(trained, loop, tmp_path, monkeypatch):
+    """The next one is taken; without one, the error says so. Folders with other names beside them are ignored."""
+    from pretrain.commands import load_run
+
+    shutil.copytree(trained, tmp_path / "run")
+    checkpoints, original = tmp_path / "run" / "checkpoints", load_run.load_into
+    for other in ("step_10.good", "step_900_best"):
+        shutil.copytree(checkpoints / "step_2", checkpoints / other)
+
+    def remove_first(model, checkpoint, *rest):
+        if checkpoint.name == "step_2":
+            checkpoint.rename(checkpoint.with_name("step_3"))
+        original(model, checkpoint, *rest)
+
+    monkeypatch.setattr(load_run, "load_into", remove_first)
+    status, out, _ = loop("evaluate", tmp_path / "run", "--loops", "1", "--rows", "8")
+    assert status == 0 and "step 3, ema weights" in out
+    monkeypatch.setattr(
+        load_run, "load_into", lambda model, path, *rest: shutil.rmtree(path) or original(model, path, *rest)
+    )
+    status, _, error = loop("evaluate", tmp_path / "run", "--loops", "1", "--rows", "8")
+    assert status == 2 and "run: no complete checkpoint in" in error and error.count("\n") == 1
 
 
 def test_a_read_only_mount(trained, corpus):
@@ -180,7 +231,7 @@ def test_one_validation_row_on_two_ranks(one_row, loop, tmp_path):
     assert [row["change_from_first_se"] for row in during] == [None, None]
     status, out, _ = loop("evaluate", tmp_path / "one", "--loops", "1,2", "--weights", "raw")
     assert status == 0 and "no error bar" in out and "nan" not in out
-    after = json.loads((tmp_path / "one" / "eval" / "step_2_raw.json").read_text())["loops"]
+    after = json.loads((tmp_path / "one" / "eval" / "step_2_raw_loops_1-2.json").read_text())["loops"]
     assert [row["nats_per_token"] for row in after] == pytest.approx(
         [row["nats_per_token"] for row in during], rel=1e-5
     )

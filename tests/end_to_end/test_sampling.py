@@ -1,6 +1,7 @@
 """`loopmdm sample`: every sampler on a tiny run, prompts and templates, and the files of results."""
 
 import json
+import shutil
 
 import pytest
 
@@ -103,6 +104,7 @@ def test_prompts_and_results_as_json_lines(sample, tmp_path):
     assert [(r["input"], r["sample"]) for r in results] == [(line, k) for line in lines for k in (1, 2)]
     assert results[0]["text"] == "ab" + results[0]["completion"]
     assert all(r["settings"]["seed"] == 0 and r["step"] == 2 for r in results)
+    assert not any("prompts" in r["settings"] for r in results)  # each line has its own
     # The second prompt's first sample does not depend on how many samples the first prompt has.
     assert sample(*words, "--num-samples", "1", output="out.jsonl")[3][1]["tokens"] == results[2]["tokens"]
 
@@ -121,6 +123,8 @@ REFUSED = {
     ("--order", "best"): "argument --order: invalid choice: 'best'",
     ("--threshold", "0.5"): "--threshold: has no effect with --order ancestral",
     ("--batch-size", "0"): "--batch-size 0: must be at least 1",
+    ("--length", "99999999999999"): "--length 99999999999999: must be at most 1,048,576",
+    ("--num-samples", "9999999999"): "--num-samples 9999999999: must be at most 1,048,576",
     ("--steps", "3", "--block-length", "8"): "--steps 3: the 4 blocks of a sample of --prompt need at least one step each",
     ("--guidance", "1"): "--prompt: --guidance strengthens the prompt, and this one is empty; leave it out",
     ("--prompt", "a", "--template", "t"): "argument --template: not allowed with argument --prompt",
@@ -147,3 +151,27 @@ def test_damaged_weights_are_named(run, sample, monkeypatch):
     monkeypatch.setattr(LoadedRun, "denoiser", lambda *args: lambda query: original(*args)(query) * float("nan"))
     status, _, error, _ = sample()
     assert status == 2 and "logits are not numbers (NaN): its weights are damaged" in error
+
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_next(run, tmp_path, monkeypatch, capsys):
+    """As when a run in progress prunes the newest checkpoint that was there, between its listing and its loading."""
+    from pretrain.commands import load_run
+
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step_2", checkpoints / "step_9")
+    original, tried = load_run.load_into, []
+
+    def load_into(model, checkpoint, world, averaged):
+        tried.append(checkpoint.name)
+        if checkpoint.name == "step_9":
+            shutil.rmtree(checkpoint)
+        original(model, checkpoint, world, averaged)
+
+    monkeypatch.setattr(load_run, "load_into", load_into)
+    assert loopmdm(["sample", str(tmp_path / "run"), "--num-samples", "1"]) == 0
+    assert tried == ["step_9", "step_2"]
+    assert "samples/step_2_ema" in capsys.readouterr().out
+    shutil.rmtree(checkpoints / "step_2")
+    assert loopmdm(["sample", str(tmp_path / "run")]) == 2
+    assert "no complete checkpoint in" in capsys.readouterr().err

@@ -214,6 +214,7 @@ CANNOT_RESUME = {
     "optim.ema_decay=0": r"optim.ema_decay was 0.9, now 0.0",
     "train.attention=document": r"train.attention was row, now document",
     "train.noise=document": r"train.noise was row, now document",
+    "optim.name=muon": r"optim.name was adamw, now muon",
 }
 
 
@@ -333,7 +334,7 @@ def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
         loopmdm(["evaluate", str(trained), "--loops", "1,3", "--rows", "40", "--batch-size", "7", "--weights", "raw"])
         == 0
     )
-    figures = json.loads((trained / "eval" / "step_20_raw.json").read_text())
+    figures = json.loads((trained / "eval" / "step_20_raw_loops_1-3_rows_40.json").read_text())
     settings, dataset = load_settings(str(trained / "config.yaml")), PackedDataset(corpus, "validation")
     weights = load_file(trained / "checkpoints" / "step_20" / "weights.safetensors")
     noise = freeze_noise(dataset, 40)
@@ -360,7 +361,7 @@ def test_the_log_holds_what_was_printed(trained):
 
 def test_validation_while_training_equals_the_command(trained):
     loopmdm(["evaluate", str(trained), "--loops", "1,3", "--rows", "40", "--weights", "raw"])
-    after = json.loads((trained / "eval" / "step_20_raw.json").read_text())["loops"]
+    after = json.loads((trained / "eval" / "step_20_raw_loops_1-3_rows_40.json").read_text())["loops"]
     during = json.loads((trained / "eval" / "train_step_20.json").read_text())["loops"]
     assert [r["nats_per_token"] for r in during] == pytest.approx([r["nats_per_token"] for r in after], rel=1e-5)
 

@@ -224,7 +224,7 @@ def test_validation_of_a_mixture_weighs_the_corpora_as_training_does(corpus, pad
     assert mixture["corpora"] == ["1_plain", "2_data"] and mixture["shares"] == pytest.approx(share)
     assert "validation of mixture at step 2 (raw weights), nats/token: S=1 " in capsys.readouterr().out
     assert loopmdm(["evaluate", str(run), "--rows", "6", "--loops", "1,2", "--weights", "raw"]) == 0
-    after = json.loads((run / "eval" / "step_2_raw_mixture.json").read_text())
+    after = json.loads((run / "eval" / "step_2_raw_loops_1-2_rows_6_mixture.json").read_text())
     for row, before in zip(after["loops"], mixture["loops"], strict=True):
         assert row["nats_per_token"] == pytest.approx(before["nats_per_token"], rel=1e-6)
     assert "mixture, nats/token: S=1 " in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_a_mixture_trains_evaluates_and_resumes(mixture, world, tmp_path, capsys
     assert [m["loss"] for m in metrics(run)] == [m["loss"] for m in metrics(whole)]
     words = ["evaluate", str(run), "--rows", "8", "--loops", "1", "--weights", "raw"]
     assert loopmdm(words) == 0 and loopmdm([*words, "--data", str(mixture.parent / "plain")]) == 0
-    names = ("train_step_20_1_plain", "step_20_raw_1_plain", "step_20_raw_plain")
+    names = ("train_step_20_1_plain", "step_20_raw_loops_1_rows_8_1_plain", "step_20_raw_plain_loops_1_rows_8")
     during, after, alone = (json.loads((run / "eval" / f"{name}.json").read_text())["loops"] for name in names)
     assert after == alone and after[0]["nats_per_token"] == pytest.approx(during[0]["nats_per_token"], rel=1e-6)
 

@@ -4,28 +4,33 @@
 #   bash tests/gpu/bundle.sh FOLDER [PACKAGE ...]
 #
 # FOLDER gets wheels/ for the other machine's Python and src/ with the committed files of this checkout. PACKAGE ... replaces the
-# list of packages that such a machine usually lacks; versions are those of launchers/pins.txt. On the other machine:
+# list of packages that such a machine usually lacks; versions are those that the tests run with. On the other machine:
 #
 #   pip install --no-index --no-deps --target FOLDER/site FOLDER/wheels/*.whl
 #   PYTHONPATH=FOLDER/site bash FOLDER/src/tests/gpu/check.sh --output RESULTS
 #
-# Environment: PYTHON, the Python here; TARGET, the version of Python there [3.12]; MACHINE, its processor [x86_64].
+# Environment: PYTHON, the Python here; TARGET, the version of Python there: 3.11 or 3.12 [3.12]; MACHINE, its processor [x86_64].
 set -euo pipefail
 repository=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)
 [[ $# -gt 0 ]] || { echo "usage: bash tests/gpu/bundle.sh FOLDER [PACKAGE ...]" >&2; exit 2; }
-folder=$(mkdir -p "$1" && cd "$1" && pwd)
-shift
 python=${PYTHON:-$repository/.venv/bin/python}
 target=${TARGET:-3.12} machine=${MACHINE:-x86_64}
+case $target in
+    3.11) pins=$repository/launchers/pins.txt ;;
+    3.12) pins=$repository/launchers/pins-py312.txt ;;
+    *) echo "bundle.sh: TARGET=$target: 3.11 or 3.12 is needed" >&2; exit 2 ;;
+esac
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
 
 packages=("$@")
 [[ ${#packages[@]} -gt 0 ]] || packages=(
     deepspeed megatron-core pydantic pydantic_core annotated-types typing-inspection hjson
 )
 
-pinned() { # NAME -> NAME==VERSION from pins.txt, where - and _ are the same
+pinned() { # NAME -> NAME==VERSION of the pins, where - and _ are the same
     awk -F== -v name="$1" 'function plain(x) { gsub(/[-_]/, "", x); return tolower(x) } plain($1) == plain(name)' \
-        "$repository/launchers/pins.txt"
+        "$pins"
 }
 
 fetch_wheel() { # NAME -> a wheel for the target; without one, a pure wheel built here from the source distribution

@@ -49,7 +49,7 @@ def sample(model: LoopedDenoiser, noisy: Tensor, denoising_steps: int) -> float:
     samples = torch.arange(len(noisy), device=noisy.device)
     synchronize()
     begin = time.perf_counter()
-    filled = generate(denoise, noisy, samples, SamplingPlan(Ancestral(), denoising_steps), mask_id, seed=0)
+    filled = generate(denoise, noisy, samples, SamplingPlan(Ancestral(), denoising_steps), mask_id, seed=0).tokens
     synchronize()
     seconds = time.perf_counter() - begin
     assert not (filled == mask_id).any()

@@ -46,7 +46,9 @@ def varlen_calls():
     """
     sizes = []
 
-    def forward(query, key, value, boundaries, *_):
+    def forward(query, key, value, boundaries, of_keys, longest, longest_key, causal, scale, window, *_):
+        assert torch.equal(of_keys, boundaries) and boundaries.diff().max() <= longest == longest_key
+        assert not causal and scale is None and list(window) == [-1, -1]
         sizes.append(len(boundaries))
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         parts = [probabilities(q, k) @ v for q, k, v in documents_of(boundaries, query, key, value)]
@@ -177,8 +179,9 @@ def test_training_makes_the_boundaries_on_the_cpu_and_the_pipeline_passes_them_o
     model = LoopedDenoiser(tiny)
     (chunk,) = model.stage.chunks(2)
     piece = ModelChunk(model, chunk, transformer_config(tiny, Sharding()), 16)
-    expected = model(batch.inputs.tokens, batch.inputs.logit_positions, 2, *batch.inputs.documents)
-    assert torch.equal(piece(batch.inputs), expected) and varlen
+    inputs = batch.inputs._asdict()
+    found, expected = piece(batch.inputs), model(loops=2, **inputs)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)) and varlen
     assert _with_rows(batch.inputs, 4).document_boundaries is None  # they would miss the added row
 
 

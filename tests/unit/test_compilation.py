@@ -1,5 +1,7 @@
 """The compiled layer: one graph for all layers and passes, and the numbers of the plain one."""
 
+import logging
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -16,7 +18,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.end_to_end
 @pytest.mark.skipif(missing_compiler(CPU) is not None, reason="no C++ compiler")
-def test_one_graph_serves_all_layers_and_every_number_of_loops(world, tiny):
+def test_one_graph_serves_all_layers_and_every_number_of_loops(world, tiny, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch._dynamo"), "handlers", [caplog.handler])
     plain, compiled = LoopedDenoiser(tiny), LoopedDenoiser(tiny)
     for phase in (compiled.head, compiled.mid, compiled.tail):
         compile_layers(phase.layers)
@@ -33,6 +36,7 @@ def test_one_graph_serves_all_layers_and_every_number_of_loops(world, tiny):
         assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
         for (name, expected), got in zip(plain.named_parameters(), compiled.parameters(), strict=True):
             assert (got.grad - expected.grad).norm() < 1e-5 * expected.grad.norm(), name
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], counters
 
 

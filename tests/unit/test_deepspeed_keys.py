@@ -155,6 +155,10 @@ UNKNOWN = {
     "number from 0",
     '{"zero_optimization": {"offload_param": {"device": "disk"}}}': 'line 1: zero_optimization.offload_param.device="disk" '
     'should be "none" or "cpu" or "nvme"',
+    '{"zero_optimization": {\n "overlap_comm": true}}': "has overlap_comm=true, which needs ZeRO-2 or ZeRO-3: with a lower stage, "
+    "gradients are reduced after the last backward pass; remove it, or set parallel.zero_stage to 2 or 3",
+    '{"zero_optimization": {\n "round_robin_gradients": true}}': "line 2: zero_optimization.round_robin_gradients=true: "
+    "DeepSpeed 0.19.8 then mixes up the weights that a checkpoint saves for evaluation; remove it from the file",
     '{"zero_optimization": {"offload_param": null}}': "line 1: the key 'zero_optimization.offload_param' must be an object; "
     "correct the file",
     '{"wall_clock_breakdown": 1}': "line 1: wall_clock_breakdown=1 should be true or false",

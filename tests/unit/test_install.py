@@ -17,6 +17,7 @@ import pytest
 from tests.launching import ROOT
 
 PYTHON = Path(sys.executable).resolve()
+PINS = {(3, 11): "launchers/pins.txt", (3, 12): "launchers/pins-py312.txt"}
 UV = f"""#!{PYTHON}
 import os, pathlib, subprocess, sys, time
 with open(os.environ["UV_LOG"], "a") as log:
@@ -51,7 +52,7 @@ def repository(tmp_path):
     """A folder with the files that install.sh reads, and a `bin/` with the stand-in and the only Pythons."""
     folder = tmp_path / "repository"
     (folder / "launchers").mkdir(parents=True)
-    for name in ("setup.py", "launchers/install.sh", "launchers/pins.txt"):
+    for name in ("setup.py", "launchers/install.sh", *PINS.values()):
         shutil.copy(ROOT / name, folder / name)
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -133,9 +134,12 @@ def test_a_second_call_does_nothing_and_extras_are_added_to_the_earlier_ones(rep
     assert install(repository, "dev").stdout == "" and mark(repository)[1:] == ["dev", "eval"]
     done = install(repository, "devv")
     assert done.returncode == 2 and "no extra named 'devv' in setup.py; it has: gpu eval dev" in done.stderr
-    with (repository / "launchers" / "pins.txt").open("a") as pins:
-        pins.write("# changed\n")
-    assert install(repository).returncode == 0 and "-e .[dev,eval]" in uv_calls(repository)[0]
+    for version, file in PINS.items():
+        with (repository / file).open("a") as pins:
+            pins.write("# changed\n")
+        assert install(repository).returncode == 0
+        used = any(f"-c {file} -e .[dev,eval]" in call for call in uv_calls(repository))
+        assert used == (version == sys.version_info[:2])
 
 
 def test_an_environment_of_another_python_is_not_replaced(repository):
@@ -167,13 +171,14 @@ def test_a_killed_installation_is_repaired_by_the_next_call(repository):
     assert second.returncode == 0, second.stderr
     assert "another installation is running in this folder; waiting for it" in second.stdout
     assert "installing again, because files are missing: torch" in second.stdout and mark(repository)
-    assert "--force-reinstall --no-deps -c launchers/pins.txt torch" in uv_calls(repository)[-1]
+    assert f"--force-reinstall --no-deps -c {PINS[sys.version_info[:2]]} torch" in uv_calls(repository)[-1]
 
 
-def test_a_file_that_was_cut_short_is_found(repository):
+@pytest.mark.parametrize("damage", [lambda file: file.write_text(""), Path.unlink], ids=["cut short", "missing"])
+def test_a_damaged_file_is_found(repository, damage):
     assert install(repository).returncode == 0
     (file,) = (repository / ".venv" / "lib").glob("*/site-packages/torch/__init__.py")
-    file.write_text("")
+    damage(file)
     (repository / ".venv" / ".loopmdm-installed").unlink()
     uv = repository.parent / "bin" / "uv"
     uv.write_text(uv.read_text().replace('    package("torch"', '    if "torch" in sys.argv: package("torch"'))
@@ -196,12 +201,17 @@ def interrupted_pip(venv):
     record.unlink()
 
 
+def incomplete_pip(venv):
+    (file,) = venv.glob("lib/*/site-packages/pip/__init__.py")
+    file.unlink()
+
+
 def only_folders(venv):
     shutil.rmtree(venv)
     (venv / "lib").mkdir(parents=True)
 
 
-@pytest.mark.parametrize("damage", [broken_python, another_version, interrupted_pip, only_folders])
+@pytest.mark.parametrize("damage", [broken_python, another_version, interrupted_pip, incomplete_pip, only_folders])
 def test_a_broken_environment_is_made_again(repository, damage):
     assert install(repository).returncode == 0
     damage(repository / ".venv")

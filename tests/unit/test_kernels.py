@@ -78,5 +78,9 @@ def test_the_kernel_for_documents_is_the_one_that_the_model_uses(monkeypatch):
     assert choose_document_attention(CUDA, torch.bfloat16, 64).implementation == "torch's varlen flash attention"
 
 
+def test_the_banner_names_muon_before_adamw():
+    assert [choice.operation for choice in choose_kernels(CPU, muon=True)][:2] == ["Muon step", "AdamW step"]
+
+
 def test_every_choice_has_a_reason():
     assert all(choice.implementation and choice.reason for choice in choose_kernels(CPU))

@@ -30,7 +30,7 @@ ONE_MISTAKE = {
     "zero_stage=1": "zero_stage: unknown key; did you mean parallel.zero_stage?",
     "zzz=1": "zzz: unknown key; `--help` lists all keys",
     "nonsense": "'nonsense': is not of the form key=value, such as optim.lr=3e-4",
-    "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.lr",
+    "optim=3": "optim: is a section and has no value; set one of its keys, such as optim.name",
     "optim.lr=[": "optim.lr=[: the brackets or quotation marks are not closed; correct the value",
     "optim.lr=fast": "optim.lr=fast: should be a number, such as 0.5 or 1e-3",
     "optim.lr=-1": "optim.lr=-1: should be greater than 0",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.config.settings import Optim
-from pretrain.optimizer.adamw import build_optimizer
+from pretrain.optimizer.build import build_optimizer
 from pretrain.optimizer.ema import EMA_KEY, average_weights, averaged_weights
 from pretrain.optimizer.schedule import learning_rate
 

@@ -121,15 +121,33 @@ def test_zero_divides_what_it_should():
 
 
 def test_traffic_of_data_parallel_ranks():
-    """ZeRO-0 all-reduces fp32 gradients once; ZeRO-3 gathers bf16 twice and reduces fp32 once per micro-batch."""
+    """ZeRO-0 and 1 all-reduce fp32 gradients once, ZeRO-2 once per micro-batch; ZeRO-3 gathers bf16 twice and reduces fp32."""
     weights = sum(paper().settings.model.parameter_count().values())
     plain = paper("parallel.zero_stage=0", "train.precision=fp32")
     assert traffic_of(plain, plain.placement[0], 6).data == pytest.approx(2 * 4 * weights * 7 / 8)
+    one, two = (paper(f"parallel.zero_stage={z}", "train.precision=fp32") for z in (1, 2))
+    assert traffic_of(one, one.placement[0], 6).data == pytest.approx((2 * 4 + 4) * weights * 7 / 8)
+    assert traffic_of(two, two.placement[0], 6).data == pytest.approx((two.micro_batches * 2 * 4 + 4) * weights * 7 / 8)
     three = paper("parallel.zero_stage=3")
     assert traffic_of(three, three.placement[0], 6).data == pytest.approx(
         three.micro_batches * (2 * 2 + 4) * weights * 7 / 8
     )
     assert traffic_of(three, three.placement[0], 1) == traffic_of(three, three.placement[0], 12)
+
+
+@pytest.mark.parametrize(
+    "layout", [(), ("parallel.tensor=2", "parallel.zero_stage=3"), ("parallel.zero_stage=0", "train.precision=fp32")]
+)
+def test_muon_keeps_one_moment_of_the_layers_matrices_and_exchanges_it(layout):
+    """Twice per step, there and back, over all ranks that share the matrices; without ZeRO nobody shares them here."""
+    adamw, muon = paper(*layout), paper(*layout, "optim.name=muon")
+    model, parallel = muon.settings.model, muon.settings.parallel
+    matrices = 12 * (model.parameters_per_layer() - 2 * model.hidden_size)
+    ranks = 8 if parallel.zero_stage else 1
+    saved = memory_of(adamw, adamw.placement[0]).optimizer - memory_of(muon, muon.placement[0]).optimizer
+    assert saved == pytest.approx(4 * matrices / ranks)
+    sent = traffic_of(muon, muon.placement[0], 6).data - traffic_of(adamw, adamw.placement[0], 6).data
+    assert sent == pytest.approx(2 * 4 * matrices / ranks * (ranks - 1) / ranks)
 
 
 def test_traffic_of_tensor_and_pipeline_ranks():

@@ -6,14 +6,17 @@ import threading
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from pretrain.config.run_plan import Shape
 from pretrain.errors import RankError, ReportedError, UserError
 from pretrain.parallel import attendance, rendezvous
 from pretrain.parallel.attendance import Attendance, describe, name_ranks
+from pretrain.parallel.engine import device_number
 from pretrain.parallel.rendezvous import Limits, Rendezvous
 from pretrain.parallel.store import connect, is_closed
-from pretrain.parallel.world import device_index
+from pretrain.parallel.world import World, device_index
 
 HOST = socket.gethostname()
 SHORT = Limits(come=1.0, connect=1.0, report=1.0, collect=0.5, linger=0.5)
@@ -193,6 +196,8 @@ def test_the_connection_shows_when_the_host_is_gone():
 def test_devices_of_ranks(monkeypatch):
     assert [device_index(rank, 4) for rank in range(4)] == [0, 1, 2, 3]
     assert [device_index(rank, 1) for rank in range(4)] == [0, 0, 0, 0]  # each task sees a device of its own
+    assert device_number(World(3, 4, 3, torch.device("cuda", 0), Shape())) == 0  # DeepSpeed too
+    assert device_number(World(3, 4, 3, torch.device("cpu"), Shape())) == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(
         UserError, match=r"local rank 2 has no device: 2 CUDA devices are visible \(CUDA_VISIBLE_DEVICES=0,1\)"

@@ -24,8 +24,9 @@ from pretrain.commands.options import check_options
 from pretrain.config.load import load_settings
 from pretrain.config.validation_split import require_validation_split
 from pretrain.errors import ConfigError, UserError
+from pretrain.evaluation.comparison import add_comparison, format_comparison
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.evaluation.report import figures_of, format_table, short_figures
+from pretrain.evaluation.report import figures_of, format_table, format_timesteps, short_figures
 from pretrain.evaluation.result_files import keep_result, save_result
 from pretrain.evaluation.sets import EvaluationSet, mixed_figures
 from pretrain.evaluation.statistics import estimate_from_rows, unigram_entropy
@@ -66,6 +67,54 @@ def test_one_row_has_no_error_bar(corpus):
     assert "no error bar" not in format_table(two) + short_figures(two) and format_table(two).count("±") == 5
     widths = [len(line) for line in format_table(one).splitlines()[:3]]
     assert widths == [len(line) for line in format_table(two).splitlines()[:3]]
+
+
+def test_figures_by_timestep(corpus):
+    """Against the rows of each interval, and the whole: the bins' rows are all rows."""
+    dataset = PackedDataset(corpus, "validation")
+    noise, found = freeze_noise(dataset, 40), figures(corpus, 40)
+    nats = np.random.default_rng(0).uniform(4, 5, (2, len(noise.rows)))
+    t = noise.masked_counts / noise.lengths
+    for of_loops, values in zip(found["loops"], nats, strict=True):
+        bins = of_loops["by_timestep"]
+        assert [b["t"] for b in bins] == [[i / 10, (i + 1) / 10] for i in range(10)]
+        for b in bins:
+            inside = (t > b["t"][0]) & (t <= b["t"][1])
+            assert b["rows"] == inside.sum()
+            expected = np.average(values[inside], weights=noise.weights[inside])
+            assert b["nats_per_token"] == pytest.approx(expected) and 0 < b["nats_per_token_se"] < 0.5
+        assert sum(b["rows"] for b in bins) == len(noise.rows)
+    few = figures(corpus, 3)
+    empty = [b for b in few["loops"][0]["by_timestep"] if not b["rows"]]
+    assert len(empty) == 7 and all(b["nats_per_token"] is None for b in empty)
+    table = format_timesteps(found).splitlines()
+    assert len(table) == 11 and table[0].split() == ["t", "rows", "S=1", "S=2"] and table[1].count("±") == 2
+    assert len(format_timesteps(few).splitlines()) == 11 and "None" not in format_timesteps(few)
+
+
+def test_paired_differences_of_two_runs(corpus):
+    """Their error is that of the rows' differences, far below that of either run."""
+    dataset = PackedDataset(corpus, "validation")
+    noise, rng = freeze_noise(dataset, 40), np.random.default_rng(1)
+    shares, nats = noise.masked_counts / noise.lengths, rng.uniform(2, 6, len(noise.rows))
+    better = nats - 0.1 + rng.normal(0, 0.01, len(nats))
+    own, other = (estimate_from_rows(1, one, noise.weights, shares) for one in (better, nats))
+    result = {"name": ""} | figures_of(dataset, noise, [own], unigram_entropy(dataset))
+    sets = [EvaluationSet("", dataset, 1.0)]
+    add_comparison([result], sets, [[own]], [[other]])
+    compared = result["loops"][0]["compared"]
+    assert compared["nats_per_token"] == other.nats_per_token
+    assert compared["difference"] == pytest.approx(own.nats_per_token - other.nats_per_token)
+    assert compared["difference_se"] == pytest.approx(0.01 / math.sqrt(len(nats)), rel=0.3)
+    assert compared["difference_se"] < own.standard_error / 20
+    assert "-0.1" in format_comparison(result, "other") and format_comparison(result, "other").count("±") == 2
+    both = [result, json.loads(json.dumps(result)), {"loops": [{"loops": 1}]}]
+    add_comparison(
+        both, [EvaluationSet(n, dataset, w) for n, w in (("a", 3.0), ("b", 1.0))], [[own], [other]], [[other], [other]]
+    )
+    mixed = both[2]["loops"][0]["compared"]
+    assert mixed["difference"] == pytest.approx(0.75 * compared["difference"])
+    assert mixed["difference_se"] == pytest.approx(0.75 * compared["difference_se"])
 
 
 def test_a_mixture_with_a_corpus_of_one_row_has_no_error_bar(corpus):
@@ -116,7 +165,7 @@ def test_a_folder_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch, 
 
 def test_options_that_mean_nothing(tmp_path, monkeypatch):
     def check(**options):
-        defaults = {"tensor": 1, "pipeline": 1, "output": None, "length": None}
+        defaults = {"tensor": 1, "pipeline": 1, "output": None, "length": None, "output_suffixes": (".json",)}
         check_options(argparse.Namespace(**defaults | options), {"length": 1})
 
     check()

@@ -75,6 +75,19 @@ def test_the_surest_positions_come_first_and_of_equal_ones_the_leftmost(order):
     assert steps_of(Ranked(ORDERS[order], 2), network, 5).steps.tolist() == [[1, 0, 2, 0, 1]]
 
 
+@pytest.mark.parametrize("order", ["confidence", "margin", "entropy"])
+@pytest.mark.parametrize("probabilities", [(0.5, 0.3, 0.2), (0.9999, 0.0001, 0.0), (0.4, 0.39, 0.21)])
+def test_rounding_errors_of_the_network_do_not_decide_the_order(order, probabilities):
+    """Logits with the relative errors of float32."""
+
+    def network(query):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.tensor(probabilities, dtype=torch.float64).log().expand(len(query.positions), 3)
+        return logits * (1 + 1e-7 * torch.randn(logits.shape, generator=generator, dtype=torch.float64))
+
+    assert steps_of(Ranked(ORDERS[order]), network, 6).steps.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
 def test_threshold_reveals_all_sure_tokens_and_at_least_one():
     result = steps_of(Threshold(0.75), Same(HALF, SURE, FLAT, LIKELY), 4)
     assert result.steps.tolist() == [[1, 0, 2, 0]]

@@ -19,18 +19,19 @@ PLANS = {
     "ancestral": SamplingPlan(Ancestral(), 7),
     "remasking": SamplingPlan(Remasking(0.4), 7),
     **{f"{name}, one": SamplingPlan(Ranked(order)) for name, order in ORDERS.items()},
-    **{f"{name}, 3 per step": SamplingPlan(Ranked(order, 3)) for name, order in ORDERS.items()},
-    **{f"{name}, 7 steps": SamplingPlan(Ranked(order, None), 7) for name, order in ORDERS.items()},
-    **{f"{name}, speculative": SamplingPlan(Speculative(order, 3)) for name, order in ORDERS.items()},
+    "confidence, 3 per step": SamplingPlan(Ranked(ORDERS["confidence"], 3)),
+    "margin, 7 steps": SamplingPlan(Ranked(ORDERS["margin"], None), 7),
+    "random, 7 steps": SamplingPlan(Ranked(ORDERS["random"], None), 7),
+    "confidence, speculative": SamplingPlan(Speculative(ORDERS["confidence"], 3)),
+    "left-to-right, speculative": SamplingPlan(Speculative(ORDERS["left-to-right"], 2)),
     "threshold": SamplingPlan(Threshold(0.5)),
     "entropy bound": SamplingPlan(EntropyBound(1.0)),
     "draft and verify": SamplingPlan(DraftAndVerify(0.3, 0.6)),
 }
 OPTIONS = {
     "plain": {},
-    "blocks of 4": {"block_length": 4},
-    "greedy": {"drawing": Drawing(temperature=0)},
-    "top-k, top-p, temperature": {"drawing": Drawing(0.7, top_k=5, top_p=0.8), "block_length": 5},
+    "greedy, blocks of 4": {"drawing": Drawing(temperature=0), "block_length": 4},
+    "top-k, top-p, temperature, blocks of 5": {"drawing": Drawing(0.7, top_k=5, top_p=0.8), "block_length": 5},
     "guidance": {"guidance": Guidance(HashedDenoiser(VOCAB), 1.5)},
     "stop": {"stop_id": STOP},
     "all": {
@@ -89,6 +90,11 @@ def test_the_network_is_asked_for_masked_positions_of_unfinished_rows_only(name)
         assert torch.equal(query.time, (query.tokens == MASK).double().mean(dim=1))
         given = rows[query.samples] != MASK
         assert torch.equal(query.tokens[given], rows[query.samples][given])
+        for row, position in zip(
+            (query.positions // LENGTH).tolist(), (query.positions % LENGTH).tolist(), strict=True
+        ):
+            first = int(given[row].nonzero().max()) + 1 if given[row].any() else 0
+            assert STOP not in query.tokens[row, first:position], "after the end of the row"
 
 
 @pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if not isinstance(plan.sampler, Speculative)])

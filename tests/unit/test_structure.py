@@ -43,7 +43,8 @@ ROOMS = {
     "parallel": SETTINGS | {"machine", "optimizer"},
     "evaluation": SETTINGS | {"machine", "optimizer", "parallel"},
     "training": TRAINING - {"training"},
-    "commands": TRAINING,
+    "export": SETTINGS,
+    "commands": TRAINING | {"export"},
     "planning": SETTINGS,
     "inspection": SETTINGS,
     "recipes": set(),
@@ -64,6 +65,7 @@ CHEAP = (
     "pretrain.cli",
     "pretrain.command_line",
     "pretrain.commands.doctor",
+    "pretrain.commands.sample",
     "pretrain.config.deepspeed_file",
     "pretrain.config.keys",
     "pretrain.config.layout_names",
@@ -151,7 +153,7 @@ def test_no_two_files_import_each_other():
 
 DATA_PIPELINE_LEVELS = (
     {"errors", "stop_signals", "json_text"},
-    {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words"},
+    {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words", "generators"},
     {"manifest", "readers"},
     {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
     {"filters", "dedup", "dataset", "verify", "repack", "replace"},

@@ -95,8 +95,8 @@ def test_an_empty_file_lists_what_is_missing(recipe):
 
 
 WRONG = {
-    "optim: 3\n": "optim: is a section and has no value; set one of its keys, such as optim.lr (line 1 of {path})",
-    "optim: [lr, 3]\n": "optim: is a section and has no value; set one of its keys, such as optim.lr (line 1 of {path})",
+    "optim: 3\n": "optim: is a section and has no value; set one of its keys, such as optim.name (line 1 of {path})",
+    "optim: [lr, 3]\n": "optim: is a section and has no value; set one of its keys, such as optim.name (line 1 of {path})",
     "optim:\n  lr:1e-3\n": "optim: is a section; write its keys as `lr: 1e-3`, with a space after the colon (line 1 of {path})",
     "optim:\n  lr = 1e-3\n": "optim: is a section; write its keys as `lr: 1e-3`, with a space after the colon (line 1 of {path})",
     "optim:\n  lr: {x: 1}\n": "optim.lr: should be one value, not a section (line 2 of {path})",

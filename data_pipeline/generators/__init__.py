@@ -1,0 +1,1 @@
+"""Generators of task instances, such as Sudoku boards, as documents of a corpus."""

@@ -1,0 +1,1 @@
+"""Tasks: what a model is asked, and how the answers are scored."""

@@ -1,0 +1,175 @@
+"""Tasks that the data pipeline generates: Sudoku boards and sums, on instances that training has not seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.generators.addition import Addition
+from data_pipeline.generators.sudoku import SudokuBoards
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
+from pretrain.errors import UserError
+from pretrain.evaluation.statistics import mean_and_error
+from pretrain.evaluation.tasks.rows import digest
+from pretrain.evaluation.tasks.task import Record, TaskModel
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Instances of the validation split, as rows of one token per character.
+
+    Attributes:
+        texts: the instances.
+        tokenizer: of the model.
+    """
+
+    texts: Sequence[str]
+    tokenizer: PreparedTokenizer
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """Token ids of each instance and the end of the document.
+
+        Raises:
+            UserError: the tokenizer has longer tokens than characters.
+        """
+        encoded = self.tokenizer.encode_batch(list(self.texts))
+        for text, ids in zip(self.texts, encoded, strict=True):
+            if len(ids) != len(text):
+                raise UserError(
+                    f"{text!r} has {len(ids)} tokens for {len(text)} characters: the tokenizer of the run joins characters; "
+                    "train on a folder that was prepared with the characters of the task"
+                )
+        return [[*ids.tolist(), self.tokenizer.eod_id] for ids in encoded]
+
+    def hidden(self, number: int, given: Sequence[int]) -> list[int]:
+        """The row of an instance with [MASK] for all characters but those of `given`; its end is given."""
+        row = self.rows[number]
+        kept = {*given, len(row) - 1}
+        return [token if i in kept else self.tokenizer.mask_id for i, token in enumerate(row)]
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The characters of a filled row, without its last token."""
+        return self.tokenizer.decode(tokens[:-1])
+
+
+@dataclass(frozen=True)
+class SudokuTask:
+    """Boards from nothing, or from some cells of held-out boards.
+
+    Attributes:
+        given: cells that are given, at least: as many more as leave a single solution. 0: none, and item i is sample i.
+    """
+
+    boards: SudokuBoards
+    held_out: HeldOut
+    given: int
+    count: int
+    seed: int
+    metric: str = "valid_boards"
+    samples: bool = True
+
+    @property
+    def name(self) -> str:
+        """See `Task`."""
+        return f"{self.boards.name}_given_{self.given}" if self.given else self.boards.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `Task`."""
+        items = {"items_sha256": digest(list(self.held_out.texts))} if self.given else {}
+        return {"task": self.boards.name, "given": self.given, **items}
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See `Task`."""
+        return [self.boards.length + 1] * (len(self.held_out.texts) if self.given else self.count)
+
+    def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
+        """See `Task`."""
+        puzzles = [self._given(item) for item in items]
+        instances = [
+            item if self.given else 0 for item in items
+        ]  # without given cells, only the length of the row matters
+        rows = [self.held_out.hidden(number, given) for number, given in zip(instances, puzzles, strict=True)]
+        samples = model.fill(rows, items)
+        return [
+            self._record(item, self.held_out.text_of(sample.tokens), given)
+            for item, sample, given in zip(items, samples, puzzles, strict=True)
+        ]
+
+    def _given(self, item: int) -> list[int]:
+        if not self.given:
+            return []
+        board = self.boards.board_of(self.held_out.texts[item])
+        assert board is not None
+        return self.boards.puzzle(board, self.given, self.seed, item)
+
+    def _record(self, item: int, text: str, given: Sequence[int]) -> Record:
+        board = self.boards.board_of(text)
+        valid = board is not None and self.boards.sudoku.is_valid(board)
+        record = {"item": item, "valid": float(valid), "board": text}
+        if self.given:
+            record |= {"exact": float(text == self.held_out.texts[item]), "given": len(given)}
+        return record
+
+    def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
+        """See `Task`. `exact_solutions` are those of the puzzles; a puzzle has one."""
+        mean, error = mean_and_error(self.values(records))
+        figures = {"valid_boards": mean, "valid_boards_se": error}
+        names = {"exact_solutions": "exact", "given_cells": "given"} if self.given else {}
+        for name, key in names.items():
+            figures[name], figures[f"{name}_se"] = mean_and_error(np.array([float(record[key]) for record in records]))
+        return figures
+
+    def values(self, records: Sequence[Record]) -> np.ndarray:
+        """See `Task`."""
+        return np.array([record["valid"] for record in records])
+
+
+@dataclass(frozen=True)
+class AdditionTask:
+    """The sums of held-out numbers."""
+
+    addition: Addition
+    held_out: HeldOut
+    metric: str = "exact_sums"
+    samples: bool = True
+
+    @property
+    def name(self) -> str:
+        """See `Task`."""
+        return self.addition.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `Task`."""
+        return {"task": self.name, "items_sha256": digest(list(self.held_out.texts))}
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See `Task`."""
+        return [self.addition.length + 1] * len(self.held_out.texts)
+
+    def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
+        """See `Task`."""
+        given = range(2 * self.addition.digits + 2)
+        samples = model.fill([self.held_out.hidden(item, given) for item in items], items)
+        return [
+            self._record(item, self.held_out.text_of(sample.tokens))
+            for item, sample in zip(items, samples, strict=True)
+        ]
+
+    def _record(self, item: int, text: str) -> Record:
+        return {"item": item, "correct": float(text == self.held_out.texts[item]), "text": text}
+
+    def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
+        """See `Task`."""
+        mean, error = mean_and_error(self.values(records))
+        return {"exact_sums": mean, "exact_sums_se": error}
+
+    def values(self, records: Sequence[Record]) -> np.ndarray:
+        """See `Task`."""
+        return np.array([record["correct"] for record in records])

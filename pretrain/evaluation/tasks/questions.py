@@ -1,0 +1,126 @@
+"""Questions with a number as the answer, as in GSM8K (Cobbe et al. 2021): exact match on the last number of the sample."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
+from pretrain.errors import UserError
+from pretrain.evaluation.statistics import mean_and_error
+from pretrain.evaluation.tasks.rows import answer_row, digest
+from pretrain.evaluation.tasks.task import Record, TaskModel
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+QUESTION = "{question}"
+DEFAULT_PROMPT = f"Question: {QUESTION}\nAnswer:"
+DEFAULT_UNTIL = ("Question:",)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its answer, whose last number counts."""
+
+    source: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class QuestionTask:
+    """Questions of a file.
+
+    Attributes:
+        name: of the file.
+        prompt: the text before an answer, with `{question}` where the question goes; examples before it make it few-shot.
+        until: an answer ends where one of these texts begins.
+        answer_length: tokens of an answer, at least.
+        seq_len: tokens of the longest row.
+    """
+
+    name: str
+    questions: Sequence[Question]
+    prompt: str
+    until: Sequence[str]
+    answer_length: int
+    seq_len: int
+    tokenizer: PreparedTokenizer
+    metric: str = "exact_match"
+    samples: bool = True
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `Task`."""
+        items = [[question.text, question.answer] for question in self.questions]
+        about = {"prompt": self.prompt, "until": list(self.until), "answer_length": self.answer_length}
+        return {"task": self.name, **about, "items_sha256": digest(items)}
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See `Task`."""
+        return [len(row) for row, _ in self._rows]
+
+    @cached_property
+    def _rows(self) -> list[tuple[list[int], int]]:
+        """The row of each question, and the number of tokens of its prompt."""
+        texts = [self.prompt.replace(QUESTION, question.text) for question in self.questions]
+        mask_id = self.tokenizer.mask_id
+        return [
+            (answer_row(ids.tolist(), self.answer_length, self.seq_len, mask_id, question.source), len(ids))
+            for question, ids in zip(self.questions, self.tokenizer.encode_batch(texts), strict=True)
+        ]
+
+    def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
+        """See `Task`. An answer also ends at the end of the document."""
+        stopping = replace(model, sampler=replace(model.sampler, stop=True))
+        samples = stopping.fill([self._rows[item][0] for item in items], items)
+        return [
+            self._record(item, self.tokenizer.decode(sample.tokens[self._rows[item][1] :]))
+            for item, sample in zip(items, samples, strict=True)
+        ]
+
+    def _record(self, item: int, completion: str) -> Record:
+        answer = completion
+        for text in self.until:
+            answer = answer.partition(text)[0]
+        found, expected = last_number(answer), last_number(self.questions[item].answer)
+        right = found is not None and found == expected
+        return {
+            "item": item,
+            "correct": float(right),
+            "number": None if found is None else str(found),
+            "answer": answer,
+        }
+
+    def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
+        """See `Task`."""
+        mean, error = mean_and_error(self.values(records))
+        answered = mean_and_error(np.array([float(record["number"] is not None) for record in records]))
+        return {
+            "exact_match": mean, "exact_match_se": error, "with_a_number": answered[0], "with_a_number_se": answered[1],
+        }  # fmt: skip
+
+    def values(self, records: Sequence[Record]) -> np.ndarray:
+        """See `Task`."""
+        return np.array([record["correct"] for record in records])
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number of a text; 1,000.0 is 1000. None if there is none."""
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")).normalize() if found else None
+
+
+def question_of(source: str, question: str, answer: str) -> Question:
+    """A question of a file.
+
+    Raises:
+        UserError: the answer has no number.
+    """
+    if last_number(answer) is None:
+        raise UserError(f"{source}: the answer has no number, and the last number is what is compared")
+    return Question(source, question, answer)

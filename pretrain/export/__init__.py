@@ -1,0 +1,1 @@
+"""Folders that Hugging Face transformers loads: what `loopmdm export` writes and `loopmdm import` reads."""

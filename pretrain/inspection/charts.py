@@ -1,0 +1,94 @@
+"""Line charts with error bars as inline SVG."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import floor, log10
+
+from pretrain.inspection.html import label
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 280, 64, 24, 16, 48
+COLOURS = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve.
+
+    Attributes:
+        name: in the legend.
+        points: (x, y, standard error or None).
+        colour: number of a colour; curves of the same run have the same.
+        dashed: distinguishes a second curve of a run.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float, float | None]]
+    colour: int = 0
+    dashed: bool = False
+
+
+def line_chart(lines: Sequence[Line], x_label: str, y_label: str, whole: bool = False) -> str:
+    """A legend and a chart; a sentence if there is nothing to draw. `whole`: x counts something."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return "<p>Nothing to draw yet.</p>"
+    xs = _ticks([x for line in lines for x, _, _ in line.points], least=1.0 if whole else 0.0)
+    ys = _ticks([y + sign * (error or 0.0) for line in lines for _, y, error in line.points for sign in (-1, 1)])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - FOOT - up * (HEIGHT - FOOT - TOP)
+
+    parts = []
+    for y in ys:
+        height = at(xs[0], y)[1]
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{_number(y)}</text>')
+    parts += [label(at(x, ys[0])[0], HEIGHT - FOOT + 18, _number(x)) for x in xs]
+    parts.append(label((LEFT + WIDTH) / 2, HEIGHT - 6, escape(x_label)))
+    for line in lines:
+        parts += _drawn(line, [(*at(x, y), y, error, x) for x, y, error in line.points], ys, at)
+    legend = "".join(f'<span class="key" style="{_key(line)}"></span>{escape(line.name)}' for line in lines)
+    says = f"{escape(y_label)} against {escape(x_label)}"
+    picture = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{says}">'
+    return f'<p class="legend">{escape(y_label)}: {legend}</p>\n<div class="wide">{picture}{"".join(parts)}</svg></div>'
+
+
+def _drawn(line: Line, points: Sequence[tuple[float, ...]], ys: Sequence[float], at) -> Iterable[str]:  # noqa: ANN001
+    """The curve, its error bars, and its points with what they say when pointed at."""
+    colour = f"var(--d{line.colour % COLOURS})"
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in points)
+    dash = ' stroke-dasharray="6 4"' if line.dashed else ""
+    yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
+    for x, y, value, error, place in points:
+        if error:
+            low, high = at(place, value - error)[1], at(place, value + error)[1]
+            yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}"/>'
+        if len(points) <= 60:
+            spread = f" ± {error:.4f}" if error else ""
+            title = f"{escape(line.name)}, {_number(place)}: {value:.4f}{spread}"
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{title}</title></circle>'
+
+
+def _key(line: Line) -> str:
+    colour = f"var(--d{line.colour % COLOURS})"
+    return f"background:{f'repeating-linear-gradient(90deg,{colour} 0 4px,transparent 4px 7px)' if line.dashed else colour}"
+
+
+def _ticks(values: Sequence[float], least: float = 0.0) -> list[float]:
+    """A few round numbers that contain all values, at least `least` apart."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    step = 10 ** floor(log10(high - low))
+    step = max(least, next(s for s in (step / 5, step / 2, step, 2 * step) if (high - low) / s <= 6))
+    first, last = floor(low / step), -floor(-high / step)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _number(value: float) -> str:
+    if value == 0 or 0.001 <= abs(value) < 10_000:
+        return f"{value:.4g}"
+    exponent = floor(log10(abs(value)))
+    return f"{value / 10**exponent:.3g}e{exponent}"

@@ -1,0 +1,100 @@
+"""What a run folder holds that a report shows. Imports no torch."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.errors import UserError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Records of one run.
+
+    Attributes:
+        name: how the page calls it.
+        settings: `config.yaml`.
+        steps: records of `metrics.jsonl` with a loss; of a step that was repeated after a crash, the last.
+        validations: those with validation figures.
+    """
+
+    folder: Path
+    name: str
+    settings: Record
+    steps: Sequence[Record]
+    validations: Sequence[Record]
+
+    @cached_property
+    def evaluations(self) -> list[tuple[str, Record]]:
+        """(file name, content) of every `eval/*.json` by `loopmdm evaluate` over a whole split, the newest first."""
+        return [
+            (n, r) for n, r in self._results("eval") if "loops" in r and "rows" in r and not n.startswith("train_step")
+        ]
+
+    @cached_property
+    def probes(self) -> list[tuple[str, Record]]:
+        """Those by `loopmdm probe`."""
+        return [(n, r) for n, r in self._results("eval") if n.startswith("probe_")]
+
+    @cached_property
+    def samples(self) -> list[tuple[str, Record]]:
+        """Results of `loopmdm sample`."""
+        return [(n, r) for n, r in self._results("samples") if "texts" in r]
+
+    def _results(self, folder: str) -> Iterator[tuple[str, Record]]:
+        files = sorted((self.folder / folder).glob("*.json"), key=lambda path: (-path.stat().st_mtime, path.name))
+        for path in files:
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path}: not JSON ({error}); delete the file or write it again") from None
+            if isinstance(content, dict):
+                yield path.stem, content
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFacts]:
+    """Read run folders. A run is named by its folder, or by its path where two folders have the same name."""
+    folders = list(dict.fromkeys(folders))
+    names = [folder.resolve().name for folder in folders]
+    return [
+        read_run(folder, name if names.count(name) == 1 else str(folder))
+        for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def read_run(folder: Path, name: str) -> RunFacts:
+    """Read a run folder.
+
+    Raises:
+        UserError: not a run folder, or a file in it is broken.
+    """
+    if not (folder / "config.yaml").is_file():
+        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    by_step: dict[tuple[bool, int], Record] = {}
+    for record in _metrics(folder / "metrics.jsonl"):
+        by_step["loss" in record, record["step"]] = record
+    records = [by_step[key] for key in sorted(by_step)]
+    steps = [record for record in records if "loss" in record]
+    return RunFacts(folder, name, settings, steps, [r for r in records if "validation" in r])
+
+
+def _metrics(path: Path) -> Iterator[Record]:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # training writes at this moment
+                return
+            raise UserError(f"{path}, line {number}: not JSON ({error}); delete the line") from None

@@ -1,0 +1,273 @@
+"""`loopmdm evaluate --tasks`: the files it writes, going on after a stop, layouts, and what is refused."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from data_pipeline.dataset.blend import load_blend
+from pretrain.cli import main as loopmdm
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
+from pretrain.evaluation.scoring import TokenScorer
+from pretrain.training.start import run_training
+from tests.launching import BIN, ROOT, free_port, run
+
+pytestmark = pytest.mark.end_to_end
+QUESTIONS = [{"question": f"0{i}+1{i}", "answer": f"so #### {10 + 2 * i}"} for i in range(4)]
+CHOICES = [{"question": f"0{i}+01", "choices": ["000", f"00{1 + i}"], "answer": 1} for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """Two steps on boards and sums, and files of questions."""
+    folder = tmp_path_factory.mktemp("tasks")
+    words = [
+        "prepare",
+        "--input",
+        "sudoku4:300",
+        "addition2:100",
+        "--output",
+        str(folder / "data"),
+        "--pack",
+        "best_fit",
+    ]
+    assert loopmdm([*words, "--validation-fraction", "0.1", "--workers", "1"]) == 0
+    words = [
+        f"data.path={folder / 'data'}",
+        f"run.dir={folder}",
+        "run.name=run",
+        "train.steps=2",
+        "optim.warmup_steps=0",
+    ]
+    settings = load_settings(str(ROOT / "tests" / "tiny.yaml"), words)
+    blend = load_blend(settings.data.path)
+    assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == 0
+    for name, lines in (("sums", QUESTIONS), ("choices", CHOICES)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "prompt.txt").write_text("{question}={choice}\n")
+    (folder / "sum_prompt.txt").write_text("{question}=\n")
+    return folder
+
+
+@pytest.fixture
+def evaluate(trained, tmp_path, capsys):
+    """Run the verb on a copy of the run; returns its status, output, errors and files of `eval/`."""
+    shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+
+    def call(*words):
+        capsys.readouterr()
+        status = loopmdm(["evaluate", str(tmp_path / "run"), *map(str, words)])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return status, printed.out, printed.err, {path.name: path for path in (tmp_path / "run" / "eval").glob("*")}
+
+    return call
+
+
+def test_tasks_and_their_files(trained, evaluate):
+    status, out, _, files = evaluate(
+        "--tasks", "sudoku4", "addition2", trained / "data", "--limit", 10, "--loops", "1,3", "--masks", 4, "--steps", 5
+    )  # fmt: skip
+    assert status == 0 and out.count("wrote ") == 3
+    names = ("sudoku4_steps_5", "addition2_steps_5", "data_masks_4")
+    assert set(files) == {
+        f"step_2_ema_{n}_loops_{end}" for n in names for end in ("1.items.jsonl", "3.items.jsonl", "1-3_limit_10.json")
+    }
+    result = json.loads(files["step_2_ema_sudoku4_steps_5_loops_1-3_limit_10.json"].read_text())
+    assert (result["task"], result["metric"], result["items"], result["step"], result["weights"]) == (
+        "sudoku4",
+        "valid_boards",
+        10,
+        2,
+        "ema",
+    )
+    assert [row["loops"] for row in result["loops"]] == [1, 3] and "valid_boards_se" in result["loops"][0]
+    cost = result["loops"][1]["cost"]
+    assert cost["tokens"] == 160 and cost["loops_per_forward"] == 3 and cost["block_passes_per_token"] > 0
+    assert f"{cost['block_passes_per_token']:.2f} block passes" in out
+    settings = result["settings"]
+    assert (
+        settings["sampler"]["denoising_steps"] == 5
+        and settings["limit"] == 10
+        and settings["compute"] == [{"loops": 1}, {"loops": 3}]
+    )
+    document = json.loads(files["step_2_ema_data_masks_4_loops_1-3_limit_10.json"].read_text())
+    assert document["loops"][1]["change_from_first"] == pytest.approx(
+        document["loops"][1]["bits_per_byte"] - document["loops"][0]["bits_per_byte"]
+    )
+    assert 0 < document["loops"][1]["change_from_first_se"] < document["loops"][1]["bits_per_byte_se"]
+
+
+def test_a_rerun_goes_on_and_a_finished_one_asks_nothing(trained, evaluate, monkeypatch):
+    words = (
+        "--tasks",
+        trained / "choices.jsonl",
+        "--few-shot",
+        trained / "prompt.txt",
+        "--masks",
+        4,
+        "--batch-size",
+        1,
+    )
+    status, out, _, files = evaluate(*words)
+    assert status == 0 and "accuracy " in out
+    items = files["step_2_ema_choices_masks_4_loops_4.items.jsonl"]
+    lines = items.read_text().splitlines(keepends=True)
+    items.write_text("".join(lines[:3]) + lines[3][:9])  # killed while it wrote the third item
+    scored, original = [], TokenScorer.nats
+    monkeypatch.setattr(
+        TokenScorer, "nats", lambda self, rows, loops: scored.extend(rows) or original(self, rows, loops)
+    )
+    assert evaluate(*words)[1].splitlines()[1:3] == out.splitlines()[1:3]
+    assert len(scored) == 2 * 2 * 4  # two questions with two choices and four masks
+    monkeypatch.setattr(TokenScorer, "nats", lambda *_: 1 / 0)
+    assert evaluate(*words)[1].splitlines()[1:3] == out.splitlines()[1:3]
+
+
+def test_questions_with_other_settings_are_kept(trained, evaluate):
+    words = ("--tasks", trained / "sums.jsonl", "--few-shot", trained / "sum_prompt.txt", "--answer-length", 5)
+    for more in ((), ("--temperature", 0), ("--order", "confidence", "--seed", 3), ("--loops", "2,adaptive:1-3")):
+        status, out, error, files = evaluate(*words, *more)
+        assert status == 0 and error == "" and "exact match " in out, error
+    results = sorted(name for name in files if name.endswith(".json"))
+    assert results == [
+        "step_2_ema_sums_confidence_seed_3_loops_4.json", "step_2_ema_sums_steps_32_loops_2_adaptive_1-3.json",
+        "step_2_ema_sums_steps_32_loops_4.json", "step_2_ema_sums_steps_32_loops_4_2.json",
+    ]  # fmt: skip
+    assert [json.loads(files[name].read_text())["settings"]["sampler"]["temperature"] for name in results] == [
+        1,
+        1,
+        1,
+        0,
+    ]
+
+
+def test_two_runs_by_a_task(trained, evaluate):
+    words = ("--tasks", "addition2", "--limit", 8, "--steps", 4, "--output")
+    output = trained / "out" / "o.json"
+    assert evaluate(*words, output, "--compare", trained / "run")[0] == 0
+    (row,) = json.loads(output.read_text())["loops"]
+    assert row["compared"]["exact_sums"] == row["exact_sums"] and row["compared"]["difference"] == 0
+    assert (trained / "run" / "eval" / "step_2_ema_addition2_steps_4_loops_4.items.jsonl").is_file()
+
+
+LAYOUTS = {"DP2": (), "TP2": ("--tensor", "2"), "PP2": ("--pipeline", "2")}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_items_on_two_ranks(trained, evaluate, tmp_path, layout):
+    """Every record, apart from the last digits of likelihoods. Batches of other sizes."""
+    words = [
+        "--tasks",
+        "sudoku4",
+        trained / "data",
+        "--given",
+        6,
+        "--limit",
+        7,
+        "--masks",
+        3,
+        "--steps",
+        5,
+        "--loops",
+        3,
+    ]
+    assert evaluate(*words)[0] == 0
+    shutil.copytree(trained / "run", tmp_path / "other", ignore=shutil.ignore_patterns("eval"))
+    launcher = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "pretrain.cli"]
+    done = run(
+        [*launcher, "evaluate", tmp_path / "other", *words, "--batch-size", 3, *LAYOUTS[layout]], PYTHONPATH=str(ROOT)
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    for name in ("sudoku4_given_6_steps_5", "data_masks_3"):
+        one, two = (
+            items_of(tmp_path / folder / "eval" / f"step_2_ema_{name}_loops_3.items.jsonl")
+            for folder in ("run", "other")
+        )
+        assert one.keys() == two.keys() and len(one) == 7
+        for number, record in one.items():
+            assert {**two[number], "nats": 0} == {**record, "nats": 0}
+            assert two[number].get("nats", 0) == pytest.approx(record.get("nats", 0), rel=1e-5)
+
+
+def items_of(path):
+    records = map(json.loads, path.read_text().splitlines()[1:])
+    return {record["item"]: record for record in records if "item" in record}
+
+
+REFUSED = {
+    ("--tasks", "sudoku5"): "--tasks sudoku5: is no task, file or prepared folder. Tasks are sudoku4, sudoku6",
+    ("--tasks", "gsm8k"): "--tasks gsm8k: is no task, file or prepared folder",
+    ("--tasks", "sudoku6", "--given", "9"): "--tasks sudoku6: the split 'validation' of ",
+    ("--tasks", "sudoku4", "--given", "16"): "--given 16: sudoku4 has 16 cells, of which some must be left",
+    ("--tasks", "sudoku4", "--given", "-1"): "--given -1: must be at least 0",
+    ("--tasks", "addition2", "--given", "3"): "--given: has no effect on these tasks; it is of sudoku",
+    ("--tasks", "addition2", "--limit", "0"): "--limit 0: must be at least 1",
+    ("--tasks", "addition2", "--seed", "-1"): "--seed -1: must be at least 0",
+    ("--tasks", "addition2", "--seed", str(2**63)): f"--seed {2**63}: must be below 2^63",
+    ("--tasks", "addition2", "--batch-size", "0"): "--batch-size 0: must be at least 1",
+    ("--tasks", "addition2", "--rows", "9"): "--rows 9: has no effect with --tasks; use --limit",
+    ("--tasks", "addition2", "--lm-eval", "t"): "--tasks and --lm-eval: give one of them at a time",
+    (
+        "--tasks",
+        "sudoku4",
+        "--steps",
+        "3",
+        "--block-length",
+        "4",
+    ): "--steps 3: the 4 blocks of a sample of item 0 need at least",
+    ("--tasks", "DATA", "--order", "confidence"): "--order: has no effect on these tasks, which draw no samples",
+    ("--tasks", "DATA", "--loops", "adaptive"): "--loops adaptive: likelihoods need fixed numbers of loops",
+    ("--tasks", "DATA", "--stride", "18"): "--stride 18: a row has 17 tokens",
+    (
+        "--tasks",
+        "DATA",
+        "--likelihood",
+        "any-order",
+        "--masks",
+        "3",
+    ): "--masks: has no effect with --likelihood any-order",
+    (
+        "--tasks",
+        "DATA",
+        "--likelihood",
+        "any-order",
+    ): "--likelihood any-order: 17 tokens have too many orders; at most 12",
+    (
+        "--tasks",
+        "SUMS",
+        "--few-shot",
+        "PROMPT",
+        "--answer-length",
+        "15",
+    ): "SUMS:1: the prompt has 6 tokens, which leaves less",
+    ("--tasks", "SUMS", "--few-shot", "SUMS"): "--few-shot SUMS: has 0 times {question}; write it once",
+    (
+        "--tasks",
+        "generative",
+    ): "--tasks generative: give the folder of a Hugging Face causal language model with --scorer",
+    ("--tasks", "generative", "--scorer", "none", "--limit", "3"): "--scorer none: no such folder",
+    ("--limit", "3"): "--limit: has no effect without --tasks or --lm-eval",
+    ("--given", "3"): "--given: has no effect without --tasks",
+    ("--steps", "3"): "--steps: has no effect without --tasks or --lm-eval",
+    ("--loops", "adaptive"): "--loops adaptive: the NELBO is measured at fixed numbers of loops",
+    ("--lm-eval-path", "x"): "--lm-eval-path: has no effect without --lm-eval",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_what_means_nothing_is_refused(trained, evaluate, words):
+    places = {"DATA": trained / "data", "SUMS": trained / "sums.jsonl", "PROMPT": trained / "sum_prompt.txt"}
+    status, out, error, _ = evaluate(*(places.get(word, word) for word in words))
+    expected = REFUSED[words].replace("SUMS", str(places["SUMS"]))
+    assert status == 2 and out == "" and error.startswith(f"error: {expected}") and error.count("\n") == 1, error
+
+
+def test_lm_eval_that_is_not_installed_is_named(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    status, _, error, _ = evaluate("--lm-eval", "a_task")
+    assert status == 2 and error.startswith("error: --lm-eval: needs the package lm-eval, 0.4.13 or newer")
+    assert error.endswith("install it, for example with: pip install 'loopmdm[eval]'\n")

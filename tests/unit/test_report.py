@@ -1,0 +1,94 @@
+"""`loopmdm report`: the page says what the run folders hold, and a browser shows it without an error or a request."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pretrain.cli import main as loopmdm
+from pretrain.inspection.charts import Line, line_chart
+from tests.launching import ROOT
+
+CONFIG = "model: {hidden_size: 32, loop: {head: 1, mid: 1, tail: 1, max: 3}}\ntrain: {loops: uniform}\n"
+
+
+def run_folder(folder: Path, loss: float) -> Path:
+    """A run as training, evaluate, probe and sample leave it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    steps = [
+        {"step": s, "tokens": 1000 * s, "flops": 1e9 * s, "loss": loss - s / 100, "tokens_per_second": 500.0,
+         "loss_by_timestep": [None, loss, loss + 0.1]}
+        for s in (10, 20, 20)
+    ]  # fmt: skip
+    rows = [{"loops": s, "nats_per_token": loss - s / 50, "nats_per_token_se": 0.01} for s in (1, 2)]
+    steps.append({"step": 20, "tokens": 20_000, "validation": {"loops": rows}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in steps) + '{"step": 30, "lo')
+    names = ("attention", "attention_over_share", "relative_change", "change_of_direction", "norm")
+    measured = {name: {"mean": [0.5, 0.6], "standard_error": [0.1, 0.1]} for name in names}
+    for name, content in {
+        "eval/step_20_ema": {"rows": 8, "loops": rows},
+        "eval/probe_step_20_ema_loops_2": {"timesteps": [{"t": 0.5, **measured}]},
+        "samples/step_20_ema": {"texts": ["<script>alert(1)</script>", "two"]},
+    }.items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def test_the_page_has_the_figures_of_all_runs(tmp_path):
+    one, two = run_folder(tmp_path / "one", 3.0), run_folder(tmp_path / "two", 2.0)
+    assert loopmdm(["report", str(one), str(two), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert "-1.0000 ± 0.0141" in page, "difference of the runs with its error"
+    assert page.count('<svg class="chart"') == 8
+    assert not re.search(r"https?://(?!www\.w3\.org)", page), "the page asks no host"
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
+    run = run_folder(tmp_path / "run", 3.0)
+    shutil.rmtree(run / "eval")
+    shutil.rmtree(run / "samples")
+    (run / "metrics.jsonl").unlink()
+    assert loopmdm(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    for verb in ("evaluate", "probe", "sample"):
+        assert f"loopmdm {verb} RUN" in page
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "not a run folder"),
+        (lambda run: (run / "eval" / "step_20_ema.json").write_text("{"), "step_20_ema.json: not JSON"),
+        (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl, line 1: not JSON"),
+    ],
+)
+def test_broken_folders_are_named(tmp_path, capsys, break_it, message):
+    run = run_folder(tmp_path / "run", 3.0)
+    break_it(run)
+    assert loopmdm(["report", str(run), "--html", str(tmp_path / "page.html")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.0, 0.0], [-3.0, 4.0], [1e-9, 2e-9], [1e12, 3e12]])
+def test_every_point_is_inside_its_chart(values):
+    chart = line_chart([Line("a", [(x, y, 0.1 * abs(y)) for x, y in enumerate(values)])], "x", "y", whole=True)
+    heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', chart)]
+    assert len(heights) == len(values) and all(0 <= y <= 280 for y in heights)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_the_page_without_errors(tmp_path):
+    page = tmp_path / "page.html"
+    assert loopmdm(["report", str(run_folder(tmp_path / "run", 3.0)), "--html", str(page)]) == 0
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               "--enable-logging=stderr", "--v=0", "--window-size=400,900", f"--screenshot={tmp_path / 'page.png'}"]  # fmt: skip
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert (tmp_path / "page.png").stat().st_size > 10_000, done.stderr
+    assert "CONSOLE" not in done.stderr
