@@ -14,8 +14,7 @@ from model.sampling.cache import Caching, KeptRows, KeyValueCache, SampleMemory,
 from model.sampling.passes import Judge, LoopPolicy, run_passes
 from model.sampling.query import Query
 from model.sampling.tally import Tally
-
-MODE, ALPHA = "state", 0.5
+from model.sampling.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Compute:
     Attributes:
         loops: the number of passes of the looped block.
         caching: None to compute all tokens in every forward pass.
-        warm_start: start the loop from H(S) of the sample's previous forward pass, at tokens that have not changed.
+        warm_start: see `model/sampling/warm_start.py`.
         batch_size: the most samples that are drawn at once, for what is kept of them.
     """
 
@@ -46,7 +45,7 @@ class Part:
         wanted: bool [n, a].
         columns: which positions of the row these are, int64 [n, a], ascending, s for places that are only filled up; None if
             they are all.
-        slots: None if nothing is kept.
+        slots: where their samples are kept; None if nothing is kept.
     """
 
     length: int
@@ -57,11 +56,16 @@ class Part:
     slots: Slots | None = None
 
     @property
+    def places(self) -> Tensor:
+        """`columns`, also if they are all, int64 [n, a]."""
+        if self.columns is None:
+            return torch.arange(self.length, device=self.tokens.device).expand_as(self.tokens)
+        return self.columns
+
+    @property
     def counts(self) -> Tensor:
         """Positions that are computed in each row, int64 [n]."""
-        if self.columns is None:
-            return torch.full_like(self.tokens[:, 0], self.length)
-        return (self.columns < self.length).sum(dim=1)
+        return (self.places < self.length).sum(dim=1)
 
 
 class Answer:
@@ -121,9 +125,7 @@ class LoopedNetwork:
     def __post_init__(self) -> None:
         self._memory: SampleMemory | None = None
         self._cache: KeyValueCache | None = None
-        self._states = torch.empty(
-            0
-        )  # H(S) of each position when it was last computed [capacity, s + 1, h], for warm starts
+        self._warm: WarmStart | None = None
 
     def __call__(self, query: Query) -> Tensor:
         """See `Denoise`."""
@@ -160,7 +162,8 @@ class LoopedNetwork:
             if compute.caching is not None:
                 passes = max(compute.loops.loops) if compute.caching.per_pass else 1
                 self._cache = KeyValueCache(self._memory, passes, range(loop.head + 1, loop.head + loop.mid + 1))
-            self._states = self.model.embedding.weight.new_zeros(0)
+            if compute.warm_start:
+                self._warm = WarmStart(self._memory, self.model.embedding.weight)
         return self._memory
 
     def _forward(self, part: Part) -> tuple[Tensor, Tensor]:
@@ -175,13 +178,13 @@ class LoopedNetwork:
             states = self.model.run_tail(states, attention(rows, None))
             return self.gather(self.model.output(states, positions_of(part.wanted[rows])))
 
-        states = self.model.embed_and_head(part.tokens, attention(everything, None))
-        if self.compute.warm_start:
-            states = self._warmed(part, states)
+        head = states = self.model.embed_and_head(part.tokens, attention(everything, None))
+        if self._warm is not None and part.slots is not None:
+            states = self._warm.start(part.slots, part.places, part.tokens, head)
         judge = policy.settling and Judge(policy.settling, part.wanted.t(), predict, self.agree)
         looped = run_passes(one_pass, states, policy.limits(part.time), judge)
-        if self.compute.warm_start:
-            self._remember(part, looped.states)
+        if self._warm is not None and part.slots is not None:
+            self._warm.keep(part.slots, part.places, looped.states - head)
         self._count(part, looped.loops)
         return predict(looped.states, everything), looped.loops
 
@@ -201,30 +204,3 @@ class LoopedNetwork:
         settling = self.compute.loops.settling
         ends = loops + 1 if settling is not None and settling.criterion == "prediction" else torch.ones_like(loops)
         self.tally.add(self.model.architecture, part.length, part.counts, loops, part.wanted.sum(dim=1), ends)
-
-    def _warmed(self, part: Part, states: Tensor) -> Tensor:
-        """H(0) [a, n, h], with H(S) of the last forward pass at tokens that have not changed since."""
-        assert self._memory is not None and part.slots is not None
-        if not self._states.numel():
-            shape = (self._memory.capacity, part.length + 1, states.shape[-1])
-            self._states = states.new_zeros(shape)
-        places, columns = part.slots.number[:, None], self._columns(part)
-        same = F.pad(self._memory.tokens, (0, 1), value=-1)[places, columns] == part.tokens
-        alpha = ALPHA
-        if MODE == "state":
-            return torch.where(same.t()[..., None], self._states[places, columns].transpose(0, 1), states)
-        self._head = states
-        return torch.where(same.t()[..., None], states + alpha * self._states[places, columns].transpose(0, 1), states)
-
-    def _remember(self, part: Part, states: Tensor) -> None:
-        """Keep H(S) [a, n, h] for the next forward pass."""
-        assert part.slots is not None
-        if MODE != "state":
-            states = states - self._head
-        writes = part.slots.writes
-        self._states[part.slots.number[writes, None], self._columns(part).expand(len(writes), -1)[writes]] = (
-            states.transpose(0, 1)[writes]
-        )
-
-    def _columns(self, part: Part) -> Tensor:
-        return torch.arange(part.length, device=part.tokens.device)[None] if part.columns is None else part.columns
