@@ -58,3 +58,8 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / (1e3 if unit == 'K' else size):.3g}{unit}"
     return f"{number:,}"
+
+
+def visible(text: str) -> str:
+    """Escaped, with visible line ends and tabs."""
+    return escape(text).replace("\n", "<u>↵</u>\n").replace("\t", "<u>→</u>\t").replace("\r", "<u>␍</u>")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 
 from pretrain.inspection.facts import DocumentView, Facts, Histogram, RowView
-from pretrain.inspection.html import HERE, cards, document, label, section, short, size_of, table
+from pretrain.inspection.html import HERE, cards, document, label, section, short, size_of, table, visible
 from pretrain.inspection.pieces import Piece
 
 DOCUMENT_COLOURS = 5
@@ -161,13 +161,8 @@ def _pieces(pieces: Iterable[Piece], draws: bool = False) -> str:
             f' data-u="{piece.draw:.6f}"' + (f' data-n="{piece.tokens}"' if piece.tokens > 1 else "") if draws else ""
         )
         kind = ' class="s"' if piece.special else ""
-        parts.append(f"<i{kind}{draw}>{_visible(piece.text)}</i>")
+        parts.append(f"<i{kind}{draw}>{visible(piece.text)}</i>")
     return "".join(parts)
-
-
-def _visible(text: str) -> str:
-    """Escaped, with visible line ends and tabs."""
-    return escape(text).replace("\n", "<u>↵</u>\n").replace("\t", "<u>→</u>\t").replace("\r", "<u>␍</u>")
 
 
 def _hidden(tokens: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.manifest import load_manifest
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
 from pretrain.errors import UserError
 
 Record = dict[str, Any]
@@ -47,6 +49,12 @@ class RunFacts:
     def samples(self) -> list[tuple[str, Record]]:
         """Results of `loopmdm sample`."""
         return [(n, r) for n, r in self._results("samples") if "texts" in r]
+
+    @cached_property
+    def tokenizer(self) -> PreparedTokenizer | None:
+        """The run's own copy; None if it has none."""
+        folder = self.folder / "tokenizer"
+        return load_prepared_tokenizer(folder, load_manifest(folder)) if folder.is_dir() else None
 
     def _results(self, folder: str) -> Iterator[tuple[str, Record]]:
         files = sorted((self.folder / folder).glob("*.json"), key=lambda path: (-path.stat().st_mtime, path.name))

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from pretrain.inspection.charts import Line, line_chart
-from pretrain.inspection.html import cards, document, section, short, table
+from pretrain.inspection.html import cards, document, section, short, table, visible
+from pretrain.inspection.pieces import pieces_of
 from pretrain.inspection.run_facts import RunFacts
 
 MEASURES = (
@@ -139,20 +142,23 @@ def _samples(runs: Sequence[RunFacts]) -> list[str]:
             parts.append(
                 f'<h3>{escape(run.name)} <span class="soft">{escape(name)}</span></h3>\n<div class="beside">{texts}</div>'
             )
-            parts += [_strip(record)] if record.get("revealed_at") else []
+            parts += [_strip(run, record)]
     return [*parts, _absent([run.name for run in runs if not run.samples], "sample")]
 
 
-def _strip(record: dict[str, Any]) -> str:
-    """The first sample, each token coloured by the step at which it appeared."""
-    steps, pieces = record["revealed_at"][0], record["pieces"][0]
-    last = max(steps, default=0) or 1
+def _strip(run: RunFacts, record: dict[str, Any]) -> str:
+    """The first sample, each piece of text coloured by the step that revealed it; empty for results without steps."""
+    if run.tokenizer is None or not record.get("revealed_at_step"):
+        return ""
+    tokens, steps = record["tokens"][0], record["revealed_at_step"][0]
+    last = max([*steps, 1])
     shown = "".join(
-        f'<i style="--a:{0 if step < 0 else 12 + 60 * step / last:.0f}%" title="{"given" if step < 0 else f"step {step + 1}"}">'
-        f"{escape(piece)}</i>"
-        for step, piece in zip(steps, pieces, strict=True)
+        f'<i style="--a:{0 if piece.draw < 0 else 12 + 60 * piece.draw / last:.0f}%" '
+        f'title="{"given" if piece.draw < 0 else f"step {piece.draw + 1:.0f}"}">{visible(piece.text)}</i>'
+        for piece in pieces_of(run.tokenizer, tokens, np.array(steps))
     )
-    return f'<p>Darker tokens appeared later; point at one for its denoising step.</p>\n<div class="text strip">{shown}</div>'
+    note = "<p>The first sample by step: darker text was revealed later; point at a token to see its step.</p>"
+    return f'{note}\n<div class="text strip">{shown}</div>'
 
 
 def _absent(names: Sequence[str], verb: str) -> str:

@@ -49,7 +49,9 @@ def read_by_deepspeed(world):
     deepspeed = pytest.importorskip("deepspeed")
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, under a lock that a killed test leaves
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+        False  # it would be compiled, under a lock that a killed test leaves
+    )
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
     def keys(section=None):
