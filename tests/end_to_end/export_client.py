@@ -1,4 +1,4 @@
-"""What somebody does with exported folders who has only torch and transformers; started by `test_export.py`.
+"""What somebody does with exported folders who has only torch and transformers; started by `test_exported_folders.py`.
 
 python -I export_client.py QUESTIONS.json ANSWERS.safetensors: for every folder, logits, samples, a likelihood and token ids.
 The sampler and the likelihood have the interface of the scripts that LLaDA and dLLM publish: a model whose output has `logits`,

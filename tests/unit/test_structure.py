@@ -213,3 +213,9 @@ def test_no_paths_of_one_machine():
         path = ROOT / name
         if path.suffix in {".py", ".sh", ".md", ".yaml", ".toml", ".json"} and path.is_file():
             assert not re.search(r"(?<![\w.])/(home|root|work|scratch)/\w", path.read_text()), name
+
+
+def test_test_modules_have_different_names():
+    """pytest imports them by their file name alone and collects only one of two."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
