@@ -166,7 +166,7 @@ LAYOUTS += [
             ("DP2, ZeRO-1", ("zero_stage=1",), BF16_LIMITS),
             ("DP2, ZeRO-2", ("zero_stage=2",), ROUNDED_MUON_LIMITS),
             ("DP2, ZeRO-3", ("zero_stage=3",), ROUNDED_MUON_LIMITS),
-            ("PP2, 2 copies of mid", ("pipeline=2", "mid_replicas=2"), BF16_LIMITS),
+            ("PP2, 2 copies of mid", ("pipeline=2", "mid_replicas=2"), ROUNDED_MUON_LIMITS),
         )
     ),
 ]
