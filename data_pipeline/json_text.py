@@ -7,8 +7,13 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Plain values as JSON. Figures that are not finite become null: JSON has no word for them, and strict readers fail on NaN."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Plain values as JSON. Figures that are not finite become null: JSON has no word for them, and strict readers fail on NaN.
+
+    Halves of surrogate pairs, which stand for the bytes of file names that are not UTF-8, are escaped, so that the text can be
+    written as UTF-8.
+    """
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: Any) -> Any:

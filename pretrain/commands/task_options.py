@@ -72,7 +72,7 @@ def check_task_options(given: Mapping[str, Any]) -> None:
         value = given[name]
         if value is not None and value < smallest:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {smallest}")
-    for name, limit in (("seed", 63), ("masks", 20)):
+    for name, limit in (("seed", 63), ("masks", 20), ("limit", 20)):
         if (given[name] or 0) >= 2**limit:
             raise UserError(f"--{name} {given[name]}: must be below 2^{limit}")
     if any(not text for text in given["until"] or ()):

@@ -153,6 +153,19 @@ def test_two_runs_by_a_task(trained, evaluate):
     assert (trained / "run" / "eval" / "step_2_ema_addition2_steps_4_loops_4.items.jsonl").is_file()
 
 
+def test_names_that_are_not_utf8(trained, evaluate, tmp_path):
+    other = tmp_path / "caf\udce9"
+    shutil.copytree(trained / "data", other)
+    words = ("--tasks", other, "--limit", 3, "--masks", 2, "--compare", trained / "run", "--until", "\udce9")
+    assert evaluate(*words)[2].startswith("error: --until: has no effect on these tasks")
+    status, _, _, files = evaluate(*words[:-2])
+    assert status == 0 and any("caf" in name for name in files)
+    status, _, _, files = evaluate("--data", other, "--loops", 1, "--rows", 3)
+    assert status == 0 and json.loads(files["step_2_ema_caf\udce9_loops_1_rows_3.json"].read_text())["data"] == str(
+        other
+    )
+
+
 LAYOUTS = {"DP2": (), "TP2": ("--tensor", "2"), "PP2": ("--pipeline", "2")}
 
 
@@ -206,6 +219,7 @@ REFUSED = {
     ("--tasks", "sudoku4", "--given", "-1"): "--given -1: must be at least 0",
     ("--tasks", "addition2", "--given", "3"): "--given: has no effect on these tasks; it is of sudoku",
     ("--tasks", "addition2", "--limit", "0"): "--limit 0: must be at least 1",
+    ("--tasks", "addition2", "--limit", str(10**30)): f"--limit {10**30}: must be below 2^20",
     ("--tasks", "addition2", "--seed", "-1"): "--seed -1: must be at least 0",
     ("--tasks", "addition2", "--seed", str(2**63)): f"--seed {2**63}: must be below 2^63",
     ("--tasks", "addition2", "--batch-size", "0"): "--batch-size 0: must be at least 1",

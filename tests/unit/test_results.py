@@ -44,6 +44,11 @@ def test_what_is_not_finite_becomes_null():
     assert strictly(json_text(value)) == {"a": [1.5, None, [None, None]], "b": {"c": None}, "d": "NaN", "e": True}
 
 
+def test_names_that_are_not_utf8_can_be_written():
+    text = json_text({"run": "caf\udce9 é"})
+    assert text.encode("utf-8") == b'{"run": "caf\\udce9 \xc3\xa9"}' and json.loads(text) == {"run": "caf\udce9 é"}
+
+
 def figures(corpus, rows):
     """Figures of the first rows of a split at two numbers of loops, and whatever numpy had to say."""
     dataset = PackedDataset(corpus, "validation")
