@@ -45,8 +45,8 @@ def test_what_is_not_finite_becomes_null():
 
 
 def test_names_that_are_not_utf8_can_be_written():
-    text = json_text({"run": "caf\udce9 é"})
-    assert text.encode("utf-8") == b'{"run": "caf\\udce9 \xc3\xa9"}' and json.loads(text) == {"run": "caf\udce9 é"}
+    text = json_text({"run": "bl\udce9 é"})
+    assert text.encode("utf-8") == b'{"run": "bl\\udce9 \xc3\xa9"}' and json.loads(text) == {"run": "bl\udce9 é"}
 
 
 def figures(corpus, rows):
