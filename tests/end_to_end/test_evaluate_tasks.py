@@ -58,6 +58,7 @@ def evaluate(trained, tmp_path, capsys):
 
     def call(*words):
         capsys.readouterr()
+        sys.stdout.reconfigure(errors="backslashreplace")  # as `prepare_console` does for the command
         status = loopmdm(["evaluate", str(tmp_path / "run"), *map(str, words)])
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
