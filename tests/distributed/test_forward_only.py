@@ -89,7 +89,14 @@ SAMPLERS = {
     "entropy bound": ("--order", "entropy-bound", "--entropy-bound", "12"),
     "wino": ("--order", "wino", "--threshold", "0.02", "--verify-threshold", "0.05", "--block-length", "16"),
     "draft": ("--order", "margin", "--draft", "3", "--prompt", "a[MASK:2]b"),
+    "schedule": ("--loops", "1-4-2"),
 }  # fmt: skip
+ONE_STAGE = {
+    "adaptive": ("--loops", "adaptive:1-6", "--loop-threshold", "0.3", "--order", "threshold", "--threshold", "0.03"),
+    "prediction": ("--loops", "adaptive:2-6", "--loop-criterion", "prediction", "--warm-start", "--order", "margin"),
+    "cache": ("--cache", "dual", "--refresh", "4", "--order", "confidence", "--block-length", "7", "--prompt", "ab"),
+}
+"""What several pipeline stages refuse."""
 
 
 def test_sample(runs, tmp_path):
@@ -109,7 +116,7 @@ def test_sample(runs, tmp_path):
             *options,
         ]
         for layout, layout_words in {"one": (), **layouts}.items()
-        for name, options in SAMPLERS.items()
+        for name, options in {**SAMPLERS, **({} if layout == "PP2" else ONE_STAGE)}.items()
     }
     outputs = {key: tmp_path / f"{' '.join(key)}.json" for key in words}
     commands = {key: [*map(str, given), "--output", str(outputs[key])] for key, given in words.items()}
