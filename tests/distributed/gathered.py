@@ -46,7 +46,7 @@ if __name__ == "__main__":
     for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step traces the order of modules and is repeated
         batches = run.batches[step]
         seen.clear()
-        run.engine.forward_backward([b.inputs for b in batches], loops, lambda n, logits: logits[:, :8].sum())
+        run.engine.forward_backward([b.inputs for b in batches], loops, lambda *_: None)
         gathered[loops] = sum(seen)
         run.engine.step(0.0)
     if world.is_main:

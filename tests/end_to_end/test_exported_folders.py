@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
+from model.denoiser import Inputs
 from model.reference import reference_logits
 from pretrain.cli import main
 from pretrain.commands.load_run import open_run
@@ -67,12 +68,18 @@ def tokens_of(model):
     return tokens.masked_fill(masked, model.mask_id), tokens[:2, :5].contiguous()
 
 
+def logits_everywhere(loaded, tokens, loops):
+    """Logits of all tokens, fp32 [b, s, padded vocabulary]."""
+    (logits,) = loaded.logits([Inputs(tokens, torch.arange(tokens.numel()))], loops)
+    return logits.view(*tokens.shape, -1)
+
+
 def changes_of_direction(loaded, tokens, loops):
     """Per pass and row, how far the pass turned the hidden states of the [MASK] tokens (of all tokens if there are none)."""
     states, mid = [], loaded.model.mid.layers
     first = mid["0"].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
     last = mid[str(len(mid) - 1)].register_forward_hook(lambda _, __, output: states.append(output[0]))
-    loaded.whole_logits(tokens, torch.ones_like(tokens, dtype=torch.bool), loops)
+    logits_everywhere(loaded, tokens, loops)
     first.remove(), last.remove()
     units = [state.transpose(0, 1) / state.transpose(0, 1).norm(dim=-1, keepdim=True) for state in states]
     masked = tokens == loaded.settings.model.mask_id
@@ -94,9 +101,7 @@ def ours(world, runs):
     for name, path in runs.items():
         loaded = open_run(path, None)
         tokens, prompt = tokens_of(loaded.settings.model)
-        everywhere = torch.ones_like(tokens, dtype=torch.bool)
-        shape = (*tokens.shape, -1)
-        logits = {s: loaded.whole_logits(tokens, everywhere, s).view(shape) for s in (1, 3, 4, 6)}
+        logits = {loops: logits_everywhere(loaded, tokens, loops) for loops in (1, 3, 4, 6)}
         weights = load_file(loaded.checkpoint / "ema.safetensors")
         changes = changes_of_direction(loaded, tokens, 8)
         ordered = changes.flatten().sort().values
