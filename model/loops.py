@@ -32,6 +32,8 @@ class LoopSchedule:
         distribution: see `LoopDistribution`.
         ramp_steps: number of steps over which S_max grows linearly from 1 to `maximum`; 0 for no ramp.
         flops: F(S), the training FLOPs of one token with S passes, for "inverse_flops".
+        start_steps: number of steps before the ramp, with S = 1.
+        tail: probability of an S beyond S_max: uniform on S_max + 1, ..., 2 S_max.
     """
 
     seed: int
@@ -39,15 +41,21 @@ class LoopSchedule:
     distribution: LoopDistribution
     ramp_steps: int
     flops: Callable[[int], float]
+    start_steps: int = 0
+    tail: float = 0.0
 
     def maximum_at(self, step: int) -> int:
-        """S_max at `step`, counted from 0, with the ramp applied."""
-        if step >= self.ramp_steps:
+        """S_max at `step`, counted from 0, with the start and the ramp applied."""
+        if step < self.start_steps:
+            return 1
+        if (ramped := step - self.start_steps) >= self.ramp_steps:
             return self.maximum
-        return 1 + (self.maximum - 1) * step // self.ramp_steps
+        return 1 + (self.maximum - 1) * ramped // self.ramp_steps
 
     def probabilities(self, step: int) -> np.ndarray:
-        """p(S = 1), ..., p(S = S_max) at `step`, float64 [S_max at that step]."""
+        """p(S = 1), p(S = 2), ... at `step`, float64 [S_max at that step; twice as many with a tail]."""
+        if step < self.start_steps:
+            return np.ones(1)
         maximum = self.maximum_at(step)
         if isinstance(self.distribution, int):
             weights = np.zeros(maximum)
@@ -56,7 +64,9 @@ class LoopSchedule:
             weights = np.ones(maximum)
         else:
             weights = 1.0 / np.array([self.flops(loops) for loops in range(1, maximum + 1)])
-        return weights / weights.sum()
+        if not self.tail:
+            return weights / weights.sum()
+        return np.append((1 - self.tail) * weights / weights.sum(), np.full(maximum, self.tail / maximum))
 
     def __call__(self, step: int) -> int:
         """S of optimizer step `step`, counted from 0."""
@@ -67,7 +77,7 @@ class LoopSchedule:
         draws = self._draws(first, last)
         loops = np.empty(last - first, dtype=np.int64)
         begin = first
-        while begin < last:  # one pass for each S_max in the interval
+        while begin < last:  # one pass for each set of probabilities in the interval
             end = min(last, self._same_maximum_until(begin))
             chosen = slice(begin - first, end - first)
             cumulative = np.cumsum(self.probabilities(begin))
@@ -76,11 +86,14 @@ class LoopSchedule:
         return loops
 
     def _same_maximum_until(self, step: int) -> int | float:
-        """The first step after `step` that has a larger S_max; infinity after the ramp."""
-        if step >= self.ramp_steps:
+        """The first step after `step` that may have other probabilities; infinity after the ramp."""
+        if step < self.start_steps:
+            return self.start_steps
+        if step - self.start_steps >= self.ramp_steps:
             return math.inf
-        # maximum_at(n) >= m if and only if (maximum - 1) n >= (m - 1) ramp_steps, in the ramp.
-        return min(self.ramp_steps, -(-self.maximum_at(step) * self.ramp_steps // max(1, self.maximum - 1)))
+        # In the ramp, maximum_at(start + n) >= m if and only if (maximum - 1) n >= (m - 1) ramp_steps.
+        steps = -(-self.maximum_at(step) * self.ramp_steps // max(1, self.maximum - 1))
+        return self.start_steps + min(self.ramp_steps, steps)
 
     def _draws(self, first: int, last: int) -> np.ndarray:
         """One uniform number per step, float64 [last - first]; drawn in blocks, which makes a million steps fast."""

@@ -172,7 +172,7 @@ class LoopedNetwork:
         everything = torch.arange(len(part.time), device=part.time.device)
 
         def one_pass(states: Tensor, number: int, rows: Tensor) -> Tensor:
-            return self.model.one_pass(states, attention(rows, number))
+            return self.model.one_pass(states, attention(rows, number), head[:, rows])
 
         def predict(states: Tensor, rows: Tensor) -> Tensor:
             states = self.model.run_tail(states, attention(rows, None))

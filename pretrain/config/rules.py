@@ -88,6 +88,25 @@ def _loops_fit(s: Settings) -> Iterator[Problem]:
         )
 
 
+def _loop_schedule_is_consistent(s: Settings) -> Iterator[Problem]:
+    train = s.train
+    if train.loop_start + train.loop_ramp > 1:
+        yield Problem(
+            "train.loop_ramp",
+            train.loop_ramp,
+            f"with train.loop_start={train.loop_start} the ramp would end after the run; set it to {1 - train.loop_start:g} or "
+            "less",
+            related=("train.loop_start",),
+        )
+    if train.loop_tail and isinstance(train.loops, int):
+        yield Problem(
+            "train.loop_tail",
+            train.loop_tail,
+            f"train.loops={train.loops} is the only S of the run; set train.loop_tail=0, or train.loops=uniform",
+            related=("train.loops",),
+        )
+
+
 def _batch_divides(s: Settings) -> Iterator[Problem]:
     train = s.train
     if train.global_batch_size % train.micro_batch_size:
@@ -267,6 +286,7 @@ RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _run_ends,
     _samples_can_be_counted,
     _loops_fit,
+    _loop_schedule_is_consistent,
     _batch_divides,
     _warmup_fits,
     _tensor_parallel_divides,

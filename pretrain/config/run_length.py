@@ -1,7 +1,7 @@
 """The length of a run: steps until `train.steps` or `train.max_flops` ends it. Imports no torch.
 
-Everything that is a share of the run follows from this one number: the ramp of the loops, the decay of the learning rate,
-and the end itself. The ramp also decides what a step costs, so a budget and a ramp are solved together.
+Everything that is a share of the run follows from this one number: start and ramp of the loops, the decay of the learning
+rate, and the end itself. Start and ramp also decide what a step costs, so they are solved together with a budget.
 """
 
 import math
@@ -36,40 +36,41 @@ class RunLength:
     Attributes:
         steps: `train.steps`; None for no such limit.
         max_flops: `train.max_flops`; None for no budget.
-        ramp: `train.loop_ramp`, a share of the run.
-        schedule: S of every step, given the number of steps of the ramp.
+        start, ramp: `train.loop_start` and `train.loop_ramp`, shares of the run.
+        schedule: S of every step, given the numbers of steps of the start and of the ramp.
         flops: of a step with S = 1, and of one more pass: they are linear in S.
         spent: before this start. Later steps are counted with the settings of this start.
     """
 
     steps: int | None
     max_flops: float | None
+    start: float
     ramp: float
-    schedule: Callable[[int], LoopSchedule]
+    schedule: Callable[[int, int], LoopSchedule]
     flops: tuple[float, float]
     spent: Spent = field(default_factory=Spent)
 
-    def ramp_steps(self, total_steps: int) -> int:
-        """Steps over which the largest S grows."""
-        return math.ceil(self.ramp * total_steps)
+    def ramp_steps(self, total_steps: int) -> tuple[int, int]:
+        """Steps with S = 1 at the beginning, and steps over which the largest S then grows."""
+        return math.ceil(self.start * total_steps), math.ceil(self.ramp * total_steps)
 
     def total_steps(self) -> int:
         """Steps until the run ends; the step that reaches the budget is the last one.
 
-        A longer run has a longer ramp, which makes its first steps cheaper, so that the budget lasts longer. Starting
-        without a ramp, this rises to the smallest length that agrees with its own ramp.
+        A longer run has a longer start and ramp, which make its first steps cheaper, so that the budget lasts longer. Starting
+        without either, this rises to the smallest length that agrees with its own start and ramp.
         """
-        total = self._steps_with(0)
-        while self.ramp and (longer := self._steps_with(self.ramp_steps(total))) != total:
+        total = self._steps_with((0, 0))
+        while (self.start or self.ramp) and (longer := self._steps_with(self.ramp_steps(total))) != total:
             total = longer
         return total
 
-    def _steps_with(self, ramp_steps: int) -> int:
-        """Steps until the run ends, with a ramp of a given length."""
+    def _steps_with(self, ramp_steps: tuple[int, int]) -> int:
+        """Steps until the run ends, with a start and a ramp of a given length."""
         if self.max_flops is None:
             assert self.steps is not None
             return self.steps
-        schedule, (once, more) = self.schedule(ramp_steps), self.flops
+        schedule, (once, more) = self.schedule(*ramp_steps), self.flops
         first, spent = self.spent.step, self.spent.flops
         if spent >= self.max_flops:
             return first if self.steps is None else min(first, self.steps)

@@ -105,12 +105,17 @@ class RunPlan:
     @cached_property
     def loops(self) -> LoopSchedule:
         """S of every step."""
-        return self._loops(self.length.ramp_steps(self.total_steps))
+        return self._loops(*self.length.ramp_steps(self.total_steps))
 
     @cached_property
     def loops_after_ramp(self) -> LoopSchedule:
         """S of a step after the ramp; unlike `loops`, it does not need the length of the run."""
-        return self._loops(0)
+        return self._loops(0, 0)
+
+    @property
+    def largest_loops(self) -> int:
+        """The largest S that training draws."""
+        return int(np.flatnonzero(self.loops_after_ramp.probabilities(0))[-1]) + 1
 
     def step_flops(self, step: int) -> float:
         """Training FLOPs of step `step` (from 0) over all ranks."""
@@ -138,7 +143,9 @@ class RunPlan:
         """How the run ends."""
         train = self.settings.train
         flops = (self.tokens_per_step * self.flops.training(1), self.tokens_per_step * self._flops_of_a_pass)
-        return RunLength(train.steps, train.max_flops, train.loop_ramp, self._loops, flops, self.spent)
+        return RunLength(
+            train.steps, train.max_flops, train.loop_start, train.loop_ramp, self._loops, flops, self.spent
+        )
 
     def resumed(self, step: int, flops: float) -> "RunPlan":
         """The plan of a run that has taken `step` steps and used `flops`, with other settings than now, or the same."""
@@ -155,9 +162,9 @@ class RunPlan:
             for first in range(0, step, BLOCK)
         )
 
-    def _loops(self, ramp_steps: int) -> LoopSchedule:
-        train, seed = self.settings.train, self.settings.run.seed
-        return LoopSchedule(seed, self.settings.model.loop.max, train.loops, ramp_steps, self.flops.training)
+    def _loops(self, start_steps: int, ramp_steps: int) -> LoopSchedule:
+        train, seed, maximum = self.settings.train, self.settings.run.seed, self.settings.model.loop.max
+        return LoopSchedule(seed, maximum, train.loops, ramp_steps, self.flops.training, start_steps, train.loop_tail)
 
     @property
     def _flops_of_a_pass(self) -> float:
@@ -166,7 +173,7 @@ class RunPlan:
     @property
     def _step_flops_range(self) -> tuple[float, float]:
         """Training FLOPs of a step at E[S] after the ramp, and at the largest S."""
-        largest = self.flops.training(self.settings.model.loop.max)
+        largest = self.flops.training(self.largest_loops)
         return self.tokens_per_step * self.expected_flops_per_token, self.tokens_per_step * largest
 
 

@@ -54,8 +54,12 @@ class Train:
     """Rows per forward pass of one rank. Lower it if memory runs out; the result stays the same."""
     loops: LoopDistribution = "uniform"
     """Number of loops S of each step: uniform on 1..model.loop.max, inverse_flops (p(S) ~ 1/FLOPs(S)), or a fixed number."""
+    loop_start: float = Field(0.0, ge=0, le=1)
+    """Fraction of the run's steps, at its beginning, with S = 1."""
     loop_ramp: float = Field(0.0, ge=0, le=1)
-    """Fraction of the run's steps over which the largest S grows linearly from 1 to model.loop.max."""
+    """Fraction of the run's steps, after loop_start, over which the largest S grows linearly from 1 to model.loop.max."""
+    loop_tail: float = Field(0.0, ge=0, lt=1)
+    """Probability of a larger S than model.loop.max: uniform on model.loop.max + 1..2 model.loop.max."""
     min_timestep: float = Field(1e-3, gt=0, lt=1)
     """Timesteps t are drawn from [min_timestep, 1), as the loss weight 1/t has unbounded variance at 0. Evaluation uses (0, 1]."""
     attention: Scope = "row"

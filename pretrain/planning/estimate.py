@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from model.placement import Costs
 from pretrain.config.run_plan import RunPlan
-from pretrain.planning.memory import Memory, hidden_bytes, memory_of
+from pretrain.planning.memory import Memory, hop_bytes, memory_of
 from pretrain.planning.timing import Case, Durations, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
 
@@ -138,7 +138,7 @@ def _rates(plan: RunPlan) -> _Rates:
     return _Rates(
         flop=1.0 / (peak * hardware.efficiency),
         tensor_byte=byte(parallel.tensor),
-        hop=hardware.latency_microseconds * 1e-6 + hidden_bytes(plan) * between_stages,
+        hop=hardware.latency_microseconds * 1e-6 + hop_bytes(plan, plan.placement[0]) * between_stages,
         data_byte=byte(parallel.tensor * plan.data_parallel_size),
         copies_byte=between_stages,
         host_byte=1e-9 / hardware.host_gb_per_second,

@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Literal
 
 from model.architecture import LOGITS_PER_CHUNK
-from model.placement import Chunk, Stage, hidden_matrices_held, weights_held
+from model.placement import Chunk, Stage, hidden_matrices_held, states_sent, weights_held
 from pretrain.config.deepspeed_file import reduce_bucket
 from pretrain.config.run_plan import RunPlan
 from pretrain.planning.programs import programs_of
@@ -93,7 +93,7 @@ def weight_bytes(plan: RunPlan) -> int:
 
 
 def hidden_bytes(plan: RunPlan) -> int:
-    """Bytes of the hidden states of a micro-batch on one rank: the content of a pipeline hop."""
+    """Bytes of the hidden states of a micro-batch on one rank."""
     parallel, train = plan.settings.parallel, plan.settings.train
     tokens = train.micro_batch_size * plan.seq_len
     return (
@@ -101,10 +101,9 @@ def hidden_bytes(plan: RunPlan) -> int:
     )
 
 
-def largest_loops(plan: RunPlan) -> int:
-    """The largest S that training draws."""
-    loops = plan.settings.train.loops
-    return loops if isinstance(loops, int) else plan.settings.model.loop.max
+def hop_bytes(plan: RunPlan, stage: Stage) -> int:
+    """Bytes that a stage sends to the next after a chunk of one micro-batch."""
+    return hidden_bytes(plan) * states_sent(stage, plan.settings.model.loop)
 
 
 def hidden_share(plan: RunPlan, stage: Stage) -> float:
@@ -155,7 +154,7 @@ class _Held:
         self._rows = plan.settings.train.micro_batch_size
         self._tokens = self._rows * plan.seq_len
         self._hidden = hidden_bytes(plan)
-        self._chunks = stage.chunks(largest_loops(plan))
+        self._chunks = stage.chunks(plan.largest_loops)
 
     def activations(self) -> float:
         """Activations of all micro-batches between their forward and backward pass, at the peak."""
@@ -190,16 +189,22 @@ class _Held:
         of_mid = passes * len(self._stage.mid)
         match self._parallel.recompute:
             case "none":
-                kept = (once + of_mid) * self._layer()
+                kept = (once + of_mid) * self._layer() + passes * self._feedback()
             case "loop":
                 kept = once * self._layer() + passes * self._hidden
             case "full":
-                kept = (once + of_mid) * self._hidden
+                kept = (once + of_mid) * self._hidden + passes * self._feedback()
         if self._stage.count > 1:  # input and output; in fp32 the first norm keeps the input anyway
-            kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
+            kept += hop_bytes(self._plan, self._stage) * (1 if self._fp32 or not once + of_mid else 2)
         if once + of_mid:
             kept += self._rotation() + self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
+
+    def _feedback(self) -> float:
+        """Saved between two passes: H(k - 1), from which the decay is differentiated, and the norm."""
+        loop, stage, sequence = self._model.loop, self._stage, self._parallel.sequence
+        norm = self._tokens * self._norm() / (self._parallel.tensor if sequence else 1)
+        return (loop.decay * self._hidden + loop.norm * norm) * stage.begins_pass
 
     def _rotation(self) -> float:
         """Cosine and sine of RoPE: one pair for all layers and passes of a chunk, on every rank."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model.placement import Stage, weights_held
 from pretrain.config.run_plan import RunPlan
-from pretrain.planning.memory import FP32, hidden_bytes, hidden_share, weight_bytes
+from pretrain.planning.memory import FP32, hidden_share, hop_bytes, weight_bytes
 from pretrain.planning.programs import programs_of
 from pretrain.planning.timing import recomputed_part
 
@@ -46,7 +46,7 @@ def traffic_of(plan: RunPlan, stage: Stage, loops: int) -> Traffic:
     per_micro_batch = _layers(stage, chunks) * (ahead + back) + _layers(stage, again) * ahead
     return Traffic(
         tensor=plan.micro_batches * per_micro_batch,
-        pipeline=_hops(plan, stage, len(chunks)) * hidden_bytes(plan),
+        pipeline=_hops(plan, stage, len(chunks)) * hop_bytes(plan, stage),
         data=_data(plan, weights) + _muon(plan, stage),
         copies=_copies(plan, stage),
         host=_host(plan, weights),

@@ -71,6 +71,8 @@ MUON = ("model.num_layers=3", "model.loop.head=1", "model.loop.mid=1", "model.lo
 MUON_BF16 = (*MUON, "model.init_std=0.1", "train.precision=bf16")
 # Several documents in each row: attention and noise are each document's own.
 DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
+# A part of H(0) and a norm between passes; S beyond S_max is drawn too.
+FEEDBACK = (*SMALL, "model.loop.decay=true", "model.loop.norm=true", "train.loop_tail=0.2")
 REFERENCES = {
     SMALL: Layout("reference", 1, p("zero_stage=0")),
     PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
@@ -79,6 +81,7 @@ REFERENCES = {
     BF16: Layout("reference bf16", 1, p("zero_stage=1"), BF16),
     MUON: Layout("reference Muon", 1, p("zero_stage=0"), MUON),
     MUON_BF16: Layout("reference Muon bf16", 1, p("zero_stage=1"), MUON_BF16),
+    FEEDBACK: Layout("reference feedback", 1, p("zero_stage=0"), FEEDBACK),
     DOCUMENTS: Layout("reference documents", 1, p("zero_stage=0"), DOCUMENTS, data="short_documents"),
 }
 """Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
@@ -169,6 +172,19 @@ LAYOUTS += [
             ("PP2, 2 copies of mid", ("pipeline=2", "mid_replicas=2"), ROUNDED_MUON_LIMITS),
         )
     ),
+]
+
+LAYOUTS += [
+    Layout(f"{name}, decay and norm", ranks, p(*overrides), FEEDBACK)
+    for name, ranks, overrides in (
+        ("recompute loop", 1, ("zero_stage=0", "recompute=loop")),
+        ("DP2, ZeRO-3", 2, ("zero_stage=3",)),
+        ("TP2 + SP", 2, ("tensor=2", "sequence=true")),
+        ("PP2", 2, ("pipeline=2",)),
+        ("PP2, 2 copies of mid", 2, ("pipeline=2", "mid_replicas=2")),
+        ("PP2, contiguous", 2, ("pipeline=2", "pipeline_split=contiguous")),
+        ("TP2 x PP2 + SP", 4, ("tensor=2", "pipeline=2", "sequence=true")),
+    )
 ]
 
 # One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.

@@ -114,6 +114,12 @@ SIZES = {
         "parallel.pipeline=4 parallel.mid_replicas=3",
         4,
     ): "parallel.mid_replicas=3: does not divide parallel.pipeline=4; set it to 2 or 4",
+    (
+        "train.loop_start=0.8 train.loop_ramp=0.3",
+        1,
+    ): "train.loop_ramp=0.3: with train.loop_start=0.8 the ramp would end after the run; set it to 0.2 or less",
+    ("train.loops=2 train.loop_tail=0.1", 1): "train.loop_tail=0.1: train.loops=2 is the only S of the run; set "
+    "train.loop_tail=0, or train.loops=uniform",
     ("train.loops=9", 1): "train.loops=9: is larger than model.loop.max=4; set it to 4, or model.loop.max to 9",
     (
         "optim.warmup_steps=20",
@@ -150,23 +156,27 @@ def test_flops_budget_ends_at_the_step_that_reaches_it(plan_of):
 
 
 @pytest.mark.parametrize("loops", ["uniform", "inverse_flops", "3"])
-@pytest.mark.parametrize("ramp", ["0", "0.5"])
-def test_the_steps_of_a_budget_are_those_of_adding_up_step_by_step(plan_of, loops, ramp):
-    """Also where the budget ends exactly with a step, or beyond train.steps. The ramp is a share of the run that results."""
-    words = (f"train.loops={loops}", f"train.loop_ramp={ramp}", "train.steps=120")
+@pytest.mark.parametrize(("start", "ramp"), [("0", "0"), ("0", "0.5"), ("0.25", "0"), ("0.25", "0.4")])
+def test_the_steps_of_a_budget_are_those_of_adding_up_step_by_step(plan_of, loops, start, ramp):
+    """Also where the budget ends exactly with a step, or beyond train.steps. Start and ramp are shares of the run that results."""
+    words = (f"train.loops={loops}", f"train.loop_start={start}", f"train.loop_ramp={ramp}", "train.steps=120")
     plain = plan_of(*words)
     spent = list(accumulate(plain.step_flops(step) for step in range(120)))
     for budget in (spent[0] / 2, spent[0], spent[39], spent[80] * 1.0001, spent[119], spent[119] * 3):
         plan = plan_of(*words, f"train.max_flops={budget!r}")
         assert plan.total_steps == next(n for n in range(1, 121) if steps_with_ramp_of(plain, n, budget) == n)
         assert plan.loops.ramp_steps == math.ceil(float(ramp) * plan.total_steps)
+        assert plan.loops.start_steps == math.ceil(float(start) * plan.total_steps)
         alone = plan_of(*words, f"train.max_flops={budget!r}", "train.steps=null", "optim.warmup_steps=0")
         assert alone.total_steps == plan.total_steps or plan.total_steps == 120
 
 
 def steps_with_ramp_of(plan: RunPlan, total_steps: int, budget: float) -> int:
-    """Steps until the budget is reached, one by one, if the ramp belongs to a run of `total_steps`."""
-    schedule = replace(plan.loops, ramp_steps=math.ceil(plan.settings.train.loop_ramp * total_steps))
+    """Steps until the budget is reached, one by one, if start and ramp belong to a run of `total_steps`."""
+    start, ramp = (
+        math.ceil(share * total_steps) for share in (plan.settings.train.loop_start, plan.settings.train.loop_ramp)
+    )
+    schedule = replace(plan.loops, start_steps=start, ramp_steps=ramp)
     costs = [plan.tokens_per_step * plan.flops.training(int(loops)) for loops in schedule.between(0, 120)]
     return next((step + 1 for step, spent in enumerate(accumulate(costs)) if spent >= budget), 120)
 
@@ -187,6 +197,15 @@ def test_expected_flops_include_the_ramp(plan_of):
     assert plan.expected_flops(0, 4000) == pytest.approx(done, rel=0.02)
     assert plan.expected_flops(0, 4000) < 0.93 * 4000 * plan.tokens_per_step * plan.expected_flops_per_token
     assert plan.expected_flops(100, 3000) == pytest.approx(plan.expected_flops(0, 3000) - plan.expected_flops(0, 100))
+
+
+def test_a_tail_counts_in_flops_and_in_the_largest_loops(plan_of):
+    """E[S] of 1..4 is 2.5, of the tail 5..8 it is 6.5."""
+    plain, tailed = plan_of(), plan_of("train.loop_tail=0.2")
+    assert (plain.largest_loops, tailed.largest_loops, plan_of("train.loops=3").largest_loops) == (4, 8, 3)
+    assert tailed.loops.mean(0) == pytest.approx(0.8 * 2.5 + 0.2 * 6.5)
+    one_pass = plain.flops.training(2) - plain.flops.training(1)
+    assert tailed.expected_flops_per_token == pytest.approx(plain.expected_flops_per_token + 0.8 * one_pass)
 
 
 def test_a_budget_above_the_expected_flops_of_all_steps_can_still_end_the_run(plan_of):
