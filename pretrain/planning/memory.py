@@ -201,10 +201,12 @@ class _Held:
         return kept + self._masked() * self._norm() * chunk.logits
 
     def _feedback(self) -> float:
-        """Saved between two passes: H(k - 1), from which the decay is differentiated, and the norm."""
-        loop, stage, sequence = self._model.loop, self._stage, self._parallel.sequence
-        norm = self._tokens * self._norm() / (self._parallel.tensor if sequence else 1)
-        return (loop.decay * self._hidden + loop.norm * norm) * stage.begins_pass
+        """Saved between two passes: H(k - 1) and a by the decay; by the norm all but its output, which the next layer keeps."""
+        loop, model, tensor = self._model.loop, self._model, self._parallel.tensor
+        decay = self._hidden + self._size * model.hidden_size
+        norm = self._tokens * (self._norm() - self._size * model.hidden_size)
+        norm /= tensor if self._parallel.sequence else 1
+        return (loop.decay * decay + loop.norm * norm) * self._stage.begins_pass
 
     def _rotation(self) -> float:
         """Cosine and sine of RoPE: one pair for all layers and passes of a chunk, on every rank."""

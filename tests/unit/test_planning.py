@@ -33,7 +33,7 @@ def paper(*overrides, ranks=8):
 
 
 def test_weights_per_stage_are_those_of_the_built_model(world):
-    split = LoopSplit(head=1, mid=2, tail=2, max=4)
+    split = LoopSplit(head=1, mid=2, tail=2, max=4, decay=True, norm=True)
     architecture = Architecture(num_layers=5, hidden_size=32, num_heads=4, num_kv_heads=2, vocab_size=51, loop=split)
     for stages in (1, 2, 3):
         for stage in place(split, stages, Costs(1.0, 0.0, 0.5), [0.25] * 4):
@@ -70,10 +70,17 @@ def planned_bytes(plan, **train):
     return memory_of(at, at.placement[0], "cpu").activations
 
 
+FEEDBACK = {"": (), "decay": ("decay",), "norm": ("norm",), "decay and norm": ("decay", "norm")}
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop", "full"])
+@pytest.mark.parametrize("feedback", FEEDBACK)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_what_autograd_saves(world, precision):
+def test_activations_are_what_autograd_saves(world, precision, feedback, recompute):
     """To the byte, as a difference of two values of S: the LM head cancels out."""
-    one = plan(f"train.precision={precision}", "train.loops=1", "parallel.zero_stage=1")
+    switches = [f"model.loop.{name}=true" for name in FEEDBACK[feedback]]
+    layout = ("parallel.zero_stage=1", f"parallel.recompute={recompute}")
+    one = plan(f"train.precision={precision}", "train.loops=1", *layout, *switches)
     assert planned_bytes(one, loops=3) - planned_bytes(one) == saved_bytes(one, 3) - saved_bytes(one, 1)
 
 
