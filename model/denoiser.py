@@ -201,7 +201,7 @@ class LoopedDenoiser(nn.Module):
         self.head = LayerStack(build, 0, chain(*self.stage.head), full)
         feedback = None
         if split.feedback_vectors and self.stage.begins_pass:
-            feedback = Feedback(config, self.architecture, self.sharding.norm_gradient_group)
+            feedback = Feedback(self.architecture, self.sharding)
         self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute, feedback)
         self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:

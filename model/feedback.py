@@ -11,12 +11,10 @@ norm, as in R-MDM (arXiv 2606.18022), a pass does not depend on the size of the 
 """
 
 import torch
-import torch.distributed as dist
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from model.architecture import Architecture
-from model.layers import ChannelWeight, RMSNorm
+from model.layers import ChannelWeight, RMSNorm, Sharding, transformer_config
 
 
 class Decay(ChannelWeight):
@@ -28,19 +26,14 @@ class Decay(ChannelWeight):
 
 
 class Feedback(nn.Module):
-    """z(k) from H(k - 1) and H(0); the weights are the same in all passes.
+    """z(k) from H(k - 1) and H(0); the weights are the same in all passes."""
 
-    Args:
-        gradient_group: see `ChannelWeight`.
-    """
-
-    def __init__(
-        self, config: TransformerConfig, architecture: Architecture, gradient_group: dist.ProcessGroup | None
-    ) -> None:
+    def __init__(self, architecture: Architecture, sharding: Sharding) -> None:
         super().__init__()
-        size, loop = architecture.hidden_size, architecture.loop
-        self.decay = Decay(config, size, gradient_group) if loop.decay else None
-        self.norm = RMSNorm(config, size, architecture.norm_eps, gradient_group) if loop.norm else None
+        size, loop, group = architecture.hidden_size, architecture.loop, sharding.norm_gradient_group
+        config = transformer_config(architecture, sharding)
+        self.decay = Decay(config, size, group) if loop.decay else None
+        self.norm = RMSNorm(config, size, architecture.norm_eps, group) if loop.norm else None
 
     def forward(self, hidden_states: Tensor, first: Tensor) -> Tensor:
         """H(k - 1) and H(0), each [s, b, h] -> z(k) [s, b, h]."""

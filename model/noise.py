@@ -6,11 +6,22 @@ with key = (seed, stream) and counter = index. We use its raw 64-bit words, whic
 """
 
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
 MASK_64 = 2**64 - 1
 GOLDEN_RATIO_CONJUGATE = (5**0.5 - 1) / 2
+
+
+TimestepDistribution = Literal["uniform", "bell"]
+"""How t is drawn. "bell": more often in the middle of the interval, as proposed by arXiv 2605.13026, whose density is not ours."""
+
+LossWeight = Literal["nelbo", "uniform"]
+"""How much the cross-entropies at time t count: 1/t, or the same at every t."""
+
+BELL = 0.7
+"""Share of 6 u (1 - u) in the density of "bell"; the rest is uniform, so that no inverse density exceeds 1 / 0.3."""
 
 
 class Stream(IntEnum):
@@ -45,12 +56,27 @@ def stratified(seed: int, step: int, size: int) -> np.ndarray:
     return (order + offset) / size
 
 
-def timesteps(row_values: np.ndarray, document_ids: np.ndarray, min_timestep: float) -> np.ndarray:
+def quantile(distribution: TimestepDistribution, values: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) -> numbers in [0, 1) with the density of a distribution."""
+    if distribution == "uniform":
+        return values
+    # The cumulative distribution at 1/2 + v is 1/2 + (1 + BELL / 2) v - 2 BELL v**3: the root of a cubic near 0.
+    p, q = (1 + BELL / 2) / (2 * BELL), (values - 0.5) / (2 * BELL)
+    angle = np.arcsin(1.5 * q / p * np.sqrt(3 / p)) / 3
+    return 0.5 + 2 * np.sqrt(p / 3) * np.sin(angle)
+
+
+def timesteps(
+    row_values: np.ndarray,
+    document_ids: np.ndarray,
+    min_timestep: float,
+    distribution: TimestepDistribution = "uniform",
+) -> np.ndarray:
     """t of every token in [min_timestep, 1), the same throughout a document, float64 [n, s].
 
-    Document j of a row with value u gets frac(u + j * golden ratio conjugate). Then
+    Document j of a row with value u gets frac(u + j * golden ratio conjugate), or the quantile of `distribution` there. Then
 
-    - the t of every document is uniform, because adding a constant modulo 1 preserves the uniform distribution;
+    - that number is uniform for every document, because adding a constant modulo 1 preserves the uniform distribution;
     - the j-th documents of a global batch are stratified, because the same constant is added in every row;
     - the documents of a row are spread evenly over the interval, for any number of them, because frac(j * golden ratio) is
       a low-discrepancy sequence;
@@ -63,18 +89,29 @@ def timesteps(row_values: np.ndarray, document_ids: np.ndarray, min_timestep: fl
         min_timestep: lower end of the interval of t.
     """
     values = (row_values[:, None] + document_ids * GOLDEN_RATIO_CONJUGATE) % 1.0
-    return min_timestep + (1.0 - min_timestep) * values
+    return min_timestep + (1.0 - min_timestep) * quantile(distribution, values)
 
 
-def masks(seed: int, sample_indices: np.ndarray, timestep: np.ndarray) -> np.ndarray:
+def masks(
+    seed: int, sample_indices: np.ndarray, timestep: np.ndarray, complements: np.ndarray | None = None
+) -> np.ndarray:
     """Which tokens become [MASK]: each independently with probability t (linear schedule, alpha_t = 1 - t).
 
     Args:
         sample_indices: global index of each row's sample, its position in the training stream, int [n].
         timestep: t of each token, float [n, s].
+        complements: rows that get the complement of the mask that another row of the same sample gets at `complement` of
+            this t, but for a share of tokens equal to the smallest t, which is masked in both; bool [n]. None: no row.
 
     Returns:
         bool [n, s].
     """
     draws = np.stack([uniform(seed, Stream.MASK, int(index), timestep.shape[1]) for index in sample_indices])
+    if complements is not None:
+        draws[complements] = 1 - draws[complements]
     return draws < timestep
+
+
+def complement(timestep: np.ndarray, min_timestep: float) -> np.ndarray:
+    """t mirrored in the middle of its interval [min_timestep, 1)."""
+    return 1 + min_timestep - timestep

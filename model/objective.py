@@ -6,8 +6,11 @@ in nats, with t ~ U(0, 1] and each token masked with probability t. If each docu
 for each document separately, and the bound of the row is their sum.
 """
 
+import torch
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
+
+from model.noise import BELL, LossWeight, TimestepDistribution
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -21,15 +24,28 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return vocab_parallel_cross_entropy(logits.float(), targets)
 
 
-def token_weights(timesteps: Tensor, min_timestep: float, num_tokens: int) -> Tensor:
+def token_weights(
+    timesteps: Tensor,
+    min_timestep: float,
+    num_tokens: int,
+    weight: LossWeight = "nelbo",
+    distribution: TimestepDistribution = "uniform",
+) -> Tensor:
     """Loss weight of each masked token, fp32 [m]: the loss is the sum of weights * cross-entropy, in nats per token.
 
-    The weight is (1 - min_timestep) / t / num_tokens. The first factor is the inverse density of t, which is uniform on
-    [min_timestep, 1), so that the mean is an unbiased estimate of the integral over that interval.
+    The weight is w(t) / p(t) / num_tokens, where p is the density of t. So the loss is an unbiased estimate of the integral of
+    w(t) * (sum of cross-entropies at t) over [min_timestep, 1), whatever p is. "nelbo": w(t) = 1/t. "uniform": w is constant, and
+    the loss is the mean cross-entropy of a masked token ("low variance" in arXiv 2602.15014); it is not a bound.
 
     Args:
         timesteps: t of each masked token, float [m].
         num_tokens: tokens of the GLOBAL batch, masked or not, without padding. It is known before the step, so the sum
             over micro-batches and ranks is the mean over the batch, however the batch is split.
     """
-    return ((1.0 - min_timestep) / timesteps / num_tokens).float()
+    width = 1.0 - min_timestep
+    masked_share = (1.0 + min_timestep) / 2
+    weights = width / timesteps if weight == "nelbo" else torch.full_like(timesteps, 1 / masked_share)
+    if distribution == "bell":
+        u = (timesteps - min_timestep) / width
+        weights = weights / (1 - BELL + 6 * BELL * u * (1 - u))
+    return (weights / num_tokens).float()

@@ -119,6 +119,18 @@ def _batch_divides(s: Settings) -> Iterator[Problem]:
         )
 
 
+def _complements_are_pairs(s: Settings) -> Iterator[Problem]:
+    train = s.train
+    if train.complementary_masks and train.global_batch_size % 2:
+        yield Problem(
+            "train.complementary_masks",
+            True,
+            f"needs an even number of rows in a step, but train.global_batch_size={train.global_batch_size}; set it to "
+            f"{train.global_batch_size + 1}",
+            related=("train.global_batch_size",),
+        )
+
+
 def _warmup_fits(s: Settings) -> Iterator[Problem]:
     if s.train.steps is not None and s.optim.warmup_steps >= s.train.steps:
         yield Problem(
@@ -288,6 +300,7 @@ RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _loops_fit,
     _loop_schedule_is_consistent,
     _batch_divides,
+    _complements_are_pairs,
     _warmup_fits,
     _tensor_parallel_divides,
     _sequence_divides,

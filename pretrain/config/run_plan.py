@@ -92,6 +92,12 @@ class RunPlan:
         return self.rows_per_rank // self.settings.train.micro_batch_size
 
     @property
+    def samples_per_step(self) -> int:
+        """Different samples of a global batch."""
+        train = self.settings.train
+        return train.global_batch_size // (2 if train.complementary_masks else 1)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of a global batch, padding included: it costs as much as real tokens."""
         return self.settings.train.global_batch_size * self.seq_len

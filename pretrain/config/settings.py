@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from model.architecture import STRICT, Architecture, Recompute
 from model.loops import LoopDistribution
+from model.noise import LossWeight, TimestepDistribution
 from model.placement import PipelineSplit
 
 Scope = Literal["row", "document"]
@@ -62,6 +63,12 @@ class Train:
     """Probability of a larger S than model.loop.max: uniform on model.loop.max + 1..2 model.loop.max."""
     min_timestep: float = Field(1e-3, gt=0, lt=1)
     """Timesteps t are drawn from [min_timestep, 1), as the loss weight 1/t has unbounded variance at 0. Evaluation uses (0, 1]."""
+    timesteps: TimestepDistribution = "uniform"
+    """How t is drawn. bell: more often in the middle of the interval; the loss weights make up for it."""
+    loss_weight: LossWeight = "nelbo"
+    """nelbo: cross-entropies at time t count 1/t. uniform: all count the same, and the loss is their mean, which is no bound."""
+    complementary_masks: bool = False
+    """Take every sample twice in a step, with complementary masks: what is masked in one row is visible in the other."""
     attention: Scope = "row"
     """row: a token attends to its whole row, padding included. document: only to the tokens of its own document in the row."""
     noise: Scope = "row"

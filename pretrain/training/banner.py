@@ -91,7 +91,7 @@ def _data_rows(plan: RunPlan, blend: Blend) -> list[tuple[str, str]]:
     if len(blend.corpora) == 1:
         corpus = blend.corpora[0]
         return [("data", f"{corpus.path}: {corpus.rows:,} {sizes}{_padding(corpus)}")]
-    samples = plan.total_steps * plan.settings.train.global_batch_size
+    samples = plan.total_steps * plan.samples_per_step
     total = sum(corpus.weight for corpus in blend.corpora)
     rows = [("data", f"{blend.path}: a mixture of {len(blend.corpora)} corpora, {sizes}")]
     for corpus, taken in zip(blend.corpora, blend.schedule.counts(samples).tolist(), strict=True):
@@ -123,7 +123,7 @@ def _arithmetic_rows(run: TrainingRun) -> list[tuple[str, str]]:
     train, rest = plan.settings.train, plan.total_steps - run.progress.step
     total_tokens = plan.total_steps * plan.tokens_per_step
     total_flops = run.progress.flops + plan.expected_flops(run.progress.step, plan.total_steps)
-    epochs = plan.total_steps * train.global_batch_size / sum(corpus.rows for corpus in run.blend.corpora)
+    epochs = plan.total_steps * plan.samples_per_step / sum(corpus.rows for corpus in run.blend.corpora)
     return [
         (
             "batch",

@@ -11,7 +11,7 @@ from torch import Tensor
 from data_pipeline.dataset.samples import Samples
 from model.attention import document_boundaries
 from model.denoiser import Inputs, positions_of
-from model.noise import masks, stratified, timesteps
+from model.noise import complement, masks, stratified, timesteps
 from model.objective import token_weights
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Train
@@ -59,7 +59,7 @@ def corrupt(
     positions = positions_of(masked)
     boundaries = None if document_ids is None else document_boundaries(document_ids)
     t = timesteps.flatten()[positions]
-    weights = token_weights(t, train.min_timestep, batch_tokens)
+    weights = token_weights(t, train.min_timestep, batch_tokens, train.loss_weight, train.timesteps)
     noisy = clean.masked_fill(masked, mask_id)
     inputs = Inputs(noisy, positions, document_ids, boundaries, clean.flatten()[positions], weights)
     return MicroBatch(inputs, t)
@@ -68,7 +68,7 @@ def corrupt(
 class Batches:
     """This rank's micro-batches of any step.
 
-    Sample i of step k has the global index k * global_batch_size + i. Row, timestep and mask follow from the seed and
+    Sample i of step k has the global index k * samples_per_step + i. Row, timestep and mask follow from the seed and
     that index, so any split over ranks and micro-batches sees the same samples, and a resume needs only the step. Tensor
     and pipeline ranks of one data-parallel share compute the same rows and noise instead of sending them.
     """
@@ -91,14 +91,21 @@ class Batches:
     def _rows(self, step: int) -> tuple[tuple[np.ndarray | None, ...], int]:
         """(clean, masked, timesteps, document ids) of this rank's rows, and the global batch's tokens without padding."""
         plan, source, train, seed = self._plan, self._source, self._plan.settings.train, self._plan.settings.run.seed
-        batch = step * train.global_batch_size + np.arange(train.global_batch_size)
+        rows = np.arange(train.global_batch_size)
+        # With complementary masks, rows 2 i and 2 i + 1 are the i-th sample of the step.
+        order = rows // 2 if train.complementary_masks else rows
+        batch = step * plan.samples_per_step + order
         local = slice(self._first, self._first + plan.rows_per_rank)
         samples = batch[local]
         tokens = source.rows(samples)
         document_ids = source.document_ids(samples) if "document" in (train.attention, train.noise) else None
         owners = document_ids if train.noise == "document" else np.zeros_like(tokens)
-        t = timesteps(stratified(seed, step, train.global_batch_size)[local], owners, train.min_timestep)
-        masked = masks(seed, samples, t)
+        values = stratified(seed, step, plan.samples_per_step)[order[local]]
+        t, second = timesteps(values, owners, train.min_timestep, train.timesteps), None
+        if train.complementary_masks:
+            second = rows[local] % 2 == 1
+            t[second] = complement(t[second], train.min_timestep)
+        masked = masks(seed, samples, t, second)
         batch_tokens = plan.tokens_per_step
         if source.has_padding:
             lengths = source.lengths(batch)

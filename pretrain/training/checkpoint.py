@@ -39,6 +39,8 @@ IDENTITY = (
     "data.seq_len",
     "train.global_batch_size",
     "train.min_timestep",
+    "train.timesteps",
+    "train.complementary_masks",
     "train.attention",
     "train.noise",
     "optim.name",
@@ -200,8 +202,13 @@ def prune(run_folder: Path, keep: int) -> None:
 
 def changed_settings(checkpoint: Path, run: TrainingRun) -> list[str]:
     """`key: old -> new` of every setting that differs from the checkpoint's."""
-    old, new = read_state(checkpoint)["settings"], flatten(run.plan.settings)
+    old, new = _settings_of(read_state(checkpoint)), flatten(run.plan.settings)
     return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
+
+
+def _settings_of(state: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a checkpoint by dotted key; keys that its version did not have get the defaults, which change nothing."""
+    return flatten(Settings()) | state["settings"]
 
 
 def _write(run: TrainingRun, folder: Path) -> None:
@@ -296,15 +303,11 @@ def _require_same(checkpoint: Path, state: dict[str, Any], run: TrainingRun) -> 
         for key, value in asdict(_layout(run)).items()
         if state["layout"].get(key) != value
     ]
-    new = flatten(run.plan.settings)
+    old, new = _settings_of(state), flatten(run.plan.settings)
     kept = [key for key in new if key.startswith("model.") or key in IDENTITY]
-    problems += [
-        f"{key} was {state['settings'].get(key)}, now {new[key]}"
-        for key in kept
-        if state["settings"].get(key) != new[key]
-    ]
-    if bool(state["settings"].get("optim.ema_decay")) != bool(new["optim.ema_decay"]):
-        problems.append(f"optim.ema_decay was {state['settings'].get('optim.ema_decay')}, now {new['optim.ema_decay']}")
+    problems += [f"{key} was {old[key]}, now {new[key]}" for key in kept if old[key] != new[key]]
+    if bool(old["optim.ema_decay"]) != bool(new["optim.ema_decay"]):
+        problems.append(f"optim.ema_decay was {old['optim.ema_decay']}, now {new['optim.ema_decay']}")
     now = run.blend.identity()
     if state["data"] != now:
         changed = [name for name in {**state["data"], **now} if state["data"].get(name) != now.get(name)]

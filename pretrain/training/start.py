@@ -107,7 +107,7 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
     error: Exception | None = None
     if world.is_main:
         try:
-            blend.check(plan.total_steps * plan.settings.train.global_batch_size)
+            blend.check(plan.total_steps * plan.samples_per_step)
             claim_folder(plan.settings.run_folder, resume, held)
         except Exception as caught:
             error = caught

@@ -74,7 +74,7 @@ class TrainingRun:
     @property
     def samples(self) -> int:
         """Rows consumed: the index of the next sample."""
-        return self.progress.step * self.plan.settings.train.global_batch_size
+        return self.progress.step * self.plan.samples_per_step
 
     @property
     def tokens(self) -> int:

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from model.noise import Stream, masks, stratified, timesteps, uniform
+from model.noise import BELL, Stream, complement, masks, quantile, stratified, timesteps, uniform
 
 PINNED_FIRST = [0.7764904680583253, 0.11093525493558876]
 PINNED_DIGEST = "5e9e864fb88a60bec07521e17966cdb0a62e0cddff16c405f0b73142c2667f3c"
@@ -116,3 +116,34 @@ def test_masked_share_of_every_document_is_its_timestep():
     assert len(set(t[0])) == 4
     for share, expected in zip(masked, t[0, ::100], strict=True):
         assert share == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 50_000))
+
+
+def test_quantile_of_the_bell_inverts_its_cumulative_distribution():
+    values = np.linspace(0, 1, 10_001)
+    u = quantile("bell", values)
+    assert (1 - BELL) * u + BELL * (3 * u**2 - 2 * u**3) == pytest.approx(values, abs=1e-12)
+    assert u[0] == pytest.approx(0, abs=1e-12) and u[-1] == pytest.approx(1, abs=1e-12) and (np.diff(u) > 0).all()
+    assert np.array_equal(quantile("uniform", values), values)
+
+
+def test_bell_timesteps_have_their_density():
+    """Exact share of t in ten bins of the interval, since a batch is stratified."""
+    t = timesteps(stratified(0, 3, 10_000), np.zeros((10_000, 1), int), 0.2, "bell")[:, 0]
+    edges = np.linspace(0, 1, 11)
+    expected = np.diff((1 - BELL) * edges + BELL * (3 * edges**2 - 2 * edges**3))
+    assert np.bincount(((t - 0.2) / 0.8 * 10).astype(int)) / 10_000 == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("minimum", [1e-3, 0.2])
+def test_complements_mask_what_the_other_row_shows(minimum):
+    """Every token is masked in one row of the pair, and in both with probability `minimum`; each row has its own share t."""
+    t = np.repeat(timesteps(np.array([0.0, 0.3, 0.7]), np.zeros((3, 1), int), minimum), 4000, axis=1)
+    pairs = np.repeat(t, 2, axis=0)
+    second = np.arange(6) % 2 == 1
+    pairs[second] = complement(pairs[second], minimum)
+    assert (pairs[second] > minimum).all() and (pairs <= 1).all()
+    masked = masks(5, np.repeat(np.arange(3), 2), pairs, second)
+    assert (masked[::2] | masked[1::2]).all()
+    assert np.array_equal(masked[::2], masks(5, np.arange(3), t))
+    assert (masked[::2] & masked[1::2]).mean() == pytest.approx(minimum, abs=4 * np.sqrt(minimum / 12_000))
+    assert masked.mean(axis=1) == pytest.approx(pairs[:, 0], abs=0.035)

@@ -129,9 +129,17 @@ def test_cross_entropy_equals_torch(world):
     assert torch.allclose(masked_cross_entropy(logits.clone(), targets), expected, atol=1e-6)
 
 
-def test_weights_are_the_inverse_density(world):
-    """The mean over t of weight * P(masked) is 1 - min_timestep, the length of the interval."""
-    for minimum in (1e-3, 0.2):
-        t = minimum + (1 - minimum) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-        mean = (token_weights(t, minimum, 1).double() * t).mean().item()
-        assert mean == pytest.approx(1 - minimum, rel=1e-6)
+@pytest.mark.parametrize("distribution", ["uniform", "bell"])
+@pytest.mark.parametrize("minimum", [1e-3, 0.2])
+def test_weights_are_the_inverse_density(world, minimum, distribution):
+    """Whatever the distribution of t is, the mean over t of weight * f(t) is the same integral of w(t) f(t)."""
+    strata = (np.arange(20_000) + 0.5) / 20_000
+    t = torch.from_numpy(timesteps(strata, np.zeros((20_000, 1), int), minimum, distribution)[:, 0])
+    for weight, power, integral in (
+        ("nelbo", 1, 1 - minimum),
+        ("nelbo", 2, (1 - minimum**2) / 2),
+        ("uniform", 1, 1.0),  # the mean number of masked tokens of a row, divided by itself
+        ("uniform", 2, (1 - minimum**3) / 3 * 2 / (1 - minimum**2)),
+    ):
+        mean = (token_weights(t, minimum, 1, weight, distribution).double() * t**power).mean().item()
+        assert mean == pytest.approx(integral, rel=1e-6), (weight, power)
