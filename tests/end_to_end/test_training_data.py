@@ -140,6 +140,30 @@ def test_batches_have_the_documents_and_timesteps_of_the_rows(short_documents, t
         assert np.array_equal(torch.cat([b.inputs.document_ids for b in made]).numpy(), owners)
 
 
+@pytest.mark.parametrize("data", ["corpus", "padded"])
+def test_complementary_rows_share_a_sample_and_split_its_tokens(request, data):
+    """Rows 2 i and 2 i + 1 of a step, also on different ranks, with t from a bell and weights of the mean cross-entropy."""
+    path = request.getfixturevalue(data)
+    blend = load_blend(path)
+    words = ("train.complementary_masks=true", "train.timesteps=bell", "train.loss_weight=uniform")
+    source, samples = Samples.of(blend, 0), np.arange(12, 16)
+    real = source.document_ids(samples) >= 0
+    for ranks in (1, 2, 8):
+        plan = make_run_plan(settings_of(path, "train.micro_batch_size=1", *words), blend.manifest, ranks)
+        minimum = plan.settings.train.min_timestep
+        made = [b for rank in range(ranks) for b in Batches(plan, source, rank, torch.device("cpu"))[3]]
+        clean, masked, drawn = (x.numpy() for x in rows_of(made))
+        t = timesteps(stratified(0, 3, 4), np.zeros(real.shape, int), minimum, "bell")
+        assert np.array_equal(clean[::2], source.rows(samples)) and np.array_equal(clean[1::2], clean[::2])
+        assert np.array_equal(masked[::2], masks(0, samples, t) & real)
+        assert np.array_equal(masked[::2] | masked[1::2], real)
+        assert drawn[::2][masked[::2]] == pytest.approx(t[masked[::2]])
+        assert drawn[1::2][masked[1::2]] == pytest.approx((1 + minimum - t)[masked[1::2]])
+        u = (drawn[masked] - minimum) / (1 - minimum)
+        expected = 2 / (1 + minimum) / (0.3 + 4.2 * u * (1 - u)) / (2 * real.sum())
+        assert torch.cat([b.inputs.loss_weights for b in made]).numpy() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("data", ["padded", "mixture"])
 def test_loss_is_the_mean_over_real_tokens(request, world, data, tmp_path):
     """The first step's loss, of initial weights, against plain PyTorch; then other micro-batches with the same numbers."""

@@ -120,6 +120,11 @@ SIZES = {
     ): "train.loop_ramp=0.3: with train.loop_start=0.8 the ramp would end after the run; set it to 0.2 or less",
     ("train.loops=2 train.loop_tail=0.1", 1): "train.loop_tail=0.1: train.loops=2 is the only S of the run; set "
     "train.loop_tail=0, or train.loops=uniform",
+    (
+        "train.complementary_masks=true train.global_batch_size=7 train.micro_batch_size=1",
+        1,
+    ): "train.complementary_masks=true: needs "
+    "an even number of rows in a step, but train.global_batch_size=7; set it to 8",
     ("train.loops=9", 1): "train.loops=9: is larger than model.loop.max=4; set it to 4, or model.loop.max to 9",
     (
         "optim.warmup_steps=20",
