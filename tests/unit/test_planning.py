@@ -172,6 +172,17 @@ def test_traffic_of_tensor_and_pipeline_ranks():
     assert traffic_of(copied, copied.placement[1], 4).copies == 2 * layer * 4 / 2
 
 
+def test_the_first_state_travels_with_the_hidden_state_of_a_looped_pipeline():
+    """H(0) doubles what stages send, and the time of a hop; a contiguous stage holds the whole mid block and sends no H(0)."""
+    for split, factor in (("looped", 2), ("contiguous", 1)):
+        layout = ("parallel.pipeline=2", f"parallel.pipeline_split={split}", "hardware.node_gb_per_second=0.1")
+        plain, decayed = paper(*layout), paper(*layout, "model.loop.decay=true", "model.loop.norm=true")
+        for one, other in zip(plain.placement, decayed.placement, strict=True):
+            assert traffic_of(decayed, other, 4).pipeline == factor * traffic_of(plain, one, 4).pipeline
+        times = [estimate_all([one])[0].seconds for one in (plain, decayed)]
+        assert (times[1] > times[0]) == (split == "looped")
+
+
 def test_flops_and_time_of_one_rank_are_a_division():
     """Without neighbours nothing waits: FLOPs at E[S] divided by the device's FLOP/s."""
     one = paper("hardware.peak_tflops=100", "hardware.efficiency=0.5", "parallel.zero_stage=1", ranks=1)
