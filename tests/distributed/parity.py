@@ -71,7 +71,7 @@ MUON = ("model.num_layers=3", "model.loop.head=1", "model.loop.mid=1", "model.lo
 MUON_BF16 = (*MUON, "model.init_std=0.1", "train.precision=bf16")
 # Several documents in each row: attention and noise are each document's own.
 DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
-# A part of H(0) and a norm between passes; S beyond S_max is drawn too.
+# Decay and norm between passes (`model/feedback.py`); S beyond S_max is drawn too.
 FEEDBACK = (*SMALL, "model.loop.decay=true", "model.loop.norm=true", "train.loop_tail=0.2")
 REFERENCES = {
     SMALL: Layout("reference", 1, p("zero_stage=0")),
@@ -175,7 +175,7 @@ LAYOUTS += [
 ]
 
 LAYOUTS += [
-    Layout(f"{name}, decay and norm", 2, p(*overrides), FEEDBACK)
+    Layout(f"{name}, feedback", 2, p(*overrides), FEEDBACK)
     for name, overrides in (
         ("DP2, ZeRO-3", ("zero_stage=3",)),
         ("TP2 + SP", ("tensor=2", "sequence=true")),
