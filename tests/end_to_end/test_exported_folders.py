@@ -155,7 +155,8 @@ def test_logits_are_ours(ours, theirs, name):
     for padded in ("padded", "padded square"):
         close(tensors[padded], mine["logits"][3], mask_id)
     rounded, exact = tensors["bf16"][..., :mask_id], mine["logits"][3][..., :mask_id]
-    assert (rounded - exact).abs().mean() < 0.05 * exact.std()
+    # After a norm the state is smaller, so these random weights change its direction, and its rounding error, more in a pass.
+    assert (rounded - exact).abs().mean() < (0.1 if name == "feedback" else 0.05) * exact.std()
     reference = reference_logits(mine["weights"], mine["model"], mine["tokens"], 3)
     close(tensors["logits 3"], reference, mask_id)
 
