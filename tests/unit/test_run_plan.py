@@ -1,5 +1,6 @@
 """Arithmetic that follows from the settings."""
 
+import itertools
 import math
 import time
 from dataclasses import replace
@@ -258,6 +259,17 @@ def test_billions_of_steps_need_no_time_and_no_memory(plan_of, words):
     rows = SampleOrder(0, 1000).rows(np.arange(step * 8, step * 8 + 8))
     assert rows.min() >= 0 and rows.max() < 1000 and len(set(rows.tolist())) == 8
     assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_learning_rate_may_decay_to_zero(plan_of, schedule):
+    """The last step still has a positive rate, and the step after it would have none."""
+    words = ("optim.min_lr_ratio=0", f"optim.schedule={schedule}", "optim.decay_fraction=0.5", "train.steps=40")
+    optim = plan_of(*words).settings.optim
+    rates = [learning_rate(optim, step, 40) for step in range(4, 41)]
+    assert rates[0] == optim.lr and rates[-1] == pytest.approx(0, abs=1e-12)
+    assert 0 < rates[-2] < 0.06 * optim.lr
+    assert all(one >= other for one, other in itertools.pairwise(rates))
 
 
 def test_settings_that_contradict_the_data(plan_of):
