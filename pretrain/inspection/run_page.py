@@ -59,8 +59,11 @@ def _training(runs: Sequence[RunFacts]) -> str:
         Line(run.name, [(r["tokens"], r["loss"], None) for r in _thinned(run.steps)], number)
         for number, run in enumerate(runs)
     ]
-    note = "<p>Its weight on small t is bounded by train.min_timestep, so it is lower than the NELBO.</p>"
-    return line_chart(lines, "tokens", "loss, nats per token") + note
+    notes = ["Its weight on small t is bounded by train.min_timestep, so it is lower than the NELBO."]
+    unweighted = [run.name for run in runs if run.settings["train"].get("loss_weight") == "uniform"]
+    if unweighted:
+        notes.append(f"That of {', '.join(unweighted)} is the mean cross-entropy of masked tokens, not a bound.")
+    return line_chart(lines, "tokens", "loss, nats per token") + f"<p>{escape(' '.join(notes))}</p>"
 
 
 def _thinned(records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:

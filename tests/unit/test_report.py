@@ -48,6 +48,16 @@ def test_the_page_has_the_figures_of_all_runs(tmp_path):
     assert "-1.0000 ± 0.0141" in page, "difference of the runs with its error"
     assert page.count('<svg class="chart"') == 8
     assert not re.search(r"https?://(?!www\.w3\.org)", page), "the page asks no host"
+    assert "not a bound" not in page
+
+
+def test_a_uniform_loss_weight_is_no_bound(tmp_path):
+    run = run_folder(tmp_path / "plain", 3.0)
+    (run / "config.yaml").write_text(CONFIG.replace("loops: uniform", "loops: uniform, loss_weight: uniform"))
+    assert loopmdm(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
+    assert (
+        "That of plain is the mean cross-entropy of masked tokens, not a bound." in (tmp_path / "page.html").read_text()
+    )
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
