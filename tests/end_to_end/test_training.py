@@ -213,6 +213,8 @@ CANNOT_RESUME = {
     "parallel.zero_stage=2": r"zero_stage was 1, now 2",
     "optim.ema_decay=0": r"optim.ema_decay was 0.9, now 0.0",
     "train.attention=document": r"train.attention was row, now document",
+    "model.loop.norm=true": r"model.loop.norm was False, now True",
+    "train.timesteps=bell": r"train.timesteps was uniform, now bell",
     "train.noise=document": r"train.noise was row, now document",
     "optim.name=muon": r"optim.name was adamw, now muon",
 }
