@@ -72,7 +72,7 @@ MUON_BF16 = (*MUON, "model.init_std=0.1", "train.precision=bf16")
 # Several documents in each row: attention and noise are each document's own.
 DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
 # Decay and norm between passes (`model/feedback.py`); S beyond S_max is drawn too.
-FEEDBACK = (*SMALL, "model.loop.decay=true", "model.loop.norm=true", "train.loop_tail=0.2")
+FEEDBACK = (*WIDE, "model.loop.decay=true", "model.loop.norm=true", "train.loop_tail=0.2")
 REFERENCES = {
     SMALL: Layout("reference", 1, p("zero_stage=0")),
     PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
@@ -186,8 +186,8 @@ LAYOUTS += [
 
 # One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.
 ONE_STEP = (
-    "train.steps=1", "train.loops=3", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
-    "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
+    "train.steps=1", "train.loops=3", "train.loop_tail=0", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0",
+    "optim.clip_norm=0", "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
 )  # fmt: skip
 
 

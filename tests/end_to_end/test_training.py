@@ -236,6 +236,18 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(train_here, word):
     assert "cannot resume" in (folder / "logs" / "rank_0.log").read_text()
 
 
+def test_a_checkpoint_of_a_version_with_fewer_settings_can_be_resumed(train_here):
+    """What it does not know had the defaults."""
+    folder, _ = train_here("run", "run.stop_after=2")
+    path = folder / "checkpoints" / "step_2" / "state.json"
+    state = json.loads(path.read_text())
+    for key in ("model.loop.decay", "model.loop.norm", "train.timesteps", "train.complementary_masks"):
+        del state["settings"][key]
+    path.write_text(json.dumps(state))
+    train_here("run", "run.stop_after=1")
+    assert [m["step"] for m in metrics(folder)] == [1, 2, 3]
+
+
 def test_other_data_is_refused(train_here, corpus, tmp_path):
     train_here("run", "run.stop_after=2")
     text = tmp_path / "other.txt"
