@@ -22,7 +22,8 @@ def add_network_arguments(group: argparse._ArgumentGroup) -> None:
     add(
         "--loop-criterion", choices=tuple(THRESHOLDS),
         help="adaptive: what must settle at the tokens to predict: the direction of the hidden state, the state itself (relative "
-        "change), or the prediction (KL; costs the tail and the LM head in every pass) [direction]",
+        "change), the prediction (KL; costs the tail and the LM head in every pass), or logit-lens, the same without the tail "
+        "[direction]",
     )  # fmt: skip
     add(
         "--loop-threshold", type=float, metavar="X",

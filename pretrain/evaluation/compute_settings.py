@@ -11,7 +11,7 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from model.sampling.network import Compute
 
-THRESHOLDS: Mapping[str, float] = {"direction": 0.1, "state": 0.1, "prediction": 0.01}
+THRESHOLDS: Mapping[str, float] = {"direction": 0.065, "state": 0.12, "logit-lens": 0.005, "prediction": 0.003}
 """Criterion of `--loops adaptive` -> threshold if none is given."""
 
 LOOPS_HELP = "a number such as 4, a schedule such as 1-6-1, or adaptive, adaptive:MIN-MAX"
@@ -31,7 +31,7 @@ class ComputeSettings:
 
     loops: tuple[int, ...]
     adaptive: bool = False
-    loop_criterion: Literal["direction", "state", "prediction"] | None = None
+    loop_criterion: Literal["direction", "state", "logit-lens", "prediction"] | None = None
     loop_threshold: float | None = None
     warm_start: bool = False
     cache: Literal["prefix", "dual"] | None = None

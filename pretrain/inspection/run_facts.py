@@ -46,6 +46,11 @@ class RunFacts:
         return [(n, r) for n, r in self._results("eval") if n.startswith("probe_")]
 
     @cached_property
+    def task_results(self) -> list[tuple[str, Record]]:
+        """Those by `loopmdm evaluate --tasks` and `--lm-eval`."""
+        return [(n, r) for n, r in self._results("eval") if "settings" in r and ("task" in r or "results" in r)]
+
+    @cached_property
     def samples(self) -> list[tuple[str, Record]]:
         """Results of `loopmdm sample`."""
         return [(n, r) for n, r in self._results("samples") if "texts" in r]
