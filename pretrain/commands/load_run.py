@@ -17,6 +17,7 @@ from model.sampling.passes import LoopPolicy
 from model.sampling.query import Denoise
 from model.sampling.tally import Tally
 from pretrain.config.load import load_settings
+from pretrain.config.run_folder import check_run_folder
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Settings
 from pretrain.errors import UserError
@@ -108,9 +109,7 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
     Raises:
         UserError: no run, no complete checkpoint, weights that do not fit the settings, or ranks that do not fit the layout.
     """
-    if not (folder / "config.yaml").is_file():
-        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+    check_run_folder(folder)
     latest_checkpoint(folder)  # notice before the ranks meet that there is none
     settings = load_settings(
         str(folder / "config.yaml"),

@@ -68,6 +68,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     lines = list(filled_lines(read_text("--prompts", path)))
     if not lines:
         raise UserError(f"--prompts {path}: has no prompt; write one per line")
+    if path.suffix == ".json":
+        raise UserError(f"--prompts {path}: write one JSON object per line, and end the file's name in .jsonl")
     if path.suffix == ".jsonl":
         return list(_from_json(path, iter(lines)))
     return [Prompt(line, f"{path}:{number}") for number, line in lines]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 THRESHOLDS: Mapping[str, float] = {"direction": 0.065, "state": 0.12, "logit-lens": 0.005, "prediction": 0.003}
 """Criterion of `--loops adaptive` -> threshold if none is given."""
 
+MOST_LOOPS = 1000
+"""A larger number of loops is a mistake, such as a comma that is missing."""
+
 LOOPS_HELP = "a number such as 4, a schedule such as 1-6-1, or adaptive, adaptive:MIN-MAX"
 
 
@@ -124,6 +127,8 @@ def parse_loops(text: str) -> tuple[tuple[int, ...], bool]:
     loops = tuple(map(int, numbers.split("-")))
     if min(loops) < 1:
         raise UserError(f"--loops {text}: must be at least 1")
+    if max(loops) > MOST_LOOPS:
+        raise UserError(f"--loops {text}: must be at most {MOST_LOOPS:,}")
     if kind and (len(loops) != 2 or loops[0] > loops[1]):
         raise UserError(f"--loops {text}: give the least and the most passes, such as adaptive:2-12")
     return loops, bool(kind)

@@ -11,6 +11,7 @@ import yaml
 
 from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
+from pretrain.config.run_folder import check_run_folder
 from pretrain.errors import UserError
 
 Record = dict[str, Any]
@@ -88,9 +89,7 @@ def read_run(folder: Path, name: str) -> RunFacts:
     Raises:
         UserError: not a run folder, or a file in it is broken.
     """
-    if not (folder / "config.yaml").is_file():
-        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+    check_run_folder(folder)
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     by_step: dict[tuple[bool, int], Record] = {}
     for record in _metrics(folder / "metrics.jsonl"):
