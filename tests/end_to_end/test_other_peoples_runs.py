@@ -185,7 +185,7 @@ ODD = {
     ("sample", "--num-samples", "0"): "--num-samples 0: must be at least 1",
     ("sample", "--steps", "0"): "--steps 0: must be at least 1",
     ("sample", "--temperature", "inf"): "--temperature inf: must be finite and at least 0",
-    ("sample", "--prompts", "x.json"): "--prompts x.json: ",
+    ("sample", "--prompts", "x.json"): "--prompts x.json: write one JSON object per line",
     ("sample", "--seed", "-1"): "--seed -1: must be at least 0",
     ("sample", "--seed", str(2**64)): f"--seed {2**64}: must be below 2^63",
     ("sample", "--prompt", "\udce9t\udce9"): "--prompt: byte 0xe9 at position 0 is not UTF-8",
