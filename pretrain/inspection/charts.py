@@ -80,7 +80,7 @@ def _drawn(line: Line, points: Sequence[tuple[float, ...]], ys: Sequence[float],
             title = f"{escape(line.name)}, {_number(place)}: {value:.4f}{spread}"
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" fill="{colour}"><title>{title}</title></circle>'
     for (x, y, *_), word in zip(points, line.labels, strict=False):
-        yield label(x, y - 8, escape(word))
+        yield label(x, y + (20 if line.dashed else -9), escape(word))
 
 
 def _key(line: Line) -> str:

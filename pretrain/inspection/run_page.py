@@ -159,7 +159,7 @@ def _strip(run: RunFacts, record: dict[str, Any]) -> str:
         f'title="{"given" if piece.draw < 0 else f"step {piece.draw + 1:.0f}"}">{visible(piece.text)}</i>'
         for piece in pieces_of(run.tokenizer, tokens, np.array(steps))
     )
-    note = "<p>The first sample by step: darker text was revealed later; point at a token to see its step.</p>"
+    note = "<p>The first sample by step: the stronger the colour, the later it was revealed; point at a token to see its step.</p>"
     return f'{note}\n<div class="text strip">{shown}</div>'
 
 

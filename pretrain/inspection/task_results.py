@@ -9,8 +9,10 @@ from pretrain.inspection.charts import COLOURS, Line, line_chart
 from pretrain.inspection.html import short, table
 from pretrain.inspection.run_facts import Record, RunFacts
 
-POLICY = {"loop_criterion": "{}", "loop_threshold": "below {:g}", "cache": "cache {}", "refresh": "refresh {:g}"}
+POLICY = {"loop_criterion": "{}", "loop_threshold": "below {:g}", "cache": "{} cache", "refresh": "refresh {:g}"}
 """Setting of what is computed -> how it is named after the loops."""
+COUNTS = {"denoising_steps": "{} steps", "tokens_per_step": "{} per step"}
+"""Setting of a sampler -> how it is named, if not by its own name."""
 COST = {
     "tokens_per_forward": "tokens per forward",
     "loops_per_forward": "mean S",
@@ -106,7 +108,8 @@ def _sampler(record: Mapping[str, Any]) -> str:
         order = f"{order} {options.pop(order):g}"
     words = [order] if order else []
     for name, value in options.items():
-        words.append(name.replace("_", " ") + ("" if value is True else f" {value:g}"))
+        shown = name.replace("_", " ") + ("" if value is True else f" {value:g}")
+        words.append(COUNTS[name].format(value) if name in COUNTS else shown)
     return ", ".join(words)
 
 
@@ -123,8 +126,7 @@ def _chart(results: Sequence[Result], metric: str, several: bool) -> str:
             lines.setdefault((r.run, r.sampler, r.adaptive), []).append(r)
     samplers = list(dict.fromkeys((run, sampler) for run, sampler, _ in lines))
     drawn = []
-    for (run, sampler, adaptive), of_line in lines.items():
-        found = sorted(of_line, key=lambda r: r.cost["flops_per_token"])
+    for (run, sampler, adaptive), found in lines.items():
         words = [run] * several + [sampler, "other loops" if adaptive else "fixed S"]
         points = [(r.cost["flops_per_token"], r.value, r.error) for r in found]
         colour = samplers.index((run, sampler)) % COLOURS
@@ -141,8 +143,12 @@ def _table(results: Sequence[Result], metric: str, several: bool) -> str:
     for r in results:
         value = f"{r.value:.4f}" + ("" if r.error is None else f" ± {r.error:.4f}")
         costs = ["" if r.cost.get(key) is None else _figure(r.cost[key]) for key in shown]
-        rows.append([escape(r.run)] * several + [escape(r.sampler)] * sampled + [escape(r.policy), value, *costs])
+        rows.append([escape(r.run)] * several + [_wrapped(r.sampler)] * sampled + [_wrapped(r.policy), value, *costs])
     return table(header, rows)
+
+
+def _wrapped(text: str) -> str:
+    return f'<span class="wrap">{escape(text)}</span>'
 
 
 def _figure(value: float) -> str:
