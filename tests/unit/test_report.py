@@ -136,6 +136,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
     ("break_it", "message"),
     [
         (lambda run: (run / "config.yaml").unlink(), "not a run folder"),
+        (lambda run: (run / "config.yaml").write_text("model: ["), "config.yaml: cannot be read (while parsing"),
+        (lambda run: (run / "config.yaml").write_text(""), "config.yaml: has no sections `model` and `train`"),
         (lambda run: (run / "eval" / "step_20_ema.json").write_text("{"), "step_20_ema.json: not JSON"),
         (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl, line 1: not JSON"),
     ],
