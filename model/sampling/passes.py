@@ -38,7 +38,7 @@ class Settling:
     """
 
     threshold: float
-    criterion: Criterion = "direction"
+    criterion: Criterion
     minimum: int = 1
 
 

@@ -11,8 +11,8 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from model.sampling.network import Compute
 
-THRESHOLDS: Mapping[str, float] = {"direction": 0.065, "state": 0.12, "logit-lens": 0.005, "prediction": 0.003}
-"""Criterion of `--loops adaptive` -> threshold if none is given."""
+THRESHOLDS: Mapping[str, float] = {"logit-lens": 0.01, "prediction": 0.01, "direction": 0.1, "state": 0.18}
+"""Criterion of `--loops adaptive` -> threshold if none is given. The first is the default (model/sampling/README.md)."""
 
 MOST_LOOPS = 1000
 """A larger number of loops is a mistake, such as a comma that is missing."""
@@ -50,7 +50,7 @@ class ComputeSettings:
         values = {f.name: given[f.name] for f in fields(cls) if given.get(f.name) is not None}
         loops, adaptive = parse_loops(values.pop("loops"))
         if adaptive:
-            values.setdefault("loop_criterion", "direction")
+            values.setdefault("loop_criterion", "logit-lens")
             values.setdefault("loop_threshold", THRESHOLDS[values["loop_criterion"]])
         for name in ("loop_criterion", "loop_threshold"):
             if name in values and not adaptive:

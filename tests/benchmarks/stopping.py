@@ -1,6 +1,6 @@
 """Criteria of adaptive loops compared: loops and FLOPs against quality, with one model that was trained with S_max = 12.
 
-    python tests/benchmarks/stopping.py [--folder DIR] [--steps 2000] [--rows 1024] [--puzzles 256]
+    python tests/benchmarks/stopping.py [--folder DIR] [--steps 1500] [--rows 1024] [--puzzles 256]
 
 Trains the model of `sampling.py` (with --folder, only if the folder has none yet). All passes of every row are computed once,
 with the masks of the validation NELBO, and what each criterion says after each pass is kept. So the table shows, for every
@@ -150,7 +150,7 @@ def main() -> None:
     """Train, compute all passes, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where data and run are kept [a temporary folder]")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps [2000]")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps [1500]")
     parser.add_argument("--rows", type=int, default=1024, help="rows of the validation split [1024]")
     parser.add_argument("--puzzles", type=int, default=256, help="puzzles to solve [256]")
     arguments = parser.parse_args()

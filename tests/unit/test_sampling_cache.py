@@ -96,7 +96,7 @@ def test_kept_tokens_are_those_of_earlier_steps(model, reuse, per_pass):
     ("caching", "policy"),
     [
         (Caching("prefix"), FOUR),
-        (Caching("dual", every=3, per_pass=True), LoopPolicy((6,), Settling(0.2))),
+        (Caching("dual", every=3, per_pass=True), LoopPolicy((6,), Settling(0.2, "direction"))),
         (Caching("dual", below=0.2), LoopPolicy((1, 5))),
     ],
 )
