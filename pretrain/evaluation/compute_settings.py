@@ -11,7 +11,7 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from model.sampling.network import Compute
 
-THRESHOLDS: Mapping[str, float] = {"logit-lens": 0.01, "prediction": 0.01, "direction": 0.1, "state": 0.18}
+THRESHOLDS: Mapping[str, float] = {"logit-lens": 0.005, "prediction": 0.0035, "direction": 0.065, "state": 0.15}
 """Criterion of `--loops adaptive` -> threshold if none is given. The first is the default (model/sampling/README.md)."""
 
 MOST_LOOPS = 1000

@@ -38,7 +38,7 @@ from model.sampling.query import Query  # noqa: E402
 from model.sampling.tally import Cost, Tally  # noqa: E402
 from pretrain.cli import main as loopmdm  # noqa: E402
 from pretrain.commands.load_run import LoadedRun, open_run  # noqa: E402
-from pretrain.evaluation.compute_settings import ComputeSettings  # noqa: E402
+from pretrain.evaluation.compute_settings import THRESHOLDS, ComputeSettings  # noqa: E402
 from pretrain.evaluation.nelbo import Evaluator  # noqa: E402
 from pretrain.evaluation.sampler_settings import SamplerSettings  # noqa: E402
 from pretrain.evaluation.sampling import fill_rows  # noqa: E402
@@ -65,6 +65,8 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "threshold": {"order": "threshold"},
     "threshold, loops 1-6-1": {"order": "threshold", "loops": "1-6-1"},
     "threshold, adaptive loops": {"order": "threshold", **ADAPTIVE},
+    "threshold, adaptive loops by prediction": {"order": "threshold", **ADAPTIVE, "loop_criterion": "prediction"},
+    "threshold 0.95, adaptive loops": {"order": "threshold", "threshold": 0.95, **ADAPTIVE},
     "threshold, adaptive loops, warm start": {"order": "threshold", **ADAPTIVE, "warm_start": True},
     "threshold, cache": {"order": "threshold", "cache": "dual", "refresh": 2},
     "threshold, cache of every pass": {"order": "threshold", "cache": "dual", "refresh": 2, "per_pass": True},
@@ -179,6 +181,7 @@ def measured(run: LoadedRun, puzzles: Puzzles, rounds: int) -> dict[str, list[Ou
         for name, method in methods.items():
             outcome = method()
             seen[name] += [outcome] if number else []
+            print(f"round {number}, {name}: {outcome.cost.describe()}", file=sys.stderr, flush=True)
     return seen
 
 
@@ -251,11 +254,12 @@ def main() -> None:
         records = summary(measured(run, puzzles, arguments.rounds), puzzles)
         print_table(records)
         most, _ = nelbo(run, folder / "data", {"loops": str(S_MAX)})
-        nats, loops = nelbo(run, folder / "data", ADAPTIVE)
         print(f"NELBO with S = {S_MAX}: {most:.4f} nats per token")
-        print(
-            f"NELBO with adaptive loops: {nats:.4f} nats per token ({nats / most - 1:+.2%}), {loops:.2f} loops on average"
-        )
+        for criterion in THRESHOLDS:
+            nats, loops = nelbo(run, folder / "data", ADAPTIVE | {"loop_criterion": criterion})
+            print(
+                f"with adaptive loops by {criterion}: {nats:.4f} ({nats / most - 1:+.2%}), {loops:.2f} loops on average"
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(records, indent=2) + "\n")
 
