@@ -59,18 +59,18 @@ LLADA = {
 """The baseline: name -> steps and S. The first is the one that others are compared with: one token per step."""
 
 ADAPTIVE = {"loops": f"adaptive:1-{S_MAX}"}
+SURE = {"order": "threshold", "threshold": 0.98}
+CACHE = {"cache": "dual", "refresh": 2}
 OURS: Mapping[str, Mapping[str, Any]] = {
     "one token per step": {},
     "one token per step, adaptive loops": ADAPTIVE,
-    "threshold": {"order": "threshold"},
-    "threshold, loops 1-6-1": {"order": "threshold", "loops": "1-6-1"},
-    "threshold, adaptive loops": {"order": "threshold", **ADAPTIVE},
-    "threshold, adaptive loops by prediction": {"order": "threshold", **ADAPTIVE, "loop_criterion": "prediction"},
-    "threshold 0.95, adaptive loops": {"order": "threshold", "threshold": 0.95, **ADAPTIVE},
-    "threshold, adaptive loops, warm start": {"order": "threshold", **ADAPTIVE, "warm_start": True},
-    "threshold, cache": {"order": "threshold", "cache": "dual", "refresh": 2},
-    "threshold, cache of every pass": {"order": "threshold", "cache": "dual", "refresh": 2, "per_pass": True},
-    "threshold, adaptive loops, cache": {"order": "threshold", **ADAPTIVE, "cache": "dual", "refresh": 2},
+    "threshold 0.9": {"order": "threshold"},
+    "threshold 0.98": SURE,
+    "threshold 0.98, loops 1-6-1": {**SURE, "loops": "1-6-1"},
+    "threshold 0.98, adaptive loops": {**SURE, **ADAPTIVE},
+    "threshold 0.98, adaptive loops, warm start": {**SURE, **ADAPTIVE, "warm_start": True},
+    "threshold 0.98, adaptive loops, cache": {**SURE, **ADAPTIVE, **CACHE},
+    "threshold 0.98, adaptive loops, cache of the last pass": {**SURE, **ADAPTIVE, **CACHE, "per_pass": False},
 }
 """Name -> options of `loopmdm sample`, besides those of `by_ours`, and `per_pass` of `model.sampling.cache.Caching`."""
 
@@ -130,8 +130,8 @@ def by_ours(run: LoadedRun, puzzles: Puzzles, options: Mapping[str, Any]) -> Out
     """What `loopmdm sample` does."""
     given = {"order": "confidence", "loops": str(S_MAX), "temperature": 0.0, **options}
     compute, tally, mask_id = ComputeSettings.of(given).compute(BATCH), Tally(), run.settings.model.mask_id
-    if options.get("per_pass") and compute.caching is not None:
-        compute = replace(compute, caching=replace(compute.caching, per_pass=True))
+    if compute.caching is not None:
+        compute = replace(compute, caching=replace(compute.caching, per_pass=options.get("per_pass", True)))
     begin = time.perf_counter()
     plan = SamplerSettings.of(given).plan(lambda: run.denoiser(compute), run.manifest.tokenizer.eod_id)
     numbers = range(len(puzzles.rows))
