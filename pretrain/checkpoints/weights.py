@@ -36,13 +36,13 @@ def open_weights(checkpoint: Path, which: str, architecture: Architecture) -> It
     if has_index(checkpoint):
         index, tensor = read_index(checkpoint), TENSORS[which]
         if any(tensor not in index.tensors(weight) for weight in index.shapes):
-            raise _absent(checkpoint, which)
+            raise UserError(f"{checkpoint}: {_absent(which)}")
         with Reader(checkpoint, index) as reader:
             yield lambda name: _padded(name, reader.whole(tensor, name), architecture)
         return
     path = checkpoint / FILES[which]
     if not path.is_file():
-        raise _absent(path, which)
+        raise UserError(f"{path}: does not exist; {_absent(which)}")
     try:
         with safe_open(path, "pt") as file:
             yield file.get_tensor
@@ -86,8 +86,6 @@ def _padded(name: str, weight: Tensor, architecture: Architecture) -> Tensor:
     return torch.cat([weight, weight.new_zeros(rows, weight.shape[1])])
 
 
-def _absent(path: Path, which: str) -> UserError:
+def _absent(which: str) -> str:
     other = "raw" if which == "ema" else "ema"
-    return UserError(
-        f"{path}: does not have {which} weights, because the run does not keep them; use --weights {other}"
-    )
+    return f"the run does not keep {which} weights; use --weights {other}"

@@ -11,10 +11,11 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.config.settings import Optim
 from pretrain.optimizer.ema import averaged_weights
-from pretrain.training.checkpoint import restore, save_checkpoint
+from pretrain.training.checkpoint import restore
 from pretrain.training.start import build_run
 from pretrain.training.state import TrainingRun
 from pretrain.training.step import train_step
+from tests.checkpoints import save
 from tests.launching import ROOT
 
 LAYOUTS = [
@@ -78,7 +79,7 @@ def test_a_resume_takes_every_changed_setting(build, layout):
         train_step(old, old.batches[step])
         old.progress.step = step + 1
     (old.folder / "checkpoints").mkdir(parents=True)
-    save_checkpoint(old)
+    save(old)
     new = build(*layout, *words(BASE | CHANGES))
     assert restore(new) is not None
     before = tensors_of(new)

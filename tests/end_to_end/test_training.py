@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
@@ -24,6 +23,7 @@ from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.training.run_folder import owned_folder
 from pretrain.training.start import run_training
+from tests.checkpoints import tensors_of, weights_of
 from tests.launching import BIN, ROOT, environment, free_port, metrics, records, train, training_command
 
 pytestmark = pytest.mark.end_to_end
@@ -82,8 +82,7 @@ def numbers(run_folder: Path) -> list[tuple]:
 
 def states(run_folder: Path, step: int = 20) -> dict[str, torch.Tensor]:
     folder = run_folder / "checkpoints" / f"step_{step}"
-    raw, averaged = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
-    return raw | {f"ema.{k}": v for k, v in averaged.items()}
+    return {f"{name}.{key}": value for name, tensors in tensors_of(folder).items() for key, value in tensors.items()}
 
 
 def assert_same_bits(first: Path, second: Path) -> None:
@@ -270,8 +269,10 @@ def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pretrain.training.checkpoint.save_file", fail)
-    with pytest.raises(UserError, match=r"could not write .*No space left on device.*Older checkpoints are complete"):
+    monkeypatch.setattr("pretrain.checkpoints.save.write_tensors", fail)
+    with pytest.raises(
+        UserError, match=r"could not be written: .*No space left on device.*Older checkpoints are complete"
+    ):
         train_here("run", "run.stop_after=2")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
@@ -336,7 +337,7 @@ def test_evaluate_equals_the_oracle_on_the_same_rows(trained, corpus, capsys):
     )
     figures = json.loads((trained / "eval" / "step_20_raw_loops_1-3_rows_40.json").read_text())
     settings, dataset = load_settings(str(trained / "config.yaml")), PackedDataset(corpus, "validation")
-    weights = load_file(trained / "checkpoints" / "step_20" / "weights.safetensors")
+    weights = weights_of(trained / "checkpoints" / "step_20")
     noise = freeze_noise(dataset, 40)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 40)))
     for row in figures["loops"]:

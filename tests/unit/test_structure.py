@@ -34,16 +34,17 @@ ONLY_IN = {
 }
 
 SETTINGS = {"errors", "config"}
-TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "evaluation", "training"}
+TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "checkpoints", "evaluation", "training"}
 ROOMS = {
     "errors": set(),
     "config": {"errors"},
     "machine": {"errors"},
     "optimizer": SETTINGS | {"machine"},
     "parallel": SETTINGS | {"machine", "optimizer"},
+    "checkpoints": SETTINGS | {"machine", "optimizer", "parallel"},
     "evaluation": SETTINGS | {"machine", "optimizer", "parallel"},
     "training": TRAINING - {"training"},
-    "export": SETTINGS,
+    "export": SETTINGS | {"checkpoints"},
     "commands": TRAINING | {"export"},
     "planning": SETTINGS,
     "inspection": SETTINGS,
