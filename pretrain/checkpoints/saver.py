@@ -1,5 +1,6 @@
 """Saves beside training: a copy of what this rank owns, then a thread that writes it. At most one save is on its way."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -66,9 +67,14 @@ class Saver:
             return
         writing, self._writing = self._writing, None
         writing.thread.join()
-        self._world.raise_on_all_ranks(writing.error)
-        assert writing.part is not None
-        complete(writing.save, writing.part, self._world)
+        try:
+            self._world.raise_on_all_ranks(writing.error)
+            assert writing.part is not None
+            complete(writing.save, writing.part, self._world)
+        except UserError:
+            if self._world.is_main:
+                shutil.rmtree(writing.save.partial, ignore_errors=True)
+            raise
         self._on_saved(writing.save.final)
 
 

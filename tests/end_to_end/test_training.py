@@ -209,7 +209,6 @@ CANNOT_RESUME = {
     "model.hidden_size=64": r"model.hidden_size was 32, now 64",
     "run.seed=1": r"run.seed was 0, now 1",
     "train.global_batch_size=4": r"train.global_batch_size was 8, now 4",
-    "parallel.zero_stage=2": r"zero_stage was 1, now 2",
     "optim.ema_decay=0": r"optim.ema_decay was 0.9, now 0.0",
     "train.attention=document": r"train.attention was row, now document",
     "train.noise=document": r"train.noise was row, now document",
