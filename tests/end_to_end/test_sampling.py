@@ -122,6 +122,7 @@ def test_stop_ends_the_text_at_the_end_of_document(sample, tokenizer, run):
 REFUSED = {
     ("--order", "best"): "argument --order: invalid choice: 'best'",
     ("--threshold", "0.5"): "--threshold: has no effect with --order ancestral",
+    ("--loops", "1248"): "--loops 1248: must be at most 1,000",
     ("--batch-size", "0"): "--batch-size 0: must be at least 1",
     ("--length", "99999999999999"): "--length 99999999999999: must be at most 1,048,576",
     ("--num-samples", "9999999999"): "--num-samples 9999999999: must be at most 1,048,576",

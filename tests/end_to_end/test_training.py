@@ -387,6 +387,7 @@ def test_sample_writes_text_without_masks(trained, capsys):
 
 MISUSES = {
     ("evaluate", "nowhere"): "nowhere: no such folder; give the folder of a run, such as runs/quickstart",
+    ("sample", "README.md"): "README.md: is a file; give the folder of a run",
     ("sample", "tests"): "tests: not a run folder (it has no config.yaml)",
     ("evaluate", "RUN", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
     ("evaluate", "RUN", "--split", "test"): "has no split 'test'",
