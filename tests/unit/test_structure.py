@@ -47,6 +47,7 @@ ROOMS = {
     "commands": TRAINING | {"export"},
     "planning": SETTINGS,
     "inspection": SETTINGS,
+    "studies": SETTINGS | {"planning", "inspection"},
     "recipes": set(),
     "command_line": SETTINGS | {"parallel"},
     "main": TRAINING | {"planning", "command_line"},
@@ -84,6 +85,7 @@ CHEAP = (
     "pretrain.parallel.launcher",
     "pretrain.parallel.reporting",
     "pretrain.planning.command",
+    "pretrain.studies.command",
 )
 """Modules that import neither torch nor another slow library."""
 
