@@ -1,6 +1,7 @@
 """Sudoku boards that a model has written, as a picture: cells that break a rule are marked."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -15,6 +16,9 @@ from pretrain.studies.results import Results, TrialResult
 
 SHOWN = 6
 """Boards of each model."""
+
+SPECIAL, NO_SYMBOL = re.compile(r"<\|[^|]*\|>"), "·"
+"""The text of a special token, such as the end of the document, and what stands for it in a cell."""
 
 CELL = 16
 GAP = 14
@@ -45,7 +49,7 @@ def texts(result: TrialResult, content: dict[str, Any], loops: str | int) -> lis
         header, *records = map(json.loads, _lines(path))
         if [header["settings"]] == wanted:
             boards = {record["item"]: record["board"] for record in records if "board" in record}
-            return [boards[item] for item in sorted(boards)]
+            return [SPECIAL.sub(NO_SYMBOL, boards[item]) for item in sorted(boards)]
     return []
 
 
@@ -90,8 +94,8 @@ def _board(generator: SudokuBoards, text: str) -> str:
 
 
 def broken(sudoku: Sudoku, symbols: Sequence[str]) -> set[int]:
-    """Cells whose symbol occurs again in their row, column or box."""
-    wrong = set()
+    """Cells without a digit, or whose digit occurs again in their row, column or box."""
+    wrong = {cell for cell, symbol in enumerate(symbols) if not symbol.isdecimal()}
     for unit in sudoku.units:
         counts = Counter(symbols[cell] for cell in unit)
         wrong |= {cell for cell in unit if counts[symbols[cell]] > 1}

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--list", action="store_true", help="list the studies")
     add("--scale", default="desk", choices=SCALES, help="how much is computed [desk]")
-    add("--jobs", type=int, metavar="N", help="trainings at the same time [one per GPU, else one per CPU core]")
+    add("--jobs", type=int, metavar="N", help="trainings at the same time [as many as there are GPUs, else CPU cores]")
     add("--seeds", type=int, metavar="N", help="trainings of every arm at its best learning rate [as the study says]")
     add("--output", type=user_path, default=Path("studies"), metavar="DIR", help="folder of all studies [studies]")
     add("--dry-run", action="store_true", help="show FLOPs and time; runs the first steps of every arm to measure them")
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name is None:
         raise UserError(f"NAME: give a study, one of: {', '.join(study_names())}")
-    jobs = _jobs(arguments.jobs)
+    jobs = _jobs(arguments.jobs, find_scale(load_study(arguments.name), arguments.scale).ranks)
     runner = Subprocesses(jobs, visible_gpus())
     try:
         return run_study(arguments, runner, jobs)
@@ -99,9 +99,10 @@ def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
     return Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
 
 
-def _jobs(given: int | None) -> int:
+def _jobs(given: int | None, ranks: int) -> int:
+    """Trainings of `ranks` processes at the same time."""
     if given is None:
-        return len(visible_gpus()) or len(os.sched_getaffinity(0))
+        return max(1, (len(visible_gpus()) or len(os.sched_getaffinity(0))) // ranks)
     if given < 1:
         raise UserError(f"--jobs {given}: must be at least 1")
     return given

@@ -48,6 +48,7 @@ class Scale(_Strict):
         settings: keys of the recipe that differ at this scale.
         options: measurement -> options that differ at this scale.
         loops: measurement, or `curve` -> numbers of loops at this scale.
+        grid: instead of that of the study.
     """
 
     data: Corpus
@@ -60,6 +61,7 @@ class Scale(_Strict):
     settings: dict[str, str] = {}
     options: dict[str, dict[str, str]] = {}
     loops: dict[str, Loops] = {}
+    grid: dict[str, tuple[str, ...]] = {}
 
 
 class Arm(_Strict):
@@ -129,7 +131,7 @@ class Study(_Strict):
         recipe: shipped recipe that all arms start from.
         settings: keys of the recipe that differ in all arms.
         arms: name -> arm; the first one is the reference.
-        grid: key -> values: one arm for each combination, instead of `arms`.
+        grid: key, or keys with spaces between them -> values: one arm for each combination, instead of `arms`.
         curve: numbers of loops of the validations along training, as in `Measurement.loops`.
         measurements: name -> what is measured at the end.
         target: bits per byte, for `seconds_to_target`.
@@ -204,7 +206,8 @@ def find_scale(study: Study, name: str) -> Scale:
 def _merged(path: Path) -> dict[str, Any]:
     """The content of a file, with what it takes over from the study that its key `extends` names.
 
-    Of `scales`, single keys are replaced; of everything else, the whole value.
+    Of `scales`, single keys are replaced; of everything else, the whole value. What the scales of the other study say about
+    measurements that this one does not have is left out.
     """
     content = read_yaml(path)
     if not isinstance(content, Section):
@@ -215,11 +218,25 @@ def _merged(path: Path) -> dict[str, Any]:
     base = path.with_name(f"{own.pop('extends')}.yaml")
     if not base.is_file():
         raise UserError(f"{path}: extends {base.stem}, but there is no {base}")
-    merged = _merged(base) | own
+    inherited = _merged(base)
+    merged = inherited | own
     if "arms" in own or "grid" in own:
         merged = {key: value for key, value in merged.items() if key not in ("arms", "grid") or key in own}
-    merged["scales"] = _deep(_merged(base).get("scales", Section()), own.get("scales", Section()))
-    return merged
+    known = {*merged.get("measurements", ()), "curve"}
+    scales = {name: _only(scale, known) for name, scale in inherited.get("scales", {}).items()}
+    return merged | {"scales": _deep(scales, own.get("scales", {}))}
+
+
+def _only(scale: Value, known: set[str]) -> Value:
+    """A scale without options of other measurements than these."""
+    if not isinstance(scale, dict):
+        return scale
+    parts = {
+        key: {name: value for name, value in scale[key].items() if name in known}
+        for key in ("options", "loops")
+        if isinstance(scale.get(key), dict)
+    }
+    return {**scale, **parts}
 
 
 def _deep(base: Value, own: Value) -> Value:

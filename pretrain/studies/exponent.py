@@ -6,6 +6,7 @@ weights; phi = 0: it is worth nothing.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -13,9 +14,15 @@ from pretrain.studies.estimates import Interval
 from pretrain.studies.results import Results
 
 RESAMPLES = 200
-PHIS = np.linspace(-0.5, 1.5, 41)
-POWERS = np.linspace(0.05, 1.5, 30)
-"""Values of alpha and beta of the grid from which the fit starts."""
+PHIS, POWERS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.1, 0.3, 0.6, 1.0)
+"""Values of phi, and of alpha and beta, from the best of which the fit starts."""
+
+LOWEST, HIGHEST = np.array([-2.0, 0.01, 0.01]), np.array([3.0, 3.0, 3.0])
+"""Limits of phi, alpha and beta."""
+
+STEPS = 300
+STEP = 1e-5
+"""Difference for the slopes."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +80,40 @@ def fit(points: list[Point], resamples: int = RESAMPLES) -> Fit:
 
 
 def _search(data: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """phi, alpha and beta with the least squared error, and its root mean; from a grid, or from near a known fit.
+    """phi, alpha and beta with the least squared error, and its root mean: Levenberg-Marquardt from a grid, or from `start`.
 
-    For given exponents, E, A and B follow from linear least squares, so three numbers remain to be searched.
+    For given exponents, E, A and B follow from linear least squares, so three numbers remain to be searched (variable
+    projection, Golub and Pereyra 1973).
     """
     if start is None:
-        grid = [(phi, alpha, beta) for phi in PHIS[::4] for alpha in POWERS[::4] for beta in POWERS[::4]]
-        start = np.array(min(grid, key=lambda exponents: _linear(data, *exponents)[1]))
-    best, error, step = start, _linear(data, *start)[1], np.array([0.1, 0.1, 0.1])
-    while step.max() > 1e-4:
-        moves = [best + sign * step * axis for axis in np.eye(3) for sign in (-1, 1)]
-        moves = [m for m in moves if min(m[1:]) > 0.01]
-        errors = [_linear(data, *move)[1] for move in moves]
-        lowest = int(np.argmin(errors))
-        if errors[lowest] < error:
-            best, error = moves[lowest], errors[lowest]
+        start = min(product(PHIS, POWERS, POWERS), key=lambda exponents: _rms(_linear(data, *exponents)[1]))
+    best, damping = np.array(start), 1e-3
+    residuals = _linear(data, *best)[1]
+    for _ in range(STEPS):
+        slopes = np.stack(
+            [(_linear(data, *(best + STEP * axis))[1] - residuals) / STEP for axis in np.eye(3)], axis=1
+        )
+        normal = slopes.T @ slopes
+        move = np.linalg.lstsq(normal + damping * np.diag(np.diag(normal)), -slopes.T @ residuals, rcond=None)[0]
+        tried = np.clip(best + move, LOWEST, HIGHEST)
+        found = _linear(data, *tried)[1]
+        if _rms(found) < _rms(residuals):
+            best, residuals, damping = tried, found, damping / 3
         else:
-            step = step / 2
-    return best, error
+            damping *= 4
+        if np.abs(move).max() < 1e-7 or damping > 1e12:
+            break
+    return best, _rms(residuals)
 
 
-def _linear(data: np.ndarray, phi: float, alpha: float, beta: float) -> tuple[np.ndarray, float]:
-    """E, A and B for given exponents, and the root mean square of the residuals."""
+def _linear(data: np.ndarray, phi: float, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """E, A and B for given exponents, where A and B are in units of the mean of their power, and the residuals."""
     once, looped, loops, tokens, nelbo = data.T
-    weights = (once + loops**phi * looped) ** -alpha
-    columns = np.stack([np.ones_like(nelbo), weights / weights.mean(), tokens**-beta / (tokens**-beta).mean()], axis=1)
+    weights, data_term = (once + loops**phi * looped) ** -alpha, tokens**-beta
+    columns = np.stack([np.ones_like(nelbo), weights / weights.mean(), data_term / data_term.mean()], axis=1)
     solution = np.linalg.lstsq(columns, nelbo, rcond=None)[0]
-    return solution, float(np.sqrt(np.mean((columns @ solution - nelbo) ** 2)))
+    return solution, columns @ solution - nelbo
+
+
+def _rms(residuals: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(residuals**2)))

@@ -7,7 +7,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.studies.definition import Rule
-from pretrain.studies.estimates import Curve, Interval, jackknife, mean_curve, position_of, to_tie
+from pretrain.studies.estimates import Interval, jackknife, to_tie
 from pretrain.studies.exponent import exponent_of
 from pretrain.studies.results import Results, TrialResult
 
@@ -125,15 +125,15 @@ def _attention_gain(results: Results, rule: Rule) -> Interval:
 
 
 def _seconds_to_target(results: Results, rule: Rule) -> Interval:
-    """Seconds of training until the mean of the curves reaches the target of the study, in bits per byte."""
+    """Seconds of the whole training, if the final bits per byte reach the target of the study in the mean over the seeds."""
     target, own = results.experiment.study.target, results.best[rule.arm]
     assert target is not None
 
     def seconds(seeds: Sequence[int]) -> float | None:
-        curves: list[Curve] = [own[s].curve("seconds", rule.loops, "bits_per_byte") for s in seeds]
-        return position_of(mean_curve(curves), target)
+        reached = np.mean([own[s].figures(rule.loops)["bits_per_byte"] for s in seeds]) <= target
+        return float(np.mean([own[s].end["seconds"] for s in seeds])) if reached else None
 
-    return jackknife(seconds, results.seeds, log=True)
+    return jackknife(seconds, results.seeds)
 
 
 def _exponent(results: Results, rule: Rule) -> Interval:

@@ -26,7 +26,7 @@ def make_report(results: Results, convention: str, command: str) -> Report:
     study, found = results.experiment.study, verdict(results)
     sections = [
         Section("Verdict", _verdict(results, found)),
-        Section("Boards", drawings(results) if study.boards else []),
+        Section("What the models write", drawings(results) if study.boards else []),
         Section("Set-up", _setup(results)),
         Section("Training", _curves(results, convention)),
         Section("FLOPs and seconds to tie", _ties(results)),
@@ -83,13 +83,13 @@ def _setup(results: Results) -> list[Block]:
         plan, flops = group[0].trial.plan, [r.end["flops"] for r in group]
         model = plan.settings.model
         rows.append((
-            arm, experiment.arms[arm].about, f"{model.loop.head} + {model.loop.mid} x S + {model.loop.tail}",
+            f"{arm}: {experiment.arms[arm].about}", f"{model.loop.head} + {model.loop.mid} x S + {model.loop.tail}",
             short(sum(model.parameter_count().values())), f"{model.loop.max}", f"{group[0].mean_loops:.2f}",
             f"{group[0].trial.lr:g}", f"{plan.total_steps:,}", f"{np.mean(flops):.3g}",
             duration(float(np.mean([r.end["seconds"] for r in group]))),
         ))  # fmt: skip
     scale, settings = experiment.scale, results.tuning[0].trial.plan.settings
-    header = ("arm", "what it is", "layers", "weights", "S_max", "mean S", "lr", "steps", "FLOPs", "seconds")
+    header = ("arm", "layers", "weights", "S_max", "mean S", "lr", "steps", "FLOPs", "seconds")
     about = (
         f"Recipe {experiment.study.recipe}, width {settings.model.hidden_size}, rows of {settings.data.seq_len} tokens, batch "
         f"{settings.train.global_batch_size}, {settings.train.precision}. Data: {' '.join(scale.data.input)}, "

@@ -96,12 +96,13 @@ class Experiment:
         """Name -> arm, also of a grid, whose arms are named by their values."""
         if self.study.arms:
             return self.study.arms
-        keys = list(self.study.grid)
-        return {
-            "-".join(values): Arm(about=", ".join(map("=".join, pairs)), settings=dict(pairs))
-            for values in itertools.product(*self.study.grid.values())
-            for pairs in [list(zip(keys, values, strict=True))]
-        }
+        grid = self.scale.grid or self.study.grid
+        found = {}
+        for values in itertools.product(*grid.values()):
+            settings = {key: value for keys, value in zip(grid, values, strict=True) for key in keys.split()}
+            about = ", ".join(f"{key}={value}" for key, value in settings.items())
+            found["-".join(values)] = Arm(about=about, settings=settings)
+        return found
 
     def tuning(self) -> list[Trial]:
         """Every arm with every learning rate and seed 0."""
