@@ -7,18 +7,18 @@ from pathlib import Path
 
 from data_pipeline.atomic_files import locked
 from data_pipeline.paths import user_path
-from data_pipeline.stop_signals import Stopped
+from data_pipeline.stop_signals import Stopped, raise_stopped
 from pretrain.config.overrides import parse_overrides
 from pretrain.errors import UserError
 from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.data import prepare_data
-from pretrain.studies.definition import find_scale, load_study, study_names
+from pretrain.studies.definition import MAX_SEEDS, Scale, Study, find_scale, load_study, study_names
 from pretrain.studies.estimate import describe
 from pretrain.studies.output import write_results
 from pretrain.studies.processes import Runner, Subprocesses, visible_gpus
 from pretrain.studies.results import read_results
 from pretrain.studies.schedule import run_all, unit_of
-from pretrain.studies.trials import Experiment
+from pretrain.studies.trials import Experiment, unit_counts
 from pretrain.studies.unit import Workplace, run_unit
 
 SCALES = ("smoke", "desk", "cluster")
@@ -38,8 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, metavar="N", help="trainings of every arm at its best learning rate [as the study says]")
     add("--output", type=user_path, default=Path("studies"), metavar="DIR", help="folder of all studies [studies]")
     add("--dry-run", action="store_true", help="show FLOPs and time; runs the first steps of every arm to measure them")
-    add("--flops", default="masked_head", choices=tuple(CONVENTIONS), help="convention of the page's charts [masked_head]")
+    add(
+        "--flops",
+        default="masked_head",
+        choices=tuple(CONVENTIONS),
+        help="convention of the page's charts [masked_head]",
+    )
     add("--units", action="store_true", help="list the trainings by number, and which are done")
+    add("--count", action="store_true", help="print how many trainings tune the learning rates, and how many follow")
     add("--unit", type=int, metavar="K", help="do training K alone, for the jobs of a SLURM array")
 
 
@@ -54,10 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name is None:
         raise UserError(f"NAME: give a study, one of: {', '.join(study_names())}")
-    jobs = _jobs(arguments.jobs, find_scale(load_study(arguments.name), arguments.scale).ranks)
+    if arguments.count:
+        study, scale = _chosen(arguments)
+        print(*unit_counts(study, scale))
+        return 0
+    jobs = _jobs(arguments.jobs, _chosen(arguments)[1].ranks)
     runner = Subprocesses(jobs, visible_gpus())
     try:
-        return run_study(arguments, runner, jobs)
+        with raise_stopped():
+            return run_study(arguments, runner, jobs)
     except Stopped as stopped:
         print(f"stopped by {stopped}; run the same command again to continue", file=sys.stderr)
         return 128 + stopped.signal_number
@@ -87,16 +98,22 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
 
 def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
     """The study at its scale, with its data prepared."""
-    study = load_study(arguments.name)
-    scale = find_scale(study, arguments.scale)
-    if arguments.seeds is not None:
-        if not 1 <= arguments.seeds <= 10:
-            raise UserError(f"--seeds {arguments.seeds}: must be from 1 to 10")
-        scale = scale.model_copy(update={"seeds": arguments.seeds})
+    study, scale = _chosen(arguments)
     output = arguments.output.absolute()
     given = [str(value) for key, value in parse_overrides(arguments.overrides)[0] if key == "data.path"]
     data = Path(given[-1]).absolute() if given else prepare_data(scale.data, output / "data", runner)
     return Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple[Study, Scale]:
+    """The study and its scale, with the seeds of the command line."""
+    study = load_study(arguments.name)
+    scale = find_scale(study, arguments.scale)
+    if arguments.seeds is None:
+        return study, scale
+    if not 1 <= arguments.seeds <= MAX_SEEDS:
+        raise UserError(f"--seeds {arguments.seeds}: must be from 1 to {MAX_SEEDS}")
+    return study, scale.model_copy(update={"seeds": arguments.seeds})
 
 
 def _jobs(given: int | None, ranks: int) -> int:

@@ -90,9 +90,7 @@ def _search(data: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarr
     best, damping = np.array(start), 1e-3
     residuals = _linear(data, *best)[1]
     for _ in range(STEPS):
-        slopes = np.stack(
-            [(_linear(data, *(best + STEP * axis))[1] - residuals) / STEP for axis in np.eye(3)], axis=1
-        )
+        slopes = np.stack([(_linear(data, *(best + STEP * axis))[1] - residuals) / STEP for axis in np.eye(3)], axis=1)
         normal = slopes.T @ slopes
         move = np.linalg.lstsq(normal + damping * np.diag(np.diag(normal)), -slopes.T @ residuals, rcond=None)[0]
         tried = np.clip(best + move, LOWEST, HIGHEST)

@@ -71,7 +71,9 @@ def _charts(points: Scores, varied: str) -> list[Block]:
     options = list(dict.fromkeys(option for _, option, _ in points))
     for arm in arms:
         for option in options:
-            line = [(float(s), v, e) for (a, o, s), (v, e) in points.items() if (a, o) == (arm, option) and s.isdecimal()]
+            line = [
+                (float(s), v, e) for (a, o, s), (v, e) in points.items() if (a, o) == (arm, option) and s.isdecimal()
+            ]
             if line:
                 label = f"{arm}, {option}" if option else arm
                 colour = arms.index(arm) if len(options) == 1 else options.index(option)
@@ -98,5 +100,5 @@ def _probe(results: Results, name: str) -> Chart:
             errors = np.std(means, axis=0, ddof=1) / len(means) ** 0.5 if len(means) > 1 else [None] * len(values)
             points = [(k, float(v), e and float(e)) for k, (v, e) in enumerate(zip(values, errors, strict=True), 1)]
             lines.append(Line(f"{arm}, t = {at['t']:g}", points, number, arm_number % 2 == 1))
-    return Chart("Attention of masked tokens to masked tokens, divided by their share (1: uniform)", lines, "pass", "mean over rows",
-                 True)  # fmt: skip
+    title = "Attention of masked tokens to masked tokens, divided by their share (1: uniform)"
+    return Chart(title, lines, "pass", "mean over rows", whole=True)

@@ -44,9 +44,7 @@ def record(results: Results) -> dict[str, Any]:
         "flops_to_tie": {arm: of["masked_head"] for arm, of in ties.items()},
         "seconds_to_tie": {arm: of["seconds"] for arm, of in ties.items()},
         "to_tie_by_convention": ties,
-        "learning_rates": [
-            {"arm": r.trial.arm, "lr": r.trial.lr, "nats_per_token": r.nelbo()} for r in results.tuning
-        ],
+        "learning_rates": [{"arm": r.trial.arm, "lr": r.trial.lr, "nats_per_token": r.nelbo()} for r in results.tuning],
         "arms": {arm: [_trial(r) for r in group] for arm, group in results.best.items()},
     }
 

@@ -62,6 +62,10 @@ class Subprocesses:
                 self._running.add(child)
             try:
                 return child.wait()
+            except BaseException:  # a signal in the main thread: end with the child
+                child.terminate()
+                child.wait()
+                raise
             finally:
                 with self._lock:
                     self._running.discard(child)

@@ -36,7 +36,9 @@ def make_report(results: Results, convention: str, command: str) -> Report:
         Section("Recurrence exponent", _exponent(results) if study.grid else []),
         Section("Learning rates", _rates(results)),
     ]
-    return Report(f"Study {study.name}, {results.experiment.scale_name}", study.claim, _cards(results, found), sections, command)
+    return Report(
+        f"Study {study.name}, {results.experiment.scale_name}", study.claim, _cards(results, found), sections, command
+    )
 
 
 def _cards(results: Results, found: tuple[str, Sequence[tuple[Rule, Interval, str]]]) -> list[tuple[str, str]]:
@@ -99,14 +101,18 @@ def _setup(results: Results) -> list[Block]:
     return [Table(header, rows), Text(about)]
 
 
-def mean_line(group: Sequence[TrialResult], axis: str, loops: str | None = None) -> list[tuple[float, float, float | None]]:
+def mean_line(
+    group: Sequence[TrialResult], axis: str, loops: str | None = None
+) -> list[tuple[float, float, float | None]]:
     """Mean over seeds at the validations of the first, with its standard error."""
     curves = [r.curve(axis, loops) for r in group]
     low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     positions = np.clip(curves[0][0], low, high)
     values = np.array([np.interp(np.log(positions), np.log(x), y) for x, y in curves])
     errors = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else [None] * len(positions)
-    return [(float(x), float(y), e and float(e)) for x, y, e in zip(positions, values.mean(axis=0), errors, strict=True)]
+    return [
+        (float(x), float(y), e and float(e)) for x, y, e in zip(positions, values.mean(axis=0), errors, strict=True)
+    ]
 
 
 def _curves(results: Results, convention: str) -> list[Block]:
@@ -154,7 +160,11 @@ def _by_loops(results: Results) -> list[Block]:
         if len(known) > 1:
             lines.append(Line(arm, [(s, float(np.mean([r.nelbo(s) for r in group])), None) for s in known], number))
     table = Table(("arm, nats per token", *(f"S = {s}" for s in every)), rows)
-    chart = [Chart("NELBO against the loops at inference", lines, "loops S", "NELBO, nats per token", True)] if lines else []
+    chart = (
+        [Chart("NELBO against the loops at inference", lines, "loops S", "NELBO, nats per token", True)]
+        if lines
+        else []
+    )
     return [table, *chart] if every else []
 
 
@@ -162,7 +172,8 @@ def _by_timestep(results: Results) -> list[Block]:
     """The gain of S over S = 1 in each tenth of t."""
     lines = []
     for number, (arm, group) in enumerate(results.best.items()):
-        for index, s in enumerate(s for s in group[0].end["loops"] if s != 1):
+        loops = group[0].end["loops"]
+        for index, s in enumerate(s for s in loops if s != 1 and 1 in loops):
             gains = np.mean([_gain_by_timestep(r, s) for r in group], axis=0)
             places = [(i + 0.5) / len(gains) for i in range(len(gains))]
             points = [(x, float(y), None) for x, y in zip(places, gains, strict=True) if np.isfinite(y)]
@@ -175,7 +186,9 @@ def _by_timestep(results: Results) -> list[Block]:
 
 def _gain_by_timestep(result: TrialResult, loops: int) -> np.ndarray:
     first, other = (
-        np.array([np.nan if b["nats_per_token"] is None else b["nats_per_token"] for b in result.figures(s)["by_timestep"]])
+        np.array(
+            [np.nan if b["nats_per_token"] is None else b["nats_per_token"] for b in result.figures(s)["by_timestep"]]
+        )
         for s in (1, loops)
     )
     return first - other

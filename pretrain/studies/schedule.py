@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from data_pipeline.stop_signals import Stopped, raise_stopped
+from data_pipeline.stop_signals import Stopped
 from pretrain.errors import UserError
 from pretrain.studies.processes import Runner, Subprocesses
 from pretrain.studies.results import best_rates
@@ -121,8 +121,7 @@ def _run_phase(
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, trial) for trial in left]
         try:
-            with raise_stopped():
-                _wait(futures, lambda: report(list(running)))
+            _wait(futures, lambda: report(list(running)))
         except Stopped:
             if isinstance(run, Subprocesses):
                 run.stop()

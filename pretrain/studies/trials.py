@@ -69,6 +69,24 @@ class Trial:
         return [*map(str, fixed), *(s for s in wanted if not s.isdecimal())]
 
 
+def arms_of(study: Study, scale: Scale) -> dict[str, Arm]:
+    """Name -> arm, also of a grid, whose arms are named by their values."""
+    if study.arms:
+        return study.arms
+    grid, found = scale.grid or study.grid, {}
+    for values in itertools.product(*grid.values()):
+        settings = {key: value for keys, value in zip(grid, values, strict=True) for key in keys.split()}
+        about = ", ".join(f"{key}={value}" for key, value in settings.items())
+        found["-".join(values)] = Arm(about=about, settings=settings)
+    return found
+
+
+def unit_counts(study: Study, scale: Scale) -> tuple[int, int]:
+    """Trainings that tune the learning rates, and those of the other seeds."""
+    arms = len(arms_of(study, scale))
+    return arms * len(scale.learning_rates), arms * (scale.seeds - 1)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A study at one scale.
@@ -93,16 +111,8 @@ class Experiment:
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
-        """Name -> arm, also of a grid, whose arms are named by their values."""
-        if self.study.arms:
-            return self.study.arms
-        grid = self.scale.grid or self.study.grid
-        found = {}
-        for values in itertools.product(*grid.values()):
-            settings = {key: value for keys, value in zip(grid, values, strict=True) for key in keys.split()}
-            about = ", ".join(f"{key}={value}" for key, value in settings.items())
-            found["-".join(values)] = Arm(about=about, settings=settings)
-        return found
+        """Name -> arm."""
+        return arms_of(self.study, self.scale)
 
     def tuning(self) -> list[Trial]:
         """Every arm with every learning rate and seed 0."""
@@ -115,7 +125,7 @@ class Experiment:
     @property
     def units(self) -> int:
         """Number of trainings."""
-        return len(self.arms) * (len(self.scale.learning_rates) + self.scale.seeds - 1)
+        return sum(unit_counts(self.study, self.scale))
 
     def trial(self, arm: str, lr: float, seed: int) -> Trial:
         """One training.

@@ -34,7 +34,10 @@ def smoke(name, studies, *words):
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_runs_and_a_finished_one_does_nothing(name, studies):
     result, _ = smoke(name, studies)
-    assert result["verdict"] in ("holds", "does not hold", "not at this scale") and result["claim"] == load_study(name).claim
+    assert (
+        result["verdict"] in ("holds", "does not hold", "not at this scale")
+        and result["claim"] == load_study(name).claim
+    )
     for trials in result["arms"].values():
         last = trials[0]["validations"][-1]
         assert last["flops"] == trials[0]["flops"] > 0 and trials[0]["seconds"] > 0
@@ -104,9 +107,23 @@ def test_units_and_the_dry_run(studies, capsys):
 
 def test_a_killed_study_goes_on(tmp_path):
     """The processes themselves: SIGTERM saves the training, and the same command resumes it."""
-    words = [sys.executable, "-m", "pretrain.cli", "study", "sudoku", "--scale", "smoke", "--output", str(tmp_path), "--jobs", "1"]
+    words = [
+        sys.executable,
+        "-m",
+        "pretrain.cli",
+        "study",
+        "sudoku",
+        "--scale",
+        "smoke",
+        "--output",
+        str(tmp_path),
+        "--jobs",
+        "1",
+    ]
     words += ["train.max_flops=6e9", "checkpoint.every=1000"]
-    started = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    started = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 120
     while not (metrics := [p for p in tmp_path.glob("runs/*/metrics.jsonl") if p.stat().st_size]):
         assert time.monotonic() < deadline and started.poll() is None, started.stdout.read()

@@ -29,8 +29,8 @@ def test_a_curve_is_interpolated_in_the_logarithm():
 
 def test_a_curve_that_rises_again_keeps_its_lowest_value():
     x, y = np.array([1.0, 2.0, 4.0, 8.0]), np.array([4.0, 2.0, 3.0, 1.0])
-    assert position_of((x, y), 2.5) == pytest.approx(2 ** 0.75)
-    assert position_of((x, y), 1.5) == pytest.approx(4 * 2 ** 0.5), "not on the way from 3, but from 2 to 1"
+    assert position_of((x, y), 2.5) == pytest.approx(2**0.75)
+    assert position_of((x, y), 1.5) == pytest.approx(4 * 2**0.5), "not on the way from 3, but from 2 to 1"
 
 
 @pytest.mark.parametrize("factor", [1.7, 3.3])
@@ -93,7 +93,12 @@ def test_the_work_of_a_run_follows_from_its_tokens_and_flops():
     assert work.passes == pytest.approx(loops.sum() * tokens)
     assert work.flops(model, "masked_head") == pytest.approx(flops)
     ordered = [work.flops(model, name) for name in ("blocks", "masked_head", "full_head", "head_and_embedding")]
-    assert ordered == sorted(ordered) and set(CONVENTIONS) == {"blocks", "masked_head", "full_head", "head_and_embedding"}
+    assert ordered == sorted(ordered) and set(CONVENTIONS) == {
+        "blocks",
+        "masked_head",
+        "full_head",
+        "head_and_embedding",
+    }
 
 
 def trainings(phi, seed):
