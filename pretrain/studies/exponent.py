@@ -20,7 +20,7 @@ PHIS, POWERS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.1, 0.3, 0.6, 1.0)
 LOWEST, HIGHEST = np.array([-2.0, 0.01, 0.01]), np.array([3.0, 3.0, 3.0])
 """Limits of phi, alpha and beta."""
 
-STEPS = 300
+STEPS = 60
 STEP = 1e-5
 """Difference for the slopes."""
 
@@ -99,7 +99,7 @@ def _search(data: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarr
             best, residuals, damping = tried, found, damping / 3
         else:
             damping *= 4
-        if np.abs(move).max() < 1e-7 or damping > 1e12:
+        if np.abs(move).max() < 1e-7 or damping > 1e9:
             break
     return best, _rms(residuals)
 

@@ -20,8 +20,8 @@ from pretrain.studies.definition import Arm, Measurement, Scale, Study
 WITHOUT_EFFECT = ("run.dir", "run.name", "data.path", "log.", "hardware.", "checkpoint.", "parallel.timeout_minutes")
 """Keys, or beginnings of keys, that do not change what a training computes."""
 
-CHECKPOINTS = 10
-"""Checkpoints of a training: at most this share of one is repeated after a kill."""
+CHECKPOINTS, STEPS_BETWEEN = 10, 50
+"""Checkpoints of a training, and the least number of steps between them: at most a tenth of a training is repeated after a kill."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Experiment:
             f"eval.loops=[{', '.join(map(str, loops))}]",
             f"eval.rows={self.scale.rows}",
             "eval.batch_size=128",
-            f"checkpoint.every={-(-steps // CHECKPOINTS)}",
+            f"checkpoint.every={max(STEPS_BETWEEN, -(-steps // CHECKPOINTS))}",
             "checkpoint.keep=1",
             f"log.every={-(-steps // 100)}",
             "log.tensorboard=false",

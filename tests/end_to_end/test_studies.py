@@ -105,22 +105,31 @@ def test_units_and_the_dry_run(studies, capsys):
     assert "nothing to do" in capsys.readouterr().out, "the first steps were the whole training at this scale"
 
 
+KILLED = """\
+extends: sudoku
+arms: {looped: {about: the only one}}
+measurements: {}
+boards: ""
+verdict: [{figure: nelbo_gain, arm: looped, reference: looped, holds: 0}]
+scales: {smoke: {flops: 6.0e+9}}
+"""
+
+
 def test_a_killed_study_goes_on(tmp_path):
     """The processes themselves: SIGTERM saves the training, and the same command resumes it."""
+    shutil.copy(ROOT / "pretrain" / "studies" / "definitions" / "sudoku.yaml", tmp_path)
+    (tmp_path / "killed.yaml").write_text(KILLED)
     words = [
         sys.executable,
         "-m",
         "pretrain.cli",
         "study",
-        "sudoku",
+        str(tmp_path / "killed.yaml"),
         "--scale",
         "smoke",
         "--output",
         str(tmp_path),
-        "--jobs",
-        "1",
     ]
-    words += ["train.max_flops=6e9", "checkpoint.every=1000"]
     started = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
