@@ -109,7 +109,7 @@ def whole(split: LoopSplit) -> Stage:
 
 def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
     """Number of weights on one rank of a stage: matrices are split over the `tensor` ranks, norms are not."""
-    norms = (2 * _layers_held(stage) + stage.last) * architecture.hidden_size
+    norms = (2 * layers_held(stage) + stage.last) * architecture.hidden_size
     ends = architecture.padded_vocab_size * architecture.hidden_size // tensor
     return hidden_matrices_held(stage, architecture, tensor) + norms + (stage.first + stage.last) * ends
 
@@ -117,10 +117,11 @@ def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
 def hidden_matrices_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
     """Number of weights in the matrices of the layers on one rank of a stage."""
     matrices = architecture.parameters_per_layer() - 2 * architecture.hidden_size
-    return _layers_held(stage) * (matrices // tensor)
+    return layers_held(stage) * (matrices // tensor)
 
 
-def _layers_held(stage: Stage) -> int:
+def layers_held(stage: Stage) -> int:
+    """Number of layers of a stage; those of the mid block count once."""
     return len(stage.mid) + sum(len(chunk) for chunk in (*stage.head, *stage.tail))
 
 

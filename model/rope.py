@@ -5,10 +5,11 @@ megatron-core 0.16 and 0.19 compute the cosine and sine of the angles for the qu
 The layers get no `rotary_pos_emb`; `BidirectionalAttention` rotates instead.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Rotation(NamedTuple):
@@ -41,5 +42,24 @@ def rotation(seq_len: int, head_dim: int, base: float, device: torch.device, dty
 
 def rotate(states: Tensor, by: Rotation) -> Tensor:
     """Queries or keys [b, s, n, d] -> the same, rotated, contiguous."""
+    return _Rotate.apply(states, by.cos, by.sin)
+
+
+class _Rotate(torch.autograd.Function):
+    """With its own backward pass, which rotates back: autograd's would take more passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(states, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient, cos, -sin), None, None
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = states.chunk(2, dim=-1)
-    return states * by.cos + torch.cat([second, first], dim=-1) * by.sin
+    return torch.cat([second, first], dim=-1).mul_(sin).add_(states * cos)

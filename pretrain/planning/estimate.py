@@ -8,15 +8,20 @@ limits in this respect.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from model.placement import Costs
+from model.placement import Costs, Stage
 from pretrain.config.run_plan import RunPlan
 from pretrain.planning.memory import Memory, hidden_bytes, memory_of
+from pretrain.planning.orthogonalization import orthogonalization_flops
 from pretrain.planning.timing import Case, Durations, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
 
 H100_BF16_TFLOPS = 989.4
 """Peak that the planner assumes where none is given: an H100 SXM, dense bf16 (NVIDIA's data sheet)."""
+
+FP32_SHARE = 66.9 / H100_BF16_TFLOPS
+"""Speed of fp32 relative to bf16 on the same device, which Muon's orthogonalization is timed with: that of an H100 SXM."""
 
 BACKWARD = 2
 """FLOPs of a backward pass divided by those of the forward pass (model/flops.py)."""
@@ -57,9 +62,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rates:
-    """Seconds per FLOP, per pipeline hop and per byte of each kind of communication."""
+    """Seconds per FLOP in `train.precision` and in fp32, per pipeline hop and per byte of each kind of communication."""
 
     flop: float
+    fp32_flop: float
     tensor_byte: float
     hop: float
     data_byte: float
@@ -85,7 +91,7 @@ def _estimate(plan: RunPlan, timed: Sequence[tuple[float, Case]]) -> Estimate:
     mean = round(plan.loops_after_ramp.mean(0))
     by_loops = dict(zip(_support(plan), timed, strict=True))
     traffics = [traffic_of(plan, stage, mean) for stage in plan.placement]
-    after = max(t.data * rates.data_byte + t.copies * rates.copies_byte + t.host * rates.host_byte for t in traffics)
+    after = max(map(partial(_seconds_after, plan, rates), plan.placement, traffics))
     expected = sum(float(probabilities[s - 1]) * time for s, (time, _) in by_loops.items())
     (typical, largest) = (by_loops[s] for s in (min(by_loops, key=lambda s: abs(s - mean)), max(by_loops)))
     return Estimate(
@@ -98,6 +104,12 @@ def _estimate(plan: RunPlan, timed: Sequence[tuple[float, Case]]) -> Estimate:
         seconds=expected + after,
         seconds_largest=largest[0] + after,
     )
+
+
+def _seconds_after(plan: RunPlan, rates: _Rates, stage: Stage, traffic: Traffic) -> float:
+    """What follows the backward pass on a rank of a stage: the gradients' reduction, the optimizer's exchanges, Muon's products."""
+    sent = traffic.data * rates.data_byte + traffic.copies * rates.copies_byte + traffic.host * rates.host_byte
+    return sent + orthogonalization_flops(plan, stage) * rates.fp32_flop
 
 
 def _support(plan: RunPlan) -> list[int]:
@@ -133,10 +145,11 @@ def _rates(plan: RunPlan) -> _Rates:
         inside = ranks <= hardware.ranks_per_node
         return 1e-9 / (hardware.node_gb_per_second if inside else hardware.network_gb_per_second)
 
-    peak = (hardware.peak_tflops or H100_BF16_TFLOPS) * 1e12
+    flop = 1e-12 / ((hardware.peak_tflops or H100_BF16_TFLOPS) * hardware.efficiency)
     between_stages = byte(plan.world_size)
     return _Rates(
-        flop=1.0 / (peak * hardware.efficiency),
+        flop=flop,
+        fp32_flop=flop if plan.settings.train.precision == "fp32" else flop / FP32_SHARE,
         tensor_byte=byte(parallel.tensor),
         hop=hardware.latency_microseconds * 1e-6 + hidden_bytes(plan) * between_stages,
         data_byte=byte(parallel.tensor * plan.data_parallel_size),

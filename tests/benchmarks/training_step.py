@@ -1,10 +1,11 @@
 """Tokens per second of a training step, beside a plain PyTorch trainer of the same model that this script contains.
 
-    python tests/benchmarks/training_step.py [--widths 256 768] [--loops 1 6] [--rounds 5] [--json FILE]
+    python tests/benchmarks/training_step.py [--widths 256 768] [--loops 1 6] [--rounds 5] [--steps 2] [--json FILE]
 
 12 layers, rows of 128 tokens, batch of 32 in micro-batches of 8. The plain trainer runs head, S passes of mid, and tail in a loop,
 computes the logits of all positions, and has no framework around it; in bf16 it uses autocast. In every round each trainer takes
-steps in turn; the table shows the median over rounds, and the ratio to the plain trainer within a round.
+steps in turn; the table shows the median over rounds, the ratio to the plain trainer within a round, and how much of the speed of a
+large matrix product on this device the model FLOPs (model/flops.py) reach. A second table shows where the time of our step goes.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
@@ -24,10 +27,11 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from model.architecture import Architecture  # noqa: E402
+from model.flops import FlopsModel  # noqa: E402
 from pretrain.cli import main as loopmdm  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
+from tests.benchmarks.step_profile import PARTS, matmul_flops, step_parts  # noqa: E402
 
-STEPS = 2
 SEQ_LEN, BATCH, MICRO_BATCH = 128, 32, 8
 
 
@@ -132,16 +136,16 @@ def words_of(width: int, precision: str, loops: int) -> list[str]:
     ]  # fmt: skip
 
 
-def tokens_per_second(step: Callable[[], None]) -> float:
-    """Over STEPS steps."""
+def tokens_per_second(step: Callable[[], None], steps: int) -> float:
+    """Over some steps."""
     begin = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         step()
-    return STEPS * BATCH * SEQ_LEN / (time.perf_counter() - begin)
+    return steps * BATCH * SEQ_LEN / (time.perf_counter() - begin)
 
 
-def measured(data: Path, width: int, precision: str, loops: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second in every round, by trainer."""
+def measured(data: Path, width: int, precision: str, loops: int, rounds: int, steps: int) -> dict[str, Any]:
+    """Tokens per second of each trainer in every round, and where the time of our step goes."""
     words = words_of(width, precision, loops)
     ours, architecture = our_trainer(data, words)
     trainers = {
@@ -154,8 +158,39 @@ def measured(data: Path, width: int, precision: str, loops: int, rounds: int) ->
     seen: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(rounds):
         for name, step in trainers.items():
-            seen[name].append(tokens_per_second(step))
-    return seen
+            seen[name].append(tokens_per_second(step, steps))
+    mean_timestep = 0.5
+    return {
+        "width": width,
+        "loops": loops,
+        "precision": precision,
+        "tokens_per_second": seen,
+        "flops_per_token": FlopsModel(architecture, SEQ_LEN, mean_timestep).training(loops),
+        "matmul_flops": matmul_flops(precision),
+        "parts": step_parts(ours, architecture),
+    }
+
+
+def print_speeds(case: Mapping[str, Any]) -> None:
+    """A line per trainer."""
+    for name, values in case["tokens_per_second"].items():
+        ratios = sorted(a / b for a, b in zip(values, case["tokens_per_second"]["plain PyTorch"], strict=True))
+        rate = statistics.median(values)
+        peak = rate * case["flops_per_token"] / case["matmul_flops"]
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        print(f"{_label(case)} | {name} | {rate:,.0f} | {ratio} | {peak:.0%} |", flush=True)
+
+
+def print_parts(cases: Sequence[Mapping[str, Any]]) -> None:
+    """Where the time of our step, not compiled, goes: a line per case."""
+    print(f"\n| width | S | precision | {' | '.join(PARTS)} |\n|{'---|' * (3 + len(PARTS))}")
+    for case in cases:
+        shares = [f"{case['parts'][part]:.0%}" for part in PARTS]
+        print(f"{_label(case)} | {' | '.join(shares)} |")
+
+
+def _label(case: Mapping[str, Any]) -> str:
+    return f"| {case['width']} | {case['loops']} | {case['precision']}"
 
 
 def main() -> None:
@@ -164,38 +199,23 @@ def main() -> None:
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 6])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="steps of a trainer in its turn [2]")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     filter_library_warnings()
-    rows = []
+    cases = []
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         prepare = ["prepare", "--input", "stdlib:", "--output", str(data), "--vocab-size", "8191"]
         if loopmdm([*prepare, "--seq-len", str(SEQ_LEN)]):
             sys.exit(1)
-        print(
-            f"{'width':>5} {'S':>3} {'precision':<9} {'trainer':<20} {'tokens/s':>9} {'to plain PyTorch':>22}",
-            flush=True,
-        )
-        cases = [(w, s, p) for w in arguments.widths for s in arguments.loops for p in arguments.precisions]
-        for width, loops, precision in cases:
-            seen = measured(data, width, precision, loops, arguments.rounds)
-            for name, values in seen.items():
-                ratios = sorted(one / plain for one, plain in zip(values, seen["plain PyTorch"], strict=True))
-                rate, ratio = statistics.median(values), statistics.median(ratios)
-                shown = f"{ratio:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-                print(f"{width:>5} {loops:>3} {precision:<9} {name:<20} {rate:>9,.0f} {shown:>22}", flush=True)
-                rows.append(
-                    {
-                        "width": width,
-                        "loops": loops,
-                        "precision": precision,
-                        "trainer": name,
-                        "tokens_per_second": values,
-                    }
-                )
+        print("| width | S | precision | trainer | tokens/s | to plain PyTorch | of matmul peak |\n|" + "---|" * 7)
+        for width, loops, precision in product(arguments.widths, arguments.loops, arguments.precisions):
+            cases.append(measured(data, width, precision, loops, arguments.rounds, arguments.steps))
+            print_speeds(cases[-1])
+    print_parts(cases)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(cases, indent=2) + "\n")
 
 
 if __name__ == "__main__":

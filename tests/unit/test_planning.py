@@ -4,18 +4,22 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.architecture import Architecture, LoopSplit
 from model.denoiser import LoopedDenoiser
 from model.objective import masked_cross_entropy
 from model.placement import Costs, place, weights_held
+from model.weights import shards_of
 from pretrain.cli import main
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import layout_problems
 from pretrain.errors import ConfigError, UserError
+from pretrain.optimizer.orthogonal import muon_direction
 from pretrain.planning.estimate import estimate_all
 from pretrain.planning.layouts import choose, legal_layouts, plan_of, ranked
 from pretrain.planning.memory import memory_of
+from pretrain.planning.orthogonalization import weights_of_a_layer
 from pretrain.planning.traffic import traffic_of
 from tests.launching import ROOT
 
@@ -148,6 +152,37 @@ def test_muon_keeps_one_moment_of_the_layers_matrices_and_exchanges_it(layout):
     assert saved == pytest.approx(4 * matrices / ranks)
     sent = traffic_of(muon, muon.placement[0], 6).data - traffic_of(adamw, adamw.placement[0], 6).data
     assert sent == pytest.approx(2 * 4 * matrices / ranks * (ranks - 1) / ranks)
+
+
+def test_flops_of_muon_are_those_that_torch_counts():
+    model = paper("model.hidden_size=48", "model.num_heads=6", "model.num_kv_heads=2").settings.model
+    layer = LoopedDenoiser(replace(model, num_layers=1, loop=LoopSplit(head=0, mid=1, tail=0)))
+    matrices = {name: weight for name, weight in layer.mid.named_parameters() if shards_of(f"mid.{name}")}
+    with FlopCounterMode(display=False) as counter:
+        for name, weight in matrices.items():
+            muon_direction(name, weight.detach(), model)
+    assert counter.get_total_flops() == sum(weights_of_a_layer(model))
+
+
+@pytest.mark.parametrize(
+    "layout, ranks, share",
+    [
+        ((), 8, 1 / 8),
+        (("parallel.zero_stage=0", "train.precision=fp32"), 8, 1),
+        (("train.micro_batch_size=1",), 128, None),
+    ],
+)
+def test_muons_products_are_divided_over_the_ranks_and_timed_in_fp32(layout, ranks, share):
+    """By weights, so that with many ranks one still has the most expensive weight. Without ZeRO everyone has all."""
+    adamw, muon = (paper(*layout, f"optim.name={name}", ranks=ranks) for name in ("adamw", "muon"))
+    (slow, fast), hardware = estimate_all([muon, adamw]), muon.settings.hardware
+    weights = weights_of_a_layer(muon.settings.model)
+    flops = max(weights) if share is None else 12 * sum(weights) * share
+    sent = slow.traffic.data - fast.traffic.data
+    bandwidth = hardware.node_gb_per_second if ranks <= 8 else hardware.network_gb_per_second
+    peak = 989.4 if muon.settings.train.precision == "fp32" else 66.9
+    expected = flops / (peak * 1e12 * hardware.efficiency) + sent / (bandwidth * 1e9)
+    assert slow.seconds - fast.seconds == pytest.approx(expected, rel=1e-6)
 
 
 def test_traffic_of_tensor_and_pipeline_ranks():
