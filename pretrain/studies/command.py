@@ -16,7 +16,7 @@ from pretrain.studies.definition import MAX_SEEDS, Scale, Study, find_scale, loa
 from pretrain.studies.estimate import describe
 from pretrain.studies.output import write_results
 from pretrain.studies.processes import Runner, Subprocesses, visible_gpus
-from pretrain.studies.results import read_results
+from pretrain.studies.results import best_rates, read_results
 from pretrain.studies.schedule import run_all, unit_of
 from pretrain.studies.trials import Experiment, unit_counts
 from pretrain.studies.unit import Workplace, run_unit
@@ -126,16 +126,14 @@ def _jobs(given: int | None, ranks: int) -> int:
 
 
 def _units(experiment: Experiment) -> list[str]:
-    lines = []
-    for number in range(experiment.units):
-        try:
-            trial = unit_of(experiment, number)
-        except UserError:
-            lines.append(f"{number:>4}  waits for the learning rates")
-            continue
-        done = "done" if Workplace(trial).is_done(experiment) else "to do"
-        lines.append(f"{number:>4}  {done:<6} {trial.name:<40} {trial.folder}")
-    return lines
+    trials, wait = list(experiment.tuning), ""
+    try:
+        trials += experiment.repeats(best_rates(experiment))
+    except UserError:
+        wait = f"{len(trials):>4}  and further ones wait for the learning rates"
+    done = ["done" if Workplace(trial).is_done(experiment) else "to do" for trial in trials]
+    lines = [f"{k:>4}  {done[k]:<6} {trial.name:<40} {trial.folder}" for k, trial in enumerate(trials)]
+    return [*lines, *([wait] if wait else [])]
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -159,6 +159,9 @@ class Study(_Strict):
         if bool(self.arms) == bool(self.grid):
             raise ValueError("give either arms or grid")
         for rule in self.verdict:
+            for figure, needed in (("seconds_to_target", "target"), ("exponent", "grid")):
+                if rule.figure == figure and not getattr(self, needed):
+                    raise ValueError(f"verdict, {figure}: needs the key {needed}")
             for name, known in (
                 (rule.arm, self.arms), (rule.reference, self.arms), (rule.measurement, self.measurements)
             ):  # fmt: skip

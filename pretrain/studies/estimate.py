@@ -28,7 +28,8 @@ def describe(experiment: Experiment, run: Runner, jobs: int) -> str:
             f"{trial.arm:<24}{each:>10}{trial.plan.total_steps:>10,}{trial.flops:>12.3g}{speed:>10.2g}{time:>9}"
         )
     flops = each * sum(trial.flops for trial in arms)
-    seconds = each * sum(trial.flops / speed for trial, speed in zip(arms, speeds, strict=True)) / jobs
+    times = [trial.flops / speed for trial, speed in zip(arms, speeds, strict=True)]
+    seconds = max(each * sum(times) / jobs, *times, 0)
     lines += [
         f"{experiment.units} trainings, {flops:.3g} training FLOPs, without validation and measurements",
         f"this machine, {jobs} at a time: about {duration(seconds)}",

@@ -79,7 +79,8 @@ class Subprocesses:
 
     def _environment(self, slot: int, ranks: int) -> dict[str, str]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(max(1, self._threads // ranks))}
+        threads = str(max(1, self._threads // ranks))
+        own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         if self._devices and ranks == 1:
             own["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         return os.environ | own

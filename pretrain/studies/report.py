@@ -1,6 +1,6 @@
 """The report of a study: set-up, curves, tables, FLOPs to tie, verdict."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -212,8 +212,10 @@ def _rates(results: Results) -> list[Block]:
     by_arm: dict[str, dict[float, TrialResult]] = {}
     for result in results.tuning:
         by_arm.setdefault(result.trial.arm, {})[result.trial.lr] = result
-    mark: Callable[[str, float], str] = lambda arm, lr: " *" if results.best[arm][0].trial.lr == lr else ""  # noqa: E731
-    rows = [(arm, *(f"{of[lr].nelbo():.4f}{mark(arm, lr)}" for lr in rates)) for arm, of in by_arm.items()]
+    rows = []
+    for arm, of in by_arm.items():
+        best = results.best[arm][0].trial.lr
+        rows.append((arm, *(f"{of[lr].nelbo():.4f}{' *' if lr == best else ''}" for lr in rates)))
     note = (
         "Final NELBO at S_max with seed 0, nats per token. Every arm had the same rates at the same budget; its best one (*) was "
         "then trained with the other seeds. Seed 0 is among the results, which favours all arms alike."

@@ -95,7 +95,7 @@ def best_rates(experiment: Experiment) -> dict[str, float]:
     best: dict[str, tuple[float, float]] = {}
     if len(experiment.scale.learning_rates) == 1:
         return dict.fromkeys(experiment.arms, experiment.scale.learning_rates[0])
-    for trial in experiment.tuning():
+    for trial in experiment.tuning:
         found = (read_trial(experiment, trial).nelbo(), trial.lr)
         best[trial.arm] = min(best.get(trial.arm, found), found)
     return {arm: lr for arm, (_, lr) in best.items()}
@@ -128,7 +128,7 @@ class Results:
 def read_results(experiment: Experiment) -> Results:
     """Read a study that is done. Raises UserError if it is not."""
     rates = best_rates(experiment)
-    tuning = [read_trial(experiment, trial) for trial in experiment.tuning()]
+    tuning = [read_trial(experiment, trial) for trial in experiment.tuning]
     best = {arm: [r for r in tuning if (r.trial.arm, r.trial.lr) == (arm, lr)] for arm, lr in rates.items()}
     for trial in experiment.repeats(rates):
         best[trial.arm].append(read_trial(experiment, trial))

@@ -67,7 +67,7 @@ def run_all(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str]
         UserError: a unit failed. The others that were running are finished first.
         Stopped: a signal arrived; the trainings have saved.
     """
-    tuning = experiment.tuning()
+    tuning = experiment.tuning
     mean = sum(trial.flops for trial in tuning) / len(tuning)
     progress = Progress(mean * experiment.units, show)
     _run_phase(experiment, tuning, run, jobs, lambda running: progress.report(tuning, running), show)
@@ -84,10 +84,12 @@ def unit_of(experiment: Experiment, number: int) -> Trial:
     """
     if not 0 <= number < experiment.units:
         raise UserError(f"--unit {number}: the study has the units 0 to {experiment.units - 1}")
-    tuning = experiment.tuning()
-    if number < len(tuning):
-        return tuning[number]
-    return experiment.repeats(best_rates(experiment))[number - len(tuning)]
+    arms, rates = list(experiment.arms), experiment.scale.learning_rates
+    if number < len(arms) * len(rates):
+        arm, rate = divmod(number, len(rates))
+        return experiment.trial(arms[arm], rates[rate], 0)
+    arm, seed = divmod(number - len(arms) * len(rates), experiment.scale.seeds - 1)
+    return experiment.trial(arms[arm], best_rates(experiment)[arms[arm]], 1 + seed)
 
 
 def _run_phase(

@@ -114,6 +114,7 @@ class Experiment:
         """Name -> arm."""
         return arms_of(self.study, self.scale)
 
+    @cached_property
     def tuning(self) -> list[Trial]:
         """Every arm with every learning rate and seed 0."""
         return [self.trial(arm, lr, 0) for arm in self.arms for lr in self.scale.learning_rates]
