@@ -11,7 +11,10 @@ from pretrain.studies.estimates import Interval, jackknife, to_tie
 from pretrain.studies.exponent import exponent_of
 from pretrain.studies.results import Results, TrialResult
 
-VERDICTS = ("holds", "does not hold", "not at this scale")
+VERDICTS = ("holds", "not at this scale", "does not hold")
+
+Verdict = tuple[str, list[tuple[Rule, Interval, str]]]
+"""One of `VERDICTS`, and for each rule its figure and its own verdict."""
 
 
 def figure(results: Results, rule: Rule) -> Interval:
@@ -28,11 +31,11 @@ def figure(results: Results, rule: Rule) -> Interval:
         ) from None
 
 
-def verdict(results: Results) -> tuple[str, list[tuple[Rule, Interval, str]]]:
-    """The verdict of a study, and that of each rule: the claim holds if all rules hold, and does not if one fails."""
+def verdict(results: Results) -> Verdict:
+    """The verdict of a study: the claim holds if all rules hold, and does not if one fails."""
     judged = [(rule, found, judge(rule, found)) for rule in results.experiment.study.verdict
               for found in [figure(results, rule)]]  # fmt: skip
-    return max((each for *_, each in judged), key=("holds", "not at this scale", "does not hold").index), judged
+    return max((each for *_, each in judged), key=VERDICTS.index), judged
 
 
 def judge(rule: Rule, found: Interval) -> str:

@@ -8,7 +8,7 @@ from data_pipeline.atomic_files import write_atomic
 from data_pipeline.json_text import json_text
 from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.blocks import html_page, markdown
-from pretrain.studies.figures import tie, verdict
+from pretrain.studies.figures import Verdict, tie, verdict
 from pretrain.studies.report import make_report
 from pretrain.studies.results import Results, TrialResult
 
@@ -17,8 +17,9 @@ FIGURES = ("nats_per_token", "nats_per_token_se", "bits_per_byte")
 
 def write_results(folder: Path, results: Results, convention: str, command: str) -> str:
     """Write the files; returns the text that says what they are."""
-    report = make_report(results, convention, command)
-    content = record(results) | {"command": command}
+    found = verdict(results)
+    report = make_report(results, found, convention, command)
+    content = record(results, found) | {"command": command}
     write_atomic(folder / "result.json", json_text(content, indent=1) + "\n")
     write_atomic(folder / "page.html", html_page(report).encode("utf-8", "backslashreplace"))
     write_atomic(folder / "README.md", markdown(report))
@@ -26,9 +27,9 @@ def write_results(folder: Path, results: Results, convention: str, command: str)
     return f"{report.claim}\n{figures}\nwrote {folder / 'page.html'}, README.md and result.json"
 
 
-def record(results: Results) -> dict[str, Any]:
+def record(results: Results, found: Verdict) -> dict[str, Any]:
     """All figures of a study."""
-    experiment, (decided, rules) = results.experiment, verdict(results)
+    experiment, (decided, rules) = results.experiment, found
     study, reference = experiment.study, results.reference
     ties = {} if study.grid else {
         arm: {axis: asdict(tie(results, arm, axis, reference)) for axis in (*CONVENTIONS, "seconds")}

@@ -10,9 +10,8 @@ from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.blocks import Block, Chart, Report, Section, Table, Text
 from pretrain.studies.boards import drawings
 from pretrain.studies.definition import Rule
-from pretrain.studies.estimates import Interval
 from pretrain.studies.exponent import exponent_of
-from pretrain.studies.figures import tie, verdict
+from pretrain.studies.figures import Verdict, tie
 from pretrain.studies.measurement_blocks import measurement_sections
 from pretrain.studies.results import Results, TrialResult
 from pretrain.studies.schedule import duration
@@ -21,9 +20,9 @@ MOST_CURVES = 10
 """Arms of one chart; a grid with more has tables alone."""
 
 
-def make_report(results: Results, convention: str, command: str) -> Report:
+def make_report(results: Results, found: Verdict, convention: str, command: str) -> Report:
     """The report; its charts use one of `CONVENTIONS`."""
-    study, found = results.experiment.study, verdict(results)
+    study = results.experiment.study
     sections = [
         Section("Verdict", _verdict(results, found)),
         Section("What the models write", drawings(results) if study.boards else []),
@@ -41,7 +40,7 @@ def make_report(results: Results, convention: str, command: str) -> Report:
     )
 
 
-def _cards(results: Results, found: tuple[str, Sequence[tuple[Rule, Interval, str]]]) -> list[tuple[str, str]]:
+def _cards(results: Results, found: Verdict) -> list[tuple[str, str]]:
     figures = [(str(interval), _what(rule)) for rule, interval, _ in found[1][:3]]
     seconds = sum(r.end["seconds"] for r in _all(results))
     spent = [(duration(seconds), f"training, {len(_all(results))} trainings")]
@@ -68,7 +67,7 @@ def _at(loops: str | None) -> str:
     return f" at S = {loops}" if loops else ""
 
 
-def _verdict(results: Results, found: tuple[str, Sequence[tuple[Rule, Interval, str]]]) -> list[Block]:
+def _verdict(results: Results, found: Verdict) -> list[Block]:
     study, rows = results.experiment.study, []
     for rule, interval, judged in found[1]:
         sign = "at most" if rule.below else "at least"

@@ -137,7 +137,9 @@ def test_a_killed_study_goes_on(tmp_path):
     while not (metrics := [p for p in tmp_path.glob("runs/*/metrics.jsonl") if p.stat().st_size]):
         assert time.monotonic() < deadline and started.poll() is None, started.stdout.read()
         time.sleep(0.1)
-    second = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    second = subprocess.run(
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
     assert second.returncode == 2 and "another process runs this study" in second.stderr
     started.send_signal(signal.SIGTERM)
     assert started.wait(timeout=240) == 128 + signal.SIGTERM and "run the same command again" in started.stdout.read()
