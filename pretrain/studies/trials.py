@@ -185,8 +185,8 @@ class Experiment:
             words = ["probe", "--loops", options.pop("loops", str(trial.largest_loops))]
         else:
             words = ["evaluate", "--loops", ",".join(loops)]
-        words += [word for key, value in options.items() for word in (f"--{key}", value)]
         (key, values), *_ = [*measurement.vary.items(), ("", ("",))]
+        words += [word for name, value in options.items() if name != key for word in (f"--{name}", value)]
         return [Command(name, value, (*words, *((f"--{key}", value) if key else ()))) for value in values]
 
 
