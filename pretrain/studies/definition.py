@@ -218,9 +218,11 @@ def _merged(path: Path) -> dict[str, Any]:
     own: dict[str, Any] = dict(content)
     if "extends" not in own:
         return own
-    base = path.with_name(f"{own.pop('extends')}.yaml")
-    if not base.is_file():
-        raise UserError(f"{path}: extends {base.stem}, but there is no {base}")
+    name = own.pop("extends")
+    places = [path.with_name(f"{name}.yaml"), DEFINITIONS / f"{name}.yaml"]
+    base = next((place for place in places if place.is_file() and place.resolve() != path.resolve()), None)
+    if base is None:
+        raise UserError(f"{path}: extends {name}, but there is no {places[0]} and no shipped study of that name")
     inherited = _merged(base)
     merged = inherited | own
     if "arms" in own or "grid" in own:

@@ -78,8 +78,6 @@ def test_what_is_changed_runs_again_and_nothing_else(studies, tmp_path):
 def test_the_best_learning_rate_of_an_arm_has_the_other_seeds(studies):
     base = "extends: sudoku\nscales:\n  smoke: {seeds: 2, learning_rates: [1.0e-3, 2.0e-3]}\n"
     path = studies / "rates.yaml"
-    text = (ROOT / "pretrain" / "studies" / "definitions" / "sudoku.yaml").read_text()
-    (studies / "sudoku.yaml").write_text(text)
     path.write_text(base)
     assert study(path, "--scale", "smoke", "--output", studies)[0] == 0
     result = json.loads((studies / "rates" / "smoke" / "result.json").read_text())
@@ -117,7 +115,6 @@ scales: {smoke: {flops: 6.0e+9}}
 
 def test_a_killed_study_goes_on(tmp_path):
     """The processes themselves: SIGTERM saves the training, and the same command resumes it."""
-    shutil.copy(ROOT / "pretrain" / "studies" / "definitions" / "sudoku.yaml", tmp_path)
     (tmp_path / "killed.yaml").write_text(KILLED)
     words = [
         sys.executable,
@@ -193,7 +190,6 @@ BROKEN = {
 
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_definition_with_a_problem_is_named(text, tmp_path, capsys):
-    shutil.copy(ROOT / "pretrain" / "studies" / "definitions" / "sudoku.yaml", tmp_path)
     path = tmp_path / "mine.yaml"
     path.write_text(text + "\n")
     assert loopmdm(["study", str(path), "--output", str(tmp_path)]) == 2
