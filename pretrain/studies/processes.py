@@ -80,7 +80,12 @@ class Subprocesses:
     def _environment(self, slot: int, ranks: int) -> dict[str, str]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = str(max(1, self._threads // ranks))
-        own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        # PYTHONSAFEPATH: a `pretrain.py` in the working folder must not take the place of ours.
+        own = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        }
         if self._devices and ranks == 1:
             own["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         return os.environ | own
