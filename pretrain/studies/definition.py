@@ -12,6 +12,15 @@ from pretrain.errors import UserError
 DEFINITIONS = Path(__file__).parent / "definitions"
 MAX_SEEDS = 10
 
+DECIDED = {
+    "optim.lr": "learning_rates in scales, which are the same for all arms",
+    "run.seed": "seeds in scales",
+    "data.path": "data in scales, or data.path=FOLDER on the command line",
+    "run.dir": "--output on the command line",
+    "run.name": "nothing: run folders are named by their content",
+}
+"""Settings that a definition cannot have -> what to give instead."""
+
 Loops = tuple[str, ...]
 """Numbers of loops as `loopmdm evaluate --loops` takes them: `4`, `1-6-1`, `adaptive:1-12`."""
 
@@ -153,6 +162,15 @@ class Study(_Strict):
     boards: str = ""
     verdict: tuple[Rule, ...] = Field(min_length=1)
     scales: dict[str, Scale] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _settings_are_free(self) -> Self:
+        scales, arms = self.scales.values(), self.arms.values()
+        for settings in (self.settings, *(scale.settings for scale in scales), *(arm.settings for arm in arms)):
+            for key, instead in DECIDED.items():
+                if key in settings:
+                    raise ValueError(f"settings: {key} is decided by the study; give {instead}")
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

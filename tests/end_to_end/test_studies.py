@@ -176,6 +176,7 @@ def test_what_cannot_be_run_is_refused(words, studies, capsys):
 
 
 BROKEN = {
+    "extends: sudoku\nsettings: {optim.lr: 1e-3}": "settings: optim.lr is decided by the study; give learning_rates in scales",
     "extends: sudoku\nverdict: [{figure: seconds_to_target, arm: plain, holds: 1}]": "seconds_to_target: needs the key target",
     "claim: c": "recipe: Field required",
     "extends: nothing": "extends nothing, but there is no",
