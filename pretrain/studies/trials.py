@@ -139,10 +139,9 @@ class Experiment:
             budget, self.study.settings, self.scale.settings, self.arms[arm].settings,
             {"optim.lr": repr(lr), "run.seed": str(seed)},
         )  # fmt: skip
-        words += [*self.overrides, f"data.path={self.data}", f"run.dir={self.runs}"]
+        own = [*self.overrides, f"data.path={self.data}", f"run.dir={self.runs}"]
         try:
-            plan = self._plan(words)
-            words += self._logging(plan)
+            words += [*self._logging(self._plan([*words, *own])), *own]
             words.append(f"run.name={content_key(self._plan(words), self.blend)}")
             return Trial(arm, lr, seed, self.study.recipe, self._plan(words), tuple(words))
         except ConfigError as error:

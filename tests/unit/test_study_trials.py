@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from pretrain.errors import UserError
 from pretrain.studies.data import corpus_folder, prepare_data
 from pretrain.studies.definition import Corpus, Measurement, load_study
 from pretrain.studies.schedule import unit_of
-from pretrain.studies.trials import Experiment, unit_counts
+from pretrain.studies.trials import Experiment, content_key, unit_counts
 from pretrain.studies.unit import BusyError, owned
 
 
@@ -48,6 +49,9 @@ def test_the_key_of_a_training_follows_from_what_it_computes(experiment, data):
         key(replace(experiment, overrides=("model.norm_eps=1e-6",))),
     ]  # fmt: skip
     assert len({own, *others}) == 1 + len(others)
+    plan = experiment.trial("looped", 2e-3, 0).plan
+    blends = [SimpleNamespace(identity=lambda text=text: {"tokens": text}, corpora=[]) for text in "ab"]
+    assert content_key(plan, blends[0]) != content_key(plan, blends[1])
 
 
 def test_a_training_has_the_budget_and_is_validated_along_the_way(experiment):
