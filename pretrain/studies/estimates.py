@@ -55,12 +55,23 @@ Curve = tuple[np.ndarray, np.ndarray]
 """Positions, ascending and above 0, and values, both [n]."""
 
 
+def aligned(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Several trainings of the same length at equal shares of it: mean positions [n], and the value of each [curves, n].
+
+    The shares are those at which a value of some curve is known, from the first that all curves have; between them, values are
+    interpolated linearly in the logarithm. So trainings at different speeds are averaged at equal progress.
+    """
+    shares, end = [x / x[-1] for x, _ in curves], float(np.mean([x[-1] for x, _ in curves]))
+    inside = np.unique(np.concatenate(shares))
+    inside = inside[inside >= max(share[0] for share in shares)]
+    values = [np.interp(np.log(inside), np.log(share), y) for share, (_, y) in zip(shares, curves, strict=True)]
+    return inside * end, np.array(values)
+
+
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Mean of several curves where all of them are known: at all their positions, interpolated linearly in the logarithm."""
-    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    inside = np.unique(np.concatenate([x for x, _ in curves]))
-    inside = inside[(inside >= low) & (inside <= high)]
-    return inside, np.mean([np.interp(np.log(inside), np.log(x), y) for x, y in curves], axis=0)
+    """Mean of several trainings of the same length, see `aligned`."""
+    positions, values = aligned(curves)
+    return positions, values.mean(axis=0)
 
 
 def position_of(curve: Curve, level: float) -> float | None:

@@ -10,6 +10,7 @@ from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.blocks import Block, Chart, Report, Section, Table, Text
 from pretrain.studies.boards import drawings
 from pretrain.studies.definition import Rule
+from pretrain.studies.estimates import aligned
 from pretrain.studies.exponent import exponent_of
 from pretrain.studies.figures import Verdict, tie
 from pretrain.studies.measurement_blocks import measurement_sections
@@ -103,15 +104,12 @@ def _setup(results: Results) -> list[Block]:
 def mean_line(
     group: Sequence[TrialResult], axis: str, loops: str | None = None
 ) -> list[tuple[float, float, float | None]]:
-    """Mean over seeds at the validations of the first, with its standard error."""
-    curves = [r.curve(axis, loops) for r in group]
-    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    positions = np.clip(curves[0][0], low, high)
-    values = np.array([np.interp(np.log(positions), np.log(x), y) for x, y in curves])
-    errors = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else [None] * len(positions)
-    return [
-        (float(x), float(y), e and float(e)) for x, y, e in zip(positions, values.mean(axis=0), errors, strict=True)
-    ]
+    """Mean over seeds with its standard error."""
+    positions, values = aligned([r.curve(axis, loops) for r in group])
+    count = len(values)
+    errors = values.std(axis=0, ddof=1) / count**0.5 if count > 1 else np.zeros(len(positions))
+    points = list(zip(positions, values.mean(axis=0), errors, strict=True))[::-count][::-1]  # about one per validation
+    return [(float(x), float(y), float(e) if count > 1 else None) for x, y, e in points]
 
 
 def _curves(results: Results, convention: str) -> list[Block]:

@@ -45,9 +45,13 @@ def test_flops_to_tie_of_curves_with_a_known_factor(factor, points):
     assert to_tie([falling(1.0)], [falling(1.0)]) == pytest.approx(1.0)
 
 
-def test_the_mean_of_curves_is_taken_where_all_are_known():
-    x, y = mean_curve([(np.array([1.0, 4.0]), np.array([2.0, 0.0])), (np.array([2.0, 8.0]), np.array([4.0, 2.0]))])
-    assert x.tolist() == [2.0, 4.0] and y == pytest.approx([(1 + 4) / 2, (0 + 3) / 2])
+def test_the_mean_of_curves_is_taken_at_equal_progress():
+    """The second training took twice as long; the first value that both have is that at half of them."""
+    first, second = (np.array([1.0, 4.0]), np.array([2.0, 0.0])), (np.array([4.0, 8.0]), np.array([4.0, 2.0]))
+    x, y = mean_curve([first, second])
+    assert x.tolist() == [3.0, 6.0] and y == pytest.approx([(1 + 4) / 2, (0 + 2) / 2])
+    alone = mean_curve([(np.array([5.0]), np.array([1.0])), (np.array([7.0]), np.array([3.0]))])
+    assert [part.tolist() for part in alone] == [[6.0], [2.0]]
 
 
 def test_the_interval_of_a_mean_is_that_of_student():
