@@ -27,6 +27,9 @@ class InProcess:
         settings, blend = load_run(words[2], words[3:])
         return run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True)
 
+    def stop(self) -> None:
+        """A signal in the tests' process ends it."""
+
     @property
     def verbs(self) -> list[str]:
         """What it ran."""

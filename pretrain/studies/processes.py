@@ -23,6 +23,9 @@ class Runner(Protocol):
     def __call__(self, words: Sequence[str], log: Path, slot: int, ranks: int = 1) -> int:
         """`slot`: number of the job, below the number of jobs, which decides its GPU."""
 
+    def stop(self) -> None:
+        """Ask all commands that are running to save and end, and run no further ones."""
+
 
 class Subprocesses:
     """A `Runner` whose processes share the cores of this machine.
@@ -71,7 +74,7 @@ class Subprocesses:
                     self._running.discard(child)
 
     def stop(self) -> None:
-        """Ask all children to save and end."""
+        """See `Runner`."""
         with self._lock:
             self._stopping = True
             for child in self._running:

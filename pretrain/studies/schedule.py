@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from data_pipeline.stop_signals import Stopped
 from pretrain.errors import UserError
-from pretrain.studies.processes import Runner, Subprocesses
+from pretrain.studies.processes import Runner
 from pretrain.studies.results import best_rates
 from pretrain.studies.trials import Experiment, Trial
 from pretrain.studies.unit import Workplace, run_unit
@@ -125,8 +125,7 @@ def _run_phase(
         try:
             _wait(futures, lambda: report(list(running)))
         except Stopped:
-            if isinstance(run, Subprocesses):
-                run.stop()
+            run.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         except UserError:

@@ -69,6 +69,30 @@ class Trial:
         return [*map(str, fixed), *(s for s in wanted if not s.isdecimal())]
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of `loopmdm` that measures one thing, without the run folder and the output.
+
+    Attributes:
+        measurement: name in the study, or `nelbo`.
+        option: value of the option that varies; empty if none does.
+    """
+
+    measurement: str
+    option: str
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the result."""
+        return f"{self.measurement}_{self.option}" if self.option else self.measurement
+
+    @property
+    def file(self) -> str:
+        """Name of the result's file: another command has another one."""
+        return f"{self.name}-{_digest(list(self.words))[:12]}.json"
+
+
 def arms_of(study: Study, scale: Scale) -> dict[str, Arm]:
     """Name -> arm, also of a grid, whose arms are named by their values."""
     if study.arms:
@@ -167,7 +191,7 @@ class Experiment:
             "log.tensorboard=false",
         ]
 
-    def commands(self, trial: Trial) -> "dict[str, Command]":
+    def commands(self, trial: Trial) -> dict[str, Command]:
         """What is measured on a training, by the name of the result."""
         loops = ",".join(str(s) for s in trial.plan.settings.eval.loops)
         nelbo = ["evaluate", "--loops", loops, "--rows", str(self.scale.rows), "--batch-size", "128"]
@@ -177,7 +201,7 @@ class Experiment:
                 found |= {c.name: c for c in self._measured(name, measurement, trial)}
         return found
 
-    def _measured(self, name: str, measurement: Measurement, trial: Trial) -> "list[Command]":
+    def _measured(self, name: str, measurement: Measurement, trial: Trial) -> list[Command]:
         options = measurement.options | self.scale.options.get(name, {})
         loops = trial.loops_of(self.scale.loops.get(name, measurement.loops))
         if measurement.kind == "probe":
@@ -187,30 +211,6 @@ class Experiment:
         (key, values), *_ = [*measurement.vary.items(), ("", ("",))]
         words += [word for name, value in options.items() if name != key for word in (f"--{name}", value)]
         return [Command(name, value, (*words, *((f"--{key}", value) if key else ()))) for value in values]
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of `loopmdm` that measures one thing, without the run folder and the output.
-
-    Attributes:
-        measurement: name in the study, or `nelbo`.
-        option: value of the option that varies; empty if none does.
-    """
-
-    measurement: str
-    option: str
-    words: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the result."""
-        return f"{self.measurement}_{self.option}" if self.option else self.measurement
-
-    @property
-    def file(self) -> str:
-        """Name of the result's file: another command has another one."""
-        return f"{self.name}-{_digest(list(self.words))[:12]}.json"
 
 
 def content_key(plan: RunPlan, blend: Blend) -> str:
