@@ -30,13 +30,13 @@ class Caching:
             wanted tokens was wanted before (Fast-dLLM).
         below: also refresh a row whose surest wanted token has a lower probability than this; the step is then computed again.
         per_pass: keep the keys and values of every pass of the looped block, for the same pass of later steps. Otherwise those
-            of the last pass, for all passes.
+            of the last pass, for all passes, which takes less memory and loses quality (model/sampling/README.md).
     """
 
     reuse: Reuse
     every: int | None = None
     below: float = 0.0
-    per_pass: bool = False
+    per_pass: bool = True
 
 
 class Slots(NamedTuple):

@@ -11,7 +11,7 @@ from model.attention import AttentionInputs
 from model.denoiser import LoopedDenoiser, positions_of
 from model.rope import rotation
 from model.sampling.cache import Caching, KeptRows, KeyValueCache, SampleMemory, Slots
-from model.sampling.passes import Judge, LoopPolicy, run_passes
+from model.sampling.passes import OF_PREDICTIONS, Judge, LoopPolicy, run_passes
 from model.sampling.query import Query
 from model.sampling.tally import Tally
 from model.sampling.warm_start import WarmStart
@@ -174,18 +174,24 @@ class LoopedNetwork:
         def one_pass(states: Tensor, number: int, rows: Tensor) -> Tensor:
             return self.model.one_pass(states, attention(rows, number))
 
-        def predict(states: Tensor, rows: Tensor) -> Tensor:
-            states = self.model.run_tail(states, attention(rows, None))
+        def logits(states: Tensor, rows: Tensor) -> Tensor:
             return self.gather(self.model.output(states, positions_of(part.wanted[rows])))
+
+        def predict(states: Tensor, rows: Tensor) -> Tensor:
+            return logits(self.model.run_tail(states, attention(rows, None)), rows)
 
         head = states = self.model.embed_and_head(part.tokens, attention(everything, None))
         if self._warm is not None and part.slots is not None:
             states = self._warm.start(part.slots, part.places, part.tokens, head)
-        judge = policy.settling and Judge(policy.settling, part.wanted.t(), predict, self.agree)
-        looped = run_passes(one_pass, states, policy.limits(part.time), judge)
+        judge = None
+        if policy.settling is not None:
+            compared = predict if policy.settling.criterion == "prediction" else logits
+            judge = Judge(policy.settling, part.wanted.t(), compared, self.agree)
+        limits = policy.limits(part.time)
+        looped = run_passes(one_pass, states, limits, judge)
         if self._warm is not None and part.slots is not None:
             self._warm.keep(part.slots, part.places, looped.states - head)
-        self._count(part, looped.loops)
+        self._count(part, looped.loops, limits)
         return predict(looped.states, everything), looped.loops
 
     def _attention(self, part: Part) -> Callable[[Tensor, int | None], AttentionInputs]:
@@ -199,8 +205,10 @@ class LoopedNetwork:
             kept = KeptRows.of(self._cache, part.slots, part.columns)
         return lambda rows, number: AttentionInputs(rotary.of_rows(rows), kept=kept and kept.at(rows, number))
 
-    def _count(self, part: Part, loops: Tensor) -> None:
-        """Add a forward pass to the tally."""
-        settling = self.compute.loops.settling
-        ends = loops + 1 if settling is not None and settling.criterion == "prediction" else torch.ones_like(loops)
-        self.tally.add(self.model.architecture, part.length, part.counts, loops, part.wanted.sum(dim=1), ends)
+    def _count(self, part: Part, loops: Tensor, limits: Tensor) -> None:
+        """Add a forward pass to the tally. After the last possible pass, settling is not asked for."""
+        settling, once = self.compute.loops.settling, torch.ones_like(loops)
+        heads = loops + (loops < limits) if settling is not None and settling.criterion in OF_PREDICTIONS else once
+        tails = heads if settling is not None and settling.criterion == "prediction" else once
+        predicted = heads * part.wanted.sum(dim=1)
+        self.tally.add(self.model.architecture, part.length, part.counts, loops, predicted, tails)

@@ -12,14 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Criterion = Literal["direction", "state", "prediction"]
+Criterion = Literal["direction", "state", "logit-lens", "prediction"]
 """What is compared at a position before and after pass k. With h the hidden state H(k), u = h / |h| and p the prediction:
 
 - direction: |u_k - u_(k-1)|;
 - state: |h_k - h_(k-1)| / |h_k|. The norm of the hidden state grows from pass to pass, so this falls whether or not the
   prediction still changes;
-- prediction: KL(p_k || p_(k-1)) in nats. It costs the tail and the LM head in every pass.
+- logit-lens: KL(p_k || p_(k-1)) in nats, with the p that the LM head gives for h without the tail (nostalgebraist 2020). It
+  costs the LM head in every pass;
+- prediction: KL(p_k || p_(k-1)) in nats. It costs the tail and the LM head in every pass. If the model is calibrated, this is
+  what the pass takes from the expected loss.
 """
+
+OF_PREDICTIONS: tuple[Criterion, ...] = ("logit-lens", "prediction")
+"""The criteria that compare predictions."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Settling:
     """
 
     threshold: float
-    criterion: Criterion = "direction"
+    criterion: Criterion
     minimum: int = 1
 
 
@@ -77,7 +83,10 @@ OnePass = Callable[[Tensor, int, Tensor], Tensor]
 """(H(k - 1) of n rows [s, n, h], k, numbers of the rows [n]) -> H(k) [s, n, h]."""
 
 Settled = Callable[[Tensor, Tensor, int, Tensor], Tensor]
-"""(H(k - 1) and H(k) of n rows [s, n, h], k, numbers of the rows [n]) -> which rows have settled, bool [n]."""
+"""(H(k - 1) and H(k) of n rows [s, n, h], k, numbers of the rows [n]) -> which rows have settled, bool [n].
+
+Called after each pass, with the rows that have passes left.
+"""
 
 
 def run_passes(one_pass: OnePass, states: Tensor, limits: Tensor, settled: Settled | None = None) -> Looped:
@@ -95,7 +104,8 @@ def run_passes(one_pass: OnePass, states: Tensor, limits: Tensor, settled: Settl
         before, states = states, one_pass(states, number, rows)
         done = limits[rows] <= number
         if settled is not None and not done.all():
-            done |= settled(before, states, number, rows)
+            going = ~done
+            done[going] = settled(before[:, going], states[:, going], number, rows[going])
         if not done.any():
             continue
         loops[rows[done]] = number
@@ -116,7 +126,7 @@ class Judge:
     Args:
         wanted: positions that must settle, bool [s, b], at least one per row.
         predict: (H(k) of n rows [s, n, h], numbers of the rows) -> logits of their wanted positions, row by row [m, v]; called
-            for the criterion "prediction" only.
+            for the criteria of predictions only.
         agree: makes a decision (bool [n]) the same on all tensor-parallel ranks.
     """
 
@@ -134,13 +144,17 @@ class Judge:
 
     def __call__(self, before: Tensor, after: Tensor, number: int, rows: Tensor) -> Tensor:
         """See `Settled`."""
+        change = self.change(before, after, number, rows)
+        return self._agree((change < self._settling.threshold) & (number >= self._settling.minimum))
+
+    def change(self, before: Tensor, after: Tensor, number: int, rows: Tensor) -> Tensor:
+        """What pass k has changed in each row, as a mean over its wanted positions, float64 [n]. Arguments as of `Settled`."""
         wanted = self._wanted[:, rows]
-        if self._settling.criterion == "prediction":
+        if self._settling.criterion in OF_PREDICTIONS:
             change = self._change_of_prediction(after, wanted, number, rows)
         else:
             change = change_of_state(self._settling.criterion, before, after)
-        mean = change.double().masked_fill(~wanted, 0).sum(dim=0) / wanted.sum(dim=0)
-        return self._agree((mean < self._settling.threshold) & (number >= self._settling.minimum))
+        return change.double().masked_fill(~wanted, 0).sum(dim=0) / wanted.sum(dim=0)
 
     def _change_of_prediction(self, after: Tensor, wanted: Tensor, number: int, rows: Tensor) -> Tensor:
         """KL(p_k || p_(k-1)) of the wanted positions of these rows [s, n]; infinite after the first pass."""

@@ -30,7 +30,13 @@ class Tally:
     flops: float = 0.0
 
     def add(
-        self, architecture: Architecture, seq_len: int, computed: Tensor, loops: Tensor, predicted: Tensor, ends: Tensor
+        self,
+        architecture: Architecture,
+        seq_len: int,
+        computed: Tensor,
+        loops: Tensor,
+        predicted: Tensor,
+        tails: Tensor,
     ) -> None:
         """Count a forward pass.
 
@@ -38,18 +44,16 @@ class Tally:
             seq_len: tokens of a row.
             computed: number of positions that are computed in each row, int64 [b].
             loops: S of each row, int64 [b].
-            predicted: positions of each row at which logits are computed, int64 [b].
-            ends: how often the tail and the LM head are computed, int64 [b].
+            predicted: logits that are computed of each row, int64 [b]: positions, times how often.
+            tails: how often the tail is computed, int64 [b].
         """
         costs = FlopsModel(architecture, seq_len, masked_fraction=1.0)
         split = architecture.loop
-        layers = split.head + split.mid * loops.double() + split.tail * ends.double()
+        layers = split.head + split.mid * loops.double() + split.tail * tails.double()
         self.forwards += len(loops)
         self.loops += float(loops.sum())
         self.passes += float((computed * loops).sum()) / seq_len
-        self.flops += (
-            float((computed * layers).sum()) * costs.layer() + float((predicted * ends).sum()) * costs.lm_head()
-        )
+        self.flops += float((computed * layers).sum()) * costs.layer() + float(predicted.sum()) * costs.lm_head()
 
     def values(self) -> Tensor:
         """The counts as float64 [4], to be summed over ranks that sample different rows."""

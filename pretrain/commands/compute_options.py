@@ -21,8 +21,9 @@ def add_network_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--loop-criterion", choices=tuple(THRESHOLDS),
-        help="adaptive: what must settle at the tokens to predict: the direction of the hidden state, the state itself (relative "
-        "change), or the prediction (KL; costs the tail and the LM head in every pass) [direction]",
+        help="adaptive: what must settle at the tokens to predict: the prediction (KL; costs the tail and the LM head in every "
+        "pass); logit-lens: the same without the tail; the direction of the hidden state; the state itself (relative change) "
+        "[logit-lens]",
     )  # fmt: skip
     add(
         "--loop-threshold", type=float, metavar="X",

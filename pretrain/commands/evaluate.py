@@ -46,8 +46,9 @@ def loop_list(text: str) -> list[str]:
     loops = [part.strip() for part in text.split(",")]
     try:
         parsed = [parse_loops(part) for part in loops]
-    except UserError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 1 on, such as 1,2,4") from None
+    except UserError as error:
+        reason = str(error).removeprefix("--loops ")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,2,4: {reason}") from None
     if len(set(parsed)) < len(parsed):
         raise argparse.ArgumentTypeError(f"{text!r}: a number of loops is given twice")
     return loops

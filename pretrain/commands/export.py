@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and print how to load it."""
+    from pretrain.config.run_folder import check_run_folder
     from pretrain.errors import UserError
     from pretrain.export.new_folder import require_new
     from pretrain.export.read import read_manifest
@@ -35,9 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--loops {arguments.loops}: must be at least 1")
     require_new(arguments.output, "DIR")
     folder = arguments.folder
-    if not (folder / "config.yaml").is_file():
-        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+    check_run_folder(folder)
     record, weights = _read(folder, arguments.weights)
     manifest = read_manifest(folder / "tokenizer")
     write_export(arguments.output, record, weights, folder / "tokenizer", manifest, arguments.loops)
@@ -48,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read(folder: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
     """The newest checkpoint. One that a running training removes while it is read is replaced by the next."""
+    from pretrain.checkpoints.folder import MARK, latest_checkpoint
     from pretrain.errors import UserError
-    from pretrain.training.checkpoint import MARK, latest_checkpoint
 
     while True:
         checkpoint = latest_checkpoint(folder)
@@ -61,10 +60,10 @@ def _read(folder: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tens
 
 
 def _read_checkpoint(folder: Path, checkpoint: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
+    from pretrain.checkpoints.folder import read_state
     from pretrain.export.evaluations import newest_evaluations
     from pretrain.export.record import check_settings, record_of
     from pretrain.export.weight_files import read_checkpoint
-    from pretrain.training.checkpoint import read_state
 
     state, step = read_state(checkpoint), int(checkpoint.name.removeprefix("step_"))
     check_settings(state["settings"], checkpoint / "state.json")

@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from data_pipeline.dataset.blend import is_prepared
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.manifest import Manifest
 from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import Sharding
 from model.sampling.network import Compute
 from model.sampling.passes import LoopPolicy
 from model.sampling.query import Denoise
 from model.sampling.tally import Tally
+from pretrain.checkpoints.folder import latest_checkpoint, list_checkpoints
+from pretrain.checkpoints.weights import load_into
 from pretrain.config.load import load_settings
+from pretrain.config.run_folder import check_run_folder
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Settings
 from pretrain.errors import UserError
 from pretrain.evaluation.networks import sampling_network
+from pretrain.export.read import read_manifest
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World, start_world
-from pretrain.training.checkpoint import latest_checkpoint, list_checkpoints, load_into
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,7 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
     Raises:
         UserError: no run, no complete checkpoint, weights that do not fit the settings, or ranks that do not fit the layout.
     """
-    if not (folder / "config.yaml").is_file():
-        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+    check_run_folder(folder)
     latest_checkpoint(folder)  # notice before the ranks meet that there is none
     settings = load_settings(
         str(folder / "config.yaml"),
@@ -118,7 +119,7 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
          "parallel.sequence=false", "parallel.mid_replicas=null", "parallel.pipeline_split=looped", "parallel.ds_config=null"],
     )  # fmt: skip
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
-    manifest = load_manifest(folder / "tokenizer")
+    manifest = read_manifest(folder / "tokenizer")
     ranks = read_launcher()
     plan = RunPlan(settings, ranks[1])
     if plan.world_size % (tensor * pipeline):
@@ -142,7 +143,7 @@ def _load_newest(folder: Path, model: LoopedDenoiser, world: World, averaged: bo
         checkpoint = world.from_main(_latest(folder, world))
         error = None
         try:
-            load_into(model, checkpoint, world, averaged)
+            load_into(model, checkpoint, model.architecture, world.tensor_rank, world.shape.tensor, averaged)
         except (UserError, OSError) as caught:
             error = caught
         if not world.any(error is not None and checkpoint not in list_checkpoints(folder)):

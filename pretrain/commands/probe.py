@@ -45,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = open_run(arguments.folder, arguments.weights)
     blend = load_blend(arguments.data or find_data(loaded))
     loops = arguments.loops or loaded.settings.model.loop.max
-    print(f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, validation of {blend.path}, S={loops}")
+    title = f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, validation of {blend.path}, S={loops}"
     settings = {"loops": loops, "timesteps": arguments.timesteps, "rows": arguments.rows, "data": str(blend.path)}
     for one in evaluation_sets(blend, "validation"):
         documents = loaded.settings.train.attention == "document"
         measured = probe(
             loaded.model, one.rows, arguments.timesteps, loops, arguments.rows, arguments.batch_size, documents
         )
-        print("\n".join([*([one.name] if one.name else []), *map(format_probe, measured)]))
+        print("\n".join([f"{title}{one.name and ', '}{one.name}", *map(format_probe, measured)]))
         record = {"step": loaded.step, "weights": loaded.weights, "settings": settings, "timesteps": measured}
         name = f"_{one.name}" if one.name else ""
         output = arguments.output and arguments.output.with_stem(arguments.output.stem + name)

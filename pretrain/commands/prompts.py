@@ -65,6 +65,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UserError: the file cannot be read, has a wrong line, or no prompt.
     """
+    if path.suffix == ".json":
+        raise UserError(f"--prompts {path}: write one JSON object per line, and end the name of the file in .jsonl")
     lines = list(filled_lines(read_text("--prompts", path)))
     if not lines:
         raise UserError(f"--prompts {path}: has no prompt; write one per line")

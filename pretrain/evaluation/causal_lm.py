@@ -1,5 +1,6 @@
 """A local Hugging Face causal language model that scores texts. Needs the optional package transformers."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,19 @@ import torch
 from pretrain.errors import UserError
 
 INSTALL = "install it, for example with: pip install 'loopmdm[eval]'"
+
+
+def check_scorer(folder: Path) -> None:
+    """Notice before samples are drawn what keeps a folder from being loaded.
+
+    Raises:
+        UserError: transformers is not installed, or this is no folder of a model.
+    """
+    if not (folder / "config.json").is_file():
+        why = "has no config.json" if folder.is_dir() else "no such folder"
+        raise UserError(f"--scorer {folder}: {why}; give the folder of a Hugging Face causal language model")
+    if find_spec("transformers") is None:
+        raise UserError(f"--scorer {folder}: needs the package transformers, which is not there; {INSTALL}")
 
 
 class ScoredText(NamedTuple):
@@ -33,14 +47,10 @@ class CausalLM:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        if not (folder / "config.json").is_file():
-            why = "has no config.json" if folder.is_dir() else "no such folder"
-            raise UserError(f"--scorer {folder}: {why}; give the folder of a Hugging Face causal language model")
+        check_scorer(folder)
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as error:
-            raise UserError(f"--scorer {folder}: needs the package transformers ({error}); {INSTALL}") from None
-        try:
+
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError) as error:

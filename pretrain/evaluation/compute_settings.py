@@ -11,8 +11,11 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from model.sampling.network import Compute
 
-THRESHOLDS: Mapping[str, float] = {"direction": 0.1, "state": 0.1, "prediction": 0.01}
-"""Criterion of `--loops adaptive` -> threshold if none is given."""
+THRESHOLDS: Mapping[str, float] = {"logit-lens": 0.005, "prediction": 0.0035, "direction": 0.065, "state": 0.15}
+"""Criterion of `--loops adaptive` -> threshold if none is given. The first is the default (model/sampling/README.md)."""
+
+MOST_LOOPS = 1000
+"""A larger number of loops is a mistake, such as a comma that is missing."""
 
 LOOPS_HELP = "a number such as 4, a schedule such as 1-6-1, or adaptive, adaptive:MIN-MAX"
 
@@ -31,7 +34,7 @@ class ComputeSettings:
 
     loops: tuple[int, ...]
     adaptive: bool = False
-    loop_criterion: Literal["direction", "state", "prediction"] | None = None
+    loop_criterion: Literal["direction", "state", "logit-lens", "prediction"] | None = None
     loop_threshold: float | None = None
     warm_start: bool = False
     cache: Literal["prefix", "dual"] | None = None
@@ -47,7 +50,7 @@ class ComputeSettings:
         values = {f.name: given[f.name] for f in fields(cls) if given.get(f.name) is not None}
         loops, adaptive = parse_loops(values.pop("loops"))
         if adaptive:
-            values.setdefault("loop_criterion", "direction")
+            values.setdefault("loop_criterion", "logit-lens")
             values.setdefault("loop_threshold", THRESHOLDS[values["loop_criterion"]])
         for name in ("loop_criterion", "loop_threshold"):
             if name in values and not adaptive:
@@ -124,6 +127,8 @@ def parse_loops(text: str) -> tuple[tuple[int, ...], bool]:
     loops = tuple(map(int, numbers.split("-")))
     if min(loops) < 1:
         raise UserError(f"--loops {text}: must be at least 1")
+    if max(loops) > MOST_LOOPS:
+        raise UserError(f"--loops {text}: must be at most {MOST_LOOPS:,}")
     if kind and (len(loops) != 2 or loops[0] > loops[1]):
         raise UserError(f"--loops {text}: give the least and the most passes, such as adaptive:2-12")
     return loops, bool(kind)

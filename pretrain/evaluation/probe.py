@@ -25,6 +25,7 @@ from model.attention import AttentionInputs, repeated
 from model.denoiser import LoopedDenoiser
 from model.noise import Stream, uniform
 from model.rope import rotate
+from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import NOISE_SEED
 
 MEASURES = ("attention", "attention_over_share", "relative_change", "change_of_direction", "norm")
@@ -131,6 +132,10 @@ def _at(
     documents: bool,
 ) -> dict[str, Any]:  # fmt: skip
     kept = masked.any(axis=1)
+    if kept.sum() < 2:
+        raise UserError(
+            f"--timesteps {t:g}: masks tokens in {kept.sum()} of {len(rows)} rows, and a standard error needs 2; raise it or --rows"
+        )
     rows, masked = rows[kept], masked[kept]
     parts: list[dict[str, Tensor]] = []
     device = next(model.parameters()).device

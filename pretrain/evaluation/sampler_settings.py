@@ -168,7 +168,9 @@ def _check_value(name: str, value: Any) -> None:
     elif name in LIMITS:
         least, most = LIMITS[name]
         if not (least <= value <= most and math.isfinite(value)):
-            limits = f"at least {least}" if math.isinf(most) else f"from {least} to {most}"
+            limits = f"from {least} to {most}"
+            if math.isinf(most):
+                limits = f"at least {least}" if math.isfinite(value) else f"finite and at least {least}"
             raise UserError(f"{option(name)} {value:g}: must be {limits}")
 
 

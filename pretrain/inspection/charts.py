@@ -7,7 +7,7 @@ from math import floor, log10
 
 from pretrain.inspection.html import label
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 280, 64, 24, 16, 48
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 290, 84, 30, 20, 58
 COLOURS = 5
 
 
@@ -20,24 +20,34 @@ class Line:
         points: (x, y, standard error or None).
         colour: number of a colour; curves of the same run have the same.
         dashed: distinguishes a second curve of a run.
+        labels: a word at each point; empty for none.
     """
 
     name: str
     points: Sequence[tuple[float, float, float | None]]
     colour: int = 0
     dashed: bool = False
+    labels: Sequence[str] = ()
 
 
-def line_chart(lines: Sequence[Line], x_label: str, y_label: str, whole: bool = False) -> str:
-    """A legend and a chart; a sentence if there is nothing to draw. `whole`: x counts something."""
+def line_chart(
+    lines: Sequence[Line], x_label: str, y_label: str, whole: bool = False, logarithmic: bool = False
+) -> str:
+    """A legend and a chart; a sentence if there is nothing to draw.
+
+    Args:
+        whole: x counts something.
+        logarithmic: equal factors of x are equally far apart; x is above 0.
+    """
     lines = [line for line in lines if line.points]
     if not lines:
         return "<p>Nothing to draw yet.</p>"
-    xs = _ticks([x for line in lines for x, _, _ in line.points], least=1.0 if whole else 0.0)
+    places, scale = [x for line in lines for x, _, _ in line.points], log10 if logarithmic else float
+    xs = _powers(places) if logarithmic else _ticks(places, least=1.0 if whole else 0.0)
     ys = _ticks([y + sign * (error or 0.0) for line in lines for _, y, error in line.points for sign in (-1, 1)])
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])
+        across, up = (scale(x) - scale(xs[0])) / (scale(xs[-1]) - scale(xs[0])), (y - ys[0]) / (ys[-1] - ys[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - FOOT - up * (HEIGHT - FOOT - TOP)
 
     parts = []
@@ -45,7 +55,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, whole: bool = 
         height = at(xs[0], y)[1]
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{_number(y)}</text>')
-    parts += [label(at(x, ys[0])[0], HEIGHT - FOOT + 18, _number(x)) for x in xs]
+    parts += [label(at(x, ys[0])[0], HEIGHT - FOOT + 22, _number(x)) for x in xs]
     parts.append(label((LEFT + WIDTH) / 2, HEIGHT - 6, escape(x_label)))
     for line in lines:
         parts += _drawn(line, [(*at(x, y), y, error, x) for x, y, error in line.points], ys, at)
@@ -68,7 +78,9 @@ def _drawn(line: Line, points: Sequence[tuple[float, ...]], ys: Sequence[float],
         if len(points) <= 60:
             spread = f" ± {error:.4f}" if error else ""
             title = f"{escape(line.name)}, {_number(place)}: {value:.4f}{spread}"
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{title}</title></circle>'
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" fill="{colour}"><title>{title}</title></circle>'
+    for (x, y, *_), word in zip(points, line.labels, strict=False):
+        yield label(x, y + (20 if line.dashed else -9), escape(word))
 
 
 def _key(line: Line) -> str:
@@ -80,11 +92,20 @@ def _ticks(values: Sequence[float], least: float = 0.0) -> list[float]:
     """A few round numbers that contain all values, at least `least` apart."""
     low, high = min(values), max(values)
     if low == high:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+        low, high = low - 0.5 * abs(low), high + (0.5 * abs(high) or 1)
     step = 10 ** floor(log10(high - low))
     step = max(least, next(s for s in (step / 5, step / 2, step, 2 * step) if (high - low) / s <= 6))
     first, last = floor(low / step), -floor(-high / step)
     return [i * step for i in range(first, last + 1)]
+
+
+def _powers(values: Sequence[float]) -> list[float]:
+    """1, 2 or 5 times powers of ten that contain all values, at least two."""
+    low, high = floor(log10(min(values))), floor(log10(max(values)))
+    numbers = [factor * 10.0**power for power in range(low, high + 2) for factor in (1, 2, 5)]
+    first = max(i for i, number in enumerate(numbers) if number <= min(values) or i == 0)
+    last = min(i for i, number in enumerate(numbers) if number >= max(values) and i > first)
+    return numbers[first : last + 1]
 
 
 def _number(value: float) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
+from pretrain.config.run_folder import check_run_folder
 from pretrain.errors import UserError
 
 Record = dict[str, Any]
@@ -46,9 +47,14 @@ class RunFacts:
         return [(n, r) for n, r in self._results("eval") if n.startswith("probe_")]
 
     @cached_property
+    def task_results(self) -> list[tuple[str, Record]]:
+        """Those by `loopmdm evaluate --tasks` and `--lm-eval`."""
+        return [(n, r) for n, r in self._results("eval") if "settings" in r and ("task" in r or "results" in r)]
+
+    @cached_property
     def samples(self) -> list[tuple[str, Record]]:
         """Results of `loopmdm sample`."""
-        return [(n, r) for n, r in self._results("samples") if "texts" in r]
+        return [(n, r) for n, r in self._results("samples") if isinstance(r.get("texts"), list)]
 
     @cached_property
     def tokenizer(self) -> PreparedTokenizer | None:
@@ -83,16 +89,24 @@ def read_run(folder: Path, name: str) -> RunFacts:
     Raises:
         UserError: not a run folder, or a file in it is broken.
     """
-    if not (folder / "config.yaml").is_file():
-        why = "not a run folder (it has no config.yaml)" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
-    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    check_run_folder(folder)
+    settings = _settings(folder / "config.yaml")
     by_step: dict[tuple[bool, int], Record] = {}
     for record in _metrics(folder / "metrics.jsonl"):
         by_step["loss" in record, record["step"]] = record
     records = [by_step[key] for key in sorted(by_step)]
     steps = [record for record in records if "loss" in record]
     return RunFacts(folder, name, settings, steps, [r for r in records if "validation" in r])
+
+
+def _settings(path: Path) -> Record:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it from a copy") from None
+    if not isinstance(settings, dict) or not {"model", "train"} <= settings.keys():
+        raise UserError(f"{path}: has no sections `model` and `train`, unlike those that training writes")
+    return settings
 
 
 def _metrics(path: Path) -> Iterator[Record]:

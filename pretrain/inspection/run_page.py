@@ -10,6 +10,7 @@ from pretrain.inspection.charts import Line, line_chart
 from pretrain.inspection.html import cards, document, section, short, table, visible
 from pretrain.inspection.pieces import pieces_of
 from pretrain.inspection.run_facts import RunFacts
+from pretrain.inspection.task_results import task_results
 
 MEASURES = (
     (
@@ -34,6 +35,7 @@ def run_page(runs: Sequence[RunFacts]) -> str:
         section("Validation during training", _validation(runs)),
         section("Loss by timestep", _by_timestep(runs)),
         section("NELBO by loops", _by_loops(runs), _differences(runs)),
+        section("Tasks", *(task_results(runs) or [_absent([run.name for run in runs], "evaluate", " --tasks TASK")])),
         section("The looped block, pass by pass", *_passes(runs)),
         section("Samples", *_samples(runs)),
     ]
@@ -157,11 +159,11 @@ def _strip(run: RunFacts, record: dict[str, Any]) -> str:
         f'title="{"given" if piece.draw < 0 else f"step {piece.draw + 1:.0f}"}">{visible(piece.text)}</i>'
         for piece in pieces_of(run.tokenizer, tokens, np.array(steps))
     )
-    note = "<p>The first sample by step: darker text was revealed later; point at a token to see its step.</p>"
+    note = "<p>The first sample by step: the stronger the colour, the later it was revealed; point at a token to see its step.</p>"
     return f'{note}\n<div class="text strip">{shown}</div>'
 
 
-def _absent(names: Sequence[str], verb: str) -> str:
+def _absent(names: Sequence[str], verb: str, options: str = "") -> str:
     if not names:
         return ""
-    return f"<p>Nothing yet of {escape(', '.join(names))}: run <code>loopmdm {verb} RUN</code> first.</p>"
+    return f"<p>Nothing yet of {escape(', '.join(names))}: run <code>loopmdm {verb} RUN{options}</code> first.</p>"

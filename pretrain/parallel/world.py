@@ -110,6 +110,12 @@ class World:
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
+    def first(self, value: T | None) -> T | None:
+        """The value of the first rank that has one, on every rank; None if none has. Collective."""
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return next((one for one in values if one is not None), None)
+
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
         return bool(self.sum([float(flag)]).item() > 0)

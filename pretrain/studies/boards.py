@@ -67,7 +67,7 @@ def picture(generator: SudokuBoards, boards: Sequence[str]) -> str:
     )
     says = "boards; cells that break a rule are filled"
     return (
-        f'<svg class="chart boards" viewBox="-1 0 {width} {size + 2}" style="max-width:{1.3 * width:.0f}px" role="img" '
+        f'<svg class="boards" viewBox="-1 0 {width} {size + 2}" style="max-width:{1.3 * width:.0f}px" role="img" '
         f'aria-label="{says}">{parts}</svg>'
     )
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from model.weights import initial_weights
 from pretrain.config.load import load_settings
+from tests.checkpoints import weights_of
 from tests.launching import BIN, ROOT, free_port, metrics, run
 
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -204,14 +204,14 @@ def launch(
     listed.write_text(json.dumps(overrides))
     script = [ROOT / "tests/distributed/ranks.py", RECIPE, listed]
     torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-    done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=600, PYTHONPATH=str(ROOT))
+    done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=900, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
 
 def weights(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
     """Full weights of the only checkpoint of a run."""
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
-    return load_file(checkpoint / ("ema.safetensors" if averaged else "weights.safetensors"))
+    return weights_of(checkpoint, "ema" if averaged else "raw")
 
 
 def changes(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:

@@ -92,10 +92,12 @@ SAMPLERS = {
     "schedule": ("--loops", "1-4-2"),
 }  # fmt: skip
 ONE_STAGE = {
-    "adaptive": ("--loops", "adaptive:1-6", "--loop-threshold", "0.3", "--order", "threshold", "--threshold", "0.03"),
+    "adaptive": ("--loops", "adaptive:1-6", "--loop-criterion", "direction", "--loop-threshold", "0.3", "--order", "threshold",
+                 "--threshold", "0.03"),
     "prediction": ("--loops", "adaptive:2-6", "--loop-criterion", "prediction", "--warm-start", "--order", "margin"),
-    "cache": ("--cache", "dual", "--refresh", "4", "--order", "confidence", "--block-length", "7", "--prompt", "ab"),
-}
+    "cache": ("--loops", "adaptive:1-6", "--cache", "dual", "--refresh", "4", "--order", "confidence", "--block-length", "7",
+              "--prompt", "ab"),
+}  # fmt: skip
 """What several pipeline stages refuse."""
 
 

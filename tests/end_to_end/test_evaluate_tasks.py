@@ -279,6 +279,7 @@ def test_what_means_nothing_is_refused(trained, evaluate, words):
     status, out, error, _ = evaluate(*(places.get(word, word) for word in words))
     expected = REFUSED[words].replace("SUMS", str(places["SUMS"]))
     assert status == 2 and out == "" and error.startswith(f"error: {expected}") and error.count("\n") == 1, error
+    assert not list(trained.rglob("*generative*")), "a missing scorer is noticed before samples are drawn"
 
 
 def test_lm_eval_that_is_not_installed_is_named(evaluate, monkeypatch, tmp_path):

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.training.start import run_training
+from tests.checkpoints import weights_of
 from tests.launching import BIN, ROOT, environment, free_port, records, run, train
 
 pytestmark = pytest.mark.end_to_end
@@ -106,12 +108,45 @@ def test_a_run_that_cannot_be_written(trained, loop, tmp_path, monkeypatch):
         assert json.loads((tmp_path / "out" / f"{words[0]}.json").read_text())["settings"]
 
 
+def use_raw_weights_as_average(checkpoint):
+    """Write a checkpoint of the older format, which has both in files of their own."""
+    weights = weights_of(
+        checkpoint,
+        architecture=load_settings(str(checkpoint.parents[1] / "config.yaml"), ["parallel.ds_config=null"]).model,
+    )
+    for name in ("index.json", "rank_00000.safetensors"):
+        (checkpoint / name).unlink()
+    for name in ("weights.safetensors", "ema.safetensors"):
+        save_file(weights, checkpoint / name)
+
+
+def test_a_run_without_its_tokenizer(trained, loop, tmp_path):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("tokenizer"))
+    for verb in (("sample",), ("evaluate",), ("export", tmp_path / "exported")):
+        status, _, error = loop(verb[0], tmp_path / "run", *verb[1:])
+        expected = f"error: {tmp_path}/run/tokenizer/manifest.json: is missing; copy the folder tokenizer/ again"
+        assert status == 2 and error.startswith(expected)
+
+
+def test_the_passes_of_a_run(trained, loop, tmp_path):
+    """`probe` writes what its table says."""
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    status, out, _ = loop("probe", tmp_path / "run", "--rows", "9", "--loops", "3", "--timesteps", "0.3,1")
+    (path,) = (tmp_path / "run" / "eval").glob("probe_step_2_ema_loops_3.json")
+    some, all_masked = json.loads(path.read_text())["timesteps"]
+    assert status == 0 and (some["t"], some["rows"], all_masked["masked_share"]) == (0.3, 9, 1)
+    assert f"{some['attention']['mean'][2]:.4f} ± {some['attention']['standard_error'][2]:.4f}" in out
+    assert all_masked["attention"]["mean"] == pytest.approx([1, 1, 1]), "there is nothing else to attend to"
+    over = [
+        a / s for a, s in zip(all_masked["attention"]["mean"], all_masked["attention_over_share"]["mean"], strict=True)
+    ]
+    assert over == pytest.approx([1, 1, 1])
+
+
 def test_two_runs_on_the_same_rows(trained, loop, tmp_path):
     """A run against a copy of itself: no difference at all; against its raw weights, one that is known well."""
     shutil.copytree(trained, tmp_path / "copy")
-    (tmp_path / "copy" / "checkpoints" / "step_2" / "ema.safetensors").write_bytes(
-        (trained / "checkpoints" / "step_2" / "weights.safetensors").read_bytes()
-    )
+    use_raw_weights_as_average(tmp_path / "copy" / "checkpoints" / "step_2")
     words = ("evaluate", tmp_path / "copy", "--loops", "1,2", "--rows", "30", "--compare")
     assert loop(*words, tmp_path / "copy")[0] == 0
     status, out, _ = loop(*words, trained)
@@ -184,8 +219,12 @@ ODD = {
     ("sample", "--loops", "0"): "--loops 0: must be at least 1",
     ("sample", "--num-samples", "0"): "--num-samples 0: must be at least 1",
     ("sample", "--steps", "0"): "--steps 0: must be at least 1",
+    ("sample", "--temperature", "inf"): "--temperature inf: must be finite and at least 0",
+    ("sample", "--prompts", "x.json"): "--prompts x.json: write one JSON object per line",
     ("sample", "--seed", "-1"): "--seed -1: must be at least 0",
     ("sample", "--seed", str(2**64)): f"--seed {2**64}: must be below 2^63",
+    ("probe", "--timesteps", "0.001", "--rows", "3"): "--timesteps 0.001: masks tokens in 0 of 3 rows",
+    ("probe", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
     ("sample", "--prompt", "\udce9t\udce9"): "--prompt: byte 0xe9 at position 0 is not UTF-8",
 }
 

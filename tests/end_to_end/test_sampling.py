@@ -122,6 +122,7 @@ def test_stop_ends_the_text_at_the_end_of_document(sample, tokenizer, run):
 REFUSED = {
     ("--order", "best"): "argument --order: invalid choice: 'best'",
     ("--threshold", "0.5"): "--threshold: has no effect with --order ancestral",
+    ("--loops", "1248"): "--loops 1248: must be at most 1,000",
     ("--batch-size", "0"): "--batch-size 0: must be at least 1",
     ("--length", "99999999999999"): "--length 99999999999999: must be at most 1,048,576",
     ("--num-samples", "9999999999"): "--num-samples 9999999999: must be at most 1,048,576",
@@ -162,11 +163,11 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_next(ru
     shutil.copytree(checkpoints / "step_2", checkpoints / "step_9")
     original, tried = load_run.load_into, []
 
-    def load_into(model, checkpoint, world, averaged):
+    def load_into(model, checkpoint, *rest):
         tried.append(checkpoint.name)
         if checkpoint.name == "step_9":
             shutil.rmtree(checkpoint)
-        original(model, checkpoint, world, averaged)
+        original(model, checkpoint, *rest)
 
     monkeypatch.setattr(load_run, "load_into", load_into)
     assert loopmdm(["sample", str(tmp_path / "run"), "--num-samples", "1"]) == 0

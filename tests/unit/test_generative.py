@@ -91,7 +91,8 @@ def test_a_scorer_that_is_not_there_is_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
-        UserError, match=r"needs the package transformers .*; install it, for example with: pip install"
+        UserError,
+        match=r"needs the package transformers, which is not there; install it, for example with: pip install",
     ):
         CausalLM(tmp_path, torch.device("cpu"))
 

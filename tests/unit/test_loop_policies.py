@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from model.flops import FlopsModel
 from model.sampling.network import Compute, LoopedNetwork
 from model.sampling.passes import Judge, LoopPolicy, Settling, change_of_state, run_passes
 from tests.tiny_networks import PLANS, fill, prompts, query_of, sharp_model
 
-CRITERIA = ("direction", "state", "prediction")
+THRESHOLDS = {"direction": 0.16, "state": 0.21, "logit-lens": 0.02, "prediction": 0.0085}
+CRITERIA = tuple(THRESHOLDS)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +117,7 @@ def test_a_row_that_settles_has_the_logits_of_its_own_number_of_passes(model, cr
     mask_id = model.architecture.mask_id
     rows = prompts(mask_id)
     query = query_of(rows, mask_id)
-    threshold = {"direction": 0.16, "state": 0.21, "prediction": 0.0085}[criterion]
-    network = LoopedNetwork(model, Compute(LoopPolicy((9,), Settling(threshold, criterion, minimum=2))))
+    network = LoopedNetwork(model, Compute(LoopPolicy((9,), Settling(THRESHOLDS[criterion], criterion, minimum=2))))
     logits = network(query).split((rows == mask_id).sum(dim=1).tolist())
     found = set()
     for row, of_row in zip(rows, logits, strict=True):
@@ -127,6 +128,32 @@ def test_a_row_that_settles_has_the_logits_of_its_own_number_of_passes(model, cr
     assert min(found) >= 2 and len(found) > 2
 
 
+def counted(work, name, call):
+    """`call`, which adds the number of tokens that it computes to `work[name]`."""
+
+    def counting(*inputs):
+        result = call(*inputs)
+        work[name] += len(result) if name == "output" else result.shape[0] * result.shape[1]
+        return result
+
+    return counting
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_criterion_is_counted_with_what_it_computes(model, criterion, monkeypatch):
+    """The model's calls, counted, against the tally: some rows settle, others make all passes."""
+    architecture, work = model.architecture, dict.fromkeys(("embed_and_head", "one_pass", "run_tail", "output"), 0)
+    for name in work:
+        monkeypatch.setattr(model, name, counted(work, name, getattr(model, name)))
+    rows = prompts(architecture.mask_id)
+    network = LoopedNetwork(model, Compute(LoopPolicy((4, 3), Settling(THRESHOLDS[criterion], criterion, 2))))
+    network(query_of(rows, architecture.mask_id))
+    split, costs = architecture.loop, FlopsModel(architecture, rows.shape[1], masked_fraction=1.0)
+    layers = split.head * work["embed_and_head"] + split.mid * work["one_pass"] + split.tail * work["run_tail"]
+    assert network.tally.flops == pytest.approx(layers * costs.layer() + work["output"] * costs.lm_head())
+    assert 2 * 8 < network.tally.loops < 4 * 8
+
+
 @pytest.mark.parametrize(
     ("policy", "name"),
     [
@@ -135,6 +162,7 @@ def test_a_row_that_settles_has_the_logits_of_its_own_number_of_passes(model, cr
         (LoopPolicy((6,), Settling(0.2, "direction")), "speculative"),
         (LoopPolicy((6,), Settling(0.3, "state", 2)), "blocks"),
         (LoopPolicy((6,), Settling(0.01, "prediction")), "threshold"),
+        (LoopPolicy((6,), Settling(0.05, "logit-lens")), "blocks"),
     ],
 )
 def test_a_row_does_not_depend_on_its_batch(model, policy, name):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.manifest import load_manifest
+from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
 from pretrain.cli import main as loopmdm
 from pretrain.inspection.charts import Line, line_chart
 from tests.launching import ROOT
@@ -15,9 +17,33 @@ from tests.launching import ROOT
 CONFIG = "model: {hidden_size: 32, loop: {head: 1, mid: 1, tail: 1, max: 3}}\ntrain: {loops: uniform}\n"
 
 
-def run_folder(folder: Path, loss: float) -> Path:
-    """A run as training, evaluate, probe and sample leave it."""
+HARNESS = {
+    "results": {"board": {"alias": "board", "acc,none": 0.5, "acc_stderr,none": 0.125, "acc_norm,none": 0.25}},
+    "n_shot": {"board": 3},
+    "n_samples": {"board": {"original": 8, "effective": 8}},
+    "settings": {"lm_eval": ["board"], "loops": 4},
+}
+
+
+def task_result(order: str, points: list[tuple[str, float, float]]) -> dict:
+    """As `loopmdm evaluate --tasks sudoku4` writes it: loops, FLOPs per token and valid boards of each point."""
+    rows = [
+        {"loops": loops, "valid_boards": value, "valid_boards_se": 0.05, "cost": {"flops_per_token": flops}}
+        for loops, flops, value in points
+    ]
+    settings = {"task": "sudoku4", "sampler": {"order": order, "threshold": 0.9, "temperature": 1.0, "stop": False}}
+    return {"task": "sudoku4", "metric": "valid_boards", "items": 1000, "loops": rows, "settings": settings}
+
+
+def run_folder(folder: Path, loss: float, corpus: Path | None = None) -> Path:
+    """A run as training, evaluate, probe and sample leave it; with `corpus`, a tokenizer and the steps of a sample."""
     folder.mkdir(parents=True)
+    sample = {"texts": ["<script>alert(1)</script>", "two"]}
+    if corpus is not None:
+        shutil.copytree(corpus, folder / "tokenizer")
+        tokenizer = load_prepared_tokenizer(corpus, load_manifest(corpus))
+        (ids,) = tokenizer.encode_batch(["given <b>drawn</b> é"])
+        sample |= {"tokens": [ids.tolist()], "revealed_at_step": [[-1, *range(len(ids) - 2, -1, -1)]]}
     (folder / "config.yaml").write_text(CONFIG)
     steps = [
         {"step": s, "tokens": 1000 * s, "flops": 1e9 * s, "loss": loss - s / 100, "tokens_per_second": 500.0,
@@ -32,7 +58,12 @@ def run_folder(folder: Path, loss: float) -> Path:
     for name, content in {
         "eval/step_20_ema": {"rows": 8, "loops": rows},
         "eval/probe_step_20_ema_loops_2": {"timesteps": [{"t": 0.5, **measured}]},
-        "samples/step_20_ema": {"texts": ["<script>alert(1)</script>", "two"]},
+        "eval/step_20_ema_sudoku4": task_result(
+            "threshold", [("1", 1e6, 0.25), ("4", 4e6, 0.5), ("adaptive:1-4", 2e6, 0.5)]
+        ),
+        "eval/step_20_ema_sudoku4_wino": task_result("wino", [("4", 2.5e7, 0.75)]),
+        "eval/step_20_ema_lm_eval_board": HARNESS,
+        "samples/step_20_ema": sample,
     }.items():
         path = folder / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
@@ -46,8 +77,48 @@ def test_the_page_has_the_figures_of_all_runs(tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
     assert "-1.0000 ± 0.0141" in page, "difference of the runs with its error"
-    assert page.count('<svg class="chart"') == 8
+    assert page.count('<svg class="chart"') == 9
     assert not re.search(r"https?://(?!www\.w3\.org)", page), "the page asks no host"
+
+
+def cells(page: str, heading: str) -> list[list[str]]:
+    """Cells of the first table after a heading, without tags."""
+    rows = re.search(rf"<h3>{heading}</h3>.*?<table>(.*?)</table>", page, re.DOTALL)[1].split("</tr>")
+    return [re.findall(r"<t[hd][^>]*>(?:<span[^>]*>)?(.*?)(?:</span>)?</t[hd]>", row) for row in rows if row.strip()]
+
+
+def test_tasks_are_shown_against_their_flops(tmp_path):
+    assert loopmdm(["report", str(run_folder(tmp_path / "run", 3.0)), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert cells(page, "sudoku4, 1,000 items: valid boards") == [
+        ["sampler", "loops", "valid boards", "FLOPs per token"],
+        ["threshold 0.9", "1", "0.2500 ± 0.0500", "1M"],
+        ["threshold 0.9", "4", "0.5000 ± 0.0500", "4M"],
+        ["threshold 0.9", "adaptive:1-4", "0.5000 ± 0.0500", "2M"],
+        ["wino, threshold 0.9", "4", "0.7500 ± 0.0500", "25M"],
+    ]
+    (chart,) = re.findall(r'aria-label="valid boards against FLOPs per token">.*?</svg>', page)
+    assert chart.count("<polyline") == 3, "fixed S, adaptive loops and the other sampler"
+    across = {title: float(x) for x, title in re.findall(r'cx="([\d.]+)"[^>]*><title>([^<]*)<', chart)}
+    one, two, four = (
+        next(x for title, x in across.items() if f", {place}: " in title) for place in ("1e6", "2e6", "4e6")
+    )
+    assert four - two == pytest.approx(two - one, abs=0.11), "equal factors are equally far apart"
+    assert cells(page, "lm-eval board, 3-shot, 8 items: acc")[1:] == [["4", "0.5000 ± 0.1250"]]
+    assert cells(page, "lm-eval board, 3-shot, 8 items: acc_norm")[1:] == [["4", "0.2500"]]
+
+
+def test_a_sample_is_shown_as_it_was_unmasked(tmp_path, corpus):
+    run = run_folder(tmp_path / "run", 3.0, corpus)
+    assert loopmdm(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
+    strip = re.search(r'<div class="text strip">(.*?)</div>', (tmp_path / "page.html").read_text(), re.DOTALL)[1]
+    pieces = re.findall(r'<i style="--a:(\d+)%" title="([^"]*)">([^<]*(?:<u>.</u>)?[^<]*)</i>', strip)
+    assert "".join(text for _, _, text in pieces) == "given &lt;b&gt;drawn&lt;/b&gt; é"
+    steps = [title for _, title, _ in pieces]
+    assert steps[0] == "given" and steps[-1] == "step 1" and pieces[0][0] == "0"
+    assert [int(step.split()[1]) for step in steps[1:]] == sorted((int(s.split()[1]) for s in steps[1:]), reverse=True)
+    shades = [int(shade) for shade, _, _ in pieces[1:]]
+    assert shades == sorted(shades, reverse=True) and shades[0] == 72, "what was revealed later has a stronger colour"
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
@@ -65,6 +136,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
     ("break_it", "message"),
     [
         (lambda run: (run / "config.yaml").unlink(), "not a run folder"),
+        (lambda run: (run / "config.yaml").write_text("model: ["), "config.yaml: cannot be read (while parsing"),
+        (lambda run: (run / "config.yaml").write_text(""), "config.yaml: has no sections `model` and `train`"),
         (lambda run: (run / "eval" / "step_20_ema.json").write_text("{"), "step_20_ema.json: not JSON"),
         (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl, line 1: not JSON"),
     ],
@@ -84,9 +157,9 @@ def test_every_point_is_inside_its_chart(values):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_a_browser_shows_the_page_without_errors(tmp_path):
+def test_a_browser_shows_the_page_without_errors(tmp_path, corpus):
     page = tmp_path / "page.html"
-    assert loopmdm(["report", str(run_folder(tmp_path / "run", 3.0)), "--html", str(page)]) == 0
+    assert loopmdm(["report", str(run_folder(tmp_path / "run", 3.0, corpus)), "--html", str(page)]) == 0
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
                "--enable-logging=stderr", "--v=0", "--window-size=400,900", f"--screenshot={tmp_path / 'page.png'}"]  # fmt: skip
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)

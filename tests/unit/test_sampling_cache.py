@@ -37,7 +37,7 @@ def test_a_refresh_in_every_step_equals_no_cache(model, plan):
     """Bit for bit, for every way to cache."""
     plain = logits_of_a_job(model, Compute(FOUR), PLANS[plan])
     never_sure = Caching("dual", every=10**6, below=1.1)
-    for caching in (Caching("prefix", 1), Caching("dual", 1), Caching("dual", 1, per_pass=True), never_sure):
+    for caching in (Caching("prefix", 1), Caching("dual", 1), Caching("dual", 1, per_pass=False), never_sure):
         kept = logits_of_a_job(model, Compute(FOUR, caching, batch_size=8), PLANS[plan])
         assert len(kept) == len(plain)
         assert all(torch.equal(*pair) for pair in zip(kept, plain, strict=True)), caching
@@ -95,8 +95,8 @@ def test_kept_tokens_are_those_of_earlier_steps(model, reuse, per_pass):
 @pytest.mark.parametrize(
     ("caching", "policy"),
     [
-        (Caching("prefix"), FOUR),
-        (Caching("dual", every=3, per_pass=True), LoopPolicy((6,), Settling(0.2))),
+        (Caching("prefix", per_pass=False), FOUR),
+        (Caching("dual", every=3), LoopPolicy((6,), Settling(0.2, "direction"))),
         (Caching("dual", below=0.2), LoopPolicy((1, 5))),
     ],
 )

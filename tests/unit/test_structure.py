@@ -34,16 +34,17 @@ ONLY_IN = {
 }
 
 SETTINGS = {"errors", "config"}
-TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "evaluation", "training"}
+TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "checkpoints", "evaluation", "training"}
 ROOMS = {
     "errors": set(),
     "config": {"errors"},
     "machine": {"errors"},
     "optimizer": SETTINGS | {"machine"},
     "parallel": SETTINGS | {"machine", "optimizer"},
+    "checkpoints": SETTINGS | {"machine", "optimizer", "parallel"},
     "evaluation": SETTINGS | {"machine", "optimizer", "parallel"},
     "training": TRAINING - {"training"},
-    "export": SETTINGS,
+    "export": SETTINGS | {"checkpoints"},
     "commands": TRAINING | {"export"},
     "planning": SETTINGS,
     "inspection": SETTINGS,
@@ -144,7 +145,7 @@ def test_pretrain_has_few_rooms_and_levels():
         level[name] = 1 + max((level[below] for below in graph.get(name, ())), default=0)
     assert max(level.values()) <= 7, level
     folders = [path for path in (ROOT / "pretrain").iterdir() if (path / "__init__.py").is_file()]
-    assert len(folders) <= 12
+    assert len(folders) <= 13
 
 
 def test_no_two_files_import_each_other():

@@ -72,10 +72,6 @@ class GenerativeTask:
         `kernel_distance` is that of samples and held-out texts; `reference_kernel_distance`, of two halves of the latter, shows
         how large it is without a difference.
         """
-        if len(records) < LEAST_SAMPLES:
-            raise UserError(
-                f"--limit {len(records)}: a distance of distributions needs at least {LEAST_SAMPLES} samples"
-            )
         numbers = np.arange(len(records)) * self.reference.num_rows // len(records)
         rows = self.reference.rows(numbers)
         lengths = self.reference.lengths(numbers).tolist()

@@ -13,10 +13,11 @@ from data_pipeline.generators.sudoku import SudokuBoards
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
+from pretrain.evaluation.causal_lm import check_scorer
 from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask, documents_of
 from pretrain.evaluation.tasks.generated import AnswerTask, HeldOut, SudokuTask
-from pretrain.evaluation.tasks.generative import GenerativeTask
+from pretrain.evaluation.tasks.generative import LEAST_SAMPLES, GenerativeTask
 from pretrain.evaluation.tasks.question_file import read_prompt, read_questions
 from pretrain.evaluation.tasks.questions import DEFAULT_PROMPT, DEFAULT_UNTIL, QuestionTask
 from pretrain.evaluation.tasks.task import Task
@@ -195,6 +196,7 @@ class TaskMaker:
             raise UserError(
                 f"--tasks {GENERATIVE}: give the folder of a Hugging Face causal language model with --scorer DIR"
             )
+        check_scorer(self.options.scorer)
         corpus = self._require_blend(GENERATIVE).corpora[0]
         reference = PackedDataset(corpus.path, self.split, corpus.manifest)
         count = self.options.limit or min(DEFAULT_SAMPLES, reference.num_rows)
@@ -202,6 +204,8 @@ class TaskMaker:
             raise UserError(
                 f"--limit {count}: the split {self.split!r} has only {reference.num_rows} rows to compare with"
             )
+        if count < LEAST_SAMPLES:
+            raise UserError(f"--limit {count}: a distance of distributions needs at least {LEAST_SAMPLES} samples")
         return GenerativeTask(self.options.scorer, reference, count, self.tokenizer)
 
 
