@@ -48,6 +48,7 @@ setup(
         "pretrain.parallel",
         "pretrain.planning",
         "pretrain.recipes",
+        "pretrain.studies",
         "pretrain.training",
         "pretrain.training.hooks",
         "model",
@@ -63,7 +64,12 @@ setup(
         "loopmdm_cli",
     ],
     package_dir={"loopmdm_cli": "launchers/loopmdm_cli"},  # the others are in the folders of their names
-    package_data={"pretrain.inspection": ["page.*"], "pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
+    package_data={
+        "pretrain.inspection": ["page.*"],
+        "pretrain.recipes": ["*.yaml"],
+        "pretrain.studies": ["definitions/*.yaml"],
+        "ds_configs": ["*.json"],
+    },
     install_requires=REQUIRES,
     extras_require={
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):
