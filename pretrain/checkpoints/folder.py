@@ -105,10 +105,18 @@ def write_mark(partial: Path) -> None:
 def prune(run_folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` complete checkpoints, and the remains of interrupted saves."""
     for old in list_checkpoints(run_folder)[:-keep]:
-        (old / MARK).unlink()  # the mark goes first, so that a half-removed folder is never taken for a checkpoint
-        shutil.rmtree(old)
+        remove(old)
     for partial in (run_folder / "checkpoints").glob("step_*.partial"):
         shutil.rmtree(partial)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, the mark first, so that a half-removed folder is never taken for one."""
+    (checkpoint / MARK).unlink()
+    if checkpoint.is_symlink():
+        checkpoint.unlink()  # what it points to belongs to somebody else
+    else:
+        shutil.rmtree(checkpoint)
 
 
 def write_durably(path: Path, text: str) -> None:
