@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from model.weights import initial_weights
+from pretrain.checkpoints.index import VOCABULARY
 from pretrain.config.load import load_settings
 from tests.checkpoints import weights_of
 from tests.launching import BIN, ROOT, free_port, metrics, run
@@ -220,8 +221,12 @@ def changes(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]
     drawn = initial_weights(settings.model, settings.run.seed)
     # In bf16, DeepSpeed makes the fp32 master weights from weights that are rounded already.
     start = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
-    final = weights(run_folder, averaged).items()
-    return {name: value - drawn(name, value.shape).to(start).float() for name, value in final}
+    changed = {}
+    for name, value in weights(run_folder, averaged).items():
+        rows = settings.model.padded_vocab_size if name in VOCABULARY else len(value)
+        initial = drawn(name, torch.Size([rows, *value.shape[1:]]))[: len(value)]  # checkpoints have no padding
+        changed[name] = value - initial.to(start).float()
+    return changed
 
 
 def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
