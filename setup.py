@@ -41,6 +41,7 @@ setup(
         "pretrain.config",
         "pretrain.evaluation",
         "pretrain.evaluation.tasks",
+        "pretrain.checkpoints",
         "pretrain.export",
         "pretrain.inspection",
         "pretrain.machine",
