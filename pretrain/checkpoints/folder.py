@@ -11,13 +11,13 @@ shards of one layout.
 """
 
 import json
-import os
 import re
 import shutil
 import zlib
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic_files import write_atomic
 from pretrain.checkpoints.damage import DamagedCheckpointError
 from pretrain.checkpoints.index import Index
 from pretrain.config.keys import flatten
@@ -98,8 +98,7 @@ def write_mark(partial: Path) -> None:
         "sizes": {name: (partial / name).stat().st_size for name in names},
         "checksums": {name: zlib.crc32((partial / name).read_bytes()) for name in (STATE, INDEX)},
     }
-    write_durably(partial / MARK, json.dumps(mark, indent=1) + "\n")
-    sync(partial)
+    write_atomic(partial / MARK, json.dumps(mark, indent=1) + "\n")
 
 
 def prune(run_folder: Path, keep: int) -> None:
@@ -117,21 +116,6 @@ def remove(checkpoint: Path) -> None:
         checkpoint.unlink()  # what it points to belongs to somebody else
     else:
         shutil.rmtree(checkpoint)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file and force it to the disk."""
-    path.write_text(text, encoding="utf-8")
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Force a file or a folder's list of files to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _require_size(checkpoint: Path, name: str, size: int) -> None:

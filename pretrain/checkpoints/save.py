@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pretrain.checkpoints.folder import INDEX, STATE, sync, write_durably, write_mark
+from data_pipeline.atomic_files import sync, write_atomic
+from pretrain.checkpoints.folder import INDEX, STATE, write_mark
 from pretrain.checkpoints.index import Index, merged
 from pretrain.checkpoints.states import Snapshot
 from pretrain.checkpoints.tensor_file import write_tensors
@@ -101,8 +102,8 @@ def complete(save: Save, part: Index, world: World) -> None:
 
 
 def _finish(save: Save, index: Index) -> None:
-    write_durably(save.partial / INDEX, index.to_json())
-    write_durably(save.partial / STATE, save.state)
+    write_atomic(save.partial / INDEX, index.to_json())
+    write_atomic(save.partial / STATE, save.state)
     write_mark(save.partial)
     shutil.rmtree(save.final, ignore_errors=True)
     save.partial.rename(save.final)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import asdict
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.checkpoints import saver
-from pretrain.checkpoints.folder import MARK
+from pretrain.checkpoints.folder import MARK, list_checkpoints
 from pretrain.config.keys import flatten
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.main import main
+from pretrain.training import loop
 from pretrain.training.checkpoint import SHARDS, _layout
 from pretrain.training.start import build_run, run_training
 from pretrain.training.step import train_step
@@ -45,6 +47,11 @@ def start(corpus, world, tmp_path):
     return started
 
 
+def steps_logged(folder):
+    """Also while the last line is being written."""
+    return (folder / "metrics.jsonl").read_text().count("\n")
+
+
 def same_tensors(one, other):
     expected, got = tensors_of(one), tensors_of(other)
     return all(torch.equal(v, got[w][t]) for w, tensors in expected.items() for t, v in tensors.items())
@@ -62,13 +69,14 @@ def flip(path):
 
 @pytest.mark.parametrize("layout", ["parallel.zero_stage=0", "parallel.zero_stage=3"])
 def test_saving_beside_training_saves_the_step_at_which_it_began(start, monkeypatch, layout):
-    """The thread writes only when two more steps have changed every tensor."""
+    """The thread writes step 2 only when another step has changed every tensor."""
     whole = start(layout, "checkpoint.asynchronous=false", name="whole")
     original, late = saver.write_part, []
 
     def write_when_training_has_gone_on(save, rank):
-        while len(late) < 1 and not (whole.parent / "beside" / "checkpoints" / "step_4.partial").exists():
-            late.append(save) if len(metrics(whole.parent / "beside")) >= 3 else None
+        while save.final.name == "step_2" and steps_logged(whole.parent / "beside") < 3:
+            time.sleep(0.01)
+        late.append(steps_logged(whole.parent / "beside"))
         return original(save, rank)
 
     monkeypatch.setattr(saver, "write_part", write_when_training_has_gone_on)
@@ -76,7 +84,7 @@ def test_saving_beside_training_saves_the_step_at_which_it_began(start, monkeypa
     assert losses(beside) == losses(whole)
     for step in (2, 4, 6):
         assert same_tensors(*(run / "checkpoints" / f"step_{step}" for run in (whole, beside)))
-    assert late, "the first save did not wait for later steps"
+    assert late[0] >= 3, "the first save was written before later steps"
 
 
 def test_a_save_that_fails_beside_training_is_told_and_the_next_one_counts(start, monkeypatch, capsys):
@@ -93,6 +101,26 @@ def test_a_save_that_fails_beside_training_is_told_and_the_next_one_counts(start
     assert "warning: " in out and "step_2.partial could not be written: [Errno 28] No space left on device" in out
     assert "Training goes on until the next save" in out
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_4", "step_6"]
+
+
+def test_a_loss_that_is_no_number_does_not_cost_the_save_on_its_way(start, monkeypatch, tmp_path):
+    """Step 3 fails while step 2 is still being written."""
+    original = saver.write_part
+
+    def write_slowly(save, rank):
+        time.sleep(1.0)
+        return original(save, rank)
+
+    def fail_in_step_3(run, *rest):
+        if run.progress.step == 2:
+            raise FloatingPointError("the loss is nan")
+        return train_step(run, *rest)
+
+    monkeypatch.setattr(saver, "write_part", write_slowly)
+    monkeypatch.setattr(loop, "train_step", fail_in_step_3)
+    with pytest.raises(UserError, match=r"step 3: the loss is nan"):
+        start()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_2"]
 
 
 @pytest.mark.parametrize(

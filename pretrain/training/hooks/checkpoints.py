@@ -17,6 +17,11 @@ class Checkpoints(Hook):
         """Called when the run has been restored."""
         self._saver = saver_of(run)
 
+    def on_failure(self, run: TrainingRun) -> None:
+        """Complete the save of an earlier step that is on its way."""
+        assert self._saver is not None, "on_start was not called"
+        self._saver.wait()
+
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Save if a checkpoint is due or this is the last step of this start."""
         assert self._saver is not None, "on_start was not called"
