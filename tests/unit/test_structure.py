@@ -49,7 +49,6 @@ ROOMS = {
     "planning": SETTINGS,
     "inspection": SETTINGS,
     "studies": SETTINGS | {"planning", "inspection"},
-    "recipes": set(),
     "command_line": SETTINGS | {"parallel"},
     "main": TRAINING | {"planning", "command_line"},
     "cli": TRAINING | {"planning", "inspection", "commands", "main", "command_line"},
@@ -145,7 +144,7 @@ def test_pretrain_has_few_rooms_and_levels():
         level[name] = 1 + max((level[below] for below in graph.get(name, ())), default=0)
     assert max(level.values()) <= 7, level
     folders = [path for path in (ROOT / "pretrain").iterdir() if (path / "__init__.py").is_file()]
-    assert len(folders) <= 13
+    assert len(folders) <= 12
 
 
 def test_no_two_files_import_each_other():
