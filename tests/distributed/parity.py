@@ -205,7 +205,7 @@ def launch(
     listed.write_text(json.dumps(overrides))
     script = [ROOT / "tests/distributed/ranks.py", RECIPE, listed]
     torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-    done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=900, PYTHONPATH=str(ROOT))
+    done = run([sys.executable, *script] if ranks == 1 else [*torchrun, *script], timeout=600, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
 
