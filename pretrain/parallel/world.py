@@ -293,6 +293,11 @@ def _join(rank: int, size: int, device: torch.device, once_met: Callable[[], Non
 
 
 def leave_world() -> None:
-    """Destroy the process groups after a success. A failed rank must not call this: it would wait for the others."""
+    """Destroy the process groups after a success; `start_world` makes new ones.
+
+    A failed rank must not call this: it would wait for the others.
+    """
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

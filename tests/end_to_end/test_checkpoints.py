@@ -15,13 +15,12 @@ from pretrain.config.keys import flatten
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
-from pretrain.main import main
 from pretrain.training import loop
 from pretrain.training.checkpoint import SHARDS, _layout
 from pretrain.training.start import build_run, run_training
 from pretrain.training.step import train_step
 from tests.checkpoints import tensors_of
-from tests.launching import ROOT, metrics
+from tests.launching import ROOT, metrics, train
 
 pytestmark = pytest.mark.end_to_end
 RECIPE = str(ROOT / "tests" / "tiny.yaml")
@@ -184,7 +183,7 @@ def test_a_checkpoint_of_the_older_format_still_loads_on_its_layout(start, corpu
     assert same_tensors(whole / "checkpoints" / "step_6", tmp_path / "run" / "checkpoints" / "step_6")
 
 
-def test_a_run_goes_on_with_other_ranks_zero_stage_and_precision(start, capsys):
+def test_a_run_goes_on_with_other_ranks_zero_stage_and_precision(start):
     """On the command line: a change of the layout is told, like other changed settings."""
     folder = start("run.stop_after=2")
     words = ["--config", RECIPE, f"data.path={load_settings(str(folder / 'config.yaml')).data.path}", "run.name=run"]
@@ -195,8 +194,7 @@ def test_a_run_goes_on_with_other_ranks_zero_stage_and_precision(start, capsys):
         "parallel.zero_stage=3",
         "train.precision=bf16",
     ]
-    assert main(words) == 0
-    out = capsys.readouterr().out
+    out = train(*words).stdout
     assert "changed since then: parallel.zero_stage: 1 -> 3" in out
     assert "changed since then: train.precision: fp32 -> bf16" in out
     shutil.rmtree(folder)

@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from pretrain.cli import main
-from pretrain.main import main as train
-from tests.launching import ROOT
+from tests.launching import ROOT, train
 
 pytestmark = pytest.mark.end_to_end
 
@@ -23,10 +22,7 @@ def trained(tmp_path_factory, corpus):
         "checkpoint.every=2",
         "checkpoint.keep=9",
     ]
-    assert (
-        train(["--config", str(ROOT / "tests" / "tiny.yaml"), *words, "eval.every=4", "eval.loops=1,3", "eval.rows=8"])
-        == 0
-    )
+    train("--config", ROOT / "tests" / "tiny.yaml", *words, "eval.every=4", "eval.loops=1,3", "eval.rows=8")
     return folder / "run"
 
 
