@@ -37,6 +37,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[
         "pretrain",
+        "pretrain.checkpoints",
         "pretrain.commands",
         "pretrain.config",
         "pretrain.evaluation",
@@ -47,7 +48,7 @@ setup(
         "pretrain.optimizer",
         "pretrain.parallel",
         "pretrain.planning",
-        "pretrain.recipes",
+        "pretrain.studies",
         "pretrain.training",
         "pretrain.training.hooks",
         "model",
@@ -63,7 +64,12 @@ setup(
         "loopmdm_cli",
     ],
     package_dir={"loopmdm_cli": "launchers/loopmdm_cli"},  # the others are in the folders of their names
-    package_data={"pretrain.inspection": ["page.*"], "pretrain.recipes": ["*.yaml"], "ds_configs": ["*.json"]},
+    package_data={
+        "pretrain": ["recipes/*.yaml"],
+        "pretrain.inspection": ["page.*"],
+        "pretrain.studies": ["definitions/*.yaml"],
+        "ds_configs": ["*.json"],
+    },
     install_requires=REQUIRES,
     extras_require={
         # Optional accelerations. NVIDIA's apex is not on PyPI (the package of that name there is another project):

@@ -38,9 +38,9 @@ Tokenize text and pack it into rows for pre-training.
 An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; any other: one document of plain text; all
 but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
 hf:NAME[:CONFIG][@SPLIT], stdlib: for the sources of Python's standard library, or NAME:COUNT[@SEED] for generated
-instances of a task (sudoku4, sudoku6, sudoku9; additionD for sums of D digits). Without --tokenizer, a SentencePiece
-tokenizer is trained on a sample of the text; if all inputs are generated, and
-no --vocab-size is given, the tokens are the characters of the task.
+instances of a task (sudoku4, sudoku6, sudoku9; additionD and multiplicationD of numbers of D digits; lookupH for H
+hops through a table). Without --tokenizer, a SentencePiece tokenizer is trained on a sample of the text; if all inputs
+are generated, and no --vocab-size is given, the tokens are the characters of the task.
 
 A run that was stopped or killed leaves its finished tasks in OUTPUT.work. Run the same command again to continue."""
 

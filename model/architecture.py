@@ -27,15 +27,6 @@ class LoopSplit:
     """Layers after the looped block (n_o), run once."""
     max: int = Field(12, ge=1, le=100_000)
     """S_max: the largest number of passes in training. 1 trains a plain masked diffusion model."""
-    decay: bool = False
-    """Start pass k from H(0) + a (H(k-1) - H(0)), with a learned a in (0, 1) for every channel, instead of H(k-1)."""
-    norm: bool = False
-    """Normalize the state that every pass starts from (RMSNorm; the same weight in all passes)."""
-
-    @property
-    def feedback_vectors(self) -> int:
-        """Vectors of weights between two passes (`model/feedback.py`)."""
-        return self.decay + self.norm
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -110,7 +101,7 @@ class Architecture:
         return {
             "embedding": self.padded_vocab_size * self.hidden_size,
             "head": self.loop.head * layer,
-            "mid": self.loop.mid * layer + self.loop.feedback_vectors * self.hidden_size,
+            "mid": self.loop.mid * layer,
             "tail": self.loop.tail * layer,
             "final_norm": self.hidden_size,
             "lm_head": self.padded_vocab_size * self.hidden_size,

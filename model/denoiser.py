@@ -2,8 +2,8 @@
 
     H(0) = head(embedding(x_t)),   H(k) = mid(H(k - 1)) for k = 1..S,   p^S = softmax(lm_head(norm(tail(H(S)))))
 
-LoopMDM (arXiv 2605.26106), section 3. Only the hidden state is fed back, unless `model.loop` asks for a part of H(0) or a norm
-(`model/feedback.py`).
+LoopMDM (arXiv 2605.26106), section 3. Only the hidden state is fed back: there is no re-injection of the input, no loop
+embedding and no gate.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,10 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from model.architecture import Architecture, Recompute
 from model.attention import AttentionInputs, document_boundaries, document_mask, missing_varlen
-from model.feedback import Feedback
-from model.layers import ChannelWeight, RMSNorm, Sharding, build_layer, transformer_config
+from model.layers import RMSNorm, Sharding, build_layer, transformer_config
 from model.lm_head import LanguageModelHead
-from model.placement import Chunk, Stage, states_sent, whole
+from model.placement import Chunk, Stage, whole
 from model.rope import rotation
 from model.weights import OnWeight, create_weights, initial_weights
 
@@ -118,39 +117,24 @@ class LoopedBlock(LayerStack):
 
     All passes happen in one module call, so that ZeRO-3 gathers the shared weights only once
     (`pretrain/parallel/parallelize.py`). A forward hook on the last layer is called after every pass, with H(k).
-
-    Args:
-        feedback: computes what a pass starts from; None if that is the output of the pass before, or if this stage does not
-            hold the first layer of the block.
     """
 
-    def __init__(
-        self, build: LayerBuilder, first: int, held: range, recompute: Recompute, feedback: Feedback | None
-    ) -> None:
+    def __init__(self, build: LayerBuilder, first: int, held: range, recompute: Recompute) -> None:
         super().__init__(build, first, held, recompute == "full")
-        self.held, self.recompute_pass, self.feedback = held, recompute == "loop", feedback
+        self.held, self.recompute_pass = held, recompute == "loop"
 
-    def forward(
-        self, hidden_states: Tensor, attention: AttentionInputs, passes: range, first: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention: AttentionInputs, passes: range) -> Tensor:
         """H(k) = mid(H(k - 1)) for every k in `passes`: [s, b, h] -> [s, b, h]. The only loop over the mid block.
 
         Args:
             passes: numbers k of the passes, counted from 1.
-            first: H(0) [s, b, h]; None if `hidden_states` is H(0).
         """
-        first = hidden_states if first is None else first
         for _ in passes:
             if self.recompute_pass and torch.is_grad_enabled():
-                hidden_states = recomputed(self._run_pass, hidden_states, first, attention)
+                hidden_states = recomputed(self.run_layers, hidden_states, attention, self.held)
             else:
-                hidden_states = self._run_pass(hidden_states, first, attention)
+                hidden_states = self.run_layers(hidden_states, attention, self.held)
         return hidden_states
-
-    def _run_pass(self, hidden_states: Tensor, first: Tensor, attention: AttentionInputs) -> Tensor:
-        if self.feedback is not None:
-            hidden_states = self.feedback(hidden_states, first)
-        return self.run_layers(hidden_states, attention, self.held)
 
 
 class LoopedDenoiser(nn.Module):
@@ -165,9 +149,6 @@ class LoopedDenoiser(nn.Module):
         stage: the layers to hold, as from `model.placement.place`; None for the whole model.
         sharding: this rank's place in the tensor-parallel group; None for a single rank.
         on_weight: called after each weight is created, see `create_weights`; None leaves all on the CPU in fp32.
-
-    Attributes:
-        states_sent: see `model.placement.states_sent`.
     """
 
     def __init__(
@@ -182,13 +163,12 @@ class LoopedDenoiser(nn.Module):
         super().__init__()
         self.architecture, self.stage = architecture, stage or whole(architecture.loop)
         self.sharding = sharding or Sharding()
-        self.states_sent = states_sent(self.stage, architecture.loop)
         with torch.device("meta"):  # no memory yet: a rank may have room for its part of a weight only
             self._build(recompute)
         source = initial_weights(architecture, seed)
         create_weights(self, source, self.sharding.rank, self.sharding.tensor, on_weight)
         for module in self.modules():
-            if isinstance(module, ChannelWeight):
+            if isinstance(module, RMSNorm):
                 module.sum_gradients()
 
     def _build(self, recompute: Recompute) -> None:
@@ -199,10 +179,7 @@ class LoopedDenoiser(nn.Module):
         if self.stage.first:
             self._build_embedding(config)
         self.head = LayerStack(build, 0, chain(*self.stage.head), full)
-        feedback = None
-        if split.feedback_vectors and self.stage.begins_pass:
-            feedback = Feedback(self.architecture, self.sharding)
-        self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute, feedback)
+        self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute)
         self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()
@@ -238,9 +215,9 @@ class LoopedDenoiser(nn.Module):
         """
         return self.head(self._embed(tokens), attention, self.stage.head[0])
 
-    def one_pass(self, hidden_states: Tensor, attention: AttentionInputs, first: Tensor) -> Tensor:
-        """H(k) = mid(H(k - 1)), where `first` is H(0): [s, b, h] -> [s, b, h]."""
-        return self.mid(hidden_states, attention, range(1), first)
+    def one_pass(self, hidden_states: Tensor, attention: AttentionInputs) -> Tensor:
+        """H(k) = mid(H(k - 1)): [s, b, h] -> [s, b, h]."""
+        return self.mid(hidden_states, attention, range(1))
 
     def run_tail(self, hidden_states: Tensor, attention: AttentionInputs) -> Tensor:
         """tail(H(S)): [s, b, h] -> [s, b, h]."""
@@ -255,14 +232,13 @@ class LoopedDenoiser(nn.Module):
         document_ids: Tensor | None = None,
         document_boundaries: Tensor | None = None,
     ) -> Tensor:
-        """Run the embedding and the layers of a chunk: what one stage sends to the next.
+        """Run the embedding and the layers of a chunk: hidden states [s, b, h] -> [s, b, h].
 
         The final norm and the LM head, which the last chunk also has, are in `output`.
 
         Args:
             tokens: x_t, int64 [b, s]; needed if the chunk has the embedding.
-            hidden_states: output of the previous chunk; needed otherwise. Hidden states [s, b, h], or with `states_sent` = 2
-                [2 s, b, h]: hidden states, then H(0) from the first pass on.
+            hidden_states: output of the previous chunk [s, b, h]; needed otherwise.
             seq_len: tokens per row. With sequence parallelism it differs from the first size of `hidden_states`.
             document_ids, document_boundaries: see `Inputs`; needed for every chunk.
         """
@@ -270,19 +246,12 @@ class LoopedDenoiser(nn.Module):
             assert tokens is not None
             hidden_states = self._embed(tokens)
         assert hidden_states is not None
-        first = hidden_states
-        if self.states_sent == 2 and not chunk.embed:
-            hidden_states, first = hidden_states.chunk(2)
         attention = self._attention_inputs(hidden_states, seq_len, document_ids, document_boundaries)
         if chunk.head:
             hidden_states = self.head(hidden_states, attention, chunk.head)
         if chunk.passes:
-            if self.stage.begins_pass and 1 in chunk.passes:
-                first = hidden_states
-            hidden_states = self.mid(hidden_states, attention, chunk.passes, first)
-        if chunk.tail:
-            hidden_states = self.tail(hidden_states, attention, chunk.tail)
-        return torch.cat([hidden_states, first]) if self.states_sent == 2 and not chunk.logits else hidden_states
+            hidden_states = self.mid(hidden_states, attention, chunk.passes)
+        return self.tail(hidden_states, attention, chunk.tail) if chunk.tail else hidden_states
 
     def output(
         self,

@@ -22,45 +22,31 @@ from model.architecture import Architecture
 from model.attention import BidirectionalAttention
 
 
-class ChannelWeight(nn.Module):
-    """One weight per channel, which every tensor-parallel rank holds in full.
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019) with the constructor that megatron-core's specs call.
 
-    Under sequence parallelism every rank applies it to different tokens, so its gradients must be summed over the group. A
-    hook on the weight does this once per backward pass, before DeepSpeed takes the gradient: ZeRO-2 and ZeRO-3 reduce
-    gradients during the backward pass. `sum_gradients` registers it.
+    megatron-core's own wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism. There every
+    tensor-parallel rank normalizes different tokens with the same weight, so the weight's gradients must be summed over
+    the group. A hook on the weight does this once per backward pass, before DeepSpeed takes the gradient: ZeRO-2 and
+    ZeRO-3 reduce gradients during the backward pass. `sum_gradients` registers it.
 
     Args:
         hidden_size: h.
+        eps: added to the mean square.
         gradient_group: the process group to sum the weight's gradient over; None for no sum.
     """
 
     def __init__(
-        self, config: TransformerConfig, hidden_size: int, gradient_group: dist.ProcessGroup | None = None
+        self, config: TransformerConfig, hidden_size: int, eps: float, gradient_group: dist.ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        self.gradient_group = gradient_group
+        self.eps, self.gradient_group = eps, gradient_group
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
 
     def sum_gradients(self) -> None:
         """Sum the weight's gradients over `gradient_group` from now on. The weight must not be replaced afterwards."""
         if self.gradient_group is not None:
             self.weight.register_hook(partial(_sum_over_ranks, group=self.gradient_group))
-
-
-class RMSNorm(ChannelWeight):
-    """Root-mean-square norm (Zhang and Sennrich 2019) with the constructor that megatron-core's specs call.
-
-    megatron-core's own wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism.
-
-    Args:
-        eps: added to the mean square.
-    """
-
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float, gradient_group: dist.ProcessGroup | None = None
-    ) -> None:
-        super().__init__(config, hidden_size, gradient_group)
-        self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""

@@ -77,11 +77,6 @@ class Stage:
         """Holds the final norm and the LM head."""
         return self.index == self.count - 1
 
-    @property
-    def begins_pass(self) -> bool:
-        """Holds the first layer of the mid block."""
-        return 0 in self.mid
-
     def passes(self, loops: int) -> range:
         """Those of the passes 1, ..., `loops` that run on this stage."""
         return range(self.replica + 1, loops + 1, self.replicas) if self.mid else range(0)
@@ -113,16 +108,10 @@ def whole(split: LoopSplit) -> Stage:
 
 
 def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
-    """Number of weights on one rank of a stage: matrices are split over the `tensor` ranks, vectors are not."""
-    vectors = 2 * layers_held(stage) + stage.last + stage.begins_pass * architecture.loop.feedback_vectors
+    """Number of weights on one rank of a stage: matrices are split over the `tensor` ranks, norms are not."""
+    norms = (2 * layers_held(stage) + stage.last) * architecture.hidden_size
     ends = architecture.padded_vocab_size * architecture.hidden_size // tensor
-    vectors *= architecture.hidden_size
-    return hidden_matrices_held(stage, architecture, tensor) + vectors + (stage.first + stage.last) * ends
-
-
-def states_sent(stage: Stage, split: LoopSplit) -> int:
-    """Hidden states per token that a stage sends to the next: H(0) travels with H(k) to the stages that start a pass from both."""
-    return 2 if split.decay and stage.count > 1 and stage.split == "looped" else 1
+    return hidden_matrices_held(stage, architecture, tensor) + norms + (stage.first + stage.last) * ends
 
 
 def hidden_matrices_held(stage: Stage, architecture: Architecture, tensor: int) -> int:

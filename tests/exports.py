@@ -16,11 +16,11 @@ from data_pipeline.manifest import Manifest, TokenizerInfo, sha256_of
 from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 from model.architecture import Architecture
+from pretrain.checkpoints.folder import MARK
 from pretrain.cli import main
 from pretrain.config.keys import flatten
 from pretrain.config.load import dump_settings, load_settings
 from pretrain.export.weights import exported_shapes, imported_weights
-from pretrain.training.checkpoint import MARK
 from tests.launching import ROOT
 
 _rng = random.Random(0)

@@ -27,6 +27,16 @@ class Generator(Protocol):
         """Instance `index` of a seed."""
 
 
+class Question(Generator, Protocol):
+    """Instances whose last characters are the answer to what stands before.
+
+    Attributes:
+        answer_length: number of these characters.
+    """
+
+    answer_length: int
+
+
 def words(seed: int, index: int, size: int) -> NDArray[np.uint64]:
     """`size` random 64-bit words of instance `index`.
 

@@ -4,16 +4,17 @@ import re
 from dataclasses import dataclass
 
 from data_pipeline.errors import DataError
-from data_pipeline.generators.addition import MAX_DIGITS, Addition
+from data_pipeline.generators.arithmetic import MAX_DIGITS, SIGNS, Arithmetic
 from data_pipeline.generators.boards import Sudoku
 from data_pipeline.generators.generator import Generator
+from data_pipeline.generators.lookup import MAX_HOPS, Lookup
 from data_pipeline.generators.sudoku import SudokuBoards
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 """Size of a board -> rows and columns of its boxes."""
 
-KNOWN = "sudoku4, sudoku6, sudoku9 and additionD for D digits"
-NAME = re.compile(r"(sudoku|addition)(\d*)")
+KNOWN = "sudoku4, sudoku6, sudoku9, additionD and multiplicationD for D digits, and lookupH for H hops"
+NAME = re.compile(r"(sudoku|addition|multiplication|lookup)(\d*)")
 COUNT = re.compile(r"(\d+)(?:@(\d+))?")
 MAX_COUNT = 10**12
 
@@ -61,9 +62,11 @@ def parse_generated(value: str) -> Generated:
 def find_generator(name: str) -> Generator | None:
     """The generator of a name such as sudoku6 or addition3; None if there is none."""
     match = NAME.fullmatch(name)
-    if match is None or not match[2]:
+    if match is None or match[2] != str(int(match[2] or 0)):
         return None
-    number = int(match[2])
-    if match[1] == "addition":
-        return Addition(number) if 1 <= number <= MAX_DIGITS and match[2] == str(number) else None
-    return SudokuBoards(Sudoku(*BOXES[number])) if match[2] == str(number) and number in BOXES else None
+    kind, number = match[1], int(match[2])
+    if kind in SIGNS:
+        return Arithmetic(kind, number) if 1 <= number <= MAX_DIGITS else None
+    if kind == "lookup":
+        return Lookup(number) if 1 <= number <= MAX_HOPS else None
+    return SudokuBoards(Sudoku(*BOXES[number])) if number in BOXES else None

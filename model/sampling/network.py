@@ -172,7 +172,7 @@ class LoopedNetwork:
         everything = torch.arange(len(part.time), device=part.time.device)
 
         def one_pass(states: Tensor, number: int, rows: Tensor) -> Tensor:
-            return self.model.one_pass(states, attention(rows, number), head[:, rows])
+            return self.model.one_pass(states, attention(rows, number))
 
         def logits(states: Tensor, rows: Tensor) -> Tensor:
             return self.gather(self.model.output(states, positions_of(part.wanted[rows])))

@@ -1,1 +1,1 @@
-"""`loopmdm evaluate`, `sample` and `doctor`, and the loading of a finished run."""
+"""The commands that use a finished run: `loopmdm evaluate`, `sample`, `probe`, `export`, `checkpoints` and others."""

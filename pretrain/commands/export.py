@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read(folder: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
     """The newest checkpoint. One that a running training removes while it is read is replaced by the next."""
+    from pretrain.checkpoints.folder import MARK, latest_checkpoint
     from pretrain.errors import UserError
-    from pretrain.training.checkpoint import MARK, latest_checkpoint
 
     while True:
         checkpoint = latest_checkpoint(folder)
@@ -60,10 +60,10 @@ def _read(folder: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tens
 
 
 def _read_checkpoint(folder: Path, checkpoint: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
+    from pretrain.checkpoints.folder import read_state
     from pretrain.export.evaluations import newest_evaluations
     from pretrain.export.record import check_settings, record_of
     from pretrain.export.weight_files import read_checkpoint
-    from pretrain.training.checkpoint import read_state
 
     state, step = read_state(checkpoint), int(checkpoint.name.removeprefix("step_"))
     check_settings(state["settings"], checkpoint / "state.json")

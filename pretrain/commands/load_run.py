@@ -16,6 +16,8 @@ from model.sampling.network import Compute
 from model.sampling.passes import LoopPolicy
 from model.sampling.query import Denoise
 from model.sampling.tally import Tally
+from pretrain.checkpoints.folder import latest_checkpoint, list_checkpoints
+from pretrain.checkpoints.weights import load_into
 from pretrain.config.load import load_settings
 from pretrain.config.run_folder import check_run_folder
 from pretrain.config.run_plan import RunPlan
@@ -26,7 +28,6 @@ from pretrain.export.read import read_manifest
 from pretrain.parallel.launcher import read_launcher
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World, start_world
-from pretrain.training.checkpoint import latest_checkpoint, list_checkpoints, load_into
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _load_newest(folder: Path, model: LoopedDenoiser, world: World, averaged: bo
         checkpoint = world.from_main(_latest(folder, world))
         error = None
         try:
-            load_into(model, checkpoint, world, averaged)
+            load_into(model, checkpoint, model.architecture, world.tensor_rank, world.shape.tensor, averaged)
         except (UserError, OSError) as caught:
             error = caught
         if not world.any(error is not None and checkpoint not in list_checkpoints(folder)):

@@ -16,9 +16,10 @@ OPTIONS_WITH = {"tasks": (*TASK_OPTIONS, "seed"), "lm_eval": FOR_HARNESS}
 """Option -> the options that need it, or one of the others."""
 
 TASKS_HELP = """\
-what to evaluate instead of the NELBO: sudoku4, sudoku6, sudoku9 and additionD (instances of the validation split; boards from
-nothing without --given), generative (samples from nothing under another model), a file of questions (one JSON object with
-question and answer per line; with choices for multiple choice), a prepared folder (perplexity of its documents)"""
+what to evaluate instead of the NELBO: sudoku4, sudoku6, sudoku9, additionD, multiplicationD and lookupH (instances of the
+validation split; boards from nothing without --given), generative (samples from nothing under another model), a file of questions
+(one JSON object with question and answer per line; with choices for multiple choice), a prepared folder (perplexity of its
+documents)"""
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from data_pipeline.json_text import json_text
 from data_pipeline.manifest import MANIFEST_NAME, Manifest
+from pretrain.checkpoints.folder import MARK
+from pretrain.checkpoints.weights import FILES
 from pretrain.config.load import dump_settings
 from pretrain.config.settings import Settings
 from pretrain.export.new_folder import new_folder
 from pretrain.export.record import FOLDER, RunRecord, settings_from
-from pretrain.export.weight_files import FILES
-from pretrain.training.checkpoint import MARK
 
 
 def write_run(output: Path, record: RunRecord, weights: dict[str, Tensor], export: Path, manifest: Manifest) -> None:
@@ -47,7 +47,7 @@ def _settings(record: RunRecord, output: Path) -> Settings:
 
 
 def _write_checkpoint(folder: Path, record: RunRecord, weights: dict[str, Tensor]) -> None:
-    """A checkpoint as `training.checkpoint` describes it, without `deepspeed/`; `state.json` says which weights it has."""
+    """A checkpoint of the older format (`checkpoints/folder.py`), without `deepspeed/`; `state.json` says which weights it has."""
     folder.mkdir(parents=True)
     path = folder / FILES[record.weights]
     save_file(weights, path)

@@ -149,6 +149,10 @@ class Checkpoint:
     """Steps between checkpoints; empty: only at the end. The last step, Ctrl-C and SIGTERM always save one."""
     keep: int = Field(2, ge=1)
     """Number of checkpoints to keep, the newest ones."""
+    asynchronous: bool = True
+    """Write while training goes on. Only the copy of the states into CPU memory, which it takes as much of, holds a step up."""
+    on_damage: Literal["previous", "stop"] = "previous"
+    """If the newest checkpoint is damaged: resume from the one before it, or stop."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

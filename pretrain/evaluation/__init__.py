@@ -1,1 +1,1 @@
-"""Validation NELBO on frozen noise, its statistics, tables and files."""
+"""What a run is worth: NELBO on frozen noise, likelihoods, tasks, samples, with standard errors."""

@@ -3,8 +3,6 @@
 
     H(0) = head(embedding(x_t)),   H(k) = mid(H(k - 1)) for k = 1..S,   p = softmax(lm_head(norm(tail(H(S)))))
 
-In some models mid gets `Feedback` of H(k - 1) and H(0) instead.
-
 x_t is a text some of whose tokens are [MASK]; the logits predict the token behind every [MASK]. S, the number of loops, is
 chosen at inference. Shapes: b rows, s tokens per row, h hidden size, n attention heads, d head width, v vocabulary.
 """
@@ -29,7 +27,6 @@ class LoopMDMConfig(PretrainedConfig):
         loops: S where the call does not give it.
         loop_tolerance: stop the loop of a row early at this change of direction, see `LoopMDMModel.forward`; None: never.
         max_position_embeddings: tokens per row in training.
-        loop_decay, loop_norm: see `Feedback`.
     """
 
     model_type = "loopmdm"
@@ -53,8 +50,6 @@ class LoopMDMConfig(PretrainedConfig):
         max_loops: int = 12,
         loops: int = 12,
         loop_tolerance: float | None = None,
-        loop_decay: bool = False,
-        loop_norm: bool = False,
         mask_token_id: int = 32768,
         **kwargs,  # noqa: ANN003 (what every configuration of transformers has)
     ) -> None:
@@ -66,7 +61,6 @@ class LoopMDMConfig(PretrainedConfig):
         self.rope_base, self.rms_norm_eps, self.initializer_range = rope_base, rms_norm_eps, initializer_range
         self.max_position_embeddings = max_position_embeddings
         self.max_loops, self.loops, self.loop_tolerance = max_loops, loops, loop_tolerance
-        self.loop_decay, self.loop_norm = loop_decay, loop_norm
         self.mask_token_id = mask_token_id
         kwargs.pop("num_hidden_layers", None)
         kwargs["tie_word_embeddings"] = False
@@ -147,20 +141,6 @@ class Layer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class Feedback(nn.Module):
-    """What a pass starts from, [b, s, h]: norm(H(0) + sigmoid(decay) * (H(k - 1) - H(0))), with or without decay and norm."""
-
-    def __init__(self, config: LoopMDMConfig) -> None:
-        super().__init__()
-        self.decay = nn.Parameter(torch.ones(config.hidden_size)) if config.loop_decay else None
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if config.loop_norm else None
-
-    def forward(self, hidden: Tensor, first: Tensor) -> Tensor:
-        if self.decay is not None:
-            hidden = torch.lerp(first, hidden, self.decay.sigmoid())
-        return hidden if self.norm is None else self.norm(hidden)
-
-
 class LoopMDMModel(PreTrainedModel):
     """p(x_0 | x_t) at every position, after S passes through the mid layers."""
 
@@ -172,7 +152,6 @@ class LoopMDMModel(PreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.feedback = Feedback(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.post_init()
@@ -235,11 +214,11 @@ class LoopMDMModel(PreTrainedModel):
             tolerance: see `forward`. Rows that have settled leave the batch.
             watched: the tokens whose change of direction counts, bool [b, s].
         """
-        config, first, rows = self.config, hidden, torch.arange(len(hidden), device=hidden.device)
+        config, rows = self.config, torch.arange(len(hidden), device=hidden.device)
         mid, used = self.layers[config.head_layers :][: config.mid_layers], torch.full_like(rows, loops)
         for number in range(1, loops + 1):
             before = hidden[rows]
-            after = self.feedback(before, first[rows])
+            after = before
             for layer in mid:
                 after = layer(after, rotation, mask if mask is None else mask[rows])
             hidden = hidden.index_copy(0, rows, after)

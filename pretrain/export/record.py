@@ -58,7 +58,7 @@ def record_of(step: int, weights: str, state: Mapping[str, Any], evaluations: Ma
     """The record of a checkpoint, without paths and in the order in which it is written.
 
     Args:
-        state: as from `training.checkpoint.read_state`.
+        state: as from `checkpoints.folder.read_state`.
         evaluations: name -> content of the run's result files.
     """
     settings = {key: value for key, value in sorted(state["settings"].items()) if key not in MACHINE_KEYS}

@@ -1,4 +1,4 @@
-"""Read the weights of a checkpoint or of an exported folder."""
+"""Read the weights of a checkpoint or of an exported folder as the other has them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +9,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.architecture import Architecture
+from pretrain.checkpoints.weights import open_weights
 from pretrain.errors import UserError
 from pretrain.export.weights import Source, exported_shapes, exported_weights, imported_weights
 
 EXPORTED = "model.safetensors"
-FILES = {"ema": "ema.safetensors", "raw": "weights.safetensors"}
-"""Which weights -> their file in a checkpoint."""
 
 
 def read_checkpoint(checkpoint: Path, weights: str, architecture: Architecture) -> dict[str, Tensor]:
@@ -24,15 +23,10 @@ def read_checkpoint(checkpoint: Path, weights: str, architecture: Architecture) 
         weights: "ema" or "raw".
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: they are missing or damaged.
     """
-    path = checkpoint / FILES[weights]
-    if not path.is_file():
-        other = "raw" if weights == "ema" else "ema"
-        raise UserError(f"{path}: does not exist because the run does not keep these weights; use --weights {other}")
-    return _read(
-        path, f"remove {checkpoint} to use the previous checkpoint", lambda s: exported_weights(architecture, s)
-    )
+    with open_weights(checkpoint, weights, architecture) as source:
+        return exported_weights(architecture, source)
 
 
 def read_exported(folder: Path, architecture: Architecture) -> dict[str, Tensor]:

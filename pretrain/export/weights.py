@@ -16,12 +16,6 @@ OUTSIDE_LAYERS = {
     "final_norm.weight": "norm.weight",
     "lm_head.weight": "lm_head.weight",
 }
-FEEDBACK = {
-    "decay": ("mid.feedback.decay.weight", "feedback.decay"),
-    "norm": ("mid.feedback.norm.weight", "feedback.norm.weight"),
-}
-"""Switch of `model.loop` -> name of its weight here and there."""
-
 UNCHANGED = {
     "input_layernorm.weight": "input_layernorm.weight",
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
@@ -39,7 +33,7 @@ Source = Callable[[str], Tensor]
 
 def exported_weights(architecture: Architecture, ours: Source) -> dict[str, Tensor]:
     """All weights of an exported folder, from those of a checkpoint."""
-    exported = {theirs: ours(name) for name, theirs in _outside_layers(architecture).items()}
+    exported = {theirs: ours(name) for name, theirs in OUTSIDE_LAYERS.items()}
     for layer, there in _layers(architecture).items():
         exported |= {f"{there}.{theirs}": ours(f"{layer}.{name}") for name, theirs in UNCHANGED.items()}
         parts = split_qkv(ours(f"{layer}.{QKV}"), architecture)
@@ -52,7 +46,7 @@ def exported_weights(architecture: Architecture, ours: Source) -> dict[str, Tens
 
 def imported_weights(architecture: Architecture, theirs: Source) -> dict[str, Tensor]:
     """All weights of a checkpoint, from those of an exported folder: the inverse of `exported_weights`."""
-    weights = {name: theirs(there) for name, there in _outside_layers(architecture).items()}
+    weights = {name: theirs(there) for name, there in OUTSIDE_LAYERS.items()}
     for layer, there in _layers(architecture).items():
         weights |= {f"{layer}.{name}": theirs(f"{there}.{other}") for name, other in UNCHANGED.items()}
         weights[f"{layer}.{QKV}"] = join_qkv([theirs(f"{there}.{name}") for name in QKV_PARTS], architecture)
@@ -64,8 +58,7 @@ def exported_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]
     """Shape of every weight of an exported folder."""
     hidden, ffn, vocabulary = architecture.hidden_size, architecture.ffn_size, architecture.padded_vocab_size
     key = architecture.kv_heads * architecture.head_dim
-    shapes = dict.fromkeys(_outside_layers(architecture).values(), (hidden,))
-    shapes |= dict.fromkeys(("embed_tokens.weight", "lm_head.weight"), (vocabulary, hidden))
+    shapes = dict(zip(OUTSIDE_LAYERS.values(), ((vocabulary, hidden), (hidden,), (vocabulary, hidden)), strict=True))
     layer = dict(zip(UNCHANGED.values(), ((hidden,), (hidden, hidden), (hidden,), (hidden, ffn)), strict=True))
     layer |= dict(zip(QKV_PARTS, ((hidden, hidden), (key, hidden), (key, hidden)), strict=True))
     layer |= dict.fromkeys(FC1_PARTS, (ffn, hidden))
@@ -91,11 +84,6 @@ def join_qkv(parts: list[Tensor], architecture: Architecture) -> Tensor:
     """The inverse of `split_qkv`."""
     groups, width = architecture.kv_heads, architecture.head_dim
     return torch.cat([part.view(groups, -1, width, part.shape[-1]) for part in parts], dim=1).flatten(0, 2)
-
-
-def _outside_layers(architecture: Architecture) -> dict[str, str]:
-    """`OUTSIDE_LAYERS` and the weights between passes."""
-    return OUTSIDE_LAYERS | dict(names for switch, names in FEEDBACK.items() if getattr(architecture.loop, switch))
 
 
 def _layers(architecture: Architecture) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""`loopmdm inspect`: show what a prepared folder contains, on a terminal or as an HTML page. Imports no torch."""
+"""Pages and text views of prepared data and of runs: `loopmdm inspect` and `report`."""

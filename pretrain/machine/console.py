@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 ASCII = {
-    "±": "+/-", "…": "...", "█": "=", "░": "#", "│": "|", "┌": "+", "▁": "_",
+    "±": "+/-", "…": "...", "·": ".", "█": "=", "░": "#", "│": "|", "┌": "+", "▁": "_",
     "↵": "\\n", "→": "\\t", "␍": "\\r", "␛": "\\e",
 } | dict.fromkeys("▏▎▍▌▋▊▉", "-")  # fmt: skip
 """How the characters that this project prints are written where the terminal's encoding does not have them."""

@@ -32,6 +32,9 @@ class Muon(Optimizer):
         adamw: over one group, whose `weight_decay` is 0, and whose `matrix_decay` is that of its matrices.
         direction: of the update of one of `hidden`.
         momentum: mu.
+
+    Attributes:
+        adamw: the optimizer of the other weights.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class Muon(Optimizer):
         (others,) = adamw.param_groups
         own = {"params": list(hidden), "lr": others["lr"], "momentum": momentum, "weight_decay": decay}
         super().__init__([own, others], {})
-        self._adamw, self._direction = adamw, direction
+        self.adamw, self._direction = adamw, direction
         self._pieces: Mapping[Tensor, Sequence[Piece]] = {}
         self._sharing: Sharing | None = None
         self._exchanges: dict[tuple[Tensor, ...], Exchange] = {}
@@ -62,9 +65,9 @@ class Muon(Optimizer):
             elif stepped:
                 self._step_hidden(stepped, group)
         # AdamW steps our groups and keeps its states among ours, so that a checkpoint holds them.
-        self._adamw.param_groups = [group for group in self.param_groups if "momentum" not in group]
-        self._adamw.state = self.state
-        self._adamw.step()
+        self.adamw.param_groups = [group for group in self.param_groups if "momentum" not in group]
+        self.adamw.state = self.state
+        self.adamw.step()
 
     def _decay_matrices(self, stepped: tuple[Tensor, ...], rate: float) -> None:
         """Decoupled weight decay, like AdamW's, of the matrices in tensors that also hold norms."""

@@ -25,7 +25,9 @@ from model.weights import shards_of
 from pretrain.config.deepspeed_file import ds_config_path, read_ds_config, reduce_bucket
 from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
+from pretrain.optimizer.muon import Muon
 from pretrain.parallel.gather import gather_weight
+from pretrain.parallel.pieces import Pieces, locate_weights
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import DeepSpeedMpu, World
 
@@ -149,6 +151,38 @@ class Engine:
             group.update(hyperparameters)
         if self.zero_stage:
             self._engine.optimizer.clip_grad = self._plan.settings.optim.clip_norm
+
+    def pieces(self) -> Pieces:
+        """Where the weights are in the tensors that the optimizer steps."""
+        zero_optimizer = self._engine.optimizer if self.zero_stage else None
+        return locate_weights(self.model, self.optimizer, zero_optimizer, self.zero_stage, self._world)[0]
+
+    @property
+    def counts_steps_by_group(self) -> bool:
+        """Whether the optimizer keeps the number of its steps in its groups, as apex does, not in the states of the weights."""
+        adamw = self.optimizer.adamw if isinstance(self.optimizer, Muon) else self.optimizer
+        return type(adamw).__module__.startswith("apex")
+
+    def shard_shapes(self) -> dict[str, torch.Size]:
+        """Shape of every weight as this tensor-parallel rank would hold it without ZeRO."""
+        return {name: getattr(weight, "ds_shape", weight.shape) for name, weight in self.model.named_parameters()}
+
+    def owns(self, name: str) -> bool:
+        """Whether this rank is the one that saves its pieces of a weight: of the ranks that hold the same numbers, the first."""
+        weight = self.model.get_parameter(name)
+        copied = weight.ds_pipe_replicated or (shards_of(name) is None and self._world.tensor_rank > 0)
+        return not copied and (self.zero_stage > 0 or self._world.data_parallel_rank == 0)
+
+    def refresh_weights(self) -> None:
+        """Give the model the weights that the optimizer's tensors hold, as DeepSpeed does after an update. Collective."""
+        zero_optimizer = self._engine.optimizer
+        if self.zero_stage in (1, 2):
+            zero_optimizer.update_lp_params()
+        elif self.zero_stage == 3:
+            zero_optimizer.checkpoint_event_prologue()  # no weight is gathered
+            for number in range(len(zero_optimizer.fp16_groups)):
+                zero_optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            zero_optimizer.checkpoint_event_epilogue()
 
     def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
         """(name, fp32 tensor on the CPU) of every weight of the model, gathered one at a time. Collective.

@@ -84,7 +84,7 @@ class Pipeline:
             data_iterator=[iter(range(len(inputs))) for _ in chunks],
             model=chunks,
             num_microbatches=len(inputs),
-            seq_length=self._seq_len * self._model.states_sent,  # the first size of what stages send
+            seq_length=self._seq_len,
             micro_batch_size=len(inputs[0].tokens),
             forward_only=not backward,
         )

@@ -110,6 +110,12 @@ class World:
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
+    def first(self, value: T | None) -> T | None:
+        """The value of the first rank that has one, on every rank; None if none has. Collective."""
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return next((one for one in values if one is not None), None)
+
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
         return bool(self.sum([float(flag)]).item() > 0)
@@ -287,6 +293,11 @@ def _join(rank: int, size: int, device: torch.device, once_met: Callable[[], Non
 
 
 def leave_world() -> None:
-    """Destroy the process groups after a success. A failed rank must not call this: it would wait for the others."""
+    """Destroy the process groups after a success; `start_world` makes new ones.
+
+    A failed rank must not call this: it would wait for the others.
+    """
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

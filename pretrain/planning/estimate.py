@@ -12,7 +12,7 @@ from functools import partial
 
 from model.placement import Costs, Stage
 from pretrain.config.run_plan import RunPlan
-from pretrain.planning.memory import Memory, hop_bytes, memory_of
+from pretrain.planning.memory import Memory, hidden_bytes, memory_of
 from pretrain.planning.orthogonalization import orthogonalization_flops
 from pretrain.planning.timing import Case, Durations, case_of, step_times
 from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
@@ -151,7 +151,7 @@ def _rates(plan: RunPlan) -> _Rates:
         flop=flop,
         fp32_flop=flop if plan.settings.train.precision == "fp32" else flop / FP32_SHARE,
         tensor_byte=byte(parallel.tensor),
-        hop=hardware.latency_microseconds * 1e-6 + hop_bytes(plan, plan.placement[0]) * between_stages,
+        hop=hardware.latency_microseconds * 1e-6 + hidden_bytes(plan) * between_stages,
         data_byte=byte(parallel.tensor * plan.data_parallel_size),
         copies_byte=between_stages,
         host_byte=1e-9 / hardware.host_gb_per_second,

@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Literal
 
 from model.architecture import LOGITS_PER_CHUNK
-from model.placement import Chunk, Stage, hidden_matrices_held, states_sent, weights_held
+from model.placement import Chunk, Stage, hidden_matrices_held, weights_held
 from pretrain.config.deepspeed_file import reduce_bucket
 from pretrain.config.run_plan import RunPlan
 from pretrain.planning.programs import programs_of
@@ -93,17 +93,12 @@ def weight_bytes(plan: RunPlan) -> int:
 
 
 def hidden_bytes(plan: RunPlan) -> int:
-    """Bytes of the hidden states of a micro-batch on one rank."""
+    """Bytes of the hidden states of a micro-batch on one rank: the content of a pipeline hop."""
     parallel, train = plan.settings.parallel, plan.settings.train
     tokens = train.micro_batch_size * plan.seq_len
     return (
         tokens * plan.settings.model.hidden_size * weight_bytes(plan) // (parallel.tensor if parallel.sequence else 1)
     )
-
-
-def hop_bytes(plan: RunPlan, stage: Stage) -> int:
-    """Bytes that a stage sends to the next after a chunk of one micro-batch."""
-    return hidden_bytes(plan) * states_sent(stage, plan.settings.model.loop)
 
 
 def hidden_share(plan: RunPlan, stage: Stage) -> float:
@@ -189,24 +184,16 @@ class _Held:
         of_mid = passes * len(self._stage.mid)
         match self._parallel.recompute:
             case "none":
-                kept = (once + of_mid) * self._layer() + passes * self._feedback()
+                kept = (once + of_mid) * self._layer()
             case "loop":
                 kept = once * self._layer() + passes * self._hidden
             case "full":
-                kept = (once + of_mid) * self._hidden + passes * self._feedback()
+                kept = (once + of_mid) * self._hidden
         if self._stage.count > 1:  # input and output; in fp32 the first norm keeps the input anyway
-            kept += hop_bytes(self._plan, self._stage) * (1 if self._fp32 or not once + of_mid else 2)
+            kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
         if once + of_mid:
             kept += self._rotation() + self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
-
-    def _feedback(self) -> float:
-        """Saved between two passes: H(k - 1) and a by the decay; by the norm all but its output, which the next layer keeps."""
-        loop, model, tensor = self._model.loop, self._model, self._parallel.tensor
-        decay = self._hidden + self._size * model.hidden_size
-        norm = self._tokens * (self._norm() - self._size * model.hidden_size)
-        norm /= tensor if self._parallel.sequence else 1
-        return (loop.decay * decay + loop.norm * norm) * self._stage.begins_pass
 
     def _rotation(self) -> float:
         """Cosine and sine of RoPE: one pair for all layers and passes of a chunk, on every rank."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model.placement import Stage, weights_held
 from pretrain.config.run_plan import RunPlan
-from pretrain.planning.memory import FP32, hidden_share, hop_bytes, weight_bytes
+from pretrain.planning.memory import FP32, hidden_bytes, hidden_share, weight_bytes
 from pretrain.planning.programs import programs_of
 from pretrain.planning.timing import recomputed_part
 
@@ -46,7 +46,7 @@ def traffic_of(plan: RunPlan, stage: Stage, loops: int) -> Traffic:
     per_micro_batch = _layers(stage, chunks) * (ahead + back) + _layers(stage, again) * ahead
     return Traffic(
         tensor=plan.micro_batches * per_micro_batch,
-        pipeline=_hops(plan, stage, len(chunks)) * hop_bytes(plan, stage),
+        pipeline=_hops(plan, stage, len(chunks)) * hidden_bytes(plan),
         data=_data(plan, weights) + _muon(plan, stage),
         copies=_copies(plan, stage),
         host=_host(plan, weights),
@@ -98,10 +98,8 @@ def _muon(plan: RunPlan, stage: Stage) -> float:
 
 
 def _copies(plan: RunPlan, stage: Stage) -> float:
-    model = plan.settings.model
-    weights = model.parameters_per_layer() * len(stage.mid) / plan.settings.parallel.tensor
-    weights += stage.begins_pass * model.loop.feedback_vectors * model.hidden_size
-    return 2 * weights * FP32 * (stage.replicas - 1) / stage.replicas
+    layers = plan.settings.model.parameters_per_layer() * len(stage.mid) / plan.settings.parallel.tensor
+    return 2 * layers * FP32 * (stage.replicas - 1) / stage.replicas
 
 
 def _host(plan: RunPlan, weights: int) -> float:

@@ -28,6 +28,8 @@ def train(run: TrainingRun, hooks: Sequence[Hook], stop: StopRequest) -> None:
         try:
             report = train_step(run, micro_batches, data_wait, stop.requested)
         except FloatingPointError as error:
+            for hook in hooks:
+                hook.on_failure(run)
             raise UserError(_not_finite(run, error)) from error
         run.progress.flops += run.plan.step_flops(run.progress.step)
         run.progress.elapsed += time.perf_counter() - begin

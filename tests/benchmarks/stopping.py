@@ -114,7 +114,7 @@ def all_passes(run: LoadedRun, data: Path, count: int) -> Passes:
 
     head = model.embed_and_head(clean.masked_fill(masked, architecture.mask_id), inputs)
     limits = torch.full_like(masked_of_rows, S_MAX + 1)  # after the last pass, settling is not asked for
-    run_passes(lambda states, *_: model.one_pass(states, inputs, head), head, limits, observe)
+    run_passes(lambda states, *_: model.one_pass(states, inputs), head, limits, observe)
     stacked = {name: torch.stack(change, dim=1) for name, change in changes.items()}
     return Passes(torch.stack(nats, dim=1), stacked, masked_of_rows)
 

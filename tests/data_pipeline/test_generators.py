@@ -66,16 +66,35 @@ def test_what_is_no_board_has_no_solution():
     assert not sudoku.is_valid([0] * 16) and not sudoku.is_valid([0, 1, 2, 3])
 
 
-def test_sums_are_right_and_in_one_order():
-    generator = find_generator("addition2")
+@pytest.mark.parametrize(
+    ("name", "sign", "result"), [("addition2", "+", int.__add__), ("multiplication2", "*", int.__mul__)]
+)
+def test_results_are_right_and_in_one_order(name, sign, result):
+    generator = find_generator(name)
     texts = [generator.text(0, i) for i in range(5_000)]
     pairs = Counter()
     for text in texts:
-        first, second, total = (int(part) for part in text.replace("=", "+").split("+"))
-        assert len(text) == generator.length and first + second == total and first <= second
+        first, second, third = (int(part) for part in text.replace("=", sign).split(sign))
+        assert len(text) == generator.length and result(first, second) == third and first <= second
+        assert len(text.partition("=")[2]) == generator.answer_length
         pairs[first == second] += 1
-    assert set("".join(texts)) == set(generator.alphabet)
+    assert set("".join(texts)) == set(generator.alphabet) and "".join(sorted(generator.alphabet)) == generator.alphabet
     assert p_value(torch.tensor([pairs[False], pairs[True]]), torch.tensor([0.99, 0.01]).double()) > 1e-3
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+def test_look_ups_follow_the_table(hops):
+    generator = find_generator(f"lookup{hops}")
+    texts = [generator.text(0, i) for i in range(2_000)]
+    for text in texts:
+        table, at, answer = text[:10], text[11], text[13]
+        for _ in range(hops):
+            at = table[int(at)]
+        assert sorted(table) == list("0123456789") and at == answer and len(text) == generator.length
+    assert set("".join(texts)) == set(generator.alphabet) and "".join(sorted(generator.alphabet)) == generator.alphabet
+    for place in (0, 11, 13):  # the table, the start and the answer are uniform
+        counts = torch.tensor([sum(text[place] == digit for text in texts) for digit in "0123456789"])
+        assert p_value(counts, torch.full((10,), 0.1, dtype=torch.float64)) > 1e-3
 
 
 def test_random_numbers():
@@ -87,10 +106,14 @@ def test_random_numbers():
 
 
 WRONG = {
-    "sudoku5:10": "no generator 'sudoku5'; there are sudoku4, sudoku6, sudoku9 and additionD",
+    "sudoku5:10": "no generator 'sudoku5'; there are sudoku4, sudoku6, sudoku9, additionD and multiplicationD for D",
     "sudoku:10": "no generator 'sudoku'",
     "addition0:10": "no generator 'addition0'",
     "addition99:10": "no generator 'addition99'",
+    "addition02:10": "no generator 'addition02'",
+    "lookup:10": "no generator 'lookup'",
+    "lookup0:10": "no generator 'lookup0'",
+    "multiplication19:10": "no generator 'multiplication19'",
     "sudoku6:": "expected sudoku6:COUNT or sudoku6:COUNT@SEED",
     "sudoku6:1e5": "expected sudoku6:COUNT",
     "sudoku6:0": "the count must be from 1 to",

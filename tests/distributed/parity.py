@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from model.weights import initial_weights
+from pretrain.checkpoints.index import VOCABULARY
 from pretrain.config.load import load_settings
+from tests.checkpoints import weights_of
 from tests.launching import BIN, ROOT, free_port, metrics, run
 
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -71,8 +72,11 @@ MUON = ("model.num_layers=3", "model.loop.head=1", "model.loop.mid=1", "model.lo
 MUON_BF16 = (*MUON, "model.init_std=0.1", "train.precision=bf16")
 # Several documents in each row: attention and noise are each document's own.
 DOCUMENTS = (*SMALL, "train.attention=document", "train.noise=document")
-# Decay and norm between passes (`model/feedback.py`); S beyond S_max is drawn too.
-FEEDBACK = (*WIDE, "model.loop.decay=true", "model.loop.norm=true", "train.loop_tail=0.2")
+# Another distribution of t, another weight, pairs of complementary rows, S beyond S_max; the ramp begins late.
+SWITCHES = (
+    *SMALL, "train.timesteps=bell", "train.loss_weight=uniform", "train.complementary_masks=true", "train.loop_start=0.2",
+    "train.loop_tail=0.3",
+)  # fmt: skip
 REFERENCES = {
     SMALL: Layout("reference", 1, p("zero_stage=0")),
     PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
@@ -81,7 +85,7 @@ REFERENCES = {
     BF16: Layout("reference bf16", 1, p("zero_stage=1"), BF16),
     MUON: Layout("reference Muon", 1, p("zero_stage=0"), MUON),
     MUON_BF16: Layout("reference Muon bf16", 1, p("zero_stage=1"), MUON_BF16),
-    FEEDBACK: Layout("reference feedback", 1, p("zero_stage=0"), FEEDBACK),
+    SWITCHES: Layout("reference switches", 1, p("zero_stage=0"), SWITCHES),
     DOCUMENTS: Layout("reference documents", 1, p("zero_stage=0"), DOCUMENTS, data="short_documents"),
 }
 """Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
@@ -108,12 +112,12 @@ LAYOUTS = [
     Layout("PP2, recompute full", 2, p("pipeline=2", "recompute=full")),
     Layout("PP2, recompute loop", 2, p("pipeline=2", "recompute=loop")),
     Layout("PP2, 2 copies of mid", 2, p("pipeline=2", "mid_replicas=2")),
-    Layout("PP2, 1-2-9", 2, p("pipeline=2"), PAPER),
-    Layout("PP2, 1-2-9, contiguous", 2, p("pipeline=2", "pipeline_split=contiguous"), PAPER),
+    Layout("PP2, 1 + 2 x S + 9", 2, p("pipeline=2"), PAPER),
+    Layout("PP2, 1 + 2 x S + 9, contiguous", 2, p("pipeline=2", "pipeline_split=contiguous"), PAPER),
     *(Layout(f"DP3, 6 rows, ZeRO-{z}", 3, p(f"zero_stage={z}"), UNEVEN) for z in (0, 1, 2, 3)),
-    Layout("PP3, 1-2-9, 3 copies of mid", 3, p("pipeline=3"), PAPER),
-    Layout("PP4, 1-2-9, 2 copies of mid", 4, p("pipeline=4"), PAPER),
-    Layout("PP4, 1-2-9, 1 copy of mid", 4, p("pipeline=4", "mid_replicas=1", "zero_stage=0"), PAPER),
+    Layout("PP3, 1 + 2 x S + 9, 3 copies of mid", 3, p("pipeline=3"), PAPER),
+    Layout("PP4, 1 + 2 x S + 9, 2 copies of mid", 4, p("pipeline=4"), PAPER),
+    Layout("PP4, 1 + 2 x S + 9, 1 copy of mid", 4, p("pipeline=4", "mid_replicas=1", "zero_stage=0"), PAPER),
     Layout("TP2 x PP2", 4, p("tensor=2", "pipeline=2")),
     Layout("TP2 x PP2 + SP", 4, p("tensor=2", "pipeline=2", "sequence=true"), PAPER),
     Layout("DP2 x PP2", 4, p("pipeline=2")),
@@ -175,19 +179,14 @@ LAYOUTS += [
 ]
 
 LAYOUTS += [
-    Layout(f"{name}, feedback", 2, p(*overrides), FEEDBACK)
-    for name, overrides in (
-        ("DP2, ZeRO-3", ("zero_stage=3",)),
-        ("TP2 + SP", ("tensor=2", "sequence=true")),
-        ("PP2, recompute loop", ("pipeline=2", "recompute=loop")),
-        ("PP2, 2 copies of mid", ("pipeline=2", "mid_replicas=2")),
-    )
+    Layout("DP2, ZeRO-2, switches", 2, p("zero_stage=2"), SWITCHES),
+    Layout("PP2, 2 copies of mid, switches", 2, p("pipeline=2", "mid_replicas=2"), SWITCHES),
 ]
 
 # One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.
 ONE_STEP = (
-    "train.steps=1", "train.loops=3", "train.loop_tail=0", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0",
-    "optim.clip_norm=0", "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
+    "train.steps=1", "train.loops=3", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
+    "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
 )  # fmt: skip
 
 
@@ -224,7 +223,7 @@ def launch(
 def weights(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
     """Full weights of the only checkpoint of a run."""
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
-    return load_file(checkpoint / ("ema.safetensors" if averaged else "weights.safetensors"))
+    return weights_of(checkpoint, "ema" if averaged else "raw")
 
 
 def changes(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
@@ -233,8 +232,12 @@ def changes(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]
     drawn = initial_weights(settings.model, settings.run.seed)
     # In bf16, DeepSpeed makes the fp32 master weights from weights that are rounded already.
     start = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
-    final = weights(run_folder, averaged).items()
-    return {name: value - drawn(name, value.shape).to(start).float() for name, value in final}
+    changed = {}
+    for name, value in weights(run_folder, averaged).items():
+        rows = settings.model.padded_vocab_size if name in VOCABULARY else len(value)
+        initial = drawn(name, torch.Size([rows, *value.shape[1:]]))[: len(value)]  # checkpoints have no padding
+        changed[name] = value - initial.to(start).float()
+    return changed
 
 
 def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:

@@ -150,7 +150,7 @@ def test_two_runs_by_a_task(trained, evaluate):
     output = trained / "out" / "o.json"
     assert evaluate(*words, output, "--compare", trained / "run")[0] == 0
     (row,) = json.loads(output.read_text())["loops"]
-    assert row["compared"]["exact_sums"] == row["exact_sums"] and row["compared"]["difference"] == 0
+    assert row["compared"]["exact_answers"] == row["exact_answers"] and row["compared"]["difference"] == 0
     assert (trained / "run" / "eval" / "step_2_ema_addition2_steps_4_loops_4.items.jsonl").is_file()
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from data_pipeline.manifest import load_manifest
+from pretrain.checkpoints.folder import write_mark
 from tests.launching import ROOT, metrics, run, training_command
 
 pytestmark = pytest.mark.end_to_end
@@ -22,6 +23,8 @@ def test_a_run_of_billions_of_steps_starts_at_once_and_counts_on(corpus, tmp_pat
     content = json.loads(state.read_text())
     content["progress"]["step"] = STEPS
     state.write_text(json.dumps(content))
+    (state.parent / "COMPLETE").unlink()
+    write_mark(state.parent)
     state.parent.rename(state.parent.with_name(f"step_{STEPS}"))
     begin = time.monotonic()
     resumed = run(command)

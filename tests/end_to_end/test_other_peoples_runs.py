@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.training.start import run_training
+from tests.checkpoints import weights_of
 from tests.launching import BIN, ROOT, environment, free_port, records, run, train
 
 pytestmark = pytest.mark.end_to_end
@@ -106,6 +108,18 @@ def test_a_run_that_cannot_be_written(trained, loop, tmp_path, monkeypatch):
         assert json.loads((tmp_path / "out" / f"{words[0]}.json").read_text())["settings"]
 
 
+def use_raw_weights_as_average(checkpoint):
+    """Write a checkpoint of the older format, which has both in files of their own."""
+    weights = weights_of(
+        checkpoint,
+        architecture=load_settings(str(checkpoint.parents[1] / "config.yaml"), ["parallel.ds_config=null"]).model,
+    )
+    for name in ("index.json", "rank_00000.safetensors"):
+        (checkpoint / name).unlink()
+    for name in ("weights.safetensors", "ema.safetensors"):
+        save_file(weights, checkpoint / name)
+
+
 def test_a_run_without_its_tokenizer(trained, loop, tmp_path):
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("tokenizer"))
     for verb in (("sample",), ("evaluate",), ("export", tmp_path / "exported")):
@@ -132,9 +146,7 @@ def test_the_passes_of_a_run(trained, loop, tmp_path):
 def test_two_runs_on_the_same_rows(trained, loop, tmp_path):
     """A run against a copy of itself: no difference at all; against its raw weights, one that is known well."""
     shutil.copytree(trained, tmp_path / "copy")
-    (tmp_path / "copy" / "checkpoints" / "step_2" / "ema.safetensors").write_bytes(
-        (trained / "checkpoints" / "step_2" / "weights.safetensors").read_bytes()
-    )
+    use_raw_weights_as_average(tmp_path / "copy" / "checkpoints" / "step_2")
     words = ("evaluate", tmp_path / "copy", "--loops", "1,2", "--rows", "30", "--compare")
     assert loop(*words, tmp_path / "copy")[0] == 0
     status, out, _ = loop(*words, trained)

@@ -163,11 +163,11 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_next(ru
     shutil.copytree(checkpoints / "step_2", checkpoints / "step_9")
     original, tried = load_run.load_into, []
 
-    def load_into(model, checkpoint, world, averaged):
+    def load_into(model, checkpoint, *rest):
         tried.append(checkpoint.name)
         if checkpoint.name == "step_9":
             shutil.rmtree(checkpoint)
-        original(model, checkpoint, world, averaged)
+        original(model, checkpoint, *rest)
 
     monkeypatch.setattr(load_run, "load_into", load_into)
     assert loopmdm(["sample", str(tmp_path / "run"), "--num-samples", "1"]) == 0

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
@@ -22,6 +21,7 @@ from pretrain.config.run_plan import make_run_plan
 from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.training.batches import Batches
 from pretrain.training.start import run_training
+from tests.checkpoints import weights_of
 from tests.launching import ROOT, metrics, train
 from tests.rows import rows_of
 
@@ -173,7 +173,7 @@ def test_loss_is_the_mean_over_real_tokens(request, world, data, tmp_path):
     settings, blend = settings_of(path), load_blend(path)
     plan = make_run_plan(settings, blend.manifest, 1)
     architecture, minimum = plan.settings.model, settings.train.min_timestep
-    shapes = {name: w.shape for name, w in load_file(run / "checkpoints/step_6/weights.safetensors").items()}
+    shapes = {name: w.shape for name, w in weights_of(run / "checkpoints/step_6", architecture=architecture).items()}
     drawn = initial_weights(architecture, settings.run.seed)
     weights = {name: drawn(name, shape) for name, shape in shapes.items()}
     source, samples = Samples.of(blend, settings.run.seed), np.arange(8)
@@ -207,7 +207,7 @@ def test_evaluation_on_padded_rows_equals_the_oracle(padded, world, tmp_path, at
     for line in ("attention within each\n", "\nattention within documents  torch SDPA with a mask"):
         assert (line in banner) == (attention == "document")
     dataset = PackedDataset(padded, "validation")
-    weights, architecture = load_file(run / "checkpoints/step_20/weights.safetensors"), None
+    weights, architecture = weights_of(run / "checkpoints/step_20"), None
     architecture = make_run_plan(settings_of(padded), dataset.manifest, 1).settings.model
     noise = freeze_noise(dataset, 12)
     clean, masked = torch.from_numpy(dataset.rows(noise.rows)), torch.from_numpy(noise.masks(slice(0, 12)))

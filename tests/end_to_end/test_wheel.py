@@ -12,7 +12,8 @@ from tests.launching import BIN, ROOT, environment, free_port, metrics
 pytestmark = pytest.mark.end_to_end
 IN_THE_WHEEL = {
     *(f"ds_configs/zero{stage}.json" for stage in range(4)),
-    *(f"pretrain/recipes/{name}.yaml" for name in ("paper_170m", "quickstart", "smoke")),
+    *(f"pretrain/recipes/{name}.yaml" for name in ("paper_170m", "quickstart", "smoke", "sudoku6")),
+    "pretrain/studies/definitions/sudoku.yaml",
     "pretrain/inspection/page.css",
     "pretrain/inspection/page.js",
     "loopmdm_cli/__init__.py",

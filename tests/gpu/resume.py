@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from pretrain.training.start import run_training
+from tests.checkpoints import weights_of
 from tests.gpu.harness import Check
 from tests.gpu.runs import deviation, plan_of, read_records, release, weight_deviation
 from tests.gpu.zero_stages import words_of
@@ -52,5 +51,5 @@ def difference(one: Path, other: Path) -> tuple[float, float]:
     weights = []
     for folder in (one, other):
         last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
-        weights.append(load_file(last / "weights.safetensors"))
+        weights.append(weights_of(last))
     return deviation(losses[1], losses[0]), weight_deviation(weights[1], weights[0])

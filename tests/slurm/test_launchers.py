@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.study_runs import study
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHERS = REPOSITORY / "launchers"
 SCRIPTS = sorted(LAUNCHERS.glob("*.sh"))
@@ -32,11 +34,12 @@ def test_bash_parses(script):
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize("script", ["pretrain.sh", "prepare_data.sh"])
+@pytest.mark.parametrize("script", ["pretrain.sh", "prepare_data.sh", "study.sh"])
 def test_usage_without_arguments(script):
     result = run_outside(script)
     assert result.returncode == 2
-    assert f"usage: sbatch [sbatch options] launchers/{script}" in result.stderr
+    how = "bash" if script == "study.sh" else "sbatch [sbatch options]"
+    assert f"usage: {how} launchers/{script}" in result.stderr
 
 
 @pytest.mark.parametrize("first", ["--nodes=2", "run.name=a"])
@@ -51,12 +54,13 @@ def test_something_else_in_place_of_the_recipe(first):
     [
         ("pretrain.sh", ["smoke", "run.name=a"], "torchrun"),
         ("prepare_data.sh", ["--input", "a", "--output", "b"], "loopmdm prepare --input a --output b"),
+        ("study.sh", ["sudoku", "--scale", "smoke"], "loopmdm study sudoku --scale smoke"),
     ],
 )
 def test_hint_outside_slurm(script, arguments, hint):
     result = run_outside(script, *arguments)
     assert result.returncode == 2
-    assert "not inside a SLURM job" in result.stderr
+    assert ("no sbatch" if script == "study.sh" else "not inside a SLURM job") in result.stderr
     assert hint in result.stderr
 
 
@@ -111,6 +115,27 @@ def test_an_array_of_jobs_gives_what_one_run_gives(tmp_path, fake_slurm):
     assert names == sorted(path.name for path in (tmp_path / "shared").iterdir())
     for name in names:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
+
+
+@pytest.mark.timeout(180)
+def test_a_study_is_one_job_per_training_and_a_page(tmp_path, fake_slurm, world):
+    """The trainings are done already, so that each job only finds that its own is."""
+    environment, jobs = fake_slurm
+    words = ["sudoku", "--scale", "smoke", "--seeds", "2", "--output", tmp_path / "studies"]
+    assert study(*words)[0] == 0
+    (tmp_path / "studies" / "sudoku" / "smoke" / "page.html").unlink()
+    submit = ["bash", LAUNCHERS / "study.sh", *map(str, words)]
+    submitted = subprocess.run(submit, env=environment, check=False, capture_output=True, text=True, timeout=120)
+    log = jobs.with_suffix(".log").read_text()
+    assert submitted.returncode == 0, submitted.stderr + log
+    assert submitted.stdout == (
+        "data: job 1\nlearning rates: job 2, an array of 2\nseeds: job 3, an array of 2\npage: job 4\n"
+    )
+    started = jobs.read_text().splitlines()
+    assert started[0].endswith(" --units") and "--array=0-1 --dependency=afterok:1 " in started[1]
+    assert "--array=2-3 --dependency=afterok:2 " in started[2] and "--dependency=afterok:3 " in started[3]
+    assert log.count("done: looped, lr 0.002, seed 1") == 1 and "error" not in log
+    assert (tmp_path / "studies" / "sudoku" / "smoke" / "page.html").exists()
 
 
 def why_no_slurm():

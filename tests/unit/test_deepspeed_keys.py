@@ -7,11 +7,10 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from data_pipeline.errors import DataError
 from pretrain.config import deepspeed_keys
 from pretrain.config.deepspeed_keys import DEEPSPEED_KEYS
 from pretrain.config.load import dump_settings, load_settings
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, UserError
 from tests.launching import ROOT
 
 TINY = str(ROOT / "tests" / "tiny.yaml")
@@ -200,5 +199,5 @@ def test_a_run_trained_with_a_file_of_its_own_is_opened_without_it(tmp_path, mon
     (tmp_path / "config.yaml").write_text(dump_settings(settings))
     ds_config.unlink()
     monkeypatch.setattr(load_run, "latest_checkpoint", lambda folder: folder / "step_1")
-    with pytest.raises(DataError, match="no prepared data"):  # the next thing that is read
+    with pytest.raises(UserError, match=r"manifest\.json: is missing"):  # the next thing that is read
         load_run.open_run(tmp_path, None)

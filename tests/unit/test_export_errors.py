@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pretrain.checkpoints import folder as folders
 from pretrain.cli import main
-from pretrain.training import checkpoint
 from tests.exports import add_checkpoint, call_verb, copy_run, make_run
 
 
@@ -101,7 +101,7 @@ def test_weights_that_the_run_does_not_have(call, tmp_path):
     run = make_run(tmp_path / "run", "bytes", optim__ema_decay=0)
     assert call("export", run, tmp_path / "x")[0] == 0
     refused(
-        call("export", run, tmp_path / "y", "--weights", "ema"), "ema.safetensors: does not exist", "use --weights raw"
+        call("export", run, tmp_path / "y", "--weights", "ema"), "ema.safetensors: does not exist;", "use --weights raw"
     )
     weights = run / "checkpoints" / "step_3" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -113,7 +113,7 @@ def test_weights_that_the_run_does_not_have(call, tmp_path):
 
 def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_next(trained, call, tmp_path, monkeypatch):
     run = copy_run(trained, tmp_path / "run")
-    original = checkpoint.read_state
+    original = folders.read_state
 
     def read_state(folder):
         if folder.name == "step_3":
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_next(tr
             shutil.rmtree(folder)
         return original(folder)
 
-    monkeypatch.setattr(checkpoint, "read_state", read_state)
+    monkeypatch.setattr(folders, "read_state", read_state)
     status, out, _ = call("export", run, tmp_path / "x")
     assert status == 0 and "step 4, ema weights" in out
 

@@ -2,14 +2,16 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from pretrain.checkpoints.folder import MARK, latest_checkpoint, list_checkpoints, prune, read_state
+from pretrain.checkpoints.weights import load_into
 from pretrain.errors import UserError
-from pretrain.training.checkpoint import MARK, latest_checkpoint, list_checkpoints, load_into, prune, read_state
 from pretrain.training.hooks.sinks import Console, MetricsFile, format_duration
 from pretrain.training.run_folder import require_shared_folder
 from pretrain.training.stop_request import StopRequest
@@ -62,22 +64,23 @@ def test_settings_that_a_checkpoint_does_not_have_get_their_defaults(tmp_path):
     assert (settings["run.seed"], settings["train.attention"], settings["train.noise"]) == (3, "row", "row")
 
 
-def test_missing_and_broken_weights(tmp_path, world):
+def test_missing_and_broken_weights(tmp_path):
     folder = checkpoint(tmp_path, 5)
     model = torch.nn.Linear(10, 10, bias=False)
     save_file({"weight": torch.zeros(10, 10)}, folder / "weights.safetensors")
-    load_into(model, folder, world, averaged=False)
+    load = partial(load_into, checkpoint=folder, architecture=None, rank=0, size=1, averaged=False)
+    load(model)
     assert not model.weight.any()
-    with pytest.raises(UserError, match=r"ema.safetensors: does not exist .* use --weights raw"):
-        load_into(model, folder, world, averaged=True)
+    with pytest.raises(UserError, match=r"ema.safetensors: does not exist; .* use --weights raw"):
+        load(model, averaged=True)
     with pytest.raises(UserError, match=r"weight has the shape \[10, 10\], the run's config.yaml describes \[5, 10\]"):
-        load_into(torch.nn.Linear(10, 5, bias=False), folder, world, averaged=False)
+        load(torch.nn.Linear(10, 5, bias=False))
     with pytest.raises(UserError, match=r"weights.safetensors: cannot be read"):
-        load_into(torch.nn.Linear(10, 10), folder, world, averaged=False)  # the file has no bias
+        load(torch.nn.Linear(10, 10))  # the file has no bias
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"weights.safetensors: cannot be read"):
-        load_into(model, folder, world, averaged=False)
+        load(model)
 
 
 def test_metrics_file_drops_steps_that_will_be_repeated(tmp_path):

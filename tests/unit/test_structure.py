@@ -34,20 +34,21 @@ ONLY_IN = {
 }
 
 SETTINGS = {"errors", "config"}
-TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "evaluation", "training"}
+TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "checkpoints", "evaluation", "training"}
 ROOMS = {
     "errors": set(),
     "config": {"errors"},
     "machine": {"errors"},
     "optimizer": SETTINGS | {"machine"},
     "parallel": SETTINGS | {"machine", "optimizer"},
+    "checkpoints": SETTINGS | {"machine", "optimizer", "parallel"},
     "evaluation": SETTINGS | {"machine", "optimizer", "parallel"},
     "training": TRAINING - {"training"},
-    "export": SETTINGS,
+    "export": SETTINGS | {"checkpoints"},
     "commands": TRAINING | {"export"},
     "planning": SETTINGS,
     "inspection": SETTINGS,
-    "recipes": set(),
+    "studies": SETTINGS | {"planning", "inspection"},
     "command_line": SETTINGS | {"parallel"},
     "main": TRAINING | {"planning", "command_line"},
     "cli": TRAINING | {"planning", "inspection", "commands", "main", "command_line"},
@@ -84,6 +85,7 @@ CHEAP = (
     "pretrain.parallel.launcher",
     "pretrain.parallel.reporting",
     "pretrain.planning.command",
+    "pretrain.studies.command",
 )
 """Modules that import neither torch nor another slow library."""
 

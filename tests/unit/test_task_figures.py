@@ -19,7 +19,7 @@ from pretrain.evaluation.likelihood import Text, chain_rule
 from pretrain.evaluation.statistics import ratio_and_error
 from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask
-from pretrain.evaluation.tasks.generated import AdditionTask, HeldOut, SudokuTask
+from pretrain.evaluation.tasks.generated import AnswerTask, HeldOut, SudokuTask
 from pretrain.evaluation.tasks.question_file import read_prompt, read_questions
 from pretrain.evaluation.tasks.questions import Question, QuestionTask, last_number
 from pretrain.evaluation.tasks.report import format_task
@@ -159,17 +159,22 @@ def test_sudoku_from_nothing_and_from_given_cells(world, boards, tmp_path):
     assert run(SudokuTask(boards, HeldOut(texts[:1], tokenizer), 0, 40, 0), random)[0]["valid_boards"] < 0.2
 
 
-def test_sums(world, tmp_path):
-    addition = find_generator("addition2")
-    tokenizer = toy_tokenizer(tmp_path, addition.alphabet)
-    texts = [addition.text(0, i) for i in range(4)]
+@pytest.mark.parametrize("name", ["addition2", "multiplication2", "lookup3"])
+def test_answers(world, tmp_path, name):
+    question = find_generator(name)
+    tokenizer = toy_tokenizer(tmp_path, question.alphabet)
+    texts = [question.text(0, i) for i in range(4)]
     held_out = HeldOut(texts, tokenizer)
-    wrong = [*held_out.rows[:2], *held_out.rows[3:]]
-    model = toy_model(world, tokenizer, Dictated(wrong, tokenizer.mask_id, tokenizer.vocab_size - 1), temperature=0.0)
-    figures, records = run(AdditionTask(addition, held_out), model)
+    row = held_out.rows[2]
+    answer = row[-2]
+    other = [*row[:-2], (answer + 1) % 10, row[-1]]  # the last character of the third answer is wrong
+    rows = [*held_out.rows[:2], other, held_out.rows[3]]
+    model = toy_model(world, tokenizer, Dictated(rows, tokenizer.mask_id, tokenizer.vocab_size - 1), temperature=0.0)
+    figures, records = run(AnswerTask(question, held_out), model)
     assert [record["correct"] for record in records] == [1.0, 1.0, 0.0, 1.0]
-    assert figures == {"exact_sums": 0.75, "exact_sums_se": pytest.approx(0.25)}
-    assert records[2]["text"].startswith(texts[2][:6])
+    assert figures == {"exact_answers": 0.75, "exact_answers_se": pytest.approx(0.25)}
+    given = question.length - question.answer_length
+    assert records[2]["text"][:given] == texts[2][:given] and texts[2][given - 1] in "=>"
 
 
 def test_a_tokenizer_that_joins_characters_is_refused(corpus):

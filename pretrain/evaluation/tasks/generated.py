@@ -1,4 +1,4 @@
-"""Tasks that the data pipeline generates: Sudoku boards and sums, on instances that training has not seen."""
+"""Tasks that the data pipeline generates: Sudoku boards and questions, on instances that training has not seen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.generators.addition import Addition
+from data_pipeline.generators.generator import Question
 from data_pipeline.generators.sudoku import SudokuBoards
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
@@ -130,18 +130,18 @@ class SudokuTask:
 
 
 @dataclass(frozen=True)
-class AdditionTask:
-    """The sums of held-out numbers."""
+class AnswerTask:
+    """The answers of held-out instances, such as the sums of two numbers."""
 
-    addition: Addition
+    question: Question
     held_out: HeldOut
-    metric: str = "exact_sums"
+    metric: str = "exact_answers"
     samples: bool = True
 
     @property
     def name(self) -> str:
         """See `Task`."""
-        return self.addition.name
+        return self.question.name
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -151,11 +151,11 @@ class AdditionTask:
     @property
     def sizes(self) -> Sequence[int]:
         """See `Task`."""
-        return [self.addition.length + 1] * len(self.held_out.texts)
+        return [self.question.length + 1] * len(self.held_out.texts)
 
     def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
         """See `Task`."""
-        given = range(2 * self.addition.digits + 2)
+        given = range(self.question.length - self.question.answer_length)
         samples = model.fill([self.held_out.hidden(item, given) for item in items], items)
         return [
             self._record(item, self.held_out.text_of(sample.tokens))
@@ -168,7 +168,7 @@ class AdditionTask:
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
         """See `Task`."""
         mean, error = mean_and_error(self.values(records))
-        return {"exact_sums": mean, "exact_sums_se": error}
+        return {"exact_answers": mean, "exact_answers_se": error}
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
-from data_pipeline.generators.addition import Addition
+from data_pipeline.generators.arithmetic import Arithmetic
+from data_pipeline.generators.lookup import Lookup
 from data_pipeline.generators.names import KNOWN, find_generator
 from data_pipeline.generators.sudoku import SudokuBoards
 from data_pipeline.manifest import MANIFEST_NAME
@@ -15,7 +16,7 @@ from pretrain.errors import UserError
 from pretrain.evaluation.causal_lm import check_scorer
 from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask, documents_of
-from pretrain.evaluation.tasks.generated import AdditionTask, HeldOut, SudokuTask
+from pretrain.evaluation.tasks.generated import AnswerTask, HeldOut, SudokuTask
 from pretrain.evaluation.tasks.generative import LEAST_SAMPLES, GenerativeTask
 from pretrain.evaluation.tasks.question_file import read_prompt, read_questions
 from pretrain.evaluation.tasks.questions import DEFAULT_PROMPT, DEFAULT_UNTIL, QuestionTask
@@ -49,7 +50,7 @@ class TaskOptions:
 
 OPTIONS_OF = {
     "sudoku": ("given",),
-    "addition": (),
+    "answers": (),
     GENERATIVE: ("scorer",),
     "questions": ("few_shot", "until", "answer_length"),
     "choices": ("few_shot", "likelihood", "masks"),
@@ -95,7 +96,7 @@ class TaskMaker:
         if value == GENERATIVE:
             return GENERATIVE
         if generator := find_generator(value):
-            return "addition" if isinstance(generator, Addition) else "sudoku"
+            return "sudoku" if isinstance(generator, SudokuBoards) else "answers"
         path = Path(value)
         if (path / MANIFEST_NAME).is_file():
             return "documents"
@@ -110,10 +111,10 @@ class TaskMaker:
         match self._kind(value):
             case "sudoku":
                 return self._sudoku(value)
-            case "addition":
-                addition = find_generator(value)
-                assert isinstance(addition, Addition)
-                return AdditionTask(addition, HeldOut(self._instances(value), self.tokenizer))
+            case "answers":
+                question = find_generator(value)
+                assert isinstance(question, (Arithmetic, Lookup))
+                return AnswerTask(question, HeldOut(self._instances(value), self.tokenizer))
             case "documents":
                 return self._documents(Path(value))
             case "choices":

@@ -15,5 +15,8 @@ class Hook:
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Called after each step. `run.stop_reason` is set if it is the last step of this start."""
 
+    def on_failure(self, run: TrainingRun) -> None:
+        """Called on all ranks when the loss or the gradient norm of a step is not finite, before this start ends."""
+
     def on_end(self, run: TrainingRun) -> None:
         """Called after the last step of this start, unless an error ended it."""

@@ -1,0 +1,126 @@
+"""The folders of a run's checkpoints: which are whole, and what their small files say.
+
+checkpoints/step_N/
+    COMPLETE              the mark, written last: sizes of all files, checksums of the two small ones
+    state.json            progress, layout, versions and the settings that made it
+    index.json            which part of which weight each of the other files holds (`index.py`)
+    rank_K.safetensors    what rank K owned: fp32 weights, optimizer states, moving average
+
+Before, and as `loopmdm import` writes them: `weights.safetensors` and `ema.safetensors` with whole weights, and in `deepspeed/` the
+shards of one layout.
+"""
+
+import json
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.atomic_files import write_atomic
+from pretrain.checkpoints.damage import DamagedCheckpointError
+from pretrain.checkpoints.index import Index
+from pretrain.config.keys import flatten
+from pretrain.config.settings import Settings
+from pretrain.errors import UserError
+
+MARK = "COMPLETE"
+STATE = "state.json"
+INDEX = "index.json"
+STEP = re.compile(r"step_[0-9]+")
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [p for p in (run_folder / "checkpoints").glob("step_*") if STEP.fullmatch(p.name) and (p / MARK).is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps taken when it was saved."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def latest_checkpoint(run_folder: Path) -> Path:
+    """The newest complete checkpoint. Raises UserError when there is none."""
+    found = list_checkpoints(run_folder)
+    if not found:
+        raise UserError(
+            f"{run_folder}: no complete checkpoint in {run_folder / 'checkpoints'}; give the folder of a run that has saved one"
+        )
+    return found[-1]
+
+
+def has_index(checkpoint: Path) -> bool:
+    """Whether it holds canonical tensors; otherwise it is of the older format."""
+    return (checkpoint / INDEX).is_file()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint. Raises UserError if it cannot be read.
+
+    A setting that did not exist when the checkpoint was made gets its default, which reproduces the behavior of that time.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return state | {"settings": flatten(Settings()) | state["settings"]}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint / STATE}: cannot be read ({error}); remove the folder to use the previous checkpoint"
+        ) from None
+
+
+def read_index(checkpoint: Path) -> Index:
+    """`index.json`, after a comparison of all files with the mark: of their sizes, and of the small ones also the checksums.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, truncated or changed.
+    """
+    try:
+        mark = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
+        sizes, checksums = mark["sizes"], mark["checksums"]
+        for name, size in sizes.items():
+            _require_size(checkpoint, name, size)
+        for name, checksum in checksums.items():
+            if zlib.crc32((checkpoint / name).read_bytes()) != checksum:
+                raise DamagedCheckpointError(checkpoint, f"{name}: its checksum differs")
+        return Index.from_json((checkpoint / INDEX).read_text(encoding="utf-8"))
+    except DamagedCheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(checkpoint, f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def write_mark(partial: Path) -> None:
+    """Write the mark into a folder whose other files are on the disk."""
+    names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
+    mark = {
+        "sizes": {name: (partial / name).stat().st_size for name in names},
+        "checksums": {name: zlib.crc32((partial / name).read_bytes()) for name in (STATE, INDEX)},
+    }
+    write_atomic(partial / MARK, json.dumps(mark, indent=1) + "\n")
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints, and the remains of interrupted saves."""
+    for old in list_checkpoints(run_folder)[:-keep]:
+        remove(old)
+    for partial in (run_folder / "checkpoints").glob("step_*.partial"):
+        shutil.rmtree(partial)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, the mark first, so that a half-removed folder is never taken for one."""
+    (checkpoint / MARK).unlink()
+    if checkpoint.is_symlink():
+        checkpoint.unlink()  # what it points to belongs to somebody else
+    else:
+        shutil.rmtree(checkpoint)
+
+
+def _require_size(checkpoint: Path, name: str, size: int) -> None:
+    path = checkpoint / name
+    if not path.is_file():
+        raise DamagedCheckpointError(checkpoint, f"{name} is missing")
+    if path.stat().st_size != size:
+        raise DamagedCheckpointError(checkpoint, f"{name} has {path.stat().st_size:,} bytes, not {size:,}")

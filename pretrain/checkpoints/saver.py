@@ -1,0 +1,95 @@
+"""Saves beside training: a copy of what this rank owns, then a thread that writes it. At most one save is on its way."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pretrain.checkpoints.folder import MARK
+from pretrain.checkpoints.index import Index
+from pretrain.checkpoints.save import Save, complete, file_of, prepare_folder, write_part
+from pretrain.checkpoints.states import Held
+from pretrain.errors import UserError
+from pretrain.parallel.world import World
+
+OnSaved = Callable[[Path], None]
+"""Called on all ranks with the folder of a checkpoint that has become complete."""
+
+
+class Saver:
+    """The checkpoints of one start. Its methods are collective, and all ranks call them after the same steps.
+
+    The thread only writes this rank's file. Everything that needs other ranks happens in these methods.
+
+    Args:
+        held: what this rank saves.
+        on_saved: see `OnSaved`.
+    """
+
+    def __init__(self, held: Held, world: World, on_saved: OnSaved) -> None:
+        self._held, self._world, self._on_saved = held, world, on_saved
+        self._writing: _Writing | None = None
+
+    def start(self, final: Path, state: str) -> None:
+        """Copy the present states and begin to write them. Waits for the previous save first.
+
+        Args:
+            final: folder of the checkpoint.
+            state: the content of its `state.json`.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        self.wait()
+        if self._world.from_main((final / MARK).is_file()):
+            return  # this start has nothing that the folder does not have
+        save = Save(final, self._held.snapshot(file_of(self._world.rank)), state)
+        needed = self._world.sum([sum(t.numel() * t.element_size() for t in save.snapshot.tensors.values())])
+        prepare_folder(save.partial, int(needed.item()), self._world)
+        self._writing = _Writing(save, self._world.rank)
+
+    def poll(self) -> None:
+        """Complete the save on its way if all ranks have written their files. Costs nothing if there is none.
+
+        Raises:
+            UserError: a rank could not write. Older checkpoints are unchanged, and a next save may be started.
+        """
+        if self._writing is not None and not self._world.any(self._writing.thread.is_alive()):
+            self.wait()
+
+    def wait(self) -> None:
+        """Complete the save on its way, if there is one.
+
+        Raises:
+            UserError: as for `poll`.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        writing.thread.join()
+        try:
+            self._world.raise_on_all_ranks(writing.error)
+            assert writing.part is not None
+            complete(writing.save, writing.part, self._world)
+        except UserError:
+            if self._world.is_main:
+                shutil.rmtree(writing.save.partial, ignore_errors=True)
+            raise
+        self._on_saved(writing.save.final)
+
+
+class _Writing:
+    """A save whose file a thread writes. `part` or `error` is set when the thread has ended."""
+
+    def __init__(self, save: Save, rank: int) -> None:
+        self.save, self._rank = save, rank
+        self.part: Index | None = None
+        self.error: UserError | None = None
+        self.thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _write(self) -> None:
+        try:
+            self.part = write_part(self.save, self._rank)
+        except Exception as error:  # it would be lost with the thread
+            self.error = UserError(f"{self.save.partial} could not be written: {error}. Older checkpoints are complete")

@@ -1,0 +1,143 @@
+"""Between a run's tensors and canonical ones: what this rank writes of each weight and its states, and how it fills them again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from model.architecture import Architecture
+from model.weights import shards_of
+from pretrain.checkpoints.index import MASTER, VOCABULARY, Entry, Index, as_matrix, key_of
+from pretrain.checkpoints.rectangles import Rectangle, Region, regions_of
+from pretrain.optimizer.exchange import Piece
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.world import World
+
+
+class Source(Protocol):
+    """Where canonical tensors come from."""
+
+    index: Index
+
+    def read(self, tensor: str, weight: str, rectangle: Rectangle) -> Tensor:
+        """The values of a rectangle, fp32 [rows, columns]."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of what this rank owns, on the CPU, which no later step changes.
+
+    Attributes:
+        tensors: by their key in the file.
+        index: of the file, without checksums.
+    """
+
+    tensors: dict[str, Tensor]
+    index: Index
+
+
+class Held:
+    """The canonical parts of a run that are in this rank's memory.
+
+    Args:
+        engine: whose optimizer's states are saved and filled.
+        architecture: for the vocabulary without padding.
+    """
+
+    def __init__(self, engine: Engine, architecture: Architecture, world: World) -> None:
+        self._engine, self._architecture, self._world = engine, architecture, world
+        self._shapes = engine.shard_shapes()
+
+    def snapshot(self, file: str) -> Snapshot:
+        """Copy what this rank owns. Of numbers that several ranks hold, one rank owns them.
+
+        Args:
+            file: that they will be written to.
+        """
+        tensors, scalars, entries = {}, {}, []
+        for flat, pieces in self._engine.pieces().items():
+            owned = [piece for piece in pieces if self._engine.owns(piece.name)]
+            if not owned:
+                continue
+            states, numbers = self._states(flat)
+            copies = {name: state.detach().to("cpu", torch.float32, copy=True) for name, state in states.items()}
+            for piece in owned:
+                scalars[piece.name] = numbers
+                for region in self._regions(piece):
+                    found = {name: _values(copy, piece, region) for name, copy in copies.items()}
+                    tensors |= {key_of(name, piece.name, region.rectangle): value for name, value in found.items()}
+                    entries.append(Entry(piece.name, region.rectangle, file, dict.fromkeys(found, 0)))
+        shapes = {entry.weight: self._whole_shape(entry.weight) for entry in entries}
+        return Snapshot(tensors, Index(shapes, {name: scalars[name] for name in shapes}, tuple(entries)))
+
+    @torch.no_grad()
+    def fill(self, source: Source) -> None:
+        """Set weights and optimizer states of this rank to those of a checkpoint. Collective."""
+        for group in self._engine.optimizer.param_groups:
+            group.pop("step", None)  # apex counts the steps of a group
+        for flat, pieces in self._engine.pieces().items():
+            if pieces:
+                self._fill_states(flat, pieces, source)
+        self._engine.refresh_weights()
+
+    def _fill_states(self, flat: Tensor, pieces: Sequence[Piece], source: Source) -> None:
+        state = self._engine.optimizer.state[flat]
+        for tensor in sorted(source.index.tensors(pieces[0].name)):
+            target = flat if tensor == MASTER else state.setdefault(tensor, torch.zeros_like(flat))
+            for piece in pieces:
+                values = piece.of(target.detach())
+                values.zero_()  # padding of the vocabulary stays zero
+                for region in self._regions(piece):
+                    part = values[region.start : region.start + region.rectangle.size]
+                    part.copy_(source.read(tensor, piece.name, region.rectangle).flatten())
+        for name, number in source.index.scalars[pieces[0].name].items():
+            self._fill_scalar(flat, name, number)
+
+    def _fill_scalar(self, flat: Tensor, name: str, number: float) -> None:
+        """`step` as the optimizer keeps it: apex in the group, torch in a tensor on the CPU, or of a fused AdamW on its device."""
+        state, group = self._engine.optimizer.state[flat], self._group(flat)
+        if name != "step":
+            state[name] = int(number)
+        elif self._engine.counts_steps_by_group:
+            group["step"] = int(number)
+        else:
+            state["step"] = torch.tensor(number, device=flat.device if group.get("fused") else "cpu")
+
+    def _states(self, flat: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """(tensors of the size of `flat`, single numbers) that belong to a tensor that the optimizer steps."""
+        tensors, numbers, group = {MASTER: flat}, {}, self._group(flat)
+        counted = {"step": group["step"]} if "step" in group else {}
+        values: dict[str, Any] = {**counted, **self._engine.optimizer.state[flat]}
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == flat.shape:
+                tensors[name] = value
+            else:
+                numbers[name] = float(value)
+        return tensors, numbers
+
+    def _group(self, flat: Tensor) -> dict[str, Any]:
+        """The optimizer's group of a tensor. ZeRO-3 has tensors in the groups only during a step: there, any group."""
+        groups = self._engine.optimizer.param_groups
+        return next((group for group in groups if any(one is flat for one in group["params"])), groups[0])
+
+    def _regions(self, piece: Piece) -> list[Region]:
+        rows, _ = as_matrix(self._whole_shape(piece.name))
+        shape, size = as_matrix(tuple(self._shapes[piece.name])), self._world.shape.tensor
+        return regions_of(piece.start, piece.length, shape, shards_of(piece.name), piece.shard, size, rows)
+
+    def _whole_shape(self, name: str) -> tuple[int, ...]:
+        shape, shards = list(self._shapes[name]), shards_of(name)
+        if shards is not None:
+            shape[shards.dim] *= self._world.shape.tensor
+        if name in VOCABULARY:
+            shape[0] = self._architecture.known_vocab_size
+        return tuple(shape)
+
+
+def _values(copy: Tensor, piece: Piece, region: Region) -> Tensor:
+    """The values of a region as a matrix, in the copy of the tensor that the piece is in."""
+    rectangle = region.rectangle
+    values = piece.of(copy)[region.start : region.start + rectangle.size]
+    return values.view(rectangle.rows, rectangle.columns)

@@ -1,1 +1,0 @@
-"""Shipped recipes, one YAML file each; `--config NAME` finds them."""

@@ -1,0 +1,141 @@
+"""`loopmdm study NAME`: run a study, or what is missing of it, and write its page."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from data_pipeline.atomic_files import locked
+from data_pipeline.paths import user_path
+from data_pipeline.stop_signals import Stopped, raise_stopped
+from pretrain.config.overrides import parse_overrides
+from pretrain.errors import UserError
+from pretrain.studies.accounting import CONVENTIONS
+from pretrain.studies.data import prepare_data
+from pretrain.studies.definition import MAX_SEEDS, Scale, Study, find_scale, load_study, study_names
+from pretrain.studies.estimate import describe
+from pretrain.studies.output import write_results
+from pretrain.studies.processes import Runner, Subprocesses, visible_gpus
+from pretrain.studies.results import best_rates, read_results
+from pretrain.studies.schedule import run_all, unit_of
+from pretrain.studies.trials import Experiment, unit_counts
+from pretrain.studies.unit import Workplace, run_unit
+
+SCALES = ("smoke", "desk", "cluster")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="a shipped study, see --list, or a YAML file")
+    add(
+        "overrides", nargs="*", metavar="key=value",
+        help="override a key of the recipe in all arms, such as train.max_flops=1e13; only what depends on it runs again",
+    )  # fmt: skip
+    add("--list", action="store_true", help="list the studies")
+    add("--scale", default="desk", choices=SCALES, help="how much is computed [desk]")
+    add("--jobs", type=int, metavar="N", help="trainings at the same time [as many as there are GPUs, else CPU cores]")
+    add("--seeds", type=int, metavar="N", help="trainings of every arm at its best learning rate [as the study says]")
+    add("--output", type=user_path, default=Path("studies"), metavar="DIR", help="folder of all studies [studies]")
+    add("--dry-run", action="store_true", help="show FLOPs and time; runs the first steps of every arm to measure them")
+    add(
+        "--flops",
+        default="masked_head",
+        choices=tuple(CONVENTIONS),
+        help="convention of the page's charts [masked_head]",
+    )
+    add("--units", action="store_true", help="list the trainings by number, and which are done")
+    add("--count", action="store_true", help="print how many trainings tune the learning rates, and how many follow")
+    add("--unit", type=int, metavar="K", help="do training K alone, for the jobs of a SLURM array")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb.
+
+    Raises:
+        UserError: something that the user can fix.
+    """
+    if arguments.list:
+        print("\n".join(f"{name:<20}{load_study(name).claim}" for name in study_names()))
+        return 0
+    if arguments.name is None:
+        raise UserError(f"NAME: give a study, one of: {', '.join(study_names())}")
+    if arguments.count:
+        study, scale = _chosen(arguments)
+        print(*unit_counts(study, scale))
+        return 0
+    jobs = _jobs(arguments.jobs, _chosen(arguments)[1].ranks)
+    runner = Subprocesses(jobs, visible_gpus())
+    try:
+        with raise_stopped():
+            return run_study(arguments, runner, jobs)
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; run the same command again to continue", file=sys.stderr)
+        return 128 + stopped.signal_number
+
+
+def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
+    """`run`, with commands that are run by `runner`."""
+    experiment = experiment_of(arguments, runner)
+    if arguments.units:
+        print("\n".join(_units(experiment)))
+    elif arguments.unit is not None:
+        trial = unit_of(experiment, arguments.unit)
+        run_unit(experiment, trial, runner, slot=0)
+        print(f"done: {trial.name}, {trial.folder}")
+    else:
+        folder = arguments.output / experiment.study.name / arguments.scale
+        folder.mkdir(parents=True, exist_ok=True)
+        busy = UserError(f"{folder}: another process runs this study; wait for it")
+        with locked(folder / ".lock", busy):
+            if arguments.dry_run:
+                print(describe(experiment, runner, jobs))
+                return 0
+            run_all(experiment, runner, jobs, lambda line: print(line, flush=True))
+            print(write_results(folder, read_results(experiment), arguments.flops, _command(arguments)))
+    return 0
+
+
+def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
+    """The study at its scale, with its data prepared."""
+    study, scale = _chosen(arguments)
+    output = arguments.output.absolute()
+    given = [str(value) for key, value in parse_overrides(arguments.overrides)[0] if key == "data.path"]
+    data = Path(given[-1]).absolute() if given else prepare_data(scale.data, output / "data", runner)
+    return Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple[Study, Scale]:
+    """The study and its scale, with the seeds of the command line."""
+    study = load_study(arguments.name)
+    scale = find_scale(study, arguments.scale)
+    if arguments.seeds is None:
+        return study, scale
+    if not 1 <= arguments.seeds <= MAX_SEEDS:
+        raise UserError(f"--seeds {arguments.seeds}: must be from 1 to {MAX_SEEDS}")
+    return study, scale.model_copy(update={"seeds": arguments.seeds})
+
+
+def _jobs(given: int | None, ranks: int) -> int:
+    """Trainings of `ranks` processes at the same time."""
+    if given is None:
+        return max(1, (len(visible_gpus()) or len(os.sched_getaffinity(0))) // ranks)
+    if given < 1:
+        raise UserError(f"--jobs {given}: must be at least 1")
+    return given
+
+
+def _units(experiment: Experiment) -> list[str]:
+    trials, wait = list(experiment.tuning), ""
+    try:
+        trials += experiment.repeats(best_rates(experiment))
+    except UserError:
+        wait = f"{len(trials):>4}  and further ones wait for the learning rates"
+    done = ["done" if Workplace(trial).is_done(experiment) else "to do" for trial in trials]
+    lines = [f"{k:>4}  {done[k]:<6} {trial.name:<40} {trial.folder}" for k, trial in enumerate(trials)]
+    return [*lines, *([wait] if wait else [])]
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    words = ["loopmdm study", arguments.name, f"--scale {arguments.scale}", *arguments.overrides]
+    return " ".join([*words, *([f"--seeds {arguments.seeds}"] if arguments.seeds else [])])

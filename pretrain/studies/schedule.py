@@ -1,0 +1,143 @@
+"""The units of a study, several at a time: first every arm with every learning rate, then the best with further seeds."""
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+
+from data_pipeline.stop_signals import Stopped
+from pretrain.errors import UserError
+from pretrain.studies.processes import Runner
+from pretrain.studies.results import best_rates
+from pretrain.studies.trials import Experiment, Trial
+from pretrain.studies.unit import Workplace, run_unit
+
+POLL = 1.0
+"""Seconds between looks at the running units."""
+
+REPORT_EVERY = 30.0
+"""Seconds between lines of progress."""
+
+
+class Progress:
+    """Prints how far a study is, and when it will be done at the present rate.
+
+    Args:
+        total: training FLOPs of all trainings, also of those that are not known yet.
+    """
+
+    def __init__(self, total: float, show: Callable[[str], None]) -> None:
+        self._total, self._show = total, show
+        self._begin: tuple[float, float] | None = None
+        self._last = 0.0
+
+    def report(self, trials: Sequence[Trial], running: Sequence[Trial]) -> None:
+        """Print a line if one is due."""
+        now = time.monotonic()
+        if now - self._last < REPORT_EVERY:
+            return
+        self._last = now
+        done = sum(trial.flops * share(trial) for trial in trials)
+        self._begin = self._begin or (now, done)
+        since, before = self._begin
+        line = f"{done / self._total:.0%} of {self._total:.2g} training FLOPs"
+        if done > before:
+            line += f", eta {duration((self._total - done) * (now - since) / (done - before))}"
+        shown = "; ".join(f"{trial.name} {share(trial):.0%}" for trial in running)
+        self._show(f"{line} | {shown or 'measuring'}")
+
+
+def share(trial: Trial) -> float:
+    """How much of a training is done."""
+    return min(1.0, Workplace(trial).steps_done() / trial.plan.total_steps)
+
+
+def duration(seconds: float) -> str:
+    """Such as 1h02m, 4m10s, 12s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 60}m{whole % 60:02}s" if whole >= 60 else f"{whole}s"
+
+
+def run_all(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str], None]) -> None:
+    """Run what is missing of a study.
+
+    Raises:
+        UserError: a unit failed. The others that were running are finished first.
+        Stopped: a signal arrived; the trainings have saved.
+    """
+    tuning = experiment.tuning
+    mean = sum(trial.flops for trial in tuning) / len(tuning)
+    progress = Progress(mean * experiment.units, show)
+    _run_phase(experiment, tuning, run, jobs, lambda running: progress.report(tuning, running), show)
+    repeats = experiment.repeats(best_rates(experiment))
+    both = [*tuning, *repeats]
+    _run_phase(experiment, repeats, run, jobs, lambda running: progress.report(both, running), show)
+
+
+def unit_of(experiment: Experiment, number: int) -> Trial:
+    """Unit `number`, from 0: those that tune the learning rate come first.
+
+    Raises:
+        UserError: there is no such unit, or its learning rate is not known before the first ones are done.
+    """
+    if not 0 <= number < experiment.units:
+        raise UserError(f"--unit {number}: the study has the units 0 to {experiment.units - 1}")
+    arms, rates = list(experiment.arms), experiment.scale.learning_rates
+    if number < len(arms) * len(rates):
+        arm, rate = divmod(number, len(rates))
+        return experiment.trial(arms[arm], rates[rate], 0)
+    arm, seed = divmod(number - len(arms) * len(rates), experiment.scale.seeds - 1)
+    return experiment.trial(arms[arm], best_rates(experiment)[arms[arm]], 1 + seed)
+
+
+def _run_phase(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    run: Runner,
+    jobs: int,
+    report: Callable[[Sequence[Trial]], None],
+    show: Callable[[str], None],
+) -> None:
+    """Run these units, `jobs` at a time; those that are done already cost nothing."""
+    left = [trial for trial in trials if not Workplace(trial).is_done(experiment)]
+    if not left:
+        return
+    show(f"{len(left)} of {len(trials)} trainings to do or to measure, {min(jobs, len(left))} at a time")
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    running: list[Trial] = []
+
+    def work(trial: Trial) -> None:
+        slot, begin = slots.get(), time.monotonic()
+        running.append(trial)
+        try:
+            run_unit(experiment, trial, run, slot)
+        finally:
+            running.remove(trial)
+            slots.put(slot)
+        show(f"done: {trial.name} in {duration(time.monotonic() - begin)}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, trial) for trial in left]
+        try:
+            _wait(futures, lambda: report(list(running)))
+        except Stopped:
+            run.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        except UserError:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _wait(futures: Sequence[Future[None]], look: Callable[[], None]) -> None:
+    """Wait until all have ended or one has failed. Raises what it raised."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=POLL, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        look()

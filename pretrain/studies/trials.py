@@ -1,0 +1,240 @@
+"""The trainings of a study: their settings, and what tells one from another. Imports no torch."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.dataset.blend import Blend, load_blend
+from data_pipeline.manifest import VALIDATION
+from pretrain.config.keys import flatten
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import RunPlan, make_run_plan
+from pretrain.errors import ConfigError, UserError
+from pretrain.studies.definition import Arm, Measurement, Scale, Study
+
+WITHOUT_EFFECT = ("run.dir", "run.name", "data.path", "log.", "hardware.", "checkpoint.", "parallel.timeout_minutes")
+"""Keys, or beginnings of keys, that do not change what a training computes."""
+
+CHECKPOINTS, STEPS_BETWEEN = 10, 50
+"""Checkpoints of a training, and the least number of steps between them: at most a tenth of a training is repeated after a kill."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        plan: of the training, with all settings.
+        words: the recipe's overrides, `key=value`.
+    """
+
+    arm: str
+    lr: float
+    seed: int
+    recipe: str
+    plan: RunPlan
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.arm}, lr {self.lr:g}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.plan.settings.run_folder
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole training, at the expected loops."""
+        return self.plan.expected_flops(0, self.plan.total_steps)
+
+    @property
+    def largest_loops(self) -> int:
+        """S_max."""
+        return self.plan.settings.model.loop.max
+
+    def loops_of(self, wanted: Sequence[str]) -> list[str]:
+        """Those of the numbers of loops at which this model is measured; S_max is always one of them."""
+        most = self.largest_loops
+        if most == 1:
+            return ["1"]
+        fixed = sorted({most, *(int(s) for s in wanted if s.isdecimal() and int(s) <= 2 * most)})
+        return [*map(str, fixed), *(s for s in wanted if not s.isdecimal())]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `loopmdm` that measures one thing, without the run folder and the output.
+
+    Attributes:
+        measurement: name in the study, or `nelbo`.
+        option: value of the option that varies; empty if none does.
+    """
+
+    measurement: str
+    option: str
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the result."""
+        return f"{self.measurement}_{self.option}" if self.option else self.measurement
+
+    @property
+    def file(self) -> str:
+        """Name of the result's file: another command has another one."""
+        return f"{self.name}-{_digest(list(self.words))[:12]}.json"
+
+
+def arms_of(study: Study, scale: Scale) -> dict[str, Arm]:
+    """Name -> arm, also of a grid, whose arms are named by their values."""
+    if study.arms:
+        return study.arms
+    grid, found = scale.grid or study.grid, {}
+    for values in itertools.product(*grid.values()):
+        settings = {key: value for keys, value in zip(grid, values, strict=True) for key in keys.split()}
+        about = ", ".join(f"{key}={value}" for key, value in settings.items())
+        found["-".join(values)] = Arm(about=about, settings=settings)
+    return found
+
+
+def unit_counts(study: Study, scale: Scale) -> tuple[int, int]:
+    """Trainings that tune the learning rates, and those of the other seeds."""
+    arms = len(arms_of(study, scale))
+    return arms * len(scale.learning_rates), arms * (scale.seeds - 1)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study at one scale.
+
+    Attributes:
+        overrides: `key=value` words for all arms, from the command line.
+        data: the prepared folder.
+        runs: folder of the run folders, which studies share.
+    """
+
+    study: Study
+    scale_name: str
+    scale: Scale
+    overrides: tuple[str, ...]
+    data: Path
+    runs: Path
+
+    @cached_property
+    def blend(self) -> Blend:
+        """The prepared data."""
+        return load_blend(self.data)
+
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        """Name -> arm."""
+        return arms_of(self.study, self.scale)
+
+    @cached_property
+    def tuning(self) -> list[Trial]:
+        """Every arm with every learning rate and seed 0."""
+        return [self.trial(arm, lr, 0) for arm in self.arms for lr in self.scale.learning_rates]
+
+    def repeats(self, best: dict[str, float]) -> list[Trial]:
+        """Every arm at its best learning rate with the other seeds."""
+        return [self.trial(arm, best[arm], seed) for arm in self.arms for seed in range(1, self.scale.seeds)]
+
+    @property
+    def units(self) -> int:
+        """Number of trainings."""
+        return sum(unit_counts(self.study, self.scale))
+
+    def trial(self, arm: str, lr: float, seed: int) -> Trial:
+        """One training.
+
+        Raises:
+            UserError: the settings of the study, of the arm or of the command line are wrong.
+        """
+        budget = {} if self.scale.flops is None else {"train.max_flops": f"{self.scale.flops:g}", "train.steps": "null"}
+        words = _words(
+            budget, self.study.settings, self.scale.settings, self.arms[arm].settings,
+            {"optim.lr": repr(lr), "run.seed": str(seed)},
+        )  # fmt: skip
+        own = [*self.overrides, f"data.path={self.data}", f"run.dir={self.runs}"]
+        try:
+            words += [*self._logging(self._plan([*words, *own])), *own]
+            words.append(f"run.name={content_key(self._plan(words), self.blend)}")
+            return Trial(arm, lr, seed, self.study.recipe, self._plan(words), tuple(words))
+        except ConfigError as error:
+            raise UserError(f"study {self.study.name}, arm {arm}: {error}") from None
+
+    def _plan(self, words: Sequence[str]) -> RunPlan:
+        settings = load_settings(self.study.recipe, words)
+        return make_run_plan(settings, self.blend.manifest, self.scale.ranks)
+
+    def _logging(self, plan: RunPlan) -> list[str]:
+        """When a training is validated, saved and logged."""
+        steps, most = plan.total_steps, plan.settings.model.loop.max
+        wanted = self.scale.loops.get("curve", self.study.curve)
+        loops = sorted({most, *(int(s) for s in wanted if most > 1 and int(s) <= 2 * most)})
+        return [
+            f"eval.every={-(-steps // self.scale.points)}",
+            f"eval.loops=[{', '.join(map(str, loops))}]",
+            f"eval.rows={self.scale.rows}",
+            "eval.batch_size=128",
+            f"checkpoint.every={max(STEPS_BETWEEN, -(-steps // CHECKPOINTS))}",
+            "checkpoint.keep=1",
+            f"log.every={-(-steps // 100)}",
+            "log.tensorboard=false",
+        ]
+
+    def commands(self, trial: Trial) -> dict[str, Command]:
+        """What is measured on a training, by the name of the result."""
+        loops = ",".join(str(s) for s in trial.plan.settings.eval.loops)
+        nelbo = ["evaluate", "--loops", loops, "--rows", str(self.scale.rows), "--batch-size", "128"]
+        found = {"nelbo": Command("nelbo", "", tuple(nelbo))}
+        for name, measurement in self.study.measurements.items():
+            if not measurement.arms or trial.arm in measurement.arms:
+                found |= {c.name: c for c in self._measured(name, measurement, trial)}
+        return found
+
+    def _measured(self, name: str, measurement: Measurement, trial: Trial) -> list[Command]:
+        options = measurement.options | self.scale.options.get(name, {})
+        loops = trial.loops_of(self.scale.loops.get(name, measurement.loops))
+        if measurement.kind == "probe":
+            words = ["probe", "--loops", options.pop("loops", str(trial.largest_loops))]
+        else:
+            words = ["evaluate", "--loops", ",".join(loops)]
+        (key, values), *_ = [*measurement.vary.items(), ("", ("",))]
+        words += [word for name, value in options.items() if name != key for word in (f"--{name}", value)]
+        return [Command(name, value, (*words, *((f"--{key}", value) if key else ()))) for value in values]
+
+
+def content_key(plan: RunPlan, blend: Blend) -> str:
+    """What a training computes, as a short name: equal for equal settings, data and ranks."""
+    values = {
+        key: value
+        for key, value in flatten(plan.settings).items()
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in WITHOUT_EFFECT)
+    }
+    validation = [
+        {name: info.sha256 for name, info in corpus.manifest.splits[VALIDATION].files.items()}
+        for corpus in blend.corpora
+        if VALIDATION in corpus.manifest.splits
+    ]
+    return _digest([values, blend.identity(), validation, plan.world_size])[:16]
+
+
+def _words(*sections: dict[str, str]) -> list[str]:
+    """`key=value` of each key, the last value of a key that several sections have."""
+    merged: dict[str, str] = {}
+    for section in sections:
+        merged |= section
+    return [f"{key}={value}" for key, value in merged.items()]
+
+
+def _digest(content: Any) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,200 @@
+"""Saves and resumes of a run: beside training, after damage, and from checkpoints of the older format."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from data_pipeline.dataset.blend import load_blend
+from pretrain.checkpoints import saver
+from pretrain.checkpoints.folder import MARK, list_checkpoints
+from pretrain.config.keys import flatten
+from pretrain.config.load import load_settings
+from pretrain.config.run_plan import make_run_plan
+from pretrain.errors import UserError
+from pretrain.training import loop
+from pretrain.training.checkpoint import SHARDS, _layout
+from pretrain.training.start import build_run, run_training
+from pretrain.training.step import train_step
+from tests.checkpoints import tensors_of
+from tests.launching import ROOT, metrics, train
+
+pytestmark = pytest.mark.end_to_end
+RECIPE = str(ROOT / "tests" / "tiny.yaml")
+
+
+@pytest.fixture
+def start(corpus, world, tmp_path):
+    """One start of `train.steps=6` in this process; returns the run folder."""
+
+    def started(*words, name="run"):
+        common = [
+            f"data.path={corpus}",
+            f"run.dir={tmp_path}",
+            f"run.name={name}",
+            "train.steps=6",
+            "checkpoint.keep=9",
+        ]
+        settings = load_settings(RECIPE, [*common, "checkpoint.every=2", *words])
+        blend = load_blend(settings.data.path)
+        assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == 0
+        return tmp_path / name
+
+    return started
+
+
+def steps_logged(folder):
+    """Also while the last line is being written."""
+    return (folder / "metrics.jsonl").read_text().count("\n")
+
+
+def same_tensors(one, other):
+    expected, got = tensors_of(one), tensors_of(other)
+    return all(torch.equal(v, got[w][t]) for w, tensors in expected.items() for t, v in tensors.items())
+
+
+def losses(folder):
+    return [record["loss"] for record in metrics(folder)]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("layout", ["parallel.zero_stage=0", "parallel.zero_stage=3"])
+def test_saving_beside_training_saves_the_step_at_which_it_began(start, monkeypatch, layout):
+    """The thread writes step 2 only when another step has changed every tensor."""
+    whole = start(layout, "checkpoint.asynchronous=false", name="whole")
+    original, late = saver.write_part, []
+
+    def write_when_training_has_gone_on(save, rank):
+        while save.final.name == "step_2" and steps_logged(whole.parent / "beside") < 3:
+            time.sleep(0.01)
+        late.append(steps_logged(whole.parent / "beside"))
+        return original(save, rank)
+
+    monkeypatch.setattr(saver, "write_part", write_when_training_has_gone_on)
+    beside = start(layout, name="beside")
+    assert losses(beside) == losses(whole)
+    for step in (2, 4, 6):
+        assert same_tensors(*(run / "checkpoints" / f"step_{step}" for run in (whole, beside)))
+    assert late[0] >= 3, "the first save was written before later steps"
+
+
+def test_a_save_that_fails_beside_training_is_told_and_the_next_one_counts(start, monkeypatch, capsys):
+    original = saver.write_part
+
+    def fail_once(save, rank):
+        if save.final.name == "step_2":
+            raise OSError(28, "No space left on device")
+        return original(save, rank)
+
+    monkeypatch.setattr(saver, "write_part", fail_once)
+    folder = start()
+    out = capsys.readouterr().out
+    assert "warning: " in out and "step_2.partial could not be written: [Errno 28] No space left on device" in out
+    assert "Training goes on until the next save" in out
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_4", "step_6"]
+
+
+def test_a_loss_that_is_no_number_does_not_cost_the_save_on_its_way(start, monkeypatch, tmp_path):
+    """Step 3 fails while step 2 is still being written."""
+    original = saver.write_part
+
+    def write_slowly(save, rank):
+        time.sleep(1.0)
+        return original(save, rank)
+
+    def fail_in_step_3(run, *rest):
+        if run.progress.step == 2:
+            raise FloatingPointError("the loss is nan")
+        return train_step(run, *rest)
+
+    monkeypatch.setattr(saver, "write_part", write_slowly)
+    monkeypatch.setattr(loop, "train_step", fail_in_step_3)
+    with pytest.raises(UserError, match=r"step 3: the loss is nan"):
+        start()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_2"]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.unlink(), "rank_00000.safetensors is missing"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+            r"rank_00000.safetensors has [\d,]+ bytes, not [\d,]+",
+        ),
+        (flip, "rank_00000.safetensors: the checksum of .* differs"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(start, capsys, damage, message):
+    whole = start(name="whole")
+    folder = start("run.stop_after=4")
+    damage(folder / "checkpoints" / "step_4" / "rank_00000.safetensors")
+    with pytest.raises(UserError, match=rf"step_4: {message}; set checkpoint.on_damage=previous to use an older one"):
+        start("checkpoint.on_damage=stop")
+    capsys.readouterr()
+    start()
+    out = capsys.readouterr().out
+    assert "warning: " in out and "moved to step_4.damaged, using the checkpoint before it" in out
+    assert f"resumed from {folder / 'checkpoints' / 'step_2'}" in out
+    assert same_tensors(folder / "checkpoints" / "step_6", whole / "checkpoints" / "step_6")
+    assert losses(folder) == losses(whole)
+
+
+def test_the_only_checkpoint_is_damaged(start):
+    folder = start("run.stop_after=2")
+    flip(folder / "checkpoints" / "step_2" / "rank_00000.safetensors")
+    with pytest.raises(UserError, match=r"step_2: rank_00000.safetensors: the checksum of .* there is no older one"):
+        start()
+    assert (folder / "checkpoints" / "step_2" / MARK).is_file()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_checkpoint_of_the_older_format_still_loads_on_its_layout(start, corpus, world, tmp_path, stage):
+    """Written as it was before: DeepSpeed's shards, and a mark without a list."""
+    words = [f"parallel.zero_stage={stage}"]
+    whole = start(*words, name="whole")
+    common = [f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run", "train.steps=6", "checkpoint.every=2"]
+    settings = load_settings(RECIPE, [*common, *words])
+    blend = load_blend(settings.data.path)
+    run = build_run(make_run_plan(settings, blend.manifest, 1), blend, world)
+    for step in range(2):
+        train_step(run, run.batches[step])
+        run.progress.flops += run.plan.step_flops(step)
+        run.progress.step += 1
+    folder = tmp_path / "run" / "checkpoints" / "step_2"
+    folder.mkdir(parents=True)
+    run.engine.save(folder, SHARDS)
+    state = {"progress": asdict(run.progress), "layout": asdict(_layout(run)), "data": blend.identity()}
+    (folder / "state.json").write_text(json.dumps(state | {"settings": flatten(run.plan.settings)}))
+    (folder / MARK).write_text("This checkpoint is whole.\n")
+    other = "parallel.zero_stage=2" if stage != 2 else "parallel.zero_stage=1"
+    with pytest.raises(UserError, match=rf"cannot resume: zero_stage was {stage}, now 2"):
+        start(other)
+    start(*words)
+    assert losses(tmp_path / "run") == losses(whole)[2:]
+    assert same_tensors(whole / "checkpoints" / "step_6", tmp_path / "run" / "checkpoints" / "step_6")
+
+
+def test_a_run_goes_on_with_other_ranks_zero_stage_and_precision(start):
+    """On the command line: a change of the layout is told, like other changed settings."""
+    folder = start("run.stop_after=2")
+    words = ["--config", RECIPE, f"data.path={load_settings(str(folder / 'config.yaml')).data.path}", "run.name=run"]
+    words += [
+        f"run.dir={folder.parent}",
+        "train.steps=6",
+        "checkpoint.every=2",
+        "parallel.zero_stage=3",
+        "train.precision=bf16",
+    ]
+    out = train(*words).stdout
+    assert "changed since then: parallel.zero_stage: 1 -> 3" in out
+    assert "changed since then: train.precision: fp32 -> bf16" in out
+    shutil.rmtree(folder)

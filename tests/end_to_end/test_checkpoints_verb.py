@@ -1,0 +1,67 @@
+"""`loopmdm checkpoints` on a run with three checkpoints."""
+
+import json
+import shutil
+
+import pytest
+
+from pretrain.cli import main
+from tests.launching import ROOT, train
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("listed")
+    words = [
+        f"data.path={corpus}",
+        f"run.dir={folder}",
+        "run.name=run",
+        "train.steps=6",
+        "checkpoint.every=2",
+        "checkpoint.keep=9",
+    ]
+    train("--config", ROOT / "tests" / "tiny.yaml", *words, "eval.every=4", "eval.loops=1,3", "eval.rows=8")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_table(run, capsys):
+    assert main(["checkpoints", str(run)]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["step", "GiB", "state", "layout", "validation,", "nats/token"]
+    assert [line.split()[0] for line in lines] == ["2", "4", "6"]
+    assert all("whole" in line and "1 rank, ZeRO-1, fp32" in line for line in lines)
+    assert "S=1 " in lines[1] and "S=3 " in lines[1] and "S=" not in lines[0]
+    assert main(["checkpoints", str(run), "--verify", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [one["verified"] for one in records] == [True] * 3 and all(one["bytes"] > 1000 for one in records)
+
+
+def test_a_changed_byte_is_found_by_verify_only_and_kept_by_prune(run, capsys):
+    path = run / "checkpoints" / "step_4" / "rank_00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 64
+    path.write_bytes(content)
+    assert main(["checkpoints", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["checkpoints", str(run), "--verify", "--prune", "1"]) == 2
+    out = capsys.readouterr().out
+    assert "rank_00000.safetensors: the checksum of" in out and out.endswith("removed step_2\n")
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_4", "step_6"]
+
+
+def test_odd_requests(run, tmp_path, capsys):
+    assert main(["checkpoints", str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    assert main(["checkpoints", str(run), "--prune", "0"]) == 2
+    assert "--prune 0: must be at least 1" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints")
+    assert main(["checkpoints", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run}: no complete checkpoint\n"

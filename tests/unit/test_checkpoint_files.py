@@ -1,0 +1,112 @@
+"""The files of a checkpoint: what is written is read again, and every damage is found."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain.checkpoints.damage import DamagedCheckpointError
+from pretrain.checkpoints.folder import MARK, read_index, write_mark
+from pretrain.checkpoints.index import Entry, Index, key_of, merged
+from pretrain.checkpoints.reader import Reader
+from pretrain.checkpoints.rectangles import Rectangle
+from pretrain.checkpoints.save import Save, file_of, write_part
+from pretrain.checkpoints.states import Snapshot
+from pretrain.checkpoints.tensor_file import write_tensors
+
+WHOLE = torch.arange(24.0).view(6, 4)
+PARTS = [Rectangle(0, 0, 2, 4), Rectangle(2, 0, 1, 3), Rectangle(2, 3, 1, 1), Rectangle(3, 0, 3, 4)]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Two weights of two ranks, in two tensors each."""
+    save = Save(tmp_path / "step_3", Snapshot({}, Index({}, {}, ())), "{}\n")
+    save.partial.mkdir()
+    parts = []
+    for rank in (0, 1):
+        tensors, entries = {}, []
+        for part in PARTS[2 * rank : 2 * rank + 2]:
+            for name, factor in (("weight", 1.0), ("ema", -1.0)):
+                values = (factor * WHOLE)[part.within(Rectangle(0, 0, 6, 4))].contiguous()
+                tensors[key_of(name, "a.weight", part)] = values
+            entries.append(Entry("a.weight", part, file_of(rank), {"weight": 0, "ema": 0}))
+        index = Index({"a.weight": (6, 4)}, {"a.weight": {"step": 3.0}}, tuple(entries))
+        parts.append(write_part(Save(save.final, Snapshot(tensors, index), "{}\n"), rank))
+    (save.partial / "index.json").write_text(merged(parts).to_json())
+    (save.partial / "state.json").write_text("{}\n")
+    write_mark(save.partial)
+    return save.partial.rename(save.final)
+
+
+def test_any_rectangle_can_be_read(checkpoint):
+    with Reader(checkpoint, read_index(checkpoint)) as reader:
+        assert torch.equal(reader.whole("weight", "a.weight"), WHOLE)
+        assert torch.equal(reader.whole("ema", "a.weight"), -WHOLE)
+        for row, column in ((0, 0), (1, 2), (2, 1)):
+            for rows, columns in ((1, 1), (2, 2), (4, 1)):
+                wanted = Rectangle(row, column, rows, columns)
+                assert torch.equal(reader.read("ema", "a.weight", wanted), -WHOLE[wanted.within(Rectangle(0, 0, 6, 4))])
+        reader.verify([file_of(0), file_of(1)])
+
+
+def test_the_index_reads_what_it_wrote(checkpoint):
+    index = read_index(checkpoint)
+    assert Index.from_json(index.to_json()) == index
+    assert index.tensors("a.weight") == {"weight", "ema"}
+
+
+def test_files_are_those_of_the_safetensors_library(tmp_path):
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7), "empty": torch.zeros(0, 4)}
+    write_tensors(tmp_path / "x", tensors)
+    read = load_file(tmp_path / "x")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+def whole_or_damaged(checkpoint):
+    """Read everything; returns the two tensors."""
+    index = read_index(checkpoint)
+    with Reader(checkpoint, index) as reader:
+        reader.verify([file_of(0), file_of(1)])
+        return reader.whole("weight", "a.weight"), reader.whole("ema", "a.weight")
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(checkpoint, tmp_path):
+    random.seed(0)
+    for name in ("index.json", "state.json", MARK, file_of(0), file_of(1)):
+        original = (checkpoint / name).read_bytes()
+        for position in random.sample(range(len(original)), min(60, len(original))):
+            damaged = bytearray(original)
+            damaged[position] ^= 1 << random.randrange(8)
+            (checkpoint / name).write_bytes(damaged)
+            try:
+                weight, ema = whole_or_damaged(checkpoint)
+            except DamagedCheckpointError:
+                continue
+            assert torch.equal(weight, WHOLE), (name, position)
+            assert torch.equal(ema, -WHOLE), (name, position)
+        (checkpoint / name).write_bytes(original)
+    whole_or_damaged(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["index.json", "state.json", file_of(1)])
+def test_a_missing_or_truncated_file_is_named_before_anything_is_loaded(checkpoint, name):
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[:-1])
+    with pytest.raises(DamagedCheckpointError, match=rf"{name} has {len(content) - 1:,} bytes, not {len(content):,}"):
+        read_index(checkpoint)
+    (checkpoint / name).unlink()
+    with pytest.raises(DamagedCheckpointError, match=f"{name} is missing"):
+        read_index(checkpoint)
+
+
+def test_a_file_of_another_checkpoint_is_found(checkpoint, tmp_path):
+    """It has the same size and the same keys."""
+    tensors = {name: value + 1 for name, value in load_file(checkpoint / file_of(0)).items()}
+    write_tensors(tmp_path / "other", tensors)
+    shutil.copy(tmp_path / "other", checkpoint / file_of(0))
+    with pytest.raises(DamagedCheckpointError, match=f"{file_of(0)}: the checksum of .* differs"):
+        whole_or_damaged(checkpoint)

@@ -1,0 +1,103 @@
+"""Reports of studies: what breaks a board, both forms of a report, lines of progress, merged definitions."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from data_pipeline.generators.boards import Sudoku
+from data_pipeline.generators.names import find_generator
+from pretrain.inspection.charts import Line
+from pretrain.studies import schedule
+from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text, html_page, markdown
+from pretrain.studies.boards import broken, picture
+from pretrain.studies.definition import load_study
+from pretrain.studies.schedule import Progress, duration
+from pretrain.studies.unit import last_record
+
+VALID = "1234341221434321"
+
+
+def test_cells_that_break_a_rule_are_found():
+    sudoku = Sudoku(2, 2)
+    assert broken(sudoku, VALID) == set()
+    changed = "3" + VALID[1:]  # 3 is also in the first row, the first column and the first box
+    assert broken(sudoku, changed) == {0, 2, 4}
+    assert broken(sudoku, "·" + VALID[1:]) == {0}
+
+
+def test_a_picture_has_every_cell_and_marks_the_broken_ones():
+    generator = find_generator("sudoku4")
+    drawn = picture(generator, [VALID, "3" + VALID[1:], "12"])
+    assert drawn.count('class="cell"') == 48 and drawn.count('class="box"') == 12
+    first, second, _ = drawn.split("<g ")[1:]
+    assert first.count("--wrong") == 0 and second.count("--wrong") == 3
+    assert re.findall(r'class="symbol">(.)<', first) == list(VALID)
+
+
+REPORT = Report(
+    title="Study <one>",
+    claim="a < b",
+    cards=[("3.2 (2.9 to 3.5)", "FLOPs to tie")],
+    sections=[
+        Section("Tables", [Text("x & y"), Table(("arm", "S | T"), [("<plain>", "1")])]),
+        Section(
+            "Charts",
+            [Chart("Loss", [Line("a", [(1, 2, None), (2, 1, None)])], "FLOPs", "NELBO"), Drawing("Board", "<svg/>")],
+        ),
+        Section("Nothing", []),
+    ],
+    command="loopmdm study one",
+)
+
+
+def test_both_forms_of_a_report():
+    page, text = html_page(REPORT), markdown(REPORT)
+    assert "<h1>Study &lt;one&gt;</h1>" in page and "&lt;plain&gt;" in page and "x &amp; y" in page
+    assert page.count("<svg") == 2 and "Nothing" not in page + text
+    assert "| arm | S \\| T |\n| --- | --- |\n| <plain> | 1 |" in text and "Charts\n" not in text
+    assert "```bash\nloopmdm study one\n```" in text
+
+
+def test_progress_and_the_time_that_is_left(monkeypatch):
+    clock, shares, lines = [1000.0], {"a": 0.1, "b": 0.0}, []
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(schedule, "share", lambda trial: shares[trial.name])
+    trials = [SimpleNamespace(name=name, flops=100.0) for name in shares]
+    progress = Progress(400.0, lines.append)
+    progress.report(trials, trials[:1])
+    clock[0] += 1
+    progress.report(trials, trials[:1])
+    assert lines == ["2% of 4e+02 training FLOPs | a 10%"], "once in 30 s"
+    clock[0] += 59
+    shares["a"] = 0.5
+    progress.report(trials, [])
+    assert lines[1] == "12% of 4e+02 training FLOPs, eta 8m45s | measuring", "40 in 60 s, 350 are left"
+    assert [duration(s) for s in (9.6, 61, 3723)] == ["10s", "1m01s", "1h02m"]
+
+
+@pytest.mark.parametrize(
+    ("text", "step"), [("", None), ('{"step": 1}\n{"step": 2}\n{"st', 2), ('{"step": 1}\n', 1), ("3\n", None)]
+)
+def test_the_last_record_of_a_file_that_is_being_written(tmp_path, text, step):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text)
+    assert last_record(path).get("step") == step
+    assert last_record(tmp_path / "missing") == {}
+
+
+def test_what_a_definition_takes_over(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "claim: c\nsource: s\nreported: r\nrecipe: smoke\narms: {one: {about: a}}\n"
+        "measurements: {boards: {about: b, kind: tasks}}\nverdict: [{figure: nelbo_gain, arm: one, holds: 0}]\n"
+        "scales:\n  smoke: {data: {input: [x]}, seeds: 2, flops: 1e9, options: {boards: {steps: 4}}, loops: {curve: [1]}}\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "extends: base\nclaim: d\narms: {two: {about: a}}\nmeasurements: {}\n"
+        "verdict: [{figure: nelbo_gain, arm: two, holds: 0}]\nscales: {smoke: {seeds: 3}, desk: {data: {input: [y]}}}\n"
+    )
+    study = load_study(str(tmp_path / "own.yaml"))
+    smoke = study.scales["smoke"]
+    assert (study.name, study.claim, study.recipe, list(study.arms)) == ("own", "d", "smoke", ["two"])
+    assert (smoke.seeds, smoke.flops, smoke.options, smoke.loops) == (3, 1e9, {}, {"curve": ("1",)})
+    assert study.scales["desk"].data.input == ("y",)

@@ -1,0 +1,153 @@
+"""Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pretrain.cli import main as loopmdm
+from pretrain.errors import UserError
+from pretrain.studies.data import corpus_folder, prepare_data
+from pretrain.studies.definition import Corpus, Measurement, load_study
+from pretrain.studies.schedule import unit_of
+from pretrain.studies.trials import Experiment, content_key, unit_counts
+from pretrain.studies.unit import BusyError, owned
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[Path]:
+    """Two folders with other boards."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed in (0, 1):
+        words = ["prepare", "--input", f"sudoku4:200@{seed}", "--output", str(folder / str(seed))]
+        assert loopmdm([*words, "--validation-fraction", "0.2", "--workers", "1"]) == 0
+    return [folder / "0", folder / "1"]
+
+
+@pytest.fixture
+def experiment(data) -> Experiment:
+    study = load_study("sudoku_flops")
+    return Experiment(study, "smoke", study.scales["smoke"], (), data[0], Path("/runs"))
+
+
+def key(experiment, arm="looped", lr=2e-3, seed=0):
+    return experiment.trial(arm, lr, seed).folder.name
+
+
+def test_the_key_of_a_training_follows_from_what_it_computes(experiment, data):
+    own = key(experiment)
+    same = [
+        replace(experiment, runs=Path("/elsewhere")),
+        replace(experiment, overrides=("log.every=7", "hardware.latency_microseconds=1")),
+    ]
+    assert {key(one) for one in same} == {own}
+    others = [
+        key(experiment, arm="plain"), key(experiment, lr=1e-3), key(experiment, seed=1),
+        key(replace(experiment, data=data[1])), key(replace(experiment, overrides=("optim.beta1=0.8",))),
+        key(replace(experiment, overrides=("model.norm_eps=1e-6",))),
+    ]  # fmt: skip
+    assert len({own, *others}) == 1 + len(others)
+    plan = experiment.trial("looped", 2e-3, 0).plan
+    blends = [SimpleNamespace(identity=lambda text=text: {"tokens": text}, corpora=[]) for text in "ab"]
+    assert content_key(plan, blends[0]) != content_key(plan, blends[1])
+
+
+def test_a_training_has_the_budget_and_is_validated_along_the_way(experiment):
+    settings = experiment.trial("looped", 2e-3, 1).plan.settings
+    assert (settings.train.max_flops, settings.train.steps, settings.optim.lr, settings.run.seed) == (
+        4e8,
+        None,
+        2e-3,
+        1,
+    )
+    assert settings.eval.loops == (1, 6, 12) and settings.eval.every == 3 and settings.model.loop.max == 6
+    assert experiment.trial("plain", 2e-3, 0).plan.settings.eval.loops == (1,)
+    budget = replace(experiment, overrides=("train.max_flops=8e8",)).trial("looped", 2e-3, 0)
+    assert budget.plan.settings.train.max_flops == 8e8
+
+
+@pytest.mark.parametrize(("arm", "loops"), [("plain", ["1"]), ("looped", ["1", "6", "12", "adaptive:1-12"])])
+def test_a_model_is_measured_up_to_twice_its_loops(experiment, arm, loops):
+    assert experiment.trial(arm, 2e-3, 0).loops_of(("1", "12", "13", "adaptive:1-12")) == loops
+
+
+def test_a_measurement_is_one_command_per_value_of_what_varies(experiment):
+    boards = Measurement(
+        about="a", kind="tasks", options={"tasks": "sudoku6", "limit": "9"}, loops=("1",), vary={"steps": ("4", "8")}
+    )
+    attention = Measurement(about="a", kind="probe", options={"rows": "8"}, arms=("looped",))
+    study = experiment.study.model_copy(update={"measurements": {"boards": boards, "attention": attention}})
+    one = replace(experiment, study=study)
+    commands = one.commands(one.trial("looped", 2e-3, 0))
+    assert list(commands) == ["nelbo", "boards_4", "boards_8", "attention"]
+    words = "evaluate --loops 1,6 --tasks sudoku4 --limit 8 --steps 4"
+    assert " ".join(commands["boards_4"].words) == words and commands["attention"].words[:3] == (
+        "probe",
+        "--loops",
+        "6",
+    )
+    assert len({command.file for command in commands.values()}) == 4
+    assert "attention" not in one.commands(one.trial("plain", 2e-3, 0))
+
+
+def test_units_are_numbered_learning_rates_first(experiment):
+    scale = experiment.scale.model_copy(update={"learning_rates": (1e-3, 2e-3), "seeds": 3})
+    one = replace(experiment, scale=scale)
+    assert unit_counts(one.study, scale) == (6, 6) and one.units == 12
+    assert [unit_of(one, k).name for k in range(6)] == [trial.name for trial in one.tuning]
+    assert [(trial.arm, trial.lr) for trial in one.tuning[:3]] == [("plain", 1e-3), ("plain", 2e-3), ("looped", 1e-3)]
+    with pytest.raises(UserError, match=r"plain, lr 0\.001, seed 0 is not done"):
+        unit_of(one, 6)
+    alone = replace(experiment, scale=experiment.scale.model_copy(update={"seeds": 3}))
+    rates = dict.fromkeys(alone.arms, 2e-3)
+    assert [unit_of(alone, k).name for k in range(3, 9)] == [trial.name for trial in alone.repeats(rates)]
+
+
+def test_a_grid_is_every_combination(experiment):
+    study = load_study("exponent")
+    one = replace(experiment, study=study, scale=study.scales["smoke"])
+    assert list(one.arms) == ["16-1-2", "16-2-2", "32-1-2", "32-2-2"]
+    settings = one.trial("16-2-2", 2e-3, 0).plan.settings
+    assert (settings.model.hidden_size, settings.model.loop.max, settings.train.loops, settings.train.steps) == (
+        16,
+        2,
+        2,
+        2,
+    )
+    assert len(study.grid) == 3 and unit_counts(study, study.scales["desk"]) == (27, 0)
+
+
+def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
+    calls = []
+
+    def run(words, log, slot, ranks=1):
+        calls.append(words)
+        log.write_text("the reason\n")
+        return 2
+
+    corpus = Corpus(input=("sudoku4:60",), seq_len=17)
+    with pytest.raises(UserError, match=r"preparing sudoku4:60: ended with status 2(.|\n)*the reason"):
+        prepare_data(corpus, tmp_path, run)
+    assert calls[0][:3] == ["prepare", "--input", "sudoku4:60"] and "--seq-len" in calls[0]
+    folder = corpus_folder(corpus, tmp_path)
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({}))
+    assert prepare_data(corpus, tmp_path, run) == folder and len(calls) == 1
+    assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
+
+
+def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
+    waits = []
+    first = owned(tmp_path / "unit", wait=False)
+    first.__enter__()
+    with pytest.raises(BusyError, match="another process works on this"), owned(tmp_path / "unit", wait=False):
+        pass
+
+    def sleep(seconds):
+        waits.append(seconds)
+        first.__exit__(None, None, None)
+
+    with owned(tmp_path / "unit", wait=True, sleep=sleep):
+        assert waits == [1.0]
