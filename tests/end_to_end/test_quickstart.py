@@ -14,6 +14,8 @@ pytestmark = pytest.mark.end_to_end
 def test_quickstart_learns_and_a_second_call_reuses_what_is_there(tmp_path):
     if not (ROOT / ".venv" / ".loopmdm-installed").is_file():
         pytest.skip("no .venv made by launchers/install.sh: quickstart would install one (run bash launchers/test.sh)")
+    # Otherwise a copy with a newer setup.py would install itself into the environment that the link below leads to.
+    subprocess.run(["bash", "launchers/install.sh"], cwd=ROOT, check=True, timeout=900, capture_output=True)
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     ).stdout
