@@ -16,8 +16,8 @@ from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import load_manifest
 from model.reference import reference_logits
-from pretrain.cli import main as loopmdm
 from pretrain.checkpoints.folder import write_mark
+from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
