@@ -13,7 +13,7 @@ DEFINITIONS = Path(__file__).parent / "definitions"
 MAX_SEEDS = 10
 
 DECIDED = {
-    "optim.lr": "learning_rates in scales, which are the same for all arms",
+    "optim.lr": "learning_rates in scales, which all arms share, or learning_rate_factor of an arm",
     "run.seed": "seeds in scales",
     "data.path": "data in scales, or data.path=FOLDER on the command line",
     "run.dir": "--output on the command line",
@@ -79,10 +79,12 @@ class Arm(_Strict):
     Attributes:
         about: what it is, for the page.
         settings: keys of the recipe that differ.
+        learning_rate_factor: of all learning rates of the scale, for an optimizer that needs others: the grid keeps its size.
     """
 
     about: str
     settings: dict[str, str] = {}
+    learning_rate_factor: float = Field(1.0, gt=0)
 
 
 class Measurement(_Strict):

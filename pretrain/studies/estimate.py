@@ -17,7 +17,7 @@ def describe(experiment: Experiment, run: Runner, jobs: int) -> str:
 
     The first steps of every arm are run to measure the speed. They are saved, and the study goes on from there.
     """
-    arms = [experiment.trial(arm, experiment.scale.learning_rates[0], 0) for arm in experiment.arms]
+    arms = [experiment.trial(arm, experiment.rates(arm)[0], 0) for arm in experiment.arms]
     with ThreadPoolExecutor(jobs) as pool:
         speeds = list(pool.map(lambda pair: _speed(experiment, pair[1], run, pair[0] % jobs), enumerate(arms)))
     each = len(experiment.scale.learning_rates) + experiment.scale.seeds - 1

@@ -205,16 +205,17 @@ def _exponent(results: Results) -> list[Block]:
 
 
 def _rates(results: Results) -> list[Block]:
-    rates = results.experiment.scale.learning_rates
     by_arm: dict[str, dict[float, TrialResult]] = {}
     for result in results.tuning:
         by_arm.setdefault(result.trial.arm, {})[result.trial.lr] = result
+    rates = sorted({lr for of in by_arm.values() for lr in of})
     rows = []
     for arm, of in by_arm.items():
         best = results.best[arm][0].trial.lr
-        rows.append((arm, *(f"{of[lr].nelbo():.4f}{' *' if lr == best else ''}" for lr in rates)))
+        cells = [f"{of[lr].nelbo():.4f}{' *' if lr == best else ''}" if lr in of else "" for lr in rates]
+        rows.append((arm, *cells))
     note = (
-        "Final NELBO at S_max with seed 0, nats per token. Every arm had the same rates at the same budget; its best one (*) was "
+        "Final NELBO at S_max with seed 0, nats per token. Every arm had as many rates at the same budget; its best one (*) was "
         "then trained with the other seeds. Seed 0 is among the results, which favours all arms alike."
     )
     return [Table(("arm", *(f"lr {lr:g}" for lr in rates)), rows), Text(note)]

@@ -94,7 +94,7 @@ def best_rates(experiment: Experiment) -> dict[str, float]:
     """
     best: dict[str, tuple[float, float]] = {}
     if len(experiment.scale.learning_rates) == 1:
-        return dict.fromkeys(experiment.arms, experiment.scale.learning_rates[0])
+        return {arm: experiment.rates(arm)[0] for arm in experiment.arms}
     for trial in experiment.tuning:
         found = (read_trial(experiment, trial).nelbo(), trial.lr)
         best[trial.arm] = min(best.get(trial.arm, found), found)

@@ -84,11 +84,10 @@ def unit_of(experiment: Experiment, number: int) -> Trial:
     """
     if not 0 <= number < experiment.units:
         raise UserError(f"--unit {number}: the study has the units 0 to {experiment.units - 1}")
-    arms, rates = list(experiment.arms), experiment.scale.learning_rates
-    if number < len(arms) * len(rates):
-        arm, rate = divmod(number, len(rates))
-        return experiment.trial(arms[arm], rates[rate], 0)
-    arm, seed = divmod(number - len(arms) * len(rates), experiment.scale.seeds - 1)
+    arms, tuning = list(experiment.arms), experiment.tuning
+    if number < len(tuning):
+        return tuning[number]
+    arm, seed = divmod(number - len(tuning), experiment.scale.seeds - 1)
     return experiment.trial(arms[arm], best_rates(experiment)[arms[arm]], 1 + seed)
 
 

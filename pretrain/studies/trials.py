@@ -141,7 +141,12 @@ class Experiment:
     @cached_property
     def tuning(self) -> list[Trial]:
         """Every arm with every learning rate and seed 0."""
-        return [self.trial(arm, lr, 0) for arm in self.arms for lr in self.scale.learning_rates]
+        return [self.trial(arm, lr, 0) for arm in self.arms for lr in self.rates(arm)]
+
+    def rates(self, arm: str) -> tuple[float, ...]:
+        """The learning rates of an arm, as many as every other arm has."""
+        factor = self.arms[arm].learning_rate_factor
+        return tuple(float(f"{factor * lr:.6g}") for lr in self.scale.learning_rates)
 
     def repeats(self, best: dict[str, float]) -> list[Trial]:
         """Every arm at its best learning rate with the other seeds."""
