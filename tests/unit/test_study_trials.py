@@ -95,9 +95,10 @@ def test_a_measurement_is_one_command_per_value_of_what_varies(experiment):
 def test_units_are_numbered_learning_rates_first(experiment):
     scale = experiment.scale.model_copy(update={"learning_rates": (1e-3, 2e-3), "seeds": 3})
     one = replace(experiment, scale=scale)
-    assert unit_counts(one.study, scale) == (6, 6) and one.units == 12
-    assert [unit_of(one, k).name for k in range(6)] == [trial.name for trial in one.tuning]
+    assert unit_counts(one.study, scale) == (10, 10) and one.units == 20
+    assert [unit_of(one, k).name for k in range(10)] == [trial.name for trial in one.tuning]
     assert [(trial.arm, trial.lr) for trial in one.tuning[:3]] == [("plain", 1e-3), ("plain", 2e-3), ("looped", 1e-3)]
+    assert [trial.lr for trial in one.tuning if trial.arm == "looped-muon"] == [3e-3, 6e-3]
     with pytest.raises(UserError, match=r"plain, lr 0\.001, seed 0 is not done"):
         unit_of(one, 6)
     alone = replace(experiment, scale=experiment.scale.model_copy(update={"seeds": 3}))
