@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import zlib
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,11 @@ def write_mark(partial: Path) -> None:
     write_atomic(partial / MARK, json.dumps(mark, indent=1) + "\n")
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and the remains of interrupted saves."""
-    for old in list_checkpoints(run_folder)[:-keep]:
-        remove(old)
+def prune(run_folder: Path, keep: Container[int]) -> None:
+    """Remove the complete checkpoints of other steps than these, and the remains of interrupted saves."""
+    for checkpoint in list_checkpoints(run_folder):
+        if step_of(checkpoint) not in keep:
+            remove(checkpoint)
     for partial in (run_folder / "checkpoints").glob("step_*.partial"):
         shutil.rmtree(partial)
 

@@ -30,6 +30,11 @@ class Saver:
         self._held, self._world, self._on_saved = held, world, on_saved
         self._writing: _Writing | None = None
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save is on its way."""
+        return self._writing is not None
+
     def start(self, final: Path, state: str) -> None:
         """Copy the present states and begin to write them. Waits for the previous save first.
 

@@ -29,6 +29,9 @@ class Run:
     """Seed of initial weights, sample order, timesteps, masks and numbers of loops."""
     stop_after: int | None = Field(None, ge=1)
     """Save a checkpoint and stop after this many steps of this start; the schedules do not change. Empty: do not stop early."""
+    time_limit: float | None = Field(None, gt=0)
+    """Minutes after which this start saves a checkpoint and stops with status 75. Set it lower than the limit of the queue by the
+    time of a step, a validation and a save. Empty: no limit."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -75,6 +78,11 @@ class Train:
     """row: one timestep for all tokens of a row. document: one for each document in the row, uniform over the same interval."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Precision of the forward and backward pass. With bf16, master weights and gradient sums stay in fp32."""
+    max_skipped: int = Field(5, ge=0)
+    """Updates in a row that may be skipped because the loss or the gradient is not finite. After that the run goes back to the last
+    sound checkpoint and past the samples of those steps, once; if that does not help, it stops."""
+    spike_threshold: float | None = Field(None, gt=0)
+    """Also skip an update whose loss exceeds the median of the last 100 by this many standard deviations; empty: never."""
     deterministic: bool = False
     """On GPUs, use only kernels whose results do not vary between runs, which are slower; CPU runs are repeatable anyway."""
     compile: bool = False
@@ -146,9 +154,13 @@ class Checkpoint:
     """When checkpoints are saved and how many are kept."""
 
     every: int | None = Field(1000, ge=1)
-    """Steps between checkpoints; empty: only at the end. The last step, Ctrl-C and SIGTERM always save one."""
+    """Steps between checkpoints; empty: only at the end. The last step of every start is always saved."""
     keep: int = Field(2, ge=1)
-    """Number of checkpoints to keep, the newest ones."""
+    """Number of checkpoints to keep, the newest ones. One more may stay until the newest has proved sound in training."""
+    keep_every: int | None = Field(None, ge=1)
+    """Also keep those of steps that this divides, for good."""
+    keep_best: bool = False
+    """Also keep the one with the lowest validation loss, at the largest of eval.loops."""
     asynchronous: bool = True
     """Write while training goes on. Only the copy of the states into CPU memory, which it takes as much of, holds a step up."""
     on_damage: Literal["previous", "stop"] = "previous"

@@ -35,6 +35,10 @@ Forward = Callable[[Sequence[Inputs], int], Sequence[Tensor | None]]
 """(micro-batches, loops) -> logits of each, as `LoopedDenoiser.forward`; None on a pipeline stage before the last."""
 
 
+class EvaluationStopped(Exception):  # noqa: N818 - no error
+    """The evaluation was stopped before its end, see `Evaluator.stop`."""
+
+
 @dataclass(frozen=True)
 class FrozenNoise:
     """Rows to evaluate and their masks.
@@ -87,6 +91,7 @@ class Evaluator:
         attention: `train.attention` of the run.
         max_rows: rows to use of each set.
         batch_size: rows per forward pass.
+        stop: this rank is to stop; asked before every forward pass. None: the evaluation is never stopped.
     """
 
     forward: Forward
@@ -94,13 +99,18 @@ class Evaluator:
     attention: Scope
     max_rows: int
     batch_size: int
+    stop: Callable[[], bool] | None = None
 
     def noise(self, dataset: PackedDataset) -> FrozenNoise:
         """Rows and masks of a set."""
         return freeze_noise(dataset, self.max_rows, self.attention)
 
     def estimates(self, dataset: PackedDataset, loops: Sequence[int]) -> list[Estimate]:
-        """NELBO of a set at each number of loops. Collective: ranks share the rows, and all get the same figures."""
+        """NELBO of a set at each number of loops. Collective: ranks share the rows, and all get the same figures.
+
+        Raises:
+            EvaluationStopped: on all ranks, when one is to stop.
+        """
         noise = self.noise(dataset)
         return [self._estimate(dataset, noise, s) for s in loops]
 
@@ -115,6 +125,8 @@ class Evaluator:
         for start in range(0, len(own), at_once):
             indices = own[start : start + at_once]
             world.enter_phase(f"validation at {loops} loops")
+            if self.stop is not None and world.any(self.stop()):
+                raise EvaluationStopped
             # A rank without a batch in the last round repeats the first one and drops the result: under ZeRO-3 a forward
             # pass is a collective that every rank must join.
             parts = [batches[i] if i < len(batches) else batches[0] for i in indices]

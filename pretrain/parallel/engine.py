@@ -96,14 +96,46 @@ class Engine:
 
         Raises:
             FloatingPointError: the norm is not finite. Weights, moments and the average are as before the step: under ZeRO
-                DeepSpeed skips such an update, without ZeRO `_clip_without_zero` raises before it.
+                DeepSpeed skips such an update, without ZeRO `_clip_without_zero` raises before it. The gradients are gone.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
+        try:
+            self._engine.step()
+        except FloatingPointError:
+            self._engine.zero_grad()
+            raise
         norm = float(self._engine.get_global_grad_norm()) if self._norm is None else self._norm
+        if not math.isfinite(norm):
+            self._forget_offloaded_gradients()
         _require_finite(norm)
         return norm
+
+    def discard_gradients(self) -> None:
+        """Drop the gradients of a step instead of an update. Collective.
+
+        DeepSpeed has no call for that at stages 1 to 3, where some are in its own buffers. It drops all when the norm is not
+        finite, so it gets such a norm.
+        """
+        if self.zero_stage == 0:
+            self._engine.zero_grad()
+            return
+        optimizer, infinite = self._engine.optimizer, torch.tensor(math.inf, device=self._world.device)
+        # What the norm is made of in bf16_optimizer.py, zero/stage_1_and_2.py and zero/stage3.py.
+        norms = {"get_grads_for_norm": ([infinite], {}), "scaled_global_norm": infinite, "_get_norm_groups": [infinite]}
+        name = next(name for name in norms if hasattr(optimizer, name))
+        setattr(optimizer, name, lambda *_, **__: norms[name])
+        try:
+            self._engine.step()
+        finally:
+            delattr(optimizer, name)
+        self._forget_offloaded_gradients()
+
+    def _forget_offloaded_gradients(self) -> None:
+        """After a step that DeepSpeed skipped: with the optimizer on the CPU, stages 1 and 2 keep the sums in fp32 (a bug)."""
+        if self.zero_stage in (1, 2) and self._plan.settings.parallel.offload != "none":
+            for group in getattr(self._engine.optimizer, "averaged_gradients", {}):
+                self._engine.optimizer.averaged_gradients[group] = None
 
     def _sum_over_copies(self, loops: int) -> None:
         """Sum the gradients over the mid block's copies in this pipeline, so that they remain one block."""

@@ -1,17 +1,20 @@
 """Save and restore a run: which settings may change in between, and which checkpoint a start continues from."""
 
+import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_pipeline.json_text import json_text
+from model.objective import masked_cross_entropy
 from pretrain.checkpoints.damage import DamagedCheckpointError
-from pretrain.checkpoints.folder import has_index, list_checkpoints, prune, read_index, read_state
+from pretrain.checkpoints.folder import has_index, list_checkpoints, prune, read_index, read_state, step_of
 from pretrain.checkpoints.index import Index, missing_part
 from pretrain.checkpoints.reader import Reader
+from pretrain.checkpoints.retention import steps_to_keep
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.states import Held
 from pretrain.config.keys import flatten
@@ -48,14 +51,34 @@ class Layout:
 
 
 def saver_of(run: TrainingRun) -> Saver:
-    """Saves the checkpoints of a start, and removes those that `checkpoint.keep` does not ask for."""
+    """Saves the checkpoints of a start, and removes those that `checkpoint.keep*` do not ask for."""
 
     def on_saved(folder: Path) -> None:
         if run.world.is_main:
-            prune(run.folder, run.plan.settings.checkpoint.keep)
+            remove_old(run)
             print(f"saved {folder}", flush=True)
 
     return Saver(Held(run.engine, run.plan.settings.model, run.world), run.world, on_saved)
+
+
+def remove_old(run: TrainingRun) -> None:
+    """Remove the checkpoints that need not be kept. For the main rank."""
+    steps = map(step_of, list_checkpoints(run.folder))
+    prune(run.folder, steps_to_keep(steps, run.plan.settings.checkpoint, run.folder, run.progress.sound_step))
+
+
+def weights_are_sound(run: TrainingRun) -> bool:
+    """Whether the present weights have a norm and give a plausible loss on the first micro-batch of the last step. Collective."""
+    batch = run.batches[run.progress.data_step - 1][0].to(run.world.device)
+    inputs = batch.inputs._replace(targets=None, loss_weights=None)
+    run.engine.set_training(False)
+    logits = run.engine.logits([inputs] * run.world.shape.pipeline, run.plan.loops(run.progress.step - 1))[0]
+    run.engine.set_training(True)
+    nats = torch.zeros(0) if logits is None else masked_cross_entropy(logits, batch.inputs.targets)
+    own = [float(nats.sum()), len(nats)] if run.world.holds_loss else [0.0, 0.0]
+    squares = sum(float(flat.detach().float().square().sum()) for flat in run.engine.pieces())
+    *figures, squares = run.world.sum([*own, squares]).tolist()
+    return math.isfinite(squares) and run.is_plausible(*figures)
 
 
 def start_save(run: TrainingRun, saver: Saver) -> None:
@@ -89,6 +112,57 @@ def restore(run: TrainingRun) -> Path | None:
         _skip_damaged(run, chosen, problem, damaged)
 
 
+def go_back(run: TrainingRun, problem: str) -> Path:
+    """After a divergence, load the newest checkpoint that has proved sound, and pass over the samples since then.
+
+    Newer checkpoints are renamed. Collective.
+
+    Raises:
+        UserError: there is none, or the run has already come back from here once.
+    """
+    failed, folder = run.progress, run.folder / "checkpoints"
+    sound = run.world.from_main(_newest_sound(run) if run.world.is_main else None)
+    if sound is None:
+        raise UserError(
+            f"{problem}; {failed.skipped_in_a_row} updates in a row were skipped. {folder} has no checkpoint to go back to: "
+            "start anew with a lower optim.lr or optim.clip_norm, and --no-resume"
+        )
+    if run.world.is_main:
+        _rename_newer(run, sound, "diverged")
+    if failed.step <= failed.diverged_at:
+        raise UserError(
+            f"{problem}; {failed.skipped_in_a_row} updates in a row were skipped, again after going back to a checkpoint. Run "
+            f"the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
+            "proved sound"
+        )
+    restored = restore(run)
+    assert restored is not None
+    run.progress = replace(
+        run.progress, flops=failed.flops, elapsed=failed.elapsed, skipped=failed.skipped,
+        passed_over=failed.data_step - run.progress.step, diverged_at=failed.step,
+    )  # fmt: skip
+    run.plan = run.plan.resumed(run.progress.step, run.progress.flops)
+    return restored
+
+
+def _newest_sound(run: TrainingRun) -> Path | None:
+    sound = run.progress.sound_step
+    return next((path for path in reversed(list_checkpoints(run.folder)) if step_of(path) <= sound), None)
+
+
+def _rename_newer(run: TrainingRun, sound: Path, ending: str) -> None:
+    for path in list_checkpoints(run.folder):
+        if step_of(path) > step_of(sound):
+            _set_aside(path, ending)
+
+
+def _set_aside(checkpoint: Path, ending: str) -> Path:
+    """Rename a checkpoint, because its step will be saved again."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.{ending}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
+
+
 def changed_settings(checkpoint: Path, run: TrainingRun) -> list[str]:
     """`key: old -> new` of every setting that differs from the checkpoint's."""
     old, new = read_state(checkpoint)["settings"], flatten(run.plan.settings)
@@ -107,9 +181,7 @@ def _skip_damaged(run: TrainingRun, chosen: Path, problem: str, damaged: list[Pa
         fix = "set checkpoint.on_damage=previous to use an older one" if older else "there is no older one"
         raise UserError(f"{chosen}: {problem}; {fix}")
     if run.world.is_main:
-        aside = chosen.with_name(f"{chosen.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        chosen.rename(aside)  # this step will be saved again
+        aside = _set_aside(chosen, "damaged")
         print(f"warning: {chosen}: {problem}; moved to {aside.name}, using the checkpoint before it", flush=True)
 
 

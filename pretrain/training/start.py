@@ -23,7 +23,7 @@ from pretrain.parallel.watchdog import Watchdog, watch
 from pretrain.parallel.world import World, join_ranks, start_world
 from pretrain.training.banner import print_banner
 from pretrain.training.batches import Batches
-from pretrain.training.checkpoint import changed_settings, restore
+from pretrain.training.checkpoint import changed_settings, go_back, restore
 from pretrain.training.facts import batch_facts, run_facts
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.checkpoints import Checkpoints
@@ -31,11 +31,11 @@ from pretrain.training.hooks.metrics import Metrics
 from pretrain.training.hooks.recorder import Recorder
 from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
 from pretrain.training.hooks.validation import Validation
-from pretrain.training.loop import train
+from pretrain.training.loop import DivergedError, train
 from pretrain.training.rank_logs import logged
 from pretrain.training.run_folder import claim_folder, describe_run, require_shared_folder
 from pretrain.training.state import Progress, TrainingRun
-from pretrain.training.stop_request import StopRequest
+from pretrain.training.stop_request import STOPPED, StopRequest, end_process
 
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
@@ -44,7 +44,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
     Raises:
         UserError, DataError: something that the user can fix.
     """
-    with StopRequest() as stop, ExitStack() as held:
+    with StopRequest(plan.settings.run.time_limit) as stop, ExitStack() as held:
         ranks = read_launcher()
         use_deterministic_algorithms(plan.settings.train.deterministic)
         watchdog = _join_under_watchdog(ranks, plan, held)
@@ -64,15 +64,33 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
                 )
             return 0
         world.enter_phase("comparing ranks")
-        facts = weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.step], world)
+        facts = weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.data_step], world)
         require_identical_on_all_ranks(facts)
         if world.is_main:
             _describe(run, restored)
         try:
-            train(run, _hooks(run), stop)
+            _train(run, stop)
         except torch.OutOfMemoryError as error:
             raise RankError(_out_of_memory(run, error)) from error
-        return _finish(run, stop)
+        status = _finish(run, stop)
+        if stop.launcher_ended:
+            end_process(status)  # the store of the ranks ended with it: nobody could be told goodbye
+        return status
+
+
+def _train(run: TrainingRun, stop: StopRequest) -> None:
+    """Run the loop, again from a sound checkpoint if the run diverges. Raises UserError if that does not help."""
+    while True:
+        try:
+            return train(run, _hooks(run, stop), stop)
+        except DivergedError as error:
+            sound = go_back(run, str(error))
+            if run.world.is_main:
+                print(
+                    f"warning: {error}: the last of too many skipped updates in a row (train.max_skipped). Going back to "
+                    f"{sound}, past the samples since then",
+                    flush=True,
+                )
 
 
 def _join_under_watchdog(ranks: tuple[int, int, int], plan: RunPlan, held: ExitStack) -> Watchdog:
@@ -91,14 +109,14 @@ def build_run(plan: RunPlan, blend: Blend, world: World) -> TrainingRun:
     return TrainingRun(plan, world, engine, blend, batches, settings.run_folder, Progress())
 
 
-def _hooks(run: TrainingRun) -> list[Hook]:
+def _hooks(run: TrainingRun, stop: StopRequest) -> list[Hook]:
     """In the order of their calls: metrics, validation, then the checkpoint that makes both permanent."""
     settings = run.plan.settings
     recorder = Recorder([Console(), MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])])
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
     hooks: list[Hook] = [recorder, Metrics(recorder, peak)]
     if settings.eval.every is not None:
-        hooks.append(Validation(evaluation_sets(run.blend, VALIDATION), recorder))
+        hooks.append(Validation(evaluation_sets(run.blend, VALIDATION), recorder, stop))
     return [*hooks, Checkpoints()]
 
 
@@ -145,13 +163,15 @@ def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
 
 
 def _finish(run: TrainingRun, stop: StopRequest) -> int:
-    """Print what to do next. The exit status shows a scheduler whether the run was stopped early."""
+    """Print what to do next. The exit status, the same on all ranks, shows a scheduler whether the run was stopped early."""
     step, total = run.progress.step, run.plan.total_steps
+    why, status = run.stop_reason, 0
+    if why == "request":
+        why, status = run.world.first(stop.reason) or (why, STOPPED)
     if run.world.is_main:
         duration, shown = format_duration(run.progress.elapsed), shlex.quote(str(run.folder))
         if run.stop_reason == "finished":
             print(f"done: {step} steps in {duration}\nnext: loopmdm evaluate {shown}   loopmdm sample {shown}")
         else:
-            why = stop.signal.name if stop.signal else run.stop_reason
             print(f"stopped at step {step} of {total} by {why}; run the same command again to resume", flush=True)
-    return 128 + stop.signal if run.stop_reason == "signal" and stop.signal else 0
+    return status

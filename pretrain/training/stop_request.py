@@ -1,13 +1,21 @@
-"""How a training process ends: SIGINT and SIGTERM as a request to the loop, and the exit itself."""
+"""How a training process ends: reasons to stop as a request to the loop, and the exit itself."""
 
+import math
 import os
 import signal
 import sys
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import NoReturn, Self
 
 from data_pipeline.stop_signals import signal_handler
+
+STOPPED = 75
+"""Exit status of a start that was stopped before the end of the run by something else than a signal (EX_TEMPFAIL: try again)."""
+
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+"""Variables that torchrun and deepspeed set for their ranks."""
 
 
 def end_process(status: int) -> NoReturn:
@@ -26,27 +34,51 @@ def end_process(status: int) -> NoReturn:
 
 
 class StopRequest:
-    """Remembers whether SIGINT or SIGTERM arrived while it was used as a context manager.
+    """Why this rank is to stop after the present step, if it is. Used as a context manager around the training.
 
-    A launcher may send several (Ctrl-C reaches the whole process group, then `deepspeed` terminates its children). All of
-    them ask for the same stop and none interrupts the save; a process that does not respond has to be killed.
+    - SIGINT, SIGTERM, SIGUSR1 and SIGHUP, the last unless it was ignored at the start (nohup). A launcher may send several (Ctrl-C
+      reaches the whole process group, then `deepspeed` terminates its children). All of them ask for the same stop and none
+      interrupts the save; a process that does not respond has to be killed.
+    - The end of `run.time_limit`.
+    - The end of torchrun or deepspeed: a rank without its launcher would hold the run folder, and nobody could stop it.
+
+    Args:
+        time_limit: minutes from now; None: no limit.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._handler = signal_handler(self._remember, (signal.SIGINT, signal.SIGTERM), replace_ignored=True)
+    def __init__(self, time_limit: float | None = None) -> None:
+        self._reason: tuple[str, int] | None = None
+        self._deadline = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
+        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+        self._handlers = ExitStack()
+
+    @property
+    def reason(self) -> tuple[str, int] | None:
+        """(in words, exit status): 128 + the number of the signal, or STOPPED; None if there is no reason to stop."""
+        if self._reason is None and time.monotonic() > self._deadline:
+            self._reason = "run.time_limit", STOPPED
+        if self._reason is None and self.launcher_ended:
+            self._reason = "the end of its launcher", STOPPED
+        return self._reason
+
+    @property
+    def launcher_ended(self) -> bool:
+        """Whether torchrun or deepspeed started this rank and has ended."""
+        return self._launcher not in (None, os.getppid())
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has arrived."""
-        return self.signal is not None
+        """Whether there is a reason to stop."""
+        return self.reason is not None
 
     def __enter__(self) -> Self:
-        self._handler.__enter__()
+        always = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._handlers.enter_context(signal_handler(self._remember, always, replace_ignored=True))
+        self._handlers.enter_context(signal_handler(self._remember, (signal.SIGHUP,)))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._handler.__exit__(None, None, None)
+        self._handlers.close()
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        self.signal = self.signal or signal.Signals(number)
+        self._reason = self._reason or (signal.Signals(number).name, 128 + number)

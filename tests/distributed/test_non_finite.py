@@ -1,18 +1,20 @@
-"""A step whose loss or gradient is not finite raises before anything is updated, at every ZeRO stage and precision."""
+"""A step whose loss or gradient is not finite, or whose loss is a spike, updates nothing and leaves no gradient behind."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.optimizer.ema import averaged_weights
 from pretrain.training.start import build_run
-from pretrain.training.state import TrainingRun
-from pretrain.training.step import train_step
+from pretrain.training.state import Progress, TrainingRun
+from pretrain.training.step import SPIKE_WINDOW, train_step
 from tests.launching import ROOT
 
 LAYOUTS = [
@@ -53,39 +55,60 @@ def state_of(run: TrainingRun) -> dict[str, torch.Tensor]:
     return weights | averages | moments
 
 
-def poison_loss(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison_loss(run: TrainingRun) -> Iterator[RemovableHandle]:
     """The loss of the last micro-batch is NaN."""
     calls = iter(range(run.plan.micro_batches))
 
     def poison(head: torch.nn.Module, inputs: object, output: tuple[torch.Tensor, torch.Tensor]) -> object:
         return output[0] * (float("nan") if next(calls) == run.plan.micro_batches - 1 else 1.0), output[1]
 
-    run.engine.model.lm_head.register_forward_hook(poison)
+    yield run.engine.model.lm_head.register_forward_hook(poison)
 
 
-def poison_gradient(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison_gradient(run: TrainingRun) -> Iterator[RemovableHandle]:
     """The loss is finite, but the gradient overflows on its way back."""
 
     def overflow(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
         output.register_hook(lambda gradient: gradient * float("inf"))
 
-    run.engine.model.tail.register_forward_hook(overflow)
+    yield run.engine.model.tail.register_forward_hook(overflow)
+
+
+def raise_loss(run: TrainingRun) -> Iterator[RemovableHandle]:
+    """Loss and gradient are finite, but far above the losses before."""
+    run.progress.recent_losses = [1.0, 1.1] * (SPIKE_WINDOW // 2)
+    yield run.engine.model.register_forward_hook(lambda *_: None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda overrides: "-".join(w.partition("=")[2] for w in overrides))
 @pytest.mark.parametrize(
-    ("poison", "message"), [(poison_loss, "the loss is nan"), (poison_gradient, "the gradient norm is")]
+    ("poison", "message"),
+    [
+        (poison_loss, r"the loss is nan"),
+        (poison_gradient, r"the gradient norm is (inf|nan)"),
+        (raise_loss, r"the loss is \d\.\d{4}, \d+\.\d standard deviations above the median 1\.0500"),
+    ],
 )
-def test_nothing_is_updated(start, monkeypatch, layout, poison, message):
-    run = start(*layout)
+def test_nothing_is_updated_and_the_next_step_is_that_of_a_run_without_it(start, layout, poison, message):
+    run = start("train.spike_threshold=6", *layout)
     before = state_of(run)
-    poison(run, monkeypatch)
-    with pytest.raises(FloatingPointError, match=message):
-        train_step(run, run.batches[1])
-    after = state_of(run)
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        assert torch.equal(value, after[name]), name
+    for handle in poison(run):
+        report = train_step(run, run.batches[1])
+        handle.remove()
+    assert report.skipped is not None and re.fullmatch(message, report.skipped)
+    assert_equal(before, state_of(run))
+    run.progress = Progress(step=2)
+    assert train_step(run, run.batches[2]).skipped is None
+    other = start(*layout)
+    other.progress.step = 2
+    train_step(other, other.batches[2])
+    assert_equal(state_of(other), state_of(run))
+
+
+def assert_equal(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    assert expected.keys() == state.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, state[name]), name
 
 
 def test_the_comparison_sees_an_update(start):

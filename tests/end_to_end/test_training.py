@@ -1,11 +1,7 @@
 """Runs as a user starts, stops, resumes, evaluates and samples them."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,7 @@ from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.training.run_folder import owned_folder
 from pretrain.training.start import run_training
 from tests.checkpoints import tensors_of, weights_of
-from tests.launching import BIN, ROOT, environment, free_port, metrics, records, train, training_command
+from tests.launching import ROOT, metrics, records, train
 
 pytestmark = pytest.mark.end_to_end
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -127,43 +123,6 @@ def test_resume_in_a_new_process_after_a_crash_is_bitwise_too(train_here, corpus
     again = train(*words)
     assert f"resumed from {parts / 'checkpoints' / 'step_12'}, 0 tokens repeated" in again.stdout
     assert_same_bits(whole, parts)
-
-
-def start_long_run(command, run_folder: Path) -> subprocess.Popen:
-    """Start a run that would take very long, and return when it has taken a few steps."""
-    process = subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, env=environment(), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (run_folder / "metrics.jsonl").exists() or len(metrics(run_folder)) < 3:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return process
-
-
-def test_sigterm_saves_first(corpus, tmp_path):
-    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run", "train.steps=100000"]
-    process = start_long_run(training_command(*words), tmp_path / "run")
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    step = metrics(tmp_path / "run")[-1]["step"]
-    assert (tmp_path / "run" / "checkpoints" / f"step_{step}" / "COMPLETE").is_file()
-    assert f"stopped at step {step} of 100000 by SIGTERM; run the same command again to resume" in output
-
-
-def test_ctrl_c_under_the_deepspeed_launcher_saves_first(corpus, tmp_path):
-    """Ctrl-C reaches the launcher and both ranks; the launcher then sends SIGTERM as well."""
-    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run", "train.steps=100000"]
-    launcher = [BIN / "deepspeed", "--num_gpus", "2", "--master_port", free_port(), "pretrain/main.py"]
-    process = start_long_run([*launcher, *words], tmp_path / "run")
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    step = metrics(tmp_path / "run")[-1]["step"]
-    assert (tmp_path / "run" / "checkpoints" / f"step_{step}" / "COMPLETE").is_file(), output
 
 
 def test_a_finished_run_has_nothing_to_do(train_here, capsys):

@@ -100,10 +100,10 @@ def test_units_are_numbered_learning_rates_first(experiment):
     assert [(trial.arm, trial.lr) for trial in one.tuning[:3]] == [("plain", 1e-3), ("plain", 2e-3), ("looped", 1e-3)]
     assert [trial.lr for trial in one.tuning if trial.arm == "looped-muon"] == [3e-3, 6e-3]
     with pytest.raises(UserError, match=r"plain, lr 0\.001, seed 0 is not done"):
-        unit_of(one, 6)
+        unit_of(one, 10)
     alone = replace(experiment, scale=experiment.scale.model_copy(update={"seeds": 3}))
-    rates = dict.fromkeys(alone.arms, 2e-3)
-    assert [unit_of(alone, k).name for k in range(3, 9)] == [trial.name for trial in alone.repeats(rates)]
+    rates = {arm: alone.rates(arm)[0] for arm in alone.arms}
+    assert [unit_of(alone, k).name for k in range(5, 15)] == [trial.name for trial in alone.repeats(rates)]
 
 
 def test_a_grid_is_every_combination(experiment):

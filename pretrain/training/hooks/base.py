@@ -16,7 +16,7 @@ class Hook:
         """Called after each step. `run.stop_reason` is set if it is the last step of this start."""
 
     def on_failure(self, run: TrainingRun) -> None:
-        """Called on all ranks when the loss or the gradient norm of a step is not finite, before this start ends."""
+        """Called on all ranks when the run has diverged, before it goes back to a checkpoint or ends."""
 
     def on_end(self, run: TrainingRun) -> None:
-        """Called after the last step of this start, unless an error ended it."""
+        """Called after the last step of this start, unless an error ended it. The last hook comes first."""

@@ -2,7 +2,7 @@
 
 from pretrain.checkpoints.saver import Saver
 from pretrain.errors import UserError
-from pretrain.training.checkpoint import saver_of, start_save
+from pretrain.training.checkpoint import remove_old, saver_of, start_save, weights_are_sound
 from pretrain.training.hooks.base import Hook
 from pretrain.training.state import StepReport, TrainingRun
 
@@ -12,6 +12,7 @@ class Checkpoints(Hook):
 
     def __init__(self) -> None:
         self._saver: Saver | None = None
+        self._unproved: int | None = None
 
     def on_start(self, run: TrainingRun) -> None:
         """Called when the run has been restored."""
@@ -19,22 +20,55 @@ class Checkpoints(Hook):
 
     def on_failure(self, run: TrainingRun) -> None:
         """Complete the save of an earlier step that is on its way."""
-        assert self._saver is not None, "on_start was not called"
-        self._saver.wait()
+        self._running.wait()
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
-        """Save if a checkpoint is due or this is the last step of this start."""
-        assert self._saver is not None, "on_start was not called"
+        """Save if a checkpoint is due or this is the last step of this start.
+
+        After a skipped step nothing is saved: the weights are those of the step before.
+        """
         settings, last = run.plan.settings.checkpoint, run.stop_reason is not None
-        due = settings.every is not None and run.progress.step % settings.every == 0
+        due = settings.every is not None and run.progress.step % settings.every == 0 and report.skipped is None
         try:
-            self._saver.poll()
+            self._running.poll()
             if due or last:
-                start_save(run, self._saver)
+                self._save(run)
             if last or not settings.asynchronous:
-                self._saver.wait()
+                self._running.wait()
         except UserError as error:
             if last:
                 raise
             if run.world.is_main:
                 print(f"warning: {error}. Training goes on until the next save", flush=True)
+        self._remove_replaced(run)
+
+    def _save(self, run: TrainingRun) -> None:
+        # After a signal there may be little time.
+        if run.stop_reason in ("finished", "run.stop_after"):
+            if not weights_are_sound(run):
+                raise UserError(_diverged(run))
+            if not run.progress.skipped_in_a_row:
+                run.progress.sound_step = run.progress.step
+        start_save(run, self._running)
+        self._unproved = run.progress.step
+
+    def _remove_replaced(self, run: TrainingRun) -> None:
+        """Once a step has shown that a new checkpoint is sound, the one before need not stay."""
+        if self._unproved is None or self._running.is_writing or run.progress.sound_step < self._unproved:
+            return
+        self._unproved = None
+        if run.world.is_main:
+            remove_old(run)
+
+    @property
+    def _running(self) -> Saver:
+        assert self._saver is not None, "on_start was not called"
+        return self._saver
+
+
+def _diverged(run: TrainingRun) -> str:
+    return (
+        f"step {run.progress.step}: the weights give a loss that is not finite or far above a guess, and were not saved. Run "
+        "the same command with a lower optim.lr or optim.clip_norm: it resumes from the last checkpoint in "
+        f"{run.folder / 'checkpoints'}"
+    )

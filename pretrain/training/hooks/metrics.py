@@ -1,5 +1,6 @@
 """Figures of the steps since the last record."""
 
+import math
 import resource
 import sys
 from collections import defaultdict
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pretrain.training.batches import TIMESTEP_BINS
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.recorder import Record, Recorder
 from pretrain.training.state import StepReport, TrainingRun
@@ -26,10 +28,23 @@ class Metrics(Hook):
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Collect the report; record every `log.every` steps and after the last step of this start."""
         self._reports.append(report)
+        if report.skipped is not None and run.world.is_main:
+            print(
+                f"warning: step {report.step}: {report.skipped} at {report.loops} loops; the update was skipped on all ranks",
+                flush=True,
+            )
         if run.progress.step % run.plan.settings.log.every == 0 or run.stop_reason is not None:
-            if run.world.is_main:
-                self._recorder.record_training(self._record(run))
-            self._begin(run)
+            self._flush(run)
+
+    def on_end(self, run: TrainingRun) -> None:
+        """Record the last steps if a later hook stopped the run."""
+        if self._reports:
+            self._flush(run)
+
+    def _flush(self, run: TrainingRun) -> None:
+        if run.world.is_main:
+            self._recorder.record_training(self._record(run))
+        self._begin(run)
 
     def _begin(self, run: TrainingRun) -> None:
         self._reports = []
@@ -38,12 +53,14 @@ class Metrics(Hook):
     def _record(self, run: TrainingRun) -> Record:
         seconds = run.progress.elapsed - self._elapsed  # of training alone, without validation and checkpoints
         reports, flops_per_second = self._reports, (run.progress.flops - self._flops) / seconds
+        taken = [report for report in reports if report.skipped is None]
         peak = self._peak_flops and self._peak_flops * run.world.size
         return position(run) | {
-            "loss": _mean([r.loss for r in reports]),
+            "loss": _mean([r.loss for r in taken]),
             "loops": _mean([r.loops for r in reports]),
             "lr": reports[-1].lr,
-            "grad_norm": _mean([r.grad_norm for r in reports]),
+            "grad_norm": _mean([r.grad_norm for r in taken]),
+            "skipped": run.progress.skipped,
             "tokens_per_second": len(reports) * run.plan.tokens_per_step / seconds,
             "flops_per_second": flops_per_second,
             "mfu": flops_per_second / peak if peak else None,
@@ -51,8 +68,8 @@ class Metrics(Hook):
             "data_wait": sum(r.data_wait for r in reports) / seconds,
             "elapsed": run.progress.elapsed,
             "eta": _eta(run),
-            "loss_by_timestep": _by_timestep(reports),
-            "loss_by_loops": _by_loops(reports),
+            "loss_by_timestep": _by_timestep(taken),
+            "loss_by_loops": _by_loops(taken),
         }
 
 
@@ -82,8 +99,9 @@ def _eta(run: TrainingRun) -> float:
 
 def _by_timestep(reports: Sequence[StepReport]) -> list[float | None]:
     """Mean -log p of a masked token in each bin of t, in nats; null where no token was masked."""
-    nats = map(sum, zip(*(r.bin_nats for r in reports), strict=True))
-    tokens = map(sum, zip(*(r.bin_tokens for r in reports), strict=True))
+    none = [0.0] * TIMESTEP_BINS
+    nats = map(sum, zip(none, *(r.bin_nats for r in reports), strict=True))
+    tokens = map(sum, zip(none, *(r.bin_tokens for r in reports), strict=True))
     return [in_bin / count if count else None for in_bin, count in zip(nats, tokens, strict=True)]
 
 
@@ -96,4 +114,5 @@ def _by_loops(reports: Sequence[StepReport]) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    """NaN of no values: all updates were skipped."""
+    return sum(values) / len(values) if values else math.nan

@@ -48,6 +48,10 @@ class Recorder(Hook):
         for sink in self._sinks:
             sink.write_validation(record)
 
+    def on_failure(self, run: TrainingRun) -> None:
+        """Close the sinks."""
+        self.on_end(run)
+
     def on_end(self, run: TrainingRun) -> None:
         """Close the sinks."""
         if run.world.is_main:
