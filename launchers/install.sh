@@ -131,8 +131,9 @@ remove_broken() {
 }
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0; }
+extras=$(sed -n '/extras_require/,/^    }/s/^        "\([a-z]*\)": \[.*/\1/p' setup.py)
 for extra in "$@"; do
-    grep -q "^ *\"$extra\": \[" setup.py || die "no extra named '$extra' in setup.py; it has: $(sed -n 's/^        "\([a-z]*\)": \[.*/\1/p' setup.py | paste -sd ' ')"
+    grep -qxF "$extra" <<< "$extras" || die "no extra named '$extra' in setup.py; it has: $(paste -sd ' ' <<< "$extras")"
 done
 
 # One installation at a time. A child that outlives a killed call keeps the lock until it ends.

@@ -112,11 +112,7 @@ class Engine:
         return norm
 
     def discard_gradients(self) -> None:
-        """Drop the gradients of a step instead of an update. Collective.
-
-        DeepSpeed has no call for that at stages 1 to 3, where some are in its own buffers. It drops all when the norm is not
-        finite, so it gets such a norm.
-        """
+        """Drop the gradients of a step. DeepSpeed does so when their norm is not finite, so it gets such a norm. Collective."""
         if self.zero_stage == 0:
             self._engine.zero_grad()
             return

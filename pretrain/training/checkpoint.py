@@ -124,14 +124,14 @@ def go_back(run: TrainingRun, problem: str) -> Path:
     sound = run.world.from_main(_newest_sound(run) if run.world.is_main else None)
     if sound is None:
         raise UserError(
-            f"{problem}; {failed.skipped_in_a_row} updates in a row were skipped. {folder} has no checkpoint to go back to: "
+            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row. {folder} has no checkpoint to go back to: "
             "start anew with a lower optim.lr or optim.clip_norm, and --no-resume"
         )
     if run.world.is_main:
         _rename_newer(run, sound, "diverged")
     if failed.step <= failed.diverged_at:
         raise UserError(
-            f"{problem}; {failed.skipped_in_a_row} updates in a row were skipped, again after going back to a checkpoint. Run "
+            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row, again after going back to a checkpoint. Run "
             f"the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
             "proved sound"
         )
