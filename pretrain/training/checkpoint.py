@@ -131,8 +131,8 @@ def go_back(run: TrainingRun, problem: str) -> Path:
         _rename_newer(run, sound, "diverged")
     if failed.step <= failed.diverged_at:
         raise UserError(
-            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row, again after going back to a checkpoint. Run "
-            f"the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
+            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row, again after going back to a checkpoint. "
+            f"Run the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
             "proved sound"
         )
     restored = restore(run)
