@@ -167,7 +167,7 @@ def _finish(run: TrainingRun, stop: StopRequest) -> int:
     step, total = run.progress.step, run.plan.total_steps
     why, status = run.stop_reason, 0
     if why == "request":
-        why, status = run.world.first(stop.reason) or (why, STOPPED)
+        why, status = run.world.first(stop.reason), STOPPED
     if run.world.is_main:
         duration, shown = format_duration(run.progress.elapsed), shlex.quote(str(run.folder))
         if run.stop_reason == "finished":

@@ -12,7 +12,7 @@ from typing import NoReturn, Self
 from data_pipeline.stop_signals import signal_handler
 
 STOPPED = 75
-"""Exit status of a start that was stopped before the end of the run by something else than a signal (EX_TEMPFAIL: try again)."""
+"""Exit status of a start that saved before the end of the run and wants to be started again (EX_TEMPFAIL in sysexits.h)."""
 
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Variables that torchrun and deepspeed set for their ranks."""
@@ -47,18 +47,18 @@ class StopRequest:
     """
 
     def __init__(self, time_limit: float | None = None) -> None:
-        self._reason: tuple[str, int] | None = None
+        self._reason: str | None = None
         self._deadline = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
         self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
         self._handlers = ExitStack()
 
     @property
-    def reason(self) -> tuple[str, int] | None:
-        """(in words, exit status): 128 + the number of the signal, or STOPPED; None if there is no reason to stop."""
+    def reason(self) -> str | None:
+        """The name of the signal, or what else; None if there is no reason to stop."""
         if self._reason is None and time.monotonic() > self._deadline:
-            self._reason = "run.time_limit", STOPPED
+            self._reason = "run.time_limit"
         if self._reason is None and self.launcher_ended:
-            self._reason = "the end of its launcher", STOPPED
+            self._reason = "the end of its launcher"
         return self._reason
 
     @property
@@ -81,4 +81,4 @@ class StopRequest:
         self._handlers.close()
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        self._reason = self._reason or (signal.Signals(number).name, 128 + number)
+        self._reason = self._reason or signal.Signals(number).name

@@ -57,7 +57,8 @@ SlurmUser=root
 SlurmctldPort=16817
 SlurmdPort=16818
 AuthType=auth/munge
-AuthInfo=socket=$dir/munged.socket
+# A requeued job waits until its old credential has expired: by default two minutes.
+AuthInfo=socket=$dir/munged.socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 SlurmctldPidFile=$dir/slurmctld.pid

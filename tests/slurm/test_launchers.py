@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.launching import metrics, train
 from tests.study_runs import study
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -262,3 +264,63 @@ def test_prepare_then_pretrain(tmp_path):
     code, log = submit(tmp_path, ["--ntasks-per-node=2"], LAUNCHERS / "pretrain.sh", "smoke", *overrides)
     assert code == 0, log
     assert (tmp_path / "slurm" / "metrics.jsonl").is_file(), log
+
+
+@pytest.fixture
+def long_run(corpus, tmp_path):
+    """Words of a run on two ranks, and its uninterrupted metrics."""
+    words = [REPOSITORY / "tests" / "tiny.yaml", f"data.path={corpus}", f"run.dir={tmp_path}", "train.steps=200"]
+    words += ["checkpoint.keep=1"]
+    train("--config", *words, "run.name=whole", ranks=2)
+    return [*words, "run.name=run"], losses(tmp_path / "whole")
+
+
+def losses(folder):
+    return [(record["step"], record["samples"], record["loss"]) for record in metrics(folder)]
+
+
+def wait_for(condition, what, log):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}:\n{read(log)}"
+        time.sleep(0.3)
+
+
+def steps_taken(folder):
+    return len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+
+
+def state_of(job):
+    shown = subprocess.run(["scontrol", "show", "job", job], check=False, capture_output=True, text=True).stdout
+    return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_is_requeued_loses_a_rank_and_hits_its_limit_equals_an_undisturbed_one(tmp_path, long_run):
+    words, expected = long_run
+    log, folder = tmp_path / "job.out", tmp_path / "run"
+    sbatch = ["sbatch", "--parsable", f"--output={log}", "--ntasks-per-node=2", LAUNCHERS / "pretrain.sh", *words]
+
+    def submit_job(*more):
+        command = [str(word) for word in (*sbatch, *more)]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.split(";")[0].strip()
+
+    job = submit_job()
+    try:
+        wait_for(lambda: steps_taken(folder) > 20, "first start", log)
+        subprocess.run(["scontrol", "requeue", job], check=True)
+        wait_for(lambda: "resumed from" in read(log), "requeued", log)
+        before = steps_taken(folder)
+        wait_for(lambda: steps_taken(folder) > before + 20, "second start", log)
+        ranks = [p for p in psutil.process_iter(["cmdline"]) if f"run.dir={tmp_path}" in (p.info["cmdline"] or ())]
+        next(p for p in ranks if p.name().startswith("python")).kill()
+        wait_for(lambda: state_of(job) in ("FAILED", "COMPLETED"), "killed rank", log)
+        assert state_of(job) == "FAILED" and "error: rank " in read(log), read(log)
+        job = submit_job("run.time_limit=0.35")
+        wait_for(lambda: "back into the queue" in read(log), "time limit", log)
+        wait_for(lambda: state_of(job) == "COMPLETED", "last start", log)
+    finally:
+        subprocess.run(["scancel", job], check=False)
+    assert losses(folder) == expected
