@@ -34,6 +34,7 @@ VERBS = {
     "probe": ("pretrain.commands.probe", "hidden states and attention of every pass of a run's looped block"),
     "report": ("pretrain.inspection.report_command", "curves, figures and samples of runs as one HTML page"),
     "study": ("pretrain.studies.command", "train and compare the arms of a study of the paper's claims; one page"),
+    "status": ("pretrain.commands.status", "what a run is doing: state, step, losses, speed, checkpoints, warnings"),
     "checkpoints": ("pretrain.commands.checkpoints", "list, verify or remove the checkpoints of a run"),
     "export": ("pretrain.commands.export", "write a run as a folder that Hugging Face transformers loads"),
     "import": ("pretrain.commands.import_run", "make a run folder of an exported folder"),

@@ -1,6 +1,7 @@
 """The folder of a run: created or reused, locked, and described so that it can be used on its own."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -8,12 +9,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.dataset.blend import Blend
+from data_pipeline.json_text import json_text
 from data_pipeline.manifest import MANIFEST_NAME
 from pretrain.config.load import dump_settings
 from pretrain.config.settings import Settings
@@ -22,6 +25,9 @@ from pretrain.parallel.world import World
 
 LOCK = ".lock"
 """A file that the process holds which trains in the folder; it contains the name of its machine and its process id."""
+
+STATUS = "status.json"
+"""What the run is doing, for `loopmdm status`."""
 
 WRITTEN = (".", "config.yaml", "metrics.jsonl", "checkpoints", "eval", "logs", "tensorboard", "tokenizer")
 """What a start writes or replaces in its run folder."""
@@ -70,7 +76,8 @@ def owned_folder(folder: Path) -> Iterator[None]:
 
     with _locked(folder, warn) as descriptor:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}, since {since}\n".encode(), 0)
         yield
 
 
@@ -82,6 +89,49 @@ def _locked(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Abstr
     where = f" ({holder})" if holder else ""
     busy = UserError(f"{folder}: another process is training here{where}; wait for it or set another run.name")
     return locked(folder / LOCK, busy, warn)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process trains in the folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with _locked(folder):
+            return False
+    except UserError:
+        return True
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `recorded_status` has written last; empty for a run of an older version."""
+    try:
+        return json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+@contextmanager
+def recorded_status(folder: Path, world: World) -> Iterator[Callable[..., None]]:
+    """Keep `status.json` of the folder during a start; yields a function that changes its keys. Does nothing on other ranks.
+
+    Its state is running, then finished, stopped or failed, with the reason. It stays running after a kill.
+    """
+
+    def change(**keys: Any) -> None:
+        if world.is_main:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            # Worth no error: a full disk is reported by the next checkpoint.
+            with suppress(OSError):
+                write_atomic(folder / STATUS, json_text(read_status(folder) | {"since": now} | keys, indent=2) + "\n")
+
+    starts, job = read_status(folder).get("starts", 0) + 1, os.environ.get("SLURM_JOB_ID")
+    host, process = socket.gethostname(), os.getpid()
+    change(state="running", why=None, starts=starts, host=host, process=process, ranks=world.size, slurm_job=job)
+    try:
+        yield change
+    except BaseException as error:
+        change(state="failed", why=str(error) or type(error).__name__)
+        raise
 
 
 def describe_run(folder: Path, settings: Settings, blend: Blend) -> None:

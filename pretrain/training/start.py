@@ -33,7 +33,7 @@ from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, for
 from pretrain.training.hooks.validation import Validation
 from pretrain.training.loop import DivergedError, train
 from pretrain.training.rank_logs import logged
-from pretrain.training.run_folder import claim_folder, describe_run, require_shared_folder
+from pretrain.training.run_folder import claim_folder, describe_run, recorded_status, require_shared_folder
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import STOPPED, StopRequest, end_process
 
@@ -52,6 +52,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         world = replace(start_world(ranks, plan.shape), watchdog=watchdog)
         _prepare_folder(plan, blend, world, resume, held)
         watchdog.log = held.enter_context(logged(plan.settings.run_folder, world.rank))
+        note_status = held.enter_context(recorded_status(plan.settings.run_folder, world))
         world.enter_phase("building the model", 0)
         run = build_run(plan, blend, world)
         world.enter_phase("restoring")
@@ -62,7 +63,9 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
                 print(
                     f"nothing to do: {run.folder} is at step {run.progress.step}; raise {limit} to continue", flush=True
                 )
+            note_status(state="finished")
             return 0
+        note_status(total_steps=run.plan.total_steps)
         world.enter_phase("comparing ranks")
         facts = weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.data_step], world)
         require_identical_on_all_ranks(facts)
@@ -72,7 +75,8 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
             _train(run, stop)
         except torch.OutOfMemoryError as error:
             raise RankError(_out_of_memory(run, error)) from error
-        status = _finish(run, stop)
+        why, status = _finish(run, stop)
+        note_status(state="finished" if why == "finished" else "stopped", why=why)
         if stop.launcher_ended:
             end_process(status)  # the store of the ranks ended with it: nobody could be told goodbye
         return status
@@ -162,8 +166,8 @@ def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
     )
 
 
-def _finish(run: TrainingRun, stop: StopRequest) -> int:
-    """Print what to do next. The exit status, the same on all ranks, shows a scheduler whether the run was stopped early."""
+def _finish(run: TrainingRun, stop: StopRequest) -> tuple[str | None, int]:
+    """Print what to do next; returns why this start ended, and the exit status, which is the same on all ranks."""
     step, total = run.progress.step, run.plan.total_steps
     why, status = run.stop_reason, 0
     if why == "request":
@@ -174,4 +178,4 @@ def _finish(run: TrainingRun, stop: StopRequest) -> int:
             print(f"done: {step} steps in {duration}\nnext: loopmdm evaluate {shown}   loopmdm sample {shown}")
         else:
             print(f"stopped at step {step} of {total} by {why}; run the same command again to resume", flush=True)
-    return status
+    return why, status
