@@ -12,6 +12,10 @@ class RankError(UserError):
     """An error that only one rank has seen and whose message names the rank: it is printed by that rank."""
 
 
+class OutOfMemoryError(RankError):
+    """The device of a rank has no memory left."""
+
+
 class ReportedError(UserError):
     """An error that has been printed already, by this rank or another one: the process only has to end."""
 

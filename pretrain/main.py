@@ -19,11 +19,13 @@ from pretrain.config.keys import describe_keys  # noqa: E402
 from pretrain.config.load import load_run  # noqa: E402
 from pretrain.config.run_plan import make_run_plan  # noqa: E402
 from pretrain.config.validation_split import require_validation_split  # noqa: E402
+from pretrain.errors import OutOfMemoryError, RankError  # noqa: E402
 from pretrain.machine.console import prepare_console  # noqa: E402
 from pretrain.machine.library_warnings import filter_library_warnings  # noqa: E402
 from pretrain.machine.versions import require_supported_versions  # noqa: E402
 from pretrain.parallel.reporting import run_reporting_errors  # noqa: E402
 from pretrain.planning.layouts import choose  # noqa: E402
+from pretrain.planning.less_memory import advice  # noqa: E402
 from pretrain.training.stop_request import end_process  # noqa: E402
 
 
@@ -87,7 +89,10 @@ def _train(arguments: argparse.Namespace, world_size: int) -> int:
     from pretrain.parallel.world import leave_world
     from pretrain.training.start import run_training
 
-    status = run_training(plan, blend, resume=arguments.resume)
+    try:
+        status = run_training(plan, blend, resume=arguments.resume)
+    except OutOfMemoryError as error:
+        raise RankError(f"{error}. {advice(plan)}") from error
     leave_world()
     return status
 

@@ -11,7 +11,7 @@ from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import VALIDATION
 from pretrain.config.run_plan import RunPlan
-from pretrain.errors import RankError
+from pretrain.errors import OutOfMemoryError
 from pretrain.evaluation.sets import evaluation_sets
 from pretrain.machine.determinism import use_deterministic_algorithms
 from pretrain.machine.devices import peak_flops
@@ -74,7 +74,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         try:
             _train(run, stop)
         except torch.OutOfMemoryError as error:
-            raise RankError(_out_of_memory(run, error)) from error
+            raise OutOfMemoryError(_out_of_memory(run, error)) from error
         why, status = _finish(run, stop)
         note_status(state="finished" if why == "finished" else "stopped", why=why)
         if stop.launcher_ended:
@@ -156,13 +156,10 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
 
 
 def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
-    """Where memory ran out and what to try, cheapest first."""
     step = run.progress.step
     return (
         f"rank {run.world.rank} ran out of memory in step {step + 1} at {run.plan.loops(step)} loops: {error}. Run the same "
-        f"command again to resume from the last checkpoint, with a lower train.micro_batch_size (now "
-        f"{run.plan.settings.train.micro_batch_size}; the results do not change), parallel.recompute=loop or full, or a higher "
-        "parallel.zero_stage"
+        "command again, with settings that need less memory, to resume from the last checkpoint"
     )
 
 

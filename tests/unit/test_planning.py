@@ -18,6 +18,7 @@ from pretrain.errors import ConfigError, UserError
 from pretrain.optimizer.orthogonal import muon_direction
 from pretrain.planning.estimate import estimate_all
 from pretrain.planning.layouts import choose, legal_layouts, plan_of, ranked
+from pretrain.planning.less_memory import less_memory
 from pretrain.planning.memory import memory_of
 from pretrain.planning.orthogonalization import weights_of_a_layer
 from pretrain.planning.traffic import traffic_of
@@ -132,7 +133,7 @@ def test_traffic_of_data_parallel_ranks():
     one, two = (paper(f"parallel.zero_stage={z}", "train.precision=fp32") for z in (1, 2))
     assert traffic_of(one, one.placement[0], 6).data == pytest.approx((2 * 4 + 4) * weights * 7 / 8)
     assert traffic_of(two, two.placement[0], 6).data == pytest.approx((two.micro_batches * 2 * 4 + 4) * weights * 7 / 8)
-    three = paper("parallel.zero_stage=3")
+    three = paper("parallel.zero_stage=2")
     assert traffic_of(three, three.placement[0], 6).data == pytest.approx(
         three.micro_batches * (2 * 2 + 4) * weights * 7 / 8
     )
@@ -198,6 +199,24 @@ def test_traffic_of_tensor_and_pipeline_ranks():
     copied = paper("parallel.pipeline=4")
     layer = copied.settings.model.parameters_per_layer()
     assert traffic_of(copied, copied.placement[1], 4).copies == 2 * layer * 4 / 2
+
+
+def test_changes_that_need_less_memory_are_those_of_the_planner():
+    full = paper("train.micro_batch_size=16", "parallel.zero_stage=1")
+    (word, now), *changes = less_memory(full)
+    assert word == "now" and now == max(memory_of(full, stage).total for stage in full.placement) / 2**30
+    found = dict(changes)
+    assert list(found.values()) == sorted(found.values(), reverse=True) and all(gib < now for gib in found.values())
+    for words in (
+        "train.micro_batch_size=8",
+        "parallel.recompute=loop",
+        "parallel.zero_stage=2",
+        "parallel.offload=optimizer",
+    ):
+        assert found[words] == less_memory(paper("train.micro_batch_size=16", "parallel.zero_stage=1", words))[0][1]
+    assert "parallel.offload=parameters" not in found  # needs ZeRO-3 as well
+    piped = dict(less_memory(paper("train.micro_batch_size=16", "parallel.zero_stage=1", "parallel.pipeline=2")))
+    assert not any(word.startswith("parallel.zero_stage") for word in piped)
 
 
 def test_flops_and_time_of_one_rank_are_a_division():
