@@ -76,6 +76,8 @@ setup(
         # build it from its repository if you want it; `loopmdm doctor` says what was found.
         "gpu": ["transformer-engine[pytorch]>=2.0"],
         "eval": ["lm-eval>=0.4.13", "transformers>=4.57"],
+        "wandb": ["wandb>=0.25"],
+        "trackio": ["trackio>=0.40"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -189,6 +189,12 @@ class Log:
     """Steps between lines on the console and in metrics.jsonl; the figures are means over these steps."""
     tensorboard: bool = True
     """Also write TensorBoard files into tensorboard/ of the run folder."""
+    wandb: bool = False
+    """Also send the figures to Weights & Biases; offline with WANDB_MODE=offline. Needs the extra wandb."""
+    trackio: bool = False
+    """Also write the figures with trackio. Needs the extra trackio."""
+    project: str = "loopmdm"
+    """Name of the project there."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -30,6 +30,7 @@ from pretrain.training.hooks.checkpoints import Checkpoints
 from pretrain.training.hooks.metrics import Metrics
 from pretrain.training.hooks.recorder import Recorder
 from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
+from pretrain.training.hooks.trackers import Trackio, WandB
 from pretrain.training.hooks.validation import Validation
 from pretrain.training.loop import DivergedError, train
 from pretrain.training.rank_logs import logged
@@ -116,7 +117,8 @@ def build_run(plan: RunPlan, blend: Blend, world: World) -> TrainingRun:
 def _hooks(run: TrainingRun, stop: StopRequest) -> list[Hook]:
     """In the order of their calls: metrics, validation, then the checkpoint that makes both permanent."""
     settings = run.plan.settings
-    recorder = Recorder([Console(), MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])])
+    wanted = {TensorBoard: settings.log.tensorboard, WandB: settings.log.wandb, Trackio: settings.log.trackio}
+    recorder = Recorder([Console(), MetricsFile(), *(sink() for sink, on in wanted.items() if on)])
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
     hooks: list[Hook] = [recorder, Metrics(recorder, peak)]
     if settings.eval.every is not None:

@@ -77,21 +77,30 @@ class TensorBoard(Sink):
 
     def write_training(self, record: Record) -> None:
         """Write scalars under `train/`, `loss_by_timestep/` and `loss_by_loops/`."""
-        bins = record["loss_by_timestep"]
-        scalars = {f"train/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
-        scalars |= {f"loss_by_timestep/{i / len(bins):.1f}": v for i, v in enumerate(bins) if v is not None}
-        scalars |= {f"loss_by_loops/{loops}": v for loops, v in record["loss_by_loops"].items()}
-        self._file.write(record["step"], scalars)
+        self._file.write(record["step"], training_scalars(record))
 
     def write_validation(self, record: Record) -> None:
         """Write the nats per token of every S under `validation_nats_per_token/`."""
-        figures = record["validation"]
-        tag = f"validation_nats_per_token{figures['name'] and '_' + figures['name']}"
-        self._file.write(record["step"], {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]})
+        self._file.write(record["step"], validation_scalars(record))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def training_scalars(record: Record) -> dict[str, float]:
+    """The numbers of a training record, by tag."""
+    bins = record["loss_by_timestep"]
+    scalars = {f"train/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+    scalars |= {f"loss_by_timestep/{i / len(bins):.1f}": v for i, v in enumerate(bins) if v is not None}
+    return scalars | {f"loss_by_loops/{loops}": v for loops, v in record["loss_by_loops"].items()}
+
+
+def validation_scalars(record: Record) -> dict[str, float]:
+    """The nats per token of every S, by tag."""
+    figures = record["validation"]
+    tag = f"validation_nats_per_token{figures['name'] and '_' + figures['name']}"
+    return {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]}
 
 
 def format_duration(seconds: float) -> str:
