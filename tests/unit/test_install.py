@@ -133,7 +133,9 @@ def test_a_second_call_does_nothing_and_extras_are_added_to_the_earlier_ones(rep
     assert install(repository, "eval").returncode == 0 and "-e .[dev,eval]" in uv_calls(repository)[0]
     assert install(repository, "dev").stdout == "" and mark(repository)[1:] == ["dev", "eval"]
     done = install(repository, "devv")
-    assert done.returncode == 2 and "no extra named 'devv' in setup.py; it has: gpu eval wandb trackio dev" in done.stderr
+    assert (
+        done.returncode == 2 and "no extra named 'devv' in setup.py; it has: gpu eval wandb trackio dev" in done.stderr
+    )
     for version, file in PINS.items():
         with (repository / file).open("a") as pins:
             pins.write("# changed\n")
