@@ -77,14 +77,15 @@ echo "job $SLURM_JOB_ID: $nodes nodes x $ranks ranks x $cpus_per_rank CPUs, rend
 # interrupt a save, and would hide the exit code of an error that all ranks report.
 export SLURM_WAIT=${SLURM_WAIT:-120}
 
-# exec: signals to the ranks reach Python directly, without a shell in between.
+# exec in the shell of each rank: signals to the ranks reach Python directly, without a shell in between.
 status=0
 srun --nodes="$nodes" --ntasks=$((nodes * ranks)) --ntasks-per-node="$ranks" --cpus-per-task="$cpus_per_rank" \
     "${accelerators[@]}" --kill-on-bad-exit=0 \
     bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"' rank \
     "$python" "$repository/pretrain/main.py" --config "$@" || status=$?
 
-# 75: all ranks have taken at least one step, saved, and want to be started again. Not after `scancel`, which ends the job itself.
+# 75: all ranks have taken at least one step, saved, and want to be started again. `scancel JOB` ends the job for good;
+# `scancel --signal=TERM JOB` lets it save first, and it waits in the queue again, unless it was submitted with --no-requeue.
 if ((status == 75)) && [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING*BatchFlag=1* ]]; then
     echo "job $SLURM_JOB_ID: stopped before the end of the run; back into the queue"
     scontrol requeue "$SLURM_JOB_ID" || echo "pretrain.sh: SLURM does not requeue this job; submit it again to go on" >&2

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         The exit status: 0 done; 2 an error that the user can fix; 75 stopped by a signal or the time limit after saving, to be
-        started again; 128 + n ended by signal n before the first step.
+        started again; 128 + n ended by signal n before the ranks have met.
     """
     return run_reporting_errors(lambda ranks: _train(arguments, ranks[1]))
 

@@ -1,6 +1,7 @@
 """Which checkpoints of a run are kept."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from pretrain.config.settings import Checkpoint
 
 
 def steps_to_keep(steps: Iterable[int], settings: Checkpoint, run_folder: Path, sound: int) -> set[int]:
-    """Those of the steps with a checkpoint whose checkpoint is kept.
+    """The steps whose checkpoints are kept.
 
     Args:
         steps: with a whole checkpoint.
@@ -28,10 +29,18 @@ def steps_to_keep(steps: Iterable[int], settings: Checkpoint, run_folder: Path, 
 
 
 def validation_loss(run_folder: Path, step: int) -> float | None:
-    """Nats per token at the largest S of the validation during training at a step, the mean over its sets; None without one."""
-    losses = [
-        json.loads(path.read_text(encoding="utf-8"))["loops"][-1]["nats_per_token"]
-        for path in (run_folder / "eval").glob(f"train_step_{step}*.json")
-        if path.stem == f"train_step_{step}" or path.stem.startswith(f"train_step_{step}_")
-    ]
-    return sum(losses) / len(losses) if losses and None not in losses else None
+    """Nats per token at the largest S of the validation during training at a step, of a mixture as a whole; None without one.
+
+    After a change of `eval.*` a step may have several files: the newest counts.
+    """
+    for stem in (f"train_step_{step}_mixture", f"train_step_{step}"):
+        files = [
+            path for path in (run_folder / "eval").glob(f"{stem}*.json") if re.fullmatch(rf"{stem}(_\d+)?", path.stem)
+        ]
+        try:
+            newest = max(files, key=lambda path: path.stat().st_mtime)
+            rows = json.loads(newest.read_text(encoding="utf-8"))["loops"]
+            return max(rows, key=lambda row: row["loops"])["nats_per_token"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # there is none, or a crash has cut it short
+    return None

@@ -56,10 +56,13 @@ def status_of(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _state(start: dict[str, Any], locked: bool) -> str:
-    """running, finished, stopped, failed; killed: it ended without saying so; waiting: its SLURM job is in the queue again."""
+def _state(start: dict[str, Any], locked: bool | None) -> str:
+    """running, finished, stopped, failed; killed: it ended without saying so; waiting: its SLURM job is in the queue again.
+
+    As recorded if `locked` is None.
+    """
     state = start.get("state", "unknown")
-    if state == "running" and not locked:
+    if state == "running" and locked is False:
         state = "killed"
     if state in ("stopped", "killed") and start.get("slurm_job") and _slurm_state(start["slurm_job"]) == "PENDING":
         return "waiting"
@@ -95,10 +98,12 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     yield f"{'run':<12}{status['run']}"
     yield f"{'state':<12}{_state_line(status)}"
     yield f"{'step':<12}{_step_line(status)}"
-    if status["loss"] is not None:
-        yield f"{'loss':<12}{status['loss']:.4f} nats/token, grad_norm {status['grad_norm']:.3f}"
+    if status["step"] is not None:
+        yield f"{'loss':<12}{_number(status['loss'])} nats/token, grad_norm {_number(status['grad_norm'])}"
     if status["validation"]:
-        figures = ", ".join(f"S={loops} {nats:.4f}" for loops, nats in status["validation"]["nats_per_token"].items())
+        figures = ", ".join(
+            f"S={loops} {_number(nats)}" for loops, nats in status["validation"]["nats_per_token"].items()
+        )
         yield f"{'validation':<12}{figures} nats/token at step {status['validation']['step']}"
     if status["tokens_per_second"] is not None:
         yield f"{'speed':<12}{status['tokens_per_second']:,.0f} tokens/s"
@@ -106,6 +111,11 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
         yield f"{'skipped':<12}{status['skipped']} updates"
     yield f"{'checkpoints':<12}{', '.join(status['checkpoints']) or 'none'}"
     yield from status["warnings"]
+
+
+def _number(value: float | None) -> str:
+    """A figure; one that was not finite is null in the file."""
+    return "n/a" if value is None else f"{value:.4f}"
 
 
 def _state_line(status: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ Forward = Callable[[Sequence[Inputs], int], Sequence[Tensor | None]]
 """(micro-batches, loops) -> logits of each, as `LoopedDenoiser.forward`; None on a pipeline stage before the last."""
 
 
-class EvaluationStopped(Exception):  # noqa: N818 - no error
+class EvaluationStopped(Exception):  # noqa: N818 - not an error
     """The evaluation was stopped before its end, see `Evaluator.stop`."""
 
 

@@ -58,7 +58,7 @@ def _head(run: RunFacts) -> str:
 
 def _training(runs: Sequence[RunFacts]) -> str:
     lines = [
-        Line(run.name, [(r["tokens"], r["loss"], None) for r in _thinned(run.steps)], number)
+        Line(run.name, [(r["tokens"], r["loss"], None) for r in _thinned(run.steps) if r["loss"] is not None], number)
         for number, run in enumerate(runs)
     ]
     notes = ["Its weight on small t is bounded by train.min_timestep, so it is lower than the NELBO."]

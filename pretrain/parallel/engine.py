@@ -104,6 +104,7 @@ class Engine:
             self._engine.step()
         except FloatingPointError:
             self._engine.zero_grad()
+            self._engine._running_engine_step = False  # DeepSpeed's own end of `step` was not reached
             raise
         norm = float(self._engine.get_global_grad_norm()) if self._norm is None else self._norm
         if not math.isfinite(norm):

@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def less_memory(plan: RunPlan) -> list[tuple[str, float]]:
-    """(`key=value`, GiB on the fullest rank) of the settings of a run as they are, first, then of single changes, the least last.
+    """(`key=value`, GiB on the fullest rank) of the settings as they are, then of single changes, the largest first.
 
     None of the changes alters what is computed. Changes that do not fit the layout or would not help are left out.
     """

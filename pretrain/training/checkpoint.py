@@ -76,9 +76,9 @@ def weights_are_sound(run: TrainingRun) -> bool:
     run.engine.set_training(True)
     nats = torch.zeros(0) if logits is None else masked_cross_entropy(logits, batch.inputs.targets)
     own = [float(nats.sum()), len(nats)] if run.world.holds_loss else [0.0, 0.0]
-    squares = sum(float(flat.detach().float().square().sum()) for flat in run.engine.pieces())
-    *figures, squares = run.world.sum([*own, squares]).tolist()
-    return math.isfinite(squares) and run.is_plausible(*figures)
+    norm = sum(float(torch.linalg.vector_norm(flat.detach())) for flat in run.engine.pieces())
+    *figures, norm = run.world.sum([*own, norm]).tolist()
+    return math.isfinite(norm) and run.is_plausible(*figures)
 
 
 def start_save(run: TrainingRun, saver: Saver) -> None:
@@ -115,45 +115,58 @@ def restore(run: TrainingRun) -> Path | None:
 def go_back(run: TrainingRun, problem: str) -> Path:
     """After a divergence, load the newest checkpoint that has proved sound, and pass over the samples since then.
 
-    Newer checkpoints are renamed. Collective.
+    Newer checkpoints are renamed. As after a crash, the steps since then do not count. Collective.
 
     Raises:
         UserError: there is none, or the run has already come back from here once.
+        DataError: the samples that are left are too few.
     """
-    failed, folder = run.progress, run.folder / "checkpoints"
-    sound = run.world.from_main(_newest_sound(run) if run.world.is_main else None)
+    failed = run.progress
+    sound = set_unsound_aside(run)
     if sound is None:
         raise UserError(
-            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row. {folder} has no checkpoint to go back to: "
-            "start anew with a lower optim.lr or optim.clip_norm, and --no-resume"
+            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row. {run.folder / 'checkpoints'} has no "
+            "checkpoint to go back to: start anew with a lower optim.lr or optim.clip_norm, and --no-resume"
         )
-    if run.world.is_main:
-        _rename_newer(run, sound, "diverged")
     if failed.step <= failed.diverged_at:
         raise UserError(
             f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row, again after going back to a checkpoint. "
             f"Run the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
             "proved sound"
         )
+    run.world.enter_phase("restoring")
     restored = restore(run)
     assert restored is not None
     run.progress = replace(
-        run.progress, flops=failed.flops, elapsed=failed.elapsed, skipped=failed.skipped,
-        passed_over=failed.data_step - run.progress.step, diverged_at=failed.step,
+        run.progress, skipped=failed.skipped, passed_over=failed.data_step - run.progress.step, diverged_at=failed.step,
+        sound_step=run.progress.step,
     )  # fmt: skip
-    run.plan = run.plan.resumed(run.progress.step, run.progress.flops)
+    require_samples(run)
     return restored
+
+
+def require_samples(run: TrainingRun) -> None:
+    """After samples were passed over: check that corpora with caps have enough. Raises DataError, on all ranks alike."""
+    if run.progress.passed_over:
+        run.blend.check((run.plan.total_steps + run.progress.passed_over) * run.plan.samples_per_step)
+
+
+def set_unsound_aside(run: TrainingRun) -> Path | None:
+    """Rename the checkpoints after the newest one that has proved sound, and return that one. Collective.
+
+    If none has, all stay as they are.
+    """
+    sound = run.world.from_main(_newest_sound(run) if run.world.is_main else None)
+    if sound is not None and run.world.is_main:
+        for path in list_checkpoints(run.folder):
+            if step_of(path) > step_of(sound):
+                _set_aside(path, "diverged")
+    return sound
 
 
 def _newest_sound(run: TrainingRun) -> Path | None:
     sound = run.progress.sound_step
     return next((path for path in reversed(list_checkpoints(run.folder)) if step_of(path) <= sound), None)
-
-
-def _rename_newer(run: TrainingRun, sound: Path, ending: str) -> None:
-    for path in list_checkpoints(run.folder):
-        if step_of(path) > step_of(sound):
-            _set_aside(path, ending)
 
 
 def _set_aside(checkpoint: Path, ending: str) -> Path:

@@ -14,12 +14,12 @@ class DivergedError(Exception):
 
 
 def train(run: TrainingRun, hooks: Sequence[Hook], stop: StopRequest) -> None:
-    """Take steps until the schedule, `run.stop_after`, `run.time_limit` or a signal ends this start.
+    """Take steps until the schedule, `run.stop_after` or a `StopRequest` ends this start.
 
     Raises:
         DivergedError: on all ranks.
     """
-    run.stop_reason = None
+    run.stop_reason = "finished" if run.progress.step >= run.plan.total_steps else None
     for hook in hooks:
         hook.on_start(run)
     last = min(run.plan.total_steps, run.progress.step + (run.plan.settings.run.stop_after or run.plan.total_steps))

@@ -1,6 +1,7 @@
 """The folder of a run: created or reused, locked, and described so that it can be used on its own."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -29,7 +30,17 @@ LOCK = ".lock"
 STATUS = "status.json"
 """What the run is doing, for `loopmdm status`."""
 
-WRITTEN = (".", "config.yaml", "metrics.jsonl", "checkpoints", "eval", "logs", "tensorboard", "tokenizer")
+WRITTEN = (
+    ".",
+    "config.yaml",
+    "metrics.jsonl",
+    "checkpoints",
+    "eval",
+    "logs",
+    "status.json",
+    "tensorboard",
+    "tokenizer",
+)
 """What a start writes or replaces in its run folder."""
 
 
@@ -91,15 +102,16 @@ def _locked(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Abstr
     return locked(folder / LOCK, busy, warn)
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process trains in the folder now."""
-    if not (folder / LOCK).exists():
-        return False
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process trains in the folder now; None if that cannot be known."""
     try:
-        with _locked(folder):
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except UserError:
-        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return True if error.errno == errno.EWOULDBLOCK else None
 
 
 def read_status(folder: Path) -> dict[str, Any]:

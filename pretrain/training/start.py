@@ -23,7 +23,7 @@ from pretrain.parallel.watchdog import Watchdog, watch
 from pretrain.parallel.world import World, join_ranks, start_world
 from pretrain.training.banner import print_banner
 from pretrain.training.batches import Batches
-from pretrain.training.checkpoint import changed_settings, go_back, restore
+from pretrain.training.checkpoint import changed_settings, go_back, require_samples, restore
 from pretrain.training.facts import batch_facts, run_facts
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.checkpoints import Checkpoints
@@ -31,12 +31,12 @@ from pretrain.training.hooks.metrics import Metrics
 from pretrain.training.hooks.recorder import Recorder
 from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
 from pretrain.training.hooks.trackers import Trackio, WandB
-from pretrain.training.hooks.validation import Validation
+from pretrain.training.hooks.validation import Validation, validation_is_missing
 from pretrain.training.loop import DivergedError, train
 from pretrain.training.rank_logs import logged
 from pretrain.training.run_folder import claim_folder, describe_run, recorded_status, require_shared_folder
 from pretrain.training.state import Progress, TrainingRun
-from pretrain.training.stop_request import STOPPED, StopRequest, end_process
+from pretrain.training.stop_request import STOPPED, StopRequest, leave_at_once
 
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
@@ -59,6 +59,8 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         world.enter_phase("restoring")
         restored = restore(run)
         if run.progress.step >= run.plan.total_steps:  # its corpora may have no rows for another step
+            if validation_is_missing(run):
+                _train(run, stop)
             if world.is_main:
                 limit = "train.steps" if plan.settings.train.max_flops is None else "train.steps or train.max_flops"
                 print(
@@ -68,6 +70,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
             return 0
         note_status(total_steps=run.plan.total_steps)
         world.enter_phase("comparing ranks")
+        require_samples(run)
         facts = weight_facts(run.engine.model, world) | batch_facts(run.batches[run.progress.data_step], world)
         require_identical_on_all_ranks(facts)
         if world.is_main:
@@ -78,8 +81,8 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
             raise OutOfMemoryError(_out_of_memory(run, error)) from error
         why, status = _finish(run, stop)
         note_status(state="finished" if why == "finished" else "stopped", why=why)
-        if stop.launcher_ended:
-            end_process(status)  # the store of the ranks ended with it: nobody could be told goodbye
+        if run.world.any(stop.launcher_ended):
+            leave_at_once(status)  # the store of the ranks ended with it: nobody could be told goodbye
         return status
 
 

@@ -27,6 +27,11 @@ def end_process(status: int) -> NoReturn:
     """
     if status == 0:
         sys.exit(0)
+    leave_at_once(status)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """Exit with this status without shutting the interpreter down."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # nobody reads it any more
             stream.flush()

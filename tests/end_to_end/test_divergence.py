@@ -113,6 +113,21 @@ def test_a_learning_rate_that_is_far_too_high(start, tmp_path):
     assert checkpoints_of(start()) == [12]
 
 
+def test_a_run_that_ends_soon_after_its_weights_were_spoilt(start):
+    """Fewer updates are skipped than allowed, but what was saved since is not sound."""
+    folder = start("run.stop_after=4")
+    with pytest.raises(UserError, match=r"step 8: the weights give .* to resume from .*step_4"):
+        start("optim.lr=1e30", "checkpoint.every=1", "train.steps=8")
+    assert checkpoints_of(folder) == [4]
+
+
+def test_a_longer_stretch_of_bad_batches_ends_the_run(start, bad_samples, tmp_path):
+    bad_samples(*range(5, 13))
+    with pytest.raises(UserError, match=r"again after going back to a checkpoint.* resumes from .*step_4, the newest"):
+        start("train.max_skipped=2")
+    assert checkpoints_of(tmp_path / "run") == [4]
+
+
 def test_the_last_step_of_a_start_is_not_saved_if_it_spoils_the_weights(start):
     folder = start("run.stop_after=4")
     with pytest.raises(UserError, match=r"step 5: the weights give a loss that is not finite or far above a guess"):
@@ -126,9 +141,9 @@ def test_without_a_checkpoint_the_run_ends(start):
 
 
 def test_checkpoints_that_are_kept_for_good_and_the_best(start, tmp_path):
-    words = ("eval.every=2", "eval.loops=1,3", "eval.rows=8", "checkpoint.keep_every=4", "checkpoint.keep_best=true")
+    words = ("eval.every=2", "eval.loops=3,1", "eval.rows=8", "checkpoint.keep_every=4", "checkpoint.keep_best=true")
     folder = start(*words, "optim.lr=0.05")
     losses = {step: tmp_path / "run" / "eval" / f"train_step_{step}.json" for step in range(2, 13, 2)}
     assert {4, 8, 12} <= set(checkpoints_of(folder))
-    nats = {step: json.loads(path.read_text())["loops"][-1]["nats_per_token"] for step, path in losses.items()}
+    nats = {step: json.loads(path.read_text())["loops"][0]["nats_per_token"] for step, path in losses.items()}
     assert set(checkpoints_of(folder)) == {4, 8, 12, min(nats, key=nats.get)}

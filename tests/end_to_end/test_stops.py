@@ -96,9 +96,10 @@ def test_ranks_whose_launcher_was_killed_save_and_leave_the_folder(words, tmp_pa
     assert f"stopped at step {saved_step(tmp_path / 'run')} of 100000 by the end of its launcher" in output
 
 
-def test_a_signal_ends_a_long_validation_which_the_next_start_makes_up_for(words, corpus, tmp_path):
+@pytest.mark.parametrize("every", [2, 6], ids=["in between", "after the last step"])
+def test_a_signal_ends_a_long_validation_which_the_next_start_makes_up_for(words, corpus, tmp_path, every):
     """The figures are those of an undisturbed run."""
-    words = [*words, "train.steps=6", "eval.every=2", "eval.loops=3", "eval.rows=64", "eval.batch_size=8"]
+    words = [*words, "train.steps=6", f"eval.every={every}", "eval.loops=3", "eval.rows=64", "eval.batch_size=8"]
     whole = run(training_command(*words, "run.name=whole"))
     assert whole.returncode == 0, whole.stderr
     slow = "import pretrain.evaluation.nelbo as n, time, sys; f = n._mean_nats; "
@@ -118,7 +119,7 @@ def test_a_signal_ends_a_long_validation_which_the_next_start_makes_up_for(words
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == STOPPED and output.count("one batch") < 3, output
-    assert saved_step(tmp_path / "run") == 2
+    assert saved_step(tmp_path / "run") == every
     assert not any("validation" in record for record in records(tmp_path / "run"))
     assert run(training_command(*words)).returncode == 0
     expected, got = (

@@ -1,8 +1,16 @@
 """Save every `checkpoint.every` steps and after the last step of every start, whatever ended it."""
 
+from pathlib import Path
+
 from pretrain.checkpoints.saver import Saver
 from pretrain.errors import UserError
-from pretrain.training.checkpoint import remove_old, saver_of, start_save, weights_are_sound
+from pretrain.training.checkpoint import (
+    remove_old,
+    saver_of,
+    set_unsound_aside,
+    start_save,
+    weights_are_sound,
+)  # fmt: skip
 from pretrain.training.hooks.base import Hook
 from pretrain.training.state import StepReport, TrainingRun
 
@@ -20,7 +28,10 @@ class Checkpoints(Hook):
 
     def on_failure(self, run: TrainingRun) -> None:
         """Complete the save of an earlier step that is on its way."""
-        self._running.wait()
+        try:
+            self._running.wait()
+        except UserError as error:
+            self._warn(run, error)
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Save if a checkpoint is due or this is the last step of this start.
@@ -38,15 +49,20 @@ class Checkpoints(Hook):
         except UserError as error:
             if last:
                 raise
-            if run.world.is_main:
-                print(f"warning: {error}. Training goes on until the next save", flush=True)
+            self._warn(run, error)
         self._remove_replaced(run)
+
+    @staticmethod
+    def _warn(run: TrainingRun, error: UserError) -> None:
+        if run.world.is_main:
+            print(f"warning: {error}. Training goes on until the next save", flush=True)
 
     def _save(self, run: TrainingRun) -> None:
         # After a signal there may be little time.
         if run.stop_reason in ("finished", "run.stop_after"):
+            self._running.wait()
             if not weights_are_sound(run):
-                raise UserError(_diverged(run))
+                raise UserError(_diverged(run, set_unsound_aside(run)))
             if not run.progress.skipped_in_a_row:
                 run.progress.sound_step = run.progress.step
         start_save(run, self._running)
@@ -66,9 +82,9 @@ class Checkpoints(Hook):
         return self._saver
 
 
-def _diverged(run: TrainingRun) -> str:
+def _diverged(run: TrainingRun, sound: Path | None) -> str:
+    where = f"to resume from {sound}" if sound else "and --no-resume: no checkpoint has proved sound"
     return (
-        f"step {run.progress.step}: the weights give a loss that is not finite or far above a guess, and were not saved. Run "
-        "the same command with a lower optim.lr or optim.clip_norm: it resumes from the last checkpoint in "
-        f"{run.folder / 'checkpoints'}"
+        f"step {run.progress.step}: the weights give a loss that is not finite or far above a guess, and were not saved. Run the "
+        f"same command with a lower optim.lr or optim.clip_norm, {where}"
     )

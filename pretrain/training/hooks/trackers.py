@@ -20,8 +20,9 @@ from pretrain.training.state import TrainingRun
 class Tracker(Sink):
     """One run of a tracking service for all starts of a run.
 
-    Services cannot take figures back. Steps that are taken again after a crash have the same numbers, so they are left out.
-    The file `NAME.json` in the run folder has the service's id of the run and the last step that was sent.
+    Services cannot take figures back. Steps that are taken again after a crash have the same numbers, so they are left out; after
+    the run went back to a checkpoint they have others, and a new run of the service begins. The file `NAME.json` in the run
+    folder has the service's id of the run and the last step that was sent.
     """
 
     name: str
@@ -31,6 +32,9 @@ class Tracker(Sink):
         """Continue the service's run, or begin it."""
         self._path = run.folder / f"{self.name}.json"
         known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        self._passed_over = run.progress.passed_over
+        if known.get("passed_over") != self._passed_over:
+            known = {}
         self._id, self._last = known.get("id", uuid.uuid4().hex[:12]), known.get("last_step", -1)
         self._library = _import(self.name)
         self._begin(self._library, run)
@@ -60,7 +64,9 @@ class Tracker(Sink):
         (step, scalars), self._waiting = self._waiting, None
         self._library.log(scalars, step=step)
         self._last = step
-        write_atomic(self._path, json.dumps({"id": self._id, "last_step": step}) + "\n")
+        write_atomic(
+            self._path, json.dumps({"id": self._id, "last_step": step, "passed_over": self._passed_over}) + "\n"
+        )
 
     def close(self) -> None:
         """Send what is left and end."""

@@ -27,19 +27,17 @@ class Validation(Hook):
 
     def on_start(self, run: TrainingRun) -> None:
         """Evaluate what was restored if that is due and was not done."""
-        done = run.world.from_main(_is_recorded(run) if run.world.is_main else None)
-        if run.progress.step and not done:
+        if validation_is_missing(run):
             self._evaluate(run)
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Evaluate if it is due. All ranks share the rows."""
-        if report.skipped is None:
-            self._evaluate(run)
+        if _is_due(run) and not self._evaluate(run):
+            run.stop_reason = "request"
 
-    def _evaluate(self, run: TrainingRun) -> None:
+    def _evaluate(self, run: TrainingRun) -> bool:
+        """Returns whether it came to an end."""
         settings = run.plan.settings.eval
-        if settings.every is None or run.progress.step % settings.every:
-            return
         evaluator = Evaluator(
             run.engine.logits, run.world, run.plan.settings.train.attention, settings.rows, settings.batch_size,
             lambda: self._stop.requested,
@@ -48,12 +46,12 @@ class Validation(Hook):
         try:
             results = evaluate_sets(evaluator, self._sets, settings.loops)
         except EvaluationStopped:
-            run.stop_reason = run.stop_reason or "request"
-            return
+            return False
         finally:
             run.engine.set_training(True)
         if run.world.is_main:
             self._record(run, results)
+        return True
 
     def _record(self, run: TrainingRun, results: Sequence[dict[str, Any]]) -> None:
         settings = run.plan.settings.eval
@@ -65,6 +63,16 @@ class Validation(Hook):
             save_result(run.folder / "eval", stem, content | about)
             record = {"elapsed": run.progress.elapsed, "validation": figures | {"weights": "raw"}}
             self._recorder.record_validation(position(run) | record)
+
+
+def validation_is_missing(run: TrainingRun) -> bool:
+    """Whether the validation of the present step is due and was not done, because a request to stop ended it. Collective."""
+    return run.world.from_main(_is_due(run) and not _is_recorded(run) if run.world.is_main else None)
+
+
+def _is_due(run: TrainingRun) -> bool:
+    every, progress = run.plan.settings.eval.every, run.progress
+    return bool(every and progress.step and progress.step % every == 0 and not progress.skipped_in_a_row)
 
 
 def _is_recorded(run: TrainingRun) -> bool:
