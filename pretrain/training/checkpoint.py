@@ -67,8 +67,11 @@ def remove_old(run: TrainingRun) -> None:
     prune(run.folder, steps_to_keep(steps, run.plan.settings.checkpoint, run.folder, run.progress.sound_step))
 
 
-def weights_are_sound(run: TrainingRun) -> bool:
-    """Whether the present weights have a norm and give a plausible loss on the first micro-batch of the last step. Collective."""
+def loss_of_weights(run: TrainingRun) -> float:
+    """Mean -log p that the weights give on the first micro-batch of the last step, in nats; NaN if their norm is not finite.
+
+    Collective.
+    """
     batch = run.batches[run.progress.data_step - 1][0].to(run.world.device)
     inputs = batch.inputs._replace(targets=None, loss_weights=None)
     run.engine.set_training(False)
@@ -76,9 +79,11 @@ def weights_are_sound(run: TrainingRun) -> bool:
     run.engine.set_training(True)
     nats = torch.zeros(0) if logits is None else masked_cross_entropy(logits, batch.inputs.targets)
     own = [float(nats.sum()), len(nats)] if run.world.holds_loss else [0.0, 0.0]
-    norm = sum(float(torch.linalg.vector_norm(flat.detach())) for flat in run.engine.pieces())
-    *figures, norm = run.world.sum([*own, norm]).tolist()
-    return math.isfinite(norm) and run.is_plausible(*figures)
+    # Without the padding of the flat tensors, which has any value.
+    held = [piece.of(flat.detach()) for flat, pieces in run.engine.pieces().items() for piece in pieces]
+    norm = sum(float(torch.linalg.vector_norm(values)) for values in held)
+    total, tokens, norm = run.world.sum([*own, norm]).tolist()
+    return total / max(tokens, 1) if math.isfinite(norm) else math.nan
 
 
 def start_save(run: TrainingRun, saver: Saver) -> None:

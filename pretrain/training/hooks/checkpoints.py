@@ -1,15 +1,16 @@
 """Save every `checkpoint.every` steps and after the last step of every start, whatever ended it."""
 
+import math
 from pathlib import Path
 
 from pretrain.checkpoints.saver import Saver
 from pretrain.errors import UserError
 from pretrain.training.checkpoint import (
+    loss_of_weights,
     remove_old,
     saver_of,
     set_unsound_aside,
     start_save,
-    weights_are_sound,
 )  # fmt: skip
 from pretrain.training.hooks.base import Hook
 from pretrain.training.state import StepReport, TrainingRun
@@ -61,9 +62,10 @@ class Checkpoints(Hook):
         # After a signal there may be little time.
         if run.stop_reason in ("finished", "run.stop_after"):
             self._running.wait()
-            if not weights_are_sound(run):
+            loss = loss_of_weights(run)
+            if not math.isfinite(loss):
                 raise UserError(_diverged(run, set_unsound_aside(run)))
-            if not run.progress.skipped_in_a_row:
+            if run.is_plausible(loss, 1) and not run.progress.skipped_in_a_row:
                 run.progress.sound_step = run.progress.step
         start_save(run, self._running)
         self._unproved = run.progress.step
@@ -85,6 +87,6 @@ class Checkpoints(Hook):
 def _diverged(run: TrainingRun, sound: Path | None) -> str:
     where = f"to resume from {sound}" if sound else "and --no-resume: no checkpoint has proved sound"
     return (
-        f"step {run.progress.step}: the weights give a loss that is not finite or far above a guess, and were not saved. Run the "
+        f"step {run.progress.step}: the weights give no finite loss, and were not saved. Run the "
         f"same command with a lower optim.lr or optim.clip_norm, {where}"
     )
