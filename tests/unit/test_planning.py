@@ -133,7 +133,7 @@ def test_traffic_of_data_parallel_ranks():
     one, two = (paper(f"parallel.zero_stage={z}", "train.precision=fp32") for z in (1, 2))
     assert traffic_of(one, one.placement[0], 6).data == pytest.approx((2 * 4 + 4) * weights * 7 / 8)
     assert traffic_of(two, two.placement[0], 6).data == pytest.approx((two.micro_batches * 2 * 4 + 4) * weights * 7 / 8)
-    three = paper("parallel.zero_stage=2")
+    three = paper("parallel.zero_stage=3")
     assert traffic_of(three, three.placement[0], 6).data == pytest.approx(
         three.micro_batches * (2 * 2 + 4) * weights * 7 / 8
     )
