@@ -22,25 +22,28 @@ def steps_to_keep(steps: Iterable[int], settings: Checkpoint, run_folder: Path, 
     if settings.keep_every is not None:
         kept |= {step for step in ordered if step % settings.keep_every == 0}
     if settings.keep_best:
-        losses = {step: loss for step in ordered if (loss := validation_loss(run_folder, step)) is not None}
+        found = {step: figures for step in ordered if (figures := validation_figures(run_folder, step))}
+        losses = {step: figures[max(figures)] for step, figures in found.items()}
         kept |= {min(losses, key=losses.__getitem__)} if losses else set()
     proved = [step for step in ordered if step <= sound]
     return kept | set(proved[-1:])
 
 
-def validation_loss(run_folder: Path, step: int) -> float | None:
-    """Nats per token at the largest S of the validation during training at a step, of a mixture as a whole; None without one.
+def validation_figures(run_folder: Path, step: int) -> dict[int, float]:
+    """S -> nats per token of the validation during training at a step, of a mixture as a whole; empty without one.
 
     After a change of `eval.*` a step may have several files: the newest counts.
     """
     for stem in (f"train_step_{step}_mixture", f"train_step_{step}"):
-        files = [
-            path for path in (run_folder / "eval").glob(f"{stem}*.json") if re.fullmatch(rf"{stem}(_\d+)?", path.stem)
-        ]
+        files = (run_folder / "eval").glob(f"{stem}*.json")
         try:
-            newest = max(files, key=lambda path: path.stat().st_mtime)
-            rows = json.loads(newest.read_text(encoding="utf-8"))["loops"]
-            return max(rows, key=lambda row: row["loops"])["nats_per_token"]
+            named = [path for path in files if re.fullmatch(rf"{stem}(_\d+)?", path.stem)]
+            newest = max(named, key=lambda path: path.stat().st_mtime)
+            return {
+                row["loops"]: row["nats_per_token"]
+                for row in json.loads(newest.read_text(encoding="utf-8"))["loops"]
+                if row["nats_per_token"] is not None
+            }
         except (OSError, ValueError, KeyError, TypeError):
             continue  # there is none, or a crash has cut it short
-    return None
+    return {}

@@ -46,8 +46,10 @@ def describe(checkpoint: Path, verify: bool) -> dict[str, Any]:
         verify: compare everything with its checksums, not only the sizes of the files.
     """
     from pretrain.checkpoints.folder import read_state, step_of
+    from pretrain.checkpoints.retention import validation_figures
     from pretrain.errors import UserError
 
+    figures = validation_figures(checkpoint.parents[1], step_of(checkpoint))
     problem = problem_of(checkpoint, verify)
     try:
         layout = read_state(checkpoint).get("layout", {})
@@ -59,7 +61,7 @@ def describe(checkpoint: Path, verify: bool) -> dict[str, Any]:
         "verified": verify and problem is None,
         "problem": problem,
         "layout": layout,
-        "validation": _validation(checkpoint),
+        "validation": {str(s): nats for s, nats in figures.items()},
     }
 
 
@@ -103,16 +105,6 @@ def _layout(layout: dict[str, Any]) -> str:
     parts = [f"{ranks} rank{'s' if ranks > 1 else ''}"]
     parts += [f"{name} {layout[name]}" for name in ("tensor", "pipeline") if layout[name] > 1]
     return ", ".join([*parts, f"ZeRO-{layout['zero_stage']}", layout["precision"]])
-
-
-def _validation(checkpoint: Path) -> dict[str, float]:
-    """S -> NELBO of the validation during training at this step, if there was one."""
-    path = checkpoint.parents[1] / "eval" / f"train_{checkpoint.name}.json"
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        return {str(row["loops"]): row["nats_per_token"] for row in figures["loops"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _prune(folder: Path, keep: int, found: list[dict[str, Any]]) -> None:

@@ -34,10 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
 def status_of(folder: Path) -> dict[str, Any]:
     """Everything that the verb prints; figures that the run has not written are null."""
     from pretrain.checkpoints.folder import list_checkpoints
+    from pretrain.config.run_folder import whole_records
     from pretrain.training.run_folder import is_locked, read_status
 
     start = read_status(folder)
-    records = _records(folder / "metrics.jsonl")
+    records = whole_records(folder)
     training = next((record for record in reversed(records) if "validation" not in record), {})
     validation = next((record for record in reversed(records) if "validation" in record), None)
     kept = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "eta", "elapsed", "skipped")
@@ -74,15 +75,6 @@ def _slurm_state(job: str) -> str | None:
         command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip() or None
     return None
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that is being written is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            records.append(json.loads(line))
-    return records
 
 
 def _age(path: Path) -> float | None:

@@ -1,6 +1,9 @@
-"""Whether a folder is that of a run."""
+"""The folder of a run, for those that only read it."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pretrain.errors import UserError
 
@@ -13,3 +16,12 @@ def check_run_folder(folder: Path) -> None:
     if folder.is_dir():
         why = "not a run folder (it has no config.yaml)"
     raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+
+
+def whole_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`. A line that is being written, or that a crash has cut short, is left out."""
+    path, records = folder / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records

@@ -1,10 +1,10 @@
 """Validation NELBO during training, with the current weights."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.manifest import VALIDATION
+from pretrain.config.run_folder import whole_records
 from pretrain.evaluation.nelbo import EvaluationStopped, Evaluator
 from pretrain.evaluation.report import evaluation_settings
 from pretrain.evaluation.result_files import save_result
@@ -77,6 +77,5 @@ def _is_due(run: TrainingRun) -> bool:
 
 def _is_recorded(run: TrainingRun) -> bool:
     """Whether metrics.jsonl has a validation of the present step. For the main rank."""
-    path = run.folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return any('"validation"' in line and json.loads(line)["step"] == run.progress.step for line in lines)
+    records = whole_records(run.folder)
+    return any("validation" in record and record["step"] == run.progress.step for record in records)
