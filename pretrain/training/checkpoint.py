@@ -1,15 +1,13 @@
 """Save and restore a run: which settings may change in between, and which checkpoint a start continues from."""
 
-import math
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_pipeline.json_text import json_text
-from model.objective import masked_cross_entropy
 from pretrain.checkpoints.damage import DamagedCheckpointError
 from pretrain.checkpoints.folder import has_index, list_checkpoints, prune, read_index, read_state, step_of
 from pretrain.checkpoints.index import Index, missing_part
@@ -67,25 +65,6 @@ def remove_old(run: TrainingRun) -> None:
     prune(run.folder, steps_to_keep(steps, run.plan.settings.checkpoint, run.folder, run.progress.sound_step))
 
 
-def loss_of_weights(run: TrainingRun) -> float:
-    """Mean -log p that the weights give on the first micro-batch of the last step, in nats; NaN if their norm is not finite.
-
-    Collective.
-    """
-    batch = run.batches[run.progress.data_step - 1][0].to(run.world.device)
-    inputs = batch.inputs._replace(targets=None, loss_weights=None)
-    run.engine.set_training(False)
-    logits = run.engine.logits([inputs] * run.world.shape.pipeline, run.plan.loops(run.progress.step - 1))[0]
-    run.engine.set_training(True)
-    nats = torch.zeros(0) if logits is None else masked_cross_entropy(logits, batch.inputs.targets)
-    own = [float(nats.sum()), len(nats)] if run.world.holds_loss else [0.0, 0.0]
-    # Without the padding of the flat tensors, which has any value.
-    held = [piece.of(flat.detach()) for flat, pieces in run.engine.pieces().items() for piece in pieces]
-    norm = sum(float(torch.linalg.vector_norm(values)) for values in held)
-    total, tokens, norm = run.world.sum([*own, norm]).tolist()
-    return total / max(tokens, 1) if math.isfinite(norm) else math.nan
-
-
 def start_save(run: TrainingRun, saver: Saver) -> None:
     """Begin to save the current step. Collective."""
     state = {
@@ -117,64 +96,7 @@ def restore(run: TrainingRun) -> Path | None:
         _skip_damaged(run, chosen, problem, damaged)
 
 
-def go_back(run: TrainingRun, problem: str) -> Path:
-    """After a divergence, load the newest checkpoint that has proved sound, and pass over the samples since then.
-
-    Newer checkpoints are renamed. As after a crash, the steps since then do not count. Collective.
-
-    Raises:
-        UserError: there is none, or the run has already come back from here once.
-        DataError: the samples that are left are too few.
-    """
-    failed = run.progress
-    sound = set_unsound_aside(run)
-    if sound is None:
-        raise UserError(
-            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row. {run.folder / 'checkpoints'} has no "
-            "checkpoint to go back to: start anew with a lower optim.lr or optim.clip_norm, and --no-resume"
-        )
-    if failed.step <= failed.diverged_at:
-        raise UserError(
-            f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row, again after going back to a checkpoint. "
-            f"Run the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
-            "proved sound"
-        )
-    run.world.enter_phase("restoring")
-    restored = restore(run)
-    assert restored is not None
-    run.progress = replace(
-        run.progress, skipped=failed.skipped, passed_over=failed.data_step - run.progress.step, diverged_at=failed.step,
-        sound_step=run.progress.step,
-    )  # fmt: skip
-    require_samples(run)
-    return restored
-
-
-def require_samples(run: TrainingRun) -> None:
-    """After samples were passed over: check that corpora with caps have enough. Raises DataError, on all ranks alike."""
-    if run.progress.passed_over:
-        run.blend.check((run.plan.total_steps + run.progress.passed_over) * run.plan.samples_per_step)
-
-
-def set_unsound_aside(run: TrainingRun) -> Path | None:
-    """Rename the checkpoints after the newest one that has proved sound, and return that one. Collective.
-
-    If none has, all stay as they are.
-    """
-    sound = run.world.from_main(_newest_sound(run) if run.world.is_main else None)
-    if sound is not None and run.world.is_main:
-        for path in list_checkpoints(run.folder):
-            if step_of(path) > step_of(sound):
-                _set_aside(path, "diverged")
-    return sound
-
-
-def _newest_sound(run: TrainingRun) -> Path | None:
-    sound = run.progress.sound_step
-    return next((path for path in reversed(list_checkpoints(run.folder)) if step_of(path) <= sound), None)
-
-
-def _set_aside(checkpoint: Path, ending: str) -> Path:
+def set_aside(checkpoint: Path, ending: str) -> Path:
     """Rename a checkpoint, because its step will be saved again."""
     aside = checkpoint.with_name(f"{checkpoint.name}.{ending}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -199,7 +121,7 @@ def _skip_damaged(run: TrainingRun, chosen: Path, problem: str, damaged: list[Pa
         fix = "set checkpoint.on_damage=previous to use an older one" if older else "there is no older one"
         raise UserError(f"{chosen}: {problem}; {fix}")
     if run.world.is_main:
-        aside = _set_aside(chosen, "damaged")
+        aside = set_aside(chosen, "damaged")
         print(f"warning: {chosen}: {problem}; moved to {aside.name}, using the checkpoint before it", flush=True)
 
 

@@ -3,14 +3,11 @@
 import time
 from collections.abc import Sequence
 
+from pretrain.training.divergence import DivergedError
 from pretrain.training.hooks.base import Hook
 from pretrain.training.state import StepReport, TrainingRun
 from pretrain.training.step import SPIKE_WINDOW, train_step
 from pretrain.training.stop_request import StopRequest
-
-
-class DivergedError(Exception):
-    """More updates in a row were skipped than `train.max_skipped`."""
 
 
 def train(run: TrainingRun, hooks: Sequence[Hook], stop: StopRequest) -> None:

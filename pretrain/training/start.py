@@ -23,7 +23,8 @@ from pretrain.parallel.watchdog import Watchdog, watch
 from pretrain.parallel.world import World, join_ranks, start_world
 from pretrain.training.banner import print_banner
 from pretrain.training.batches import Batches
-from pretrain.training.checkpoint import changed_settings, go_back, require_samples, restore
+from pretrain.training.checkpoint import changed_settings, restore
+from pretrain.training.divergence import DivergedError, go_back, require_samples
 from pretrain.training.facts import batch_facts, run_facts
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ from pretrain.training.hooks.recorder import Recorder
 from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
 from pretrain.training.hooks.trackers import Trackio, WandB
 from pretrain.training.hooks.validation import Validation, validation_is_missing
-from pretrain.training.loop import DivergedError, train
+from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
 from pretrain.training.run_folder import claim_folder, describe_run, recorded_status, require_shared_folder
 from pretrain.training.state import Progress, TrainingRun

@@ -5,13 +5,8 @@ from pathlib import Path
 
 from pretrain.checkpoints.saver import Saver
 from pretrain.errors import UserError
-from pretrain.training.checkpoint import (
-    loss_of_weights,
-    remove_old,
-    saver_of,
-    set_unsound_aside,
-    start_save,
-)  # fmt: skip
+from pretrain.training.checkpoint import remove_old, saver_of, start_save
+from pretrain.training.divergence import loss_of_weights, set_unsound_aside
 from pretrain.training.hooks.base import Hook
 from pretrain.training.state import StepReport, TrainingRun
 
