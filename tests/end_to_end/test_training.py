@@ -20,7 +20,7 @@ from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.main import main
-from pretrain.training.run_folder import owned_folder
+from pretrain.training.run_folder import owned_folder, read_status
 from pretrain.training.start import run_training
 from tests.checkpoints import tensors_of, weights_of
 from tests.launching import ROOT, metrics, records, train
@@ -187,15 +187,16 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(train_here, word):
     folder, _ = train_here("run", "run.stop_after=2")
 
     def times():
-        """Of everything but the log and the lock, which tell of the refused start too."""
-        files = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs" and p.name != ".lock")
-        return {p: p.stat().st_mtime_ns for p in files}
+        """Of everything but the log, the lock and the status, which tell of the refused start too."""
+        files = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs")
+        return {p: p.stat().st_mtime_ns for p in files if p.name not in (".lock", "status.json")}
 
     before = times()
     with pytest.raises(UserError, match=f"step_2: cannot resume: .*{CANNOT_RESUME[word]}"):
         train_here("run", word)
     assert times() == before
     assert "cannot resume" in (folder / "logs" / "rank_0.log").read_text()
+    assert "cannot resume" in read_status(folder)["why"]
 
 
 def test_a_checkpoint_of_a_version_with_fewer_settings_can_be_resumed(train_here):

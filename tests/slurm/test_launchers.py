@@ -22,11 +22,12 @@ SCRIPTS = sorted(LAUNCHERS.glob("*.sh"))
 TIMEOUT = 180
 
 
-def run_outside(script, *arguments):
+def run_outside(script, *arguments, path=os.environ["PATH"]):
     """Run a launcher with plain bash, outside any SLURM job."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {"PATH": path}
+    bash = shutil.which("bash")
     return subprocess.run(
-        ["bash", LAUNCHERS / script, *arguments], env=environment, check=False, capture_output=True, text=True
+        [bash, LAUNCHERS / script, *arguments], env=environment, check=False, capture_output=True, text=True
     )
 
 
@@ -59,8 +60,9 @@ def test_something_else_in_place_of_the_recipe(first):
         ("study.sh", ["sudoku", "--scale", "smoke"], "loopmdm study sudoku --scale smoke"),
     ],
 )
-def test_hint_outside_slurm(script, arguments, hint):
-    result = run_outside(script, *arguments)
+def test_hint_outside_slurm(script, arguments, hint, tmp_path):
+    # Only study.sh asks whether there is an sbatch, which this machine may have: an empty PATH hides it.
+    result = run_outside(script, *arguments, **({"path": str(tmp_path)} if script == "study.sh" else {}))
     assert result.returncode == 2
     assert ("no sbatch" if script == "study.sh" else "not inside a SLURM job") in result.stderr
     assert hint in result.stderr
@@ -318,7 +320,10 @@ def test_a_job_that_is_requeued_loses_a_rank_and_hits_its_limit_equals_an_undist
         next(p for p in ranks if p.name().startswith("python")).kill()
         wait_for(lambda: state_of(job) in ("FAILED", "COMPLETED"), "killed rank", log)
         assert state_of(job) == "FAILED" and "error: rank " in read(log), read(log)
-        job = submit_job("run.time_limit=0.35")
+        before, job = steps_taken(folder), submit_job()
+        wait_for(lambda: steps_taken(folder) > before + 20, "third start", log)
+        # What SLURM does before the time limit of the job (--signal=TERM@180 in the launcher).
+        subprocess.run(["scancel", "--signal=TERM", job], check=True)
         wait_for(lambda: "back into the queue" in read(log), "time limit", log)
         wait_for(lambda: state_of(job) == "COMPLETED", "last start", log)
     finally:
