@@ -146,7 +146,8 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         "--duplicates",
         choices=get_args(Duplicates),
         default="keep",
-        help="leave out documents that came before: exact ones, or also near ones found by MinHash (default: keep)",
+        help="leave out documents that came before: exact ones (white space counts), or also near ones, found by MinHash and "
+        "compared; together: keep them all, near ones in one split (default: keep)",
     )
 
 

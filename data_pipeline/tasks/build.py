@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.dedup import METHOD
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
 from data_pipeline.manifest import TokenizerInfo, sha256_of
@@ -26,7 +27,7 @@ from data_pipeline.tasks.sharing import do_tasks
 from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
-from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, require_space, result_folder
+from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
@@ -134,7 +135,7 @@ class Build:
         """Where the decisions are or will be; None while the documents have not been read."""
         corpus = self._corpus(tasks)
         return corpus and self.work.folder / DECISIONS / content_address(
-            corpus, self.options.of_documents(), software("rensa")
+            corpus, self.options.of_documents(), METHOD, software("rensa")
         )
 
     def _corpus(self, tasks: Sequence[Task]) -> str | None:
@@ -182,9 +183,12 @@ class Build:
         job = SignatureJob(self.work.folder, self.options)
         self._do_missing("looking for duplicates", job, tasks)
         folder = self._decisions_folder(tasks)
-        if not folder.is_dir():
-            with result_folder(folder, lambda: True) as partial:
-                find_duplicates(job, tasks, partial)
+        if folder.is_dir():
+            return
+        remove_partial(folder)  # of a process that was killed: its files may be large
+        with result_folder(folder, lambda: True) as partial:
+            print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
+            find_duplicates(job, tasks, partial, self.workers)
 
     def _do_missing(self, verb: str, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Do the tasks that are not done."""
