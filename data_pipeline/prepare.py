@@ -31,6 +31,7 @@ DEFAULT_SEQ_LEN = 1024
 DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
 DEFAULT_MAX_REJECTED = 0.01
+DEFAULT_DECONTAMINATE_WORDS = 13
 
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
@@ -148,6 +149,22 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         default="keep",
         help="leave out documents that came before: exact ones (white space counts), or also near ones, found by MinHash and "
         "compared; together: keep them all, near ones in one split (default: keep)",
+    )
+    group.add_argument(
+        "--decontaminate",
+        type=user_path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="leave out documents that share a run of words with these evaluation texts: every string of .jsonl or .parquet "
+        "files, or whole text files",
+    )
+    group.add_argument(
+        "--decontaminate-words",
+        type=int,
+        default=DEFAULT_DECONTAMINATE_WORDS,
+        metavar="N",
+        help="length of such a run, without punctuation and case (default: %(default)s, as for GPT-3)",
     )
 
 
@@ -272,12 +289,21 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         packing=args.pack or DEFAULT_PACKING,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
-        filters=ActiveFilters.of(vars(args)),
+        filters=_filters(args),
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )
+
+
+def _filters(args: argparse.Namespace) -> ActiveFilters:
+    filters = ActiveFilters.of(vars(args))
+    if not args.decontaminate:
+        return filters
+    from data_pipeline.decontamination import with_evaluation
+
+    return with_evaluation(filters, args.decontaminate, args.decontaminate_words)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
