@@ -5,6 +5,7 @@ https://arxiv.org/abs/2005.14165); unlike there, the whole document is left out.
 In scripts without spaces every character counts as a word.
 """
 
+import argparse
 import hashlib
 import json
 import re
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.filters import ActiveFilters, Limit
+from data_pipeline.paths import user_path
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.file_ranges import file_kind
 
+DEFAULT_WORDS = 13
 CAUSE = "evaluation text"
 # Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese are written without spaces.
 ALONE = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u303f\u3041-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
@@ -133,12 +136,34 @@ class Decontamination(ActiveFilters):
         return {**super().record(), **words}
 
 
-def with_evaluation(filters: ActiveFilters, paths: Sequence[Path], num_words: int) -> Decontamination:
-    """Add decontamination to some filters.
+def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
+    """Declare `--decontaminate` and its parameter."""
+    parser.add_argument(
+        "--decontaminate",
+        type=user_path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="leave out documents that share a run of words with these evaluation texts: every string of .jsonl or .parquet "
+        "files, or whole text files",
+    )
+    parser.add_argument(
+        "--decontaminate-words",
+        type=int,
+        default=DEFAULT_WORDS,
+        metavar="N",
+        help="length of such a run, without punctuation and case (default: %(default)s, as for GPT-3)",
+    )
+
+
+def decontaminating(filters: ActiveFilters, paths: Sequence[Path] | None, num_words: int) -> ActiveFilters:
+    """Add decontamination to some filters, if there are files of evaluation texts.
 
     Raises:
         DataError: a file cannot be read or holds no text, or all texts are too short.
     """
+    if not paths:
+        return filters
     if num_words < 2:
         raise DataError(f"--decontaminate-words {num_words}: give at least 2; 13 is usual, 8 finds shorter texts")
     evaluation = EvaluationTexts(((path.name, text) for path in paths for text in _read(path)), num_words)

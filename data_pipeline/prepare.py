@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from data_pipeline.decontamination import add_decontamination_options, decontaminating
 from data_pipeline.dedup import Duplicates
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
@@ -31,7 +32,6 @@ DEFAULT_SEQ_LEN = 1024
 DEFAULT_PACKING: Packing = "concat"
 DEFAULT_VALIDATION_FRACTION = 0.02
 DEFAULT_MAX_REJECTED = 0.01
-DEFAULT_DECONTAMINATE_WORDS = 13
 
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
@@ -83,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
     _add_acceptance(parser)
+    add(
+        "--estimate",
+        action="store_true",
+        help="print the documents, tokens, time, memory and disk that the job will need, from a sample; writes no output",
+    )
     add("--overwrite", action="store_true", help="replace the output folder, if it is a prepared one, when finished")
     add(
         "--verify",
@@ -150,22 +155,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         help="leave out documents that came before: exact ones (white space counts), or also near ones, found by MinHash and "
         "compared; together: keep them all, near ones in one split (default: keep)",
     )
-    group.add_argument(
-        "--decontaminate",
-        type=user_path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="leave out documents that share a run of words with these evaluation texts: every string of .jsonl or .parquet "
-        "files, or whole text files",
-    )
-    group.add_argument(
-        "--decontaminate-words",
-        type=int,
-        default=DEFAULT_DECONTAMINATE_WORDS,
-        metavar="N",
-        help="length of such a run, without punctuation and case (default: %(default)s, as for GPT-3)",
-    )
+    add_decontamination_options(group)
 
 
 def _add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +218,9 @@ def _mention_work(output: Path | None) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
+    if args.estimate:
+        _estimate(args)
+        return
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
     from data_pipeline.readers.inputs import resolve_input
     from data_pipeline.replace import restore_interrupted
@@ -253,6 +246,19 @@ def _prepare(args: argparse.Namespace) -> None:
         print(f"{args.output}: prepared, joined by another process")
 
 
+def _estimate(args: argparse.Namespace) -> None:
+    from data_pipeline.readers.inputs import resolve_input
+    from data_pipeline.tasks.estimate import estimate
+
+    inputs = [resolve_input(value) for value in args.input]
+    output = args.output and args.output.absolute()
+    print(estimate(inputs, _options(args, inputs), _workers(args), output))
+
+
+def _workers(args: argparse.Namespace) -> int:
+    return args.workers or len(os.sched_getaffinity(0))
+
+
 def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", options: "Options") -> None:
     """Do the phases that were asked for."""
     from data_pipeline.tasks.build import Build, Share, run_phases
@@ -261,7 +267,7 @@ def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", op
     from data_pipeline.tasks.work import open_work, remove_work
 
     with open_work(output, args.stage) as work:
-        build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
+        build = Build(work, inputs, options, _workers(args))
         tasks = run_phases(build, args.stage, Share(args.task_index, args.task_count))
         if args.stage in ("start", "tokens"):
             print(f"stage {args.stage} is done for all {len(tasks):,} tasks")
@@ -289,7 +295,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         packing=args.pack or DEFAULT_PACKING,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
-        filters=_filters(args),
+        filters=decontaminating(ActiveFilters.of(vars(args)), args.decontaminate, args.decontaminate_words),
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
@@ -297,19 +303,10 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
     )
 
 
-def _filters(args: argparse.Namespace) -> ActiveFilters:
-    filters = ActiveFilters.of(vars(args))
-    if not args.decontaminate:
-        return filters
-    from data_pipeline.decontamination import with_evaluation
-
-    return with_evaluation(filters, args.decontaminate, args.decontaminate_words)
-
-
 def _check_arguments(args: argparse.Namespace) -> None:
     """Raise DataError for a missing or impossible option."""
     for name in ("input", "output"):
-        if not getattr(args, name):
+        if not getattr(args, name) and not (name == "output" and args.estimate):
             raise DataError(f"--{name} is missing; usage: loopmdm prepare --input PATH... --output DIR")
     if args.vocab_size < 1:
         raise DataError(f"--vocab-size {args.vocab_size}: a tokenizer has 256 ids for bytes and some more")

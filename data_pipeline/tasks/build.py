@@ -74,12 +74,16 @@ class Build:
         Raises:
             DataError: no usable text, or a vocabulary size that does not fit the text.
         """
+        self.make_tokenizer(tasks)
+        if self.options.duplicates != "keep":
+            self.find_duplicates(tasks)
+
+    def make_tokenizer(self, tasks: Sequence[Task]) -> None:
+        """Put the tokenizer into the work folder; see `start`."""
         if self.options.trains_tokenizer:
             self._train(tasks)
         else:
             self._place_tokenizer()
-        if self.options.duplicates != "keep":
-            self._find_duplicates(tasks)
 
     def tokens(self, tasks: Sequence[Task], share: Share) -> None:
         """Do the tasks that are not done; returns when all are, by this process or others.
@@ -91,8 +95,7 @@ class Build:
         say_method(job.tokenizer_file)
         self.compare(job, tasks)
         missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
-        left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
-        require_space(self.work.folder, int(left * self._estimate(job.vocab_size)))
+        require_space(self.work.folder, _token_bytes(missing, job.vocab_size))
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
 
     def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:
@@ -161,7 +164,7 @@ class Build:
         if (folder := self._tokenizer_folder(tasks)) and folder.is_dir():
             return
         job = SampleJob(self.work.folder, self.options)
-        require_space(self.work.folder, self._estimate(self.options.vocab_size))
+        require_space(self.work.folder, _token_bytes(tasks, self.options.vocab_size))
         self._do_missing("reading for the tokenizer", job, tasks)
         folder = self._tokenizer_folder(tasks)
         if folder.is_dir():
@@ -177,7 +180,8 @@ class Build:
                 sample.texts(), self.options.vocab_size, partial / "tokenizer.model", self.options.model_type
             )
 
-    def _find_duplicates(self, tasks: Sequence[Task]) -> None:
+    def find_duplicates(self, tasks: Sequence[Task]) -> None:
+        """Put the decisions about duplicates into the work folder."""
         if (folder := self._decisions_folder(tasks)) and folder.is_dir():
             return
         job = SignatureJob(self.work.folder, self.options)
@@ -196,9 +200,10 @@ class Build:
         missing = [task for task in tasks if not job.is_done(task)]
         do_tasks(self.work, job, missing, len(tasks), self.workers, verb)
 
-    def _estimate(self, vocab_size: int) -> int:
-        text_bytes = sum(found.num_bytes for found in self.inputs)
-        return text_bytes // ASSUMED_BYTES_PER_TOKEN * token_dtype(vocab_size).itemsize
+
+def _token_bytes(tasks: Sequence[Task], vocab_size: int) -> int:
+    """Space that the tokens of some tasks need, roughly."""
+    return sum(task.num_bytes for task in tasks) // ASSUMED_BYTES_PER_TOKEN * token_dtype(vocab_size).itemsize
 
 
 def run_phases(build: Build, phase: Phase, share: Share) -> list[Task]:
