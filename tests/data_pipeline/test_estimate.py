@@ -25,10 +25,11 @@ def numbers(out):
 @pytest.fixture(params=["lines", "parquet", "text"])
 def corpus(request, tmp_path):
     """About 6 MB in several tasks: JSON lines, row groups, or many files."""
-    texts = [f"{text} {i}" for i in range(14) for text in make_texts(300, seed=i)]
+    short = [f"{text} {i}" for i in range(30) for text in make_texts(300, seed=i)]
+    texts = ["\n".join(short[i : i + 4]) for i in range(0, len(short), 4)]
     path = tmp_path / f"corpus.{request.param}"
     if request.param == "parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=300, compression="none")
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=100, compression="none")
     elif request.param == "lines":
         path = path.with_suffix(".jsonl")
         write_jsonl(path, texts)
