@@ -351,13 +351,13 @@ def test_temperature_flattens_the_weights(two):
 
 
 def test_a_limit_in_tokens(two, repack):
-    text = "corpora: [{path: web, weight: 1}, {path: code, weight: 1, max_tokens: 1000, max_epochs: 100}]"
-    assert blend_of(two, text).corpora[1].cap == 1000 // 32
+    text = "corpora: [{path: web, weight: 1}, {path: code, weight: 1, max_tokens: 40000, max_epochs: 100}]"
+    assert blend_of(two, text).corpora[1].cap == 40000 // 32
     text = text.replace("max_epochs: 100", "max_epochs: 0.01")
     blend = blend_of(two, text)
-    assert blend.corpora[1].cap == int(0.01 * blend.corpora[1].rows) < 1000 // 32
+    assert blend.corpora[1].cap == int(0.01 * blend.corpora[1].rows) < 40000 // 32
     repack(two / "code", "--seq-len", 32, "--pack", "best_fit")
     code = blend_of(two, text.replace("0.01", "100")).corpora[1]
     info = code.manifest.splits["train"]
     mean = (32 * info.rows - info.padded_tokens) / info.rows  # tokens of a row
-    assert info.padded_tokens and code.cap == int(1000 / mean) > 1000 // 32
+    assert info.padded_tokens and code.cap == int(40000 / mean) > 40000 // 32
