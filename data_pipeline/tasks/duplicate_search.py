@@ -11,6 +11,7 @@ where many pages share a template.
 
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import duckdb
 
 MEMORY_LIMIT = "4GB"
+# How often to look for signals during a query.
+POLL_SECONDS = 1.0
 # A document's number: its task in the high bits, its position in the task in the low ones.
 POSITION_BITS = 32
 
@@ -130,11 +133,12 @@ def find_repeated(signatures: Mapping[int, Path], near: bool, spill: Path, threa
         settings = {"memory_limit": MEMORY_LIMIT, "threads": threads, "temp_directory": f"{links}/spill"}
         try:
             with duckdb.connect(config={**settings, "preserve_insertion_order": False}) as connection:
-                connection.execute(DOCUMENTS.format(links=links.replace("'", "''"), position_bits=POSITION_BITS))
-                connection.execute(EXACT)
+                quoted = links.replace("'", "''")
+                _run(connection, DOCUMENTS.format(links=quoted, position_bits=POSITION_BITS))
+                _run(connection, EXACT)
                 if near:
                     _find_clusters(connection)
-                connection.execute(REPEATED.format(repeated=OF_CLUSTERS if near else OF_EXACT))
+                _run(connection, REPEATED.format(repeated=OF_CLUSTERS if near else OF_EXACT))
                 yield Repeated(connection)
         except duckdb.Error as error:
             raise DataError(
@@ -147,18 +151,29 @@ def find_repeated(signatures: Mapping[int, Path], near: bool, spill: Path, threa
 
 def _find_clusters(connection: "duckdb.DuckDBPyConnection") -> None:
     """Make the table `clusters`: every document that is similar to another, and the first document of its cluster."""
-    from duckdb.sqltypes import BLOB, INTEGER
-
-    connection.create_function("equal_bytes", _equal_bytes, [BLOB, BLOB], INTEGER, type="arrow")
-    connection.execute("CREATE TABLE pairs (a BIGINT, b BIGINT)")
+    connection.create_function("equal_bytes", _equal_bytes, ["BLOB", "BLOB"], "INTEGER", type="arrow")
+    _run(connection, "CREATE TABLE pairs (a BIGINT, b BIGINT)")
     for i in range(BANDS):
-        connection.execute(PAIRS_OF_BAND.format(band=f"band{i}"))
-    connection.execute(SIMILAR_PAIRS.format(min_equal=MIN_EQUAL_BYTES))
+        _run(connection, PAIRS_OF_BAND.format(band=f"band{i}"))
+    _run(connection, SIMILAR_PAIRS.format(min_equal=MIN_EQUAL_BYTES))
     changed = True
     while changed:
-        connection.execute(SPREAD_NUMBERS)
-        (changed,) = connection.execute(CHANGED).fetchone()
-        connection.execute("DROP TABLE clusters; ALTER TABLE next_clusters RENAME TO clusters")
+        _run(connection, SPREAD_NUMBERS)
+        (changed,) = _run(connection, CHANGED).fetchone()
+        _run(connection, "DROP TABLE clusters; ALTER TABLE next_clusters RENAME TO clusters")
+
+
+def _run(connection: "duckdb.DuckDBPyConnection", query: str) -> "duckdb.DuckDBPyConnection":
+    """Run a query in a thread: in the main one, DuckDB would replace the exception of a signal handler by its own."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(connection.execute, query)
+        try:
+            while not running.done():
+                wait([running], POLL_SECONDS)  # with a limit: another thread may have received the signal
+            return running.result()
+        except BaseException:
+            connection.interrupt()
+            raise
 
 
 def _equal_bytes(first: pyarrow.ChunkedArray, second: pyarrow.ChunkedArray) -> pyarrow.Array:

@@ -1,7 +1,10 @@
 """The search for duplicates: against plain Python, and what `prepare` makes of it."""
 
 import random
+import signal
 import sys
+import threading
+import time
 from itertools import chain
 
 import numpy as np
@@ -139,3 +142,23 @@ def test_a_search_that_cannot_run_says_why(prepare, tmp_path, monkeypatch):
     assert list(decisions.iterdir()) == []
     result = prepare(*words)
     assert result.code == 0, result.err
+
+
+def test_a_signal_stops_the_search_and_leaves_no_large_files(prepare, tmp_path, monkeypatch):
+    """Also what a killed process left of a search goes."""
+    path = write_jsonl(tmp_path / "x.jsonl", make_texts(5))
+    words = ("--input", path, "--output", tmp_path / "data", "--duplicates", "exact", "--validation-fraction", 0)
+    assert prepare(*words, "--stage", "start").code == 0
+    (decided,) = (tmp_path / "data.work" / "decisions").iterdir()
+    decided.rename(f"{decided}.partial-killed")
+    endless = "SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b WHERE a.range + b.range = -1;"
+    monkeypatch.setattr(duplicate_search, "EXACT", f"{endless} {duplicate_search.EXACT}")
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGTERM])
+    timer.start()
+    begin = time.monotonic()
+    result = prepare(*words)
+    timer.join()
+    assert result.code == 128 + signal.SIGTERM and "stopped by SIGTERM" in result.err
+    assert time.monotonic() - begin < 20 and list(decided.parent.iterdir()) == []
+    monkeypatch.undo()
+    assert prepare(*words).code == 0
