@@ -218,18 +218,19 @@ def _mention_work(output: Path | None) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
-    if args.estimate:
-        _estimate(args)
-        return
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
     from data_pipeline.readers.inputs import resolve_input
     from data_pipeline.replace import restore_interrupted
+    from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
-    output = resolve_output(args.output)
+    output = args.output and resolve_output(args.output)
     inputs = [resolve_input(value) for value in args.input]
     options = _options(args, inputs)
+    if args.estimate:
+        print(estimate(inputs, options, _workers(args), output))
+        return
     check_inputs(output, inputs)
     _mention_repeated_files(inputs)
     restore_interrupted(output)
@@ -244,15 +245,6 @@ def _prepare(args: argparse.Namespace) -> None:
         if not is_up_to_date(output, inputs, options, overwrite=False):
             raise
         print(f"{args.output}: prepared, joined by another process")
-
-
-def _estimate(args: argparse.Namespace) -> None:
-    from data_pipeline.readers.inputs import resolve_input
-    from data_pipeline.tasks.estimate import estimate
-
-    inputs = [resolve_input(value) for value in args.input]
-    output = args.output and args.output.absolute()
-    print(estimate(inputs, _options(args, inputs), _workers(args), output))
 
 
 def _workers(args: argparse.Namespace) -> int:
