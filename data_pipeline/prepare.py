@@ -20,6 +20,7 @@ from data_pipeline.manifest import Packing
 from data_pipeline.packing.pack_plan import require_seq_len
 from data_pipeline.paths import user_input, user_path
 from data_pipeline.repack import repack_and_report
+from data_pipeline.typed_words import number_of_bytes
 from data_pipeline.verify import verify_and_report
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_VALIDATION_FRACTION,
         metavar="F",
         help="share of documents, chosen by hash, for the validation split; 0 for no such split (default: %(default)s)",
+    )
+    add(
+        "--shard-size",
+        default="4GB",
+        metavar="SIZE",
+        help="largest size of a .bin file, such as 500MB (default: %(default)s)",
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
     _add_acceptance(parser)
@@ -275,8 +282,16 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
+        shard_size=_size(args.shard_size, "shard-size"),
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )
+
+
+def _size(word: str, option: str) -> int:
+    try:
+        return number_of_bytes(word)
+    except ValueError as error:
+        raise DataError(f"--{option} {word}: {error}") from error
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +10,7 @@ from data_pipeline.atomic_files import lock_prepared_folder, sync
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
 from data_pipeline.in_use import users
+from data_pipeline.indexed import Shard
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     FileInfo,
@@ -76,11 +78,14 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
         old = (manifest.packing, manifest.seq_len)
         new = (packing or manifest.packing, seq_len or manifest.seq_len)
         check_files(folder, _without_plans(manifest))
+        shards = {split: manifest.shards(split) for split in manifest.splits}
         if new == old and _is_intact(folder, manifest):
             _remove_leftovers(folder, manifest)
             return manifest
         try:
-            splits = {split: _planned(folder, split, info, old, new) for split, info in manifest.splits.items()}
+            splits = {
+                split: _planned(folder, split, info, shards[split], old, new) for split, info in manifest.splits.items()
+            }
             options = manifest.options | {"packing": new[0], "seq_len": new[1]}
             update = {"packing": new[0], "seq_len": new[1], "splits": splits, "options": options}
             # The modification time says when the inputs were read, so it stays.
@@ -95,12 +100,17 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
 
 
 def _planned(
-    folder: Path, split: str, info: SplitInfo, old: tuple[Packing, int], new: tuple[Packing, int]
+    folder: Path,
+    split: str,
+    info: SplitInfo,
+    shards: Sequence[Shard],
+    old: tuple[Packing, int],
+    new: tuple[Packing, int],
 ) -> SplitInfo:
     """Write a split's new plan and flush it to the disk; returns the split's new entry in the manifest."""
     for name in plan_files(split, *new):
         (folder / name).unlink(missing_ok=True)  # a run that has mapped the old file keeps it
-    plan = write_plan(folder, split, info.shards, *new)
+    plan = write_plan(folder, split, shards, *new)
     if plan.rows == 0:
         raise DataError(
             f"the {split} split of {folder} has {info.tokens:,} tokens, fewer than one row of {plan.seq_len:,}; "

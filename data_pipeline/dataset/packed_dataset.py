@@ -50,9 +50,8 @@ class PackedDataset:
                 "--validation-fraction is 0"
             )
         check_files(folder, self.manifest)
-        info = self.manifest.splits[split]
         self._plan = load_plan(folder, split, self.manifest.packing, self.seq_len)
-        self._stream = TokenStream(folder, info.shards)
+        self._stream = TokenStream(folder, self.manifest.shards(split))
         self.num_rows = self._plan.counts.rows
         self.has_padding = self._plan.counts.padded_tokens > 0
         if self.num_rows == 0:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import Index
+from data_pipeline.indexed import Shard
 from data_pipeline.manifest import Packing
 from data_pipeline.packing.best_fit import best_fit
 
@@ -68,25 +68,33 @@ def plan_files(split: str, strategy: Packing, seq_len: int) -> list[str]:
     return [f"{stem}.json", *(f"{stem}.{array}.npy" for array in ARRAYS if strategy == "best_fit")]
 
 
-def write_plan(folder: Path, split: str, shards: Sequence[str], strategy: Packing, seq_len: int) -> PlanCounts:
+def write_plan(folder: Path, split: str, shards: Sequence[Shard], strategy: Packing, seq_len: int) -> PlanCounts:
     """Plan the rows of a split from the `.idx` files of its shards, and write the plan; returns its counts.
 
     Raises:
         DataError: a shard's index is missing or damaged.
     """
-    indices = [Index(folder / shard) for shard in shards]
-    total = sum(index.num_tokens for index in indices)
+    total = sum(shard.tokens for shard in shards)
     counts_file, *array_files = (folder / name for name in plan_files(split, strategy, seq_len))
     if strategy == "concat":
         rows, dropped = divmod(total, seq_len)
         counts = _counts(strategy, seq_len, rows, total - dropped, dropped)
     else:
-        packed = best_fit(np.concatenate([np.zeros(0, np.int32), *(index.lengths for index in indices)]), seq_len)
+        packed = best_fit(read_lengths(folder, shards), seq_len)
         counts = _counts(strategy, seq_len, packed.row_starts.size - 1, total, 0)
         for path, name in zip(array_files, ARRAYS, strict=True):
             np.save(path, getattr(packed, name))
     counts_file.write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return counts
+
+
+def read_lengths(folder: Path, shards: Sequence[Shard]) -> NDArray[np.int32]:
+    """Tokens of every document, [documents]; one index is open at a time."""
+    lengths, done = np.empty(sum(shard.documents for shard in shards), np.int32), 0
+    for shard in shards:
+        lengths[done : done + shard.documents] = shard.index(folder).lengths
+        done += shard.documents
+    return lengths
 
 
 def _counts(strategy: Packing, seq_len: int, rows: int, tokens: int, dropped: int) -> PlanCounts:

@@ -91,7 +91,9 @@ class Build:
         self.compare(job, tasks)
         missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
         left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
-        require_space(self.work.folder, int(left * self._estimate(job.vocab_size)))
+        estimate = self._estimate(job.vocab_size)
+        joined = estimate if len(tasks) > 1 else 0  # while the shards are joined, the results of the tasks stay
+        require_space(self.work.folder, int(left * estimate) + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
 
     def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:

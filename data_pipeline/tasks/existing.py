@@ -45,7 +45,8 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
 def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
     """How to get what was asked for; other rows do not need the text again."""
     rows = {"seq_len": options.seq_len, "packing": options.packing}
-    if manifest.options != options.record() == manifest.options | rows:
+    there = _recorded(manifest, options)
+    if there != options.record() == there | rows:
         pack = f"loopmdm repack {output} --seq-len {options.seq_len} --pack {options.packing}"
         return f"change its rows with: {pack}; or replace it with --overwrite"
     return "replace it with --overwrite"
@@ -53,11 +54,16 @@ def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
 
 def _difference(output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options) -> str | None:
     """The first difference between what was asked for and what the folder holds, in words."""
-    asked, there = options.record(), manifest.options
+    asked, there = options.record(), _recorded(manifest, options)
     for name in sorted(asked.keys() | there.keys()):
         if asked.get(name) != there.get(name):
             return f"with {name} {_shown(there, name)} instead of {_shown(asked, name)}"
     return _input_difference(output, manifest, inputs, options)
+
+
+def _recorded(manifest: Manifest, options: Options) -> dict[str, str | int | float | None]:
+    """The options in a manifest. Folders of before --shard-size have one shard per task, which changes no document."""
+    return {"shard_size": options.shard_size} | manifest.options
 
 
 def _shown(options: dict[str, str | int | float | None], name: str) -> str:

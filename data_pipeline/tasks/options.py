@@ -11,6 +11,8 @@ from data_pipeline.tokenizers.characters import PREFIX
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
 
+DEFAULT_SHARD_SIZE = 4_000_000_000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -32,6 +34,7 @@ class Options:
         alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
             output, not what it is.
+        shard_size: largest size of a shard of tokens in bytes; a longer document has a shard of its own.
     """
 
     text_key: str
@@ -47,6 +50,7 @@ class Options:
     accept_broken_files: bool = False
     max_rejected: float = 0.01
     alphabet: str | None = None
+    shard_size: int = DEFAULT_SHARD_SIZE
 
     def record(self) -> dict[str, str | Limit | None]:
         """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""
@@ -58,6 +62,7 @@ class Options:
             "model_type": None if given else self.model_type,
             "seq_len": self.seq_len,
             "packing": self.packing,
+            "shard_size": self.shard_size,
         }
 
     def of_documents(self) -> dict[str, str | Limit | None]:

@@ -118,7 +118,7 @@ def collect(arguments: argparse.Namespace) -> Facts:
     """Collect. Raises DataError for a damaged folder, UserError for a row or sample that does not exist."""
     dataset = PackedDataset(arguments.folder, arguments.split)
     manifest = dataset.manifest
-    stream = TokenStream(arguments.folder, manifest.splits[arguments.split].shards)
+    stream = TokenStream(arguments.folder, manifest.shards(arguments.split))
     tokenizer = load_prepared_tokenizer(arguments.folder, manifest)
     rows = [
         _row(dataset, stream, tokenizer, row, sample, arguments) for row, sample in _wanted(arguments, dataset.num_rows)

@@ -20,7 +20,7 @@ from data_pipeline.atomic_files import lock_prepared_folder
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedWriter
+from data_pipeline.indexed import IndexedWriter, Shard
 from data_pipeline.manifest import load_manifest
 from data_pipeline.packing.best_fit import assign_rows, best_fit
 from data_pipeline.packing.pack_plan import load_plan, plan_files, write_plan
@@ -30,14 +30,14 @@ PAD = 299
 
 
 def write_shards(folder, shards):
-    """One `.bin/.idx` pair per list of document lengths; token i of the stream is i % 251. Returns the stems."""
+    """One `.bin/.idx` pair per list of document lengths; token i of the stream is i % 251. Returns the shards."""
     token = 0
     for number, lengths in enumerate(shards):
         with IndexedWriter(folder / f"train-{number:05}", 300) as writer:
             tokens = np.arange(token, token + sum(lengths)) % 251
             writer.append(tokens, np.array(lengths, np.int64))
         token += sum(lengths)
-    return [f"train-{number:05}" for number in range(len(shards))]
+    return [Shard(f"train-{i:05}", np.dtype(np.uint16), len(each), sum(each)) for i, each in enumerate(shards)]
 
 
 def dataset_of(folder, stems, packing, seq_len):
@@ -112,10 +112,12 @@ def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
     encoded = [np.append(ids, tokenizer.eod_id) for ids in tokenizer.encode_batch(texts)]
     for packing in ("best_fit", "concat"):
         with tempfile.TemporaryDirectory() as name:
+            shards = []
             for number, part in enumerate((encoded[::2], encoded[1::2])):
                 with IndexedWriter(Path(name) / f"train-{number:05}", 500) as writer:
                     writer.append(np.concatenate([np.zeros(0, int), *part]), np.array([len(ids) for ids in part], int))
-            dataset, counts = dataset_of(Path(name), ["train-00000", "train-00001"], packing, seq_len)
+                shards.append(Shard(f"train-{number:05}", np.dtype(np.uint16), len(part), sum(map(len, part))))
+            dataset, counts = dataset_of(Path(name), shards, packing, seq_len)
             segments = dataset.segments(np.arange(counts.rows))
             rows = dataset.rows(np.arange(counts.rows))
         found = {
@@ -289,16 +291,16 @@ def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepared, tmp_path,
 
 
 def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path, verify, repack):
-    """One task of the four has no document for the validation split, so that the shards' numbers have a gap."""
+    """The shards are those of the documents, not of the four tasks, one of which has no document for the validation split."""
     cuts = [0, 40, 41, 150, len(texts)]
     parts = [write_jsonl(tmp_path / f"part{i}.jsonl", texts[cuts[i] : cuts[i + 1]]) for i in range(4)]
     whole = write_jsonl(tmp_path / "whole.jsonl", texts)
-    inputs = {tmp_path / "sharded": parts, tmp_path / "one": [whole]}
+    inputs = {tmp_path / "sharded": [*parts, "--shard-size", "10kB"], tmp_path / "one": [whole]}
     for output, files in inputs.items():
         assert prepare("--input", *files, "--output", output, "--validation-fraction", 0.2).code == 0
     shards = {split: info.shards for split, info in load_manifest(tmp_path / "sharded").splits.items()}
-    assert shards["train"] == [f"train-{i:05}" for i in range(4)]
-    assert shards["validation"] == [f"validation-{i:05}" for i in (0, 2, 3)]
+    assert len(shards["train"]) > 4 and len(shards["validation"]) > 1
+    assert shards["train"] == [f"train-{i:05}" for i in range(len(shards["train"]))]
     for packing, seq_len in (("best_fit", 32), ("concat", 50), ("best_fit", 50), ("concat", 32)):
         words, found = ("--pack", packing, "--seq-len", seq_len), []
         for output, files in inputs.items():
