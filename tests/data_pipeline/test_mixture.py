@@ -226,6 +226,24 @@ def two(prepare, jsonl, tmp_path):
     return tmp_path
 
 
+def test_the_files_are_checked_once_for_all_ranks(two, monkeypatch):
+    """The main rank calls `Blend.check`; the ranks then look at no file but those that they read."""
+    from pretrain.evaluation.sets import evaluation_sets
+
+    blend = blend_of(two, "corpora:\n- {path: web, weight: 0.7}\n- {path: code, weight: 0.3}\n")
+    blend.check(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.manifest.check_size", lambda *args: pytest.fail("checked again"))
+        patch.setattr("data_pipeline.manifest.check_hash", lambda *args: pytest.fail("checked again"))
+        samples = Samples.of(blend, 0)
+        sets = evaluation_sets(blend, "validation", check=False)
+        assert samples.rows(np.arange(3)).shape == (3, 32) and sets[0].rows.num_rows
+    (two / "code" / "validation-00000.bin").write_bytes(b"")
+    for check in (lambda: blend.check(1), lambda: evaluation_sets(blend, "validation")):
+        with pytest.raises(DataError, match=r"validation-00000\.bin has 0 bytes"):
+            check()
+
+
 def test_a_blend_file_gives_weights_and_caps(two):
     blend = blend_of(two, "corpora:\n- {path: web, weight: 0.7}\n- {path: code, weight: 0.3, max_epochs: 1.5}\n")
     web, code = blend.corpora
