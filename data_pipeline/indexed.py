@@ -190,6 +190,10 @@ class Index:
         """Position of document i's first token."""
         return int(self._byte_offsets[i]) // self.dtype.itemsize
 
+    def select(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Positions of the first tokens, and lengths, of some documents; [n] each."""
+        return self._byte_offsets[documents] // self.dtype.itemsize, self.lengths[documents]
+
     def bytes_of(self, first: int, stop: int) -> int:
         """Size of the tokens of the documents `first` .. `stop` - 1, with first < stop."""
         last = int(self._byte_offsets[stop - 1]) + int(self.lengths[stop - 1]) * self.dtype.itemsize

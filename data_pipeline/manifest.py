@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,14 @@ BYTES_PER_FILE = 1 << 16
 
 Packing = Literal["concat", "best_fit"]
 TRAIN, VALIDATION = "train", "validation"
+
+
+class RowFormat(NamedTuple):
+    """What decides the rows that documents are packed into."""
+
+    packing: Packing
+    seq_len: int
+    shuffle: bool
 
 
 class _Record(BaseModel):
@@ -86,10 +94,16 @@ class Manifest(_Record):
     vocab_size: int = Field(ge=2, description="all ids, including those that the pipeline added")
     seq_len: int = Field(ge=1)
     packing: Packing
+    shuffle: bool = Field(default=False, description="whether the documents were shuffled before they were packed")
     splits: dict[str, SplitInfo]
     inputs: list[InputInfo]
-    options: dict[str, str | int | float | None]
+    options: dict[str, str | bool | int | float | None]
     records: dict[str, int] = Field(description="rejected records by cause")
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How the rows were made."""
+        return RowFormat(self.packing, self.seq_len, self.shuffle)
 
     def shards(self, split: str) -> list[Shard]:
         """The shards of a split, in the order of the documents; opens no file.

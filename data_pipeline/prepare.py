@@ -62,30 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
-    add(
-        "--seq-len",
-        type=int,
-        metavar="L",
-        help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)",
-    )
-    add(
-        "--pack",
-        choices=get_args(Packing),
-        help="concat: cut the stream of documents into rows (default); best_fit: keep documents whole, with padding at the "
-        "end of rows",
-    )
+    _add_rows(parser)
     add(
         "--validation-fraction",
         type=float,
         default=DEFAULT_VALIDATION_FRACTION,
         metavar="F",
         help="share of documents, chosen by hash, for the validation split; 0 for no such split (default: %(default)s)",
-    )
-    add(
-        "--shard-size",
-        default="4GB",
-        metavar="SIZE",
-        help="largest size of a .bin file, such as 500MB (default: %(default)s)",
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
     _add_acceptance(parser)
@@ -104,6 +87,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(parser)
     _add_sharing(parser)
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    """Options for what is written."""
+    add = parser.add_argument
+    add(
+        "--seq-len",
+        type=int,
+        metavar="L",
+        help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)",
+    )
+    add(
+        "--pack",
+        choices=get_args(Packing),
+        help="concat: cut the stream of documents into rows (default); best_fit: keep documents whole, with padding at the "
+        "end of rows",
+    )
+    add(
+        "--no-shuffle",
+        dest="shuffle",
+        action="store_false",
+        help="pack the documents in the order of the inputs, so that neighbors share rows, instead of a shuffled order",
+    )
+    add(
+        "--shard-size",
+        default="4GB",
+        metavar="SIZE",
+        help="largest size of a .bin file, such as 500MB (default: %(default)s)",
+    )
 
 
 def _add_acceptance(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +288,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         model_type=args.model_type,
         seq_len=seq_len,
         packing=args.pack or DEFAULT_PACKING,
+        shuffle=args.shuffle,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
         filters=ActiveFilters.of(vars(args)),

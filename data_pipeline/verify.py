@@ -61,7 +61,7 @@ def _check_counts(folder: Path, name: str, manifest: Manifest, split: SplitInfo)
     shards = manifest.shards(name)
     for shard in shards:
         shard.index(folder)
-    rows = load_plan(folder, name, manifest.packing, manifest.seq_len).counts
+    rows = load_plan(folder, name, *manifest.row_format).counts
     found = {
         "documents": sum(shard.documents for shard in shards),
         "tokens": sum(shard.tokens for shard in shards),

@@ -52,7 +52,7 @@ class PackedDataset:
             )
         if check:
             check_files(folder, self.manifest)
-        self._plan = load_plan(folder, split, self.manifest.packing, self.seq_len)
+        self._plan = load_plan(folder, split, *self.manifest.row_format)
         self._stream = TokenStream(folder, self.manifest.shards(split))
         self.num_rows = self._plan.counts.rows
         self.has_padding = self._plan.counts.padded_tokens > 0

@@ -44,10 +44,11 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
 
 def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
     """How to get what was asked for; other rows do not need the text again."""
-    rows = {"seq_len": options.seq_len, "packing": options.packing}
+    rows = options.row_format._asdict()
     there = _recorded(manifest, options)
     if there != options.record() == there | rows:
         pack = f"loopmdm repack {output} --seq-len {options.seq_len} --pack {options.packing}"
+        pack += "" if there["shuffle"] == options.shuffle else " --shuffle" if options.shuffle else " --no-shuffle"
         return f"change its rows with: {pack}; or replace it with --overwrite"
     return "replace it with --overwrite"
 
@@ -62,8 +63,8 @@ def _difference(output: Path, manifest: Manifest, inputs: Sequence[Input], optio
 
 
 def _recorded(manifest: Manifest, options: Options) -> dict[str, str | int | float | None]:
-    """The options in a manifest. Folders of before --shard-size have one shard per task, which changes no document."""
-    return {"shard_size": options.shard_size} | manifest.options
+    """The options in a manifest. Folders of before --shard-size have one shard per task and are in the order of the inputs."""
+    return {"shard_size": options.shard_size, "shuffle": False} | manifest.options
 
 
 def _shown(options: dict[str, str | int | float | None], name: str) -> str:

@@ -73,6 +73,7 @@ def _write_output(
         vocab_size=job.vocab_size,
         seq_len=build.options.seq_len,
         packing=build.options.packing,
+        shuffle=build.options.shuffle,
         splits={
             split: _join_split(build.options, token_dtype(job.vocab_size), folder, split, sources[split], files[split])
             for split in sources
@@ -129,10 +130,10 @@ def _join_split(
             _link(prefix.with_suffix(suffix), folder / (stem + suffix))
         shards.append(Shard.of_sizes(stem, dtype, of_shard[".bin"].bytes, of_shard[".idx"].bytes))
     documents, tokens = sum(source.info.documents for source in sources), sum(source.info.tokens for source in sources)
-    plan = write_plan(folder, split, shards, options.packing, options.seq_len)
+    plan = write_plan(folder, split, shards, *options.row_format)
     if plan.rows == 0:
         raise DataError(_explain_no_rows(split, documents, tokens, options))
-    for name in plan_files(split, options.packing, options.seq_len):
+    for name in plan_files(split, *options.row_format):
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     return SplitInfo(
         documents=documents,

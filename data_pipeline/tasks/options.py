@@ -6,7 +6,7 @@ from pathlib import Path
 from data_pipeline.dedup import Duplicates
 from data_pipeline.documents import Document
 from data_pipeline.filters import ActiveFilters, Limit
-from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
+from data_pipeline.manifest import TRAIN, VALIDATION, Packing, RowFormat, sha256_of
 from data_pipeline.tokenizers.characters import PREFIX
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
@@ -34,6 +34,7 @@ class Options:
         alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
             output, not what it is.
+        shuffle: pack the documents in shuffled order.
         shard_size: largest size of a shard of tokens in bytes; a longer document has a shard of its own.
     """
 
@@ -50,7 +51,13 @@ class Options:
     accept_broken_files: bool = False
     max_rejected: float = 0.01
     alphabet: str | None = None
+    shuffle: bool = True
     shard_size: int = DEFAULT_SHARD_SIZE
+
+    @property
+    def row_format(self) -> RowFormat:
+        """What decides the rows."""
+        return RowFormat(self.packing, self.seq_len, self.shuffle)
 
     def record(self) -> dict[str, str | Limit | None]:
         """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""
@@ -60,8 +67,7 @@ class Options:
             "tokenizer_sha256": self._tokenizer_identity(),
             "vocab_size": None if given else self.vocab_size,
             "model_type": None if given else self.model_type,
-            "seq_len": self.seq_len,
-            "packing": self.packing,
+            **self.row_format._asdict(),
             "shard_size": self.shard_size,
         }
 

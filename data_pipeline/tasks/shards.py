@@ -5,6 +5,7 @@ folder, so that a join that was stopped goes on from the shards that it has writ
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from data_pipeline.manifest import FileInfo, sha256_of
 from data_pipeline.tasks.addresses import content_address
 from data_pipeline.tasks.report import Progress
 from data_pipeline.tasks.task_records import ShardInfo
-from data_pipeline.tasks.work import SHARDS, remove_partial, require_space, result_folder
+from data_pipeline.tasks.work import PARTIAL, SHARDS, require_space, result_folder
 
 WrittenShard = tuple[Path, dict[str, FileInfo]]
 """Path without suffix, and files by suffix."""
@@ -131,6 +132,8 @@ class ShardWriter:
         missing = [parts for parts in shards if not _is_one_task(parts) and self._record(parts) is None]
         if not missing:
             return
+        for path in (self.work / SHARDS).glob(f"*{PARTIAL}*"):  # of a process that was killed
+            shutil.rmtree(path)
         require_space(self.work, sum(_needed(parts) for parts in missing))
         progress = Progress("joining", None, len(missing), len(shards))
         with ThreadPoolExecutor(min(self.workers, MOST_THREADS)) as pool:
@@ -160,7 +163,6 @@ class ShardWriter:
 
     def _write(self, parts: Sequence[Part]) -> None:
         final = self._folder(parts)
-        remove_partial(final)
         with result_folder(final, lambda: self._record(parts) is not None) as folder:
             files = _write_pair(parts, folder / NAME)
             (folder / RECORD_NAME).write_text(ShardRecord(files=files).model_dump_json(), encoding="utf-8")

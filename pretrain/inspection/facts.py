@@ -100,8 +100,10 @@ class Facts:
     @property
     def sources(self) -> list[tuple[InputInfo, float]]:
         """Each input with its share of the documents or tokens (`share_of`)."""
-        counts = [each.documents if self.share_of == "documents" else each.tokens or 0 for each in self.manifest.inputs]
-        return [(each, count / max(sum(counts), 1)) for each, count in zip(self.manifest.inputs, counts, strict=True)]
+        share_of, inputs = self.share_of, self.manifest.inputs
+        counts = [each.documents if share_of == "documents" else each.tokens or 0 for each in inputs]
+        total = max(sum(counts), 1)
+        return [(each, count / total) for each, count in zip(inputs, counts, strict=True)]
 
     @property
     def share_of(self) -> str:

@@ -188,7 +188,7 @@ def sparse_billion(folder, prepared):
     plan = PlanCounts(strategy="best_fit", seq_len=2, rows=rows, tokens=2 * rows, dropped_tokens=0, padded_tokens=0)
     counts.write_text(plan.model_dump_json())
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest |= {"seq_len": 2, "packing": "best_fit"}
+    manifest |= {"seq_len": 2, "packing": "best_fit", "shuffle": False}
     names = ["train.bin", "train.idx", *(path.name for path in (counts, *paths))]
     sizes = {name: (folder / name).stat().st_size for name in names}
     hashed = hashlib.sha256(counts.read_bytes()).hexdigest()

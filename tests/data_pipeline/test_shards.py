@@ -168,7 +168,7 @@ def test_many_shards_are_read_with_few_descriptors(prepare, jsonl, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     reading, after = map(int, done.stdout.split())
-    assert reading < 40 and after < 12
+    assert reading < 50 and after < 12  # 16 maps, and a lock and three arrays of the plan per dataset
     dataset = PackedDataset(tmp_path / "one", "train")
     assert np.array_equal(np.load(tmp_path / "rows.npy"), dataset.rows(np.arange(dataset.num_rows)))
 
