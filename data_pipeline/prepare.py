@@ -156,6 +156,12 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-type", choices=("bpe", "unigram"), default="bpe", help="kind of tokenizer to train (default: bpe)"
     )
+    parser.add_argument(
+        "--sample-bytes",
+        default="10MB",
+        metavar="SIZE",
+        help="size of the sample of text that a tokenizer is trained on, from tasks chosen by hash (default: %(default)s)",
+    )
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -295,6 +301,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
+        sample_bytes=_size(args.sample_bytes, "sample-bytes"),
         shard_size=_size(args.shard_size, "shard-size"),
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )

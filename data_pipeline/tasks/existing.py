@@ -63,8 +63,9 @@ def _difference(output: Path, manifest: Manifest, inputs: Sequence[Input], optio
 
 
 def _recorded(manifest: Manifest, options: Options) -> dict[str, str | int | float | None]:
-    """The options in a manifest. Folders of before --shard-size have one shard per task and are in the order of the inputs."""
-    return {"shard_size": options.shard_size, "shuffle": False} | manifest.options
+    """The options in a manifest. Older folders have one shard per task, the order of the inputs, and a sample of the whole text."""
+    asked = options.record()
+    return {name: asked[name] for name in ("shard_size", "sample_bytes")} | {"shuffle": False} | manifest.options
 
 
 def _shown(options: dict[str, str | int | float | None], name: str) -> str:

@@ -1,7 +1,7 @@
 """The work folder of a run that is not finished, `OUTPUT.work`, where every task leaves its result.
 
     OUTPUT.work/tokenizers/ADDRESS/   a tokenizer, given or trained
-    OUTPUT.work/samples/ADDRESS/      a task's sample of text to train the tokenizer on
+    OUTPUT.work/samples/ADDRESS/      the first documents of a task, to train the tokenizer on
     OUTPUT.work/signatures/ADDRESS/   what a task's documents are compared by to find duplicates
     OUTPUT.work/decisions/ADDRESS/    which documents of each task are duplicates
     OUTPUT.work/tokens/ADDRESS/       a task's shards and its record
