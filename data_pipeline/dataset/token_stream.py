@@ -51,11 +51,11 @@ class TokenStream:
         return int(out[0])
 
     def document(self, i: int) -> NDArray[np.integer]:
-        """A copy of the ids of document `i`, 0 .. num_documents - 1, its end-of-document id last."""
+        """Ids of document `i`, 0 .. num_documents - 1, its end-of-document id last; a view that keeps its file open."""
         shard = bisect_right(self._first_documents, i) - 1
         index, number = self._index(shard), i - self._first_documents[shard]
         start = index.start(number)
-        return self._tokens(shard)[start : start + int(index.lengths[number])].copy()
+        return self._tokens(shard)[start : start + int(index.lengths[number])]
 
     def lengths(self, step: int) -> NDArray[np.int32]:
         """Tokens of every `step`-th document of each shard, [documents]."""

@@ -139,7 +139,7 @@ class ShardWriter:
         with ThreadPoolExecutor(min(self.workers, MOST_THREADS)) as pool:
             for parts, _ in zip(missing, pool.map(self._write, missing), strict=True):
                 progress.task_done()
-                progress.update(sum(part.stop - part.first for part in parts), 0, 0)
+                progress.update(sum(part.stop - part.first for part in parts), sum(part.num_bytes for part in parts), 0)
         progress.close()
 
     def written(self, parts: Sequence[Part]) -> WrittenShard:
