@@ -10,6 +10,7 @@ sequence, so the document indices are 0, 1, ..., documents. Layout and codes fol
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,45 @@ MAX_LENGTH = 2**31 - 1
 def token_dtype(vocab_size: int) -> np.dtype:
     """The narrowest type that Megatron uses for a vocabulary of this size: uint16 or int32."""
     return np.dtype(np.uint16 if vocab_size < UINT16_VOCAB_LIMIT else np.int32)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One `.bin/.idx` pair, described without opening it.
+
+    Attributes:
+        stem: its name without suffix.
+        dtype: type of the tokens.
+        documents, tokens: what it holds.
+    """
+
+    stem: str
+    dtype: np.dtype
+    documents: int
+    tokens: int
+
+    @classmethod
+    def of_sizes(cls, stem: str, dtype: np.dtype, bin_bytes: int, idx_bytes: int) -> Self:
+        """From the sizes of its files. Raises ValueError for sizes that no pair has."""
+        documents, rest = divmod(idx_bytes - HEADER.size - 8, 20)
+        if rest or documents < 0 or bin_bytes % dtype.itemsize:
+            raise ValueError(f"{stem}.bin of {bin_bytes} bytes and {stem}.idx of {idx_bytes} bytes are no shard")
+        return cls(stem, dtype, documents, bin_bytes // dtype.itemsize)
+
+    def index(self, folder: Path) -> "Index":
+        """Map its `.idx`. Raises DataError when that is damaged or describes something else."""
+        index = Index(folder / self.stem)
+        found, expected = (len(index), index.num_tokens, index.dtype), (self.documents, self.tokens, self.dtype)
+        if found != expected:
+            raise DataError(
+                f"{folder / self.stem}.idx describes {found[0]:,} documents of {found[1]:,} tokens ({found[2]}), the manifest "
+                f"{expected[0]:,} of {expected[1]:,} ({expected[2]}); prepare the data again"
+            )
+        return index
+
+    def map_tokens(self, folder: Path) -> NDArray[np.integer]:
+        """Map its `.bin`, [tokens], read-only. Raises DataError when that is missing or has another size."""
+        return map_tokens(folder / self.stem, self.dtype, self.tokens)
 
 
 class IndexedWriter:
@@ -85,14 +125,35 @@ class IndexedWriter:
         return length
 
     def _write_index(self) -> None:
-        lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
-        offsets = np.zeros(lengths.size, np.int64)
-        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-        document_indices = np.arange(lengths.size + 1, dtype=np.int64)
-        with self._index_path.open("wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], lengths.size, document_indices.size))
-            for array in (lengths, offsets * self.dtype.itemsize, document_indices):
-                file.write(array.tobytes())
+        write_index(self._index_path, np.concatenate([np.zeros(0, np.int32), *self._lengths]), self.dtype)
+
+
+def write_index(path: Path, lengths: NDArray[np.int32], dtype: np.dtype) -> None:
+    """Write the `.idx` file of documents of `lengths` tokens, [documents]."""
+    offsets = np.zeros(lengths.size, np.int64)
+    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
+    document_indices = np.arange(lengths.size + 1, dtype=np.int64)
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[dtype], lengths.size, document_indices.size))
+        for array in (lengths, offsets * dtype.itemsize, document_indices):
+            file.write(array.tobytes())
+
+
+def map_tokens(prefix: Path, dtype: np.dtype, num_tokens: int) -> NDArray[np.integer]:
+    """Map `PREFIX.bin`, [num_tokens], read-only.
+
+    Raises:
+        DataError: the file is missing or has another size.
+    """
+    path, expected = prefix.with_suffix(".bin"), num_tokens * dtype.itemsize
+    try:
+        bin_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; prepare the data again") from error
+    if bin_bytes != expected:
+        raise DataError(f"{path} has {bin_bytes} bytes, its index describes {expected}; prepare the data again")
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, mode="r") if bin_bytes else np.zeros(0, dtype)
 
 
 class Index:
@@ -129,6 +190,24 @@ class Index:
         """Position of document i's first token."""
         return int(self._byte_offsets[i]) // self.dtype.itemsize
 
+    def select(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Positions of the first tokens, and lengths, of some documents; [n] each."""
+        return self._byte_offsets[documents] // self.dtype.itemsize, self.lengths[documents]
+
+    def bytes_of(self, first: int, stop: int) -> int:
+        """Size of the tokens of the documents `first` .. `stop` - 1, with first < stop."""
+        last = int(self._byte_offsets[stop - 1]) + int(self.lengths[stop - 1]) * self.dtype.itemsize
+        return last - int(self._byte_offsets[first])
+
+    def documents_within(self, first: int, num_bytes: int) -> int:
+        """The largest `stop` for which the documents `first` .. `stop` - 1 have at most `num_bytes` of tokens."""
+        limit = int(self._byte_offsets[first]) + num_bytes
+        # Documents that begin up to the limit; the last of them may end beyond it.
+        stop = bisect_right(self._byte_offsets, limit, lo=first)
+        while stop > first and self.bytes_of(first, stop) > num_bytes:
+            stop -= 1
+        return stop
+
     def starts_between(self, first: int, stop: int) -> NDArray[np.int64]:
         """Positions p, first < p < stop, at which documents start, ascending, int64."""
         # `bisect` reads about thirty entries; numpy would copy the whole array, which is not aligned.
@@ -150,16 +229,7 @@ class IndexedReader:
 
     def __init__(self, prefix: Path) -> None:
         self.index = Index(prefix)
-        path, dtype = prefix.with_suffix(".bin"), self.index.dtype
-        try:
-            bin_bytes = path.stat().st_size
-        except FileNotFoundError as error:
-            raise DataError(f"{path} is missing; prepare the data again") from error
-        expected = self.index.num_tokens * dtype.itemsize
-        if bin_bytes != expected:
-            raise DataError(f"{path} has {bin_bytes} bytes, its index describes {expected}; prepare the data again")
-        # An empty file cannot be mapped.
-        self.tokens = np.memmap(path, dtype, mode="r") if bin_bytes else np.zeros(0, dtype)
+        self.tokens = map_tokens(prefix, self.index.dtype, self.index.num_tokens)
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -172,7 +242,7 @@ class IndexedReader:
     def document(self, i: int) -> NDArray[np.integer]:
         """Ids of document `i`, [lengths[i]], the end-of-document id last."""
         start = self.index.start(i)
-        return self.tokens[start : start + self.lengths[i]]
+        return self.tokens[start : start + int(self.lengths[i])]
 
 
 def _parse_header(path: Path, index: NDArray[np.uint8]) -> tuple[int, np.dtype]:

@@ -4,12 +4,13 @@ import glob
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.errors import DataError
+from data_pipeline.indexed import Shard, token_dtype
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -17,9 +18,19 @@ PREPARE_HINT = "prepare one with: loopmdm prepare --input PATH... --output {fold
 REPAIR_HINT = "copy the folder again from its source, or prepare it again with --overwrite"
 # Hashing more would delay the start of a run; `loopmdm verify` hashes everything.
 QUICKLY_HASHED_BYTES = 1 << 26
+# What opening a file counts as in it, so that many small files are not all hashed.
+BYTES_PER_FILE = 1 << 16
 
 Packing = Literal["concat", "best_fit"]
 TRAIN, VALIDATION = "train", "validation"
+
+
+class RowFormat(NamedTuple):
+    """What decides the rows that documents are packed into."""
+
+    packing: Packing
+    seq_len: int
+    shuffle: bool
 
 
 class _Record(BaseModel):
@@ -83,10 +94,31 @@ class Manifest(_Record):
     vocab_size: int = Field(ge=2, description="all ids, including those that the pipeline added")
     seq_len: int = Field(ge=1)
     packing: Packing
+    shuffle: bool = Field(default=False, description="whether the documents were shuffled before they were packed")
     splits: dict[str, SplitInfo]
     inputs: list[InputInfo]
-    options: dict[str, str | int | float | None]
+    options: dict[str, str | bool | int | float | None]
     records: dict[str, int] = Field(description="rejected records by cause")
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How the rows were made."""
+        return RowFormat(self.packing, self.seq_len, self.shuffle)
+
+    def shards(self, split: str) -> list[Shard]:
+        """The shards of a split, in the order of the documents; opens no file.
+
+        Raises:
+            DataError: the sizes of their files are missing or are not those of a shard.
+        """
+        info, dtype = self.splits[split], token_dtype(self.vocab_size)
+        try:
+            sizes = [(info.files[f"{stem}.bin"].bytes, info.files[f"{stem}.idx"].bytes) for stem in info.shards]
+            return [Shard.of_sizes(stem, dtype, *each) for stem, each in zip(info.shards, sizes, strict=True)]
+        except KeyError as error:
+            raise DataError(f"{MANIFEST_NAME} lists no file {error} of the {split} split; {REPAIR_HINT}") from error
+        except ValueError as error:
+            raise DataError(f"{MANIFEST_NAME}: {error}; {REPAIR_HINT}") from error
 
     @model_validator(mode="after")
     def _ids_fit(self) -> Self:
@@ -169,7 +201,7 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Quick check before a run: the size of every file, and the hashes of all but the `.bin`, up to `QUICKLY_HASHED_BYTES`.
+    """Quick check before a run: the size of every file, and the hashes of the smallest, up to `QUICKLY_HASHED_BYTES`.
 
     `data_pipeline.verify` hashes everything.
 
@@ -180,10 +212,11 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
     left = QUICKLY_HASHED_BYTES
     for split in manifest.splits.values():
-        for name, info in split.files.items():
+        for name, info in sorted(split.files.items(), key=lambda each: each[1].bytes):
             check_size(folder / name, info.bytes)
-            if not name.endswith(".bin") and info.bytes <= left:
-                left -= info.bytes
+            cost = max(info.bytes, BYTES_PER_FILE)
+            if not name.endswith(".bin") and cost <= left:
+                left -= cost
                 check_hash(folder / name, info.sha256)
 
 
@@ -195,9 +228,10 @@ def sha256_of(path: Path) -> str:
 
 def check_size(path: Path, expected: int) -> None:
     """Raise DataError when a file is missing or has another size in bytes."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing; {REPAIR_HINT}")
-    found = path.stat().st_size
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; {REPAIR_HINT}") from error
     if found != expected:
         raise DataError(f"{path} has {found} bytes, the manifest says {expected}; {REPAIR_HINT}")
 

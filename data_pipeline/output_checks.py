@@ -19,12 +19,15 @@ WRITTEN = (
     "tokenizer.model",
     "train-00000.bin",
     "train-00000.idx",
-    "train.pack.concat-8.json",
+    "train.pack.concat-8-shuffled.json",
+    "train.pack.concat-8-shuffled.starts.npy",
 )
 WRITTEN_BY_TASKS = (
     f"tokens/{'0' * 32}/train.bin",
     f"tokens/{'0' * 32}/train.idx",
     f"samples/{'0' * 32}/sample.jsonl",
+    f"shards/{'0' * 32}/shard.bin",
+    f"shards/{'0' * 32}/shard.idx",
     f"{JOINED}{PARTIAL}0/{MANIFEST_NAME}",
 )
 

@@ -21,6 +21,7 @@ from data_pipeline.manifest import Packing
 from data_pipeline.packing.pack_plan import require_seq_len
 from data_pipeline.paths import user_input, user_path
 from data_pipeline.repack import repack_and_report
+from data_pipeline.typed_words import number_of_bytes
 from data_pipeline.verify import verify_and_report
 
 if TYPE_CHECKING:
@@ -62,18 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
-    add(
-        "--seq-len",
-        type=int,
-        metavar="L",
-        help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)",
-    )
-    add(
-        "--pack",
-        choices=get_args(Packing),
-        help="concat: cut the stream of documents into rows (default); best_fit: keep documents whole, with padding at the "
-        "end of rows",
-    )
+    _add_rows(parser)
     add(
         "--validation-fraction",
         type=float,
@@ -103,6 +93,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(parser)
     _add_sharing(parser)
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    """Options for what is written."""
+    add = parser.add_argument
+    add(
+        "--seq-len",
+        type=int,
+        metavar="L",
+        help=f"tokens per row (default: {DEFAULT_SEQ_LEN}, or one instance of a task)",
+    )
+    add(
+        "--pack",
+        choices=get_args(Packing),
+        help="concat: cut the stream of documents into rows (default); best_fit: keep documents whole, with padding at the "
+        "end of rows",
+    )
+    add(
+        "--no-shuffle",
+        dest="shuffle",
+        action="store_false",
+        help="pack the documents in the order of the inputs, so that neighbors share rows, instead of a shuffled order",
+    )
+    add(
+        "--shard-size",
+        default="4GB",
+        metavar="SIZE",
+        help="largest size of a .bin file, such as 500MB (default: %(default)s)",
+    )
 
 
 def _add_acceptance(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +161,12 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model-type", choices=("bpe", "unigram"), default="bpe", help="kind of tokenizer to train (default: bpe)"
+    )
+    parser.add_argument(
+        "--sample-bytes",
+        default="10MB",
+        metavar="SIZE",
+        help="size of the sample of text that a tokenizer is trained on, from tasks chosen by hash (default: %(default)s)",
     )
 
 
@@ -285,14 +310,24 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         model_type=args.model_type,
         seq_len=seq_len,
         packing=args.pack or DEFAULT_PACKING,
+        shuffle=args.shuffle,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
         filters=decontaminating(ActiveFilters.of(vars(args)), args.decontaminate, args.decontaminate_words),
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
+        sample_bytes=_size(args.sample_bytes, "sample-bytes"),
+        shard_size=_size(args.shard_size, "shard-size"),
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )
+
+
+def _size(word: str, option: str) -> int:
+    try:
+        return number_of_bytes(word)
+    except ValueError as error:
+        raise DataError(f"--{option} {word}: {error}") from error
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

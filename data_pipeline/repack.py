@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -9,11 +10,13 @@ from data_pipeline.atomic_files import lock_prepared_folder, sync
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
 from data_pipeline.in_use import users
+from data_pipeline.indexed import Shard
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     FileInfo,
     Manifest,
     Packing,
+    RowFormat,
     SplitInfo,
     check_files,
     load_manifest,
@@ -39,21 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="concat: cut the stream of documents into rows; best_fit: keep documents whole, with padding at the end of rows "
         "(default: unchanged)",
     )
+    parser.add_argument(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        help="pack the documents in shuffled order, or in that of the inputs (default: unchanged)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Repack the folder and print its new table; returns the exit status."""
-    return exit_status(lambda: repack_and_report(args.folder, args.pack, args.seq_len))
+    return exit_status(lambda: repack_and_report(args.folder, args.pack, args.seq_len, args.shuffle))
 
 
-def repack_and_report(folder: Path, packing: Packing | None, seq_len: int | None) -> None:
+def repack_and_report(folder: Path, packing: Packing | None, seq_len: int | None, shuffle: bool | None = None) -> None:
     """Repack a folder and print the new rows. Raises DataError as `repack` does."""
     if seq_len is not None:
         require_seq_len(seq_len)
-    print("\n".join(split_table(repack(folder, packing, seq_len), folder)))
+    print("\n".join(split_table(repack(folder, packing, seq_len, shuffle), folder)))
 
 
-def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manifest:
+def repack(folder: Path, packing: Packing | None, seq_len: int | None, shuffle: bool | None = None) -> Manifest:
     """Plan the rows of every split again and return the new manifest.
 
     New plans have their own names and the manifest is replaced last, so whenever the process ends, the folder has either the
@@ -61,7 +69,7 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
     process holds the folder. A plan that is missing or damaged is made again even if its packing and length do not change.
 
     Args:
-        packing, seq_len: None keeps those of the folder.
+        packing, seq_len, shuffle: None keeps those of the folder.
 
     Raises:
         DataError: not a prepared folder, files that differ from its manifest, too little text for one row of each split, or
@@ -73,16 +81,19 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
         if os.fstat(descriptor).st_ino != folder.stat().st_ino:
             raise DataError(f"{folder} has just been prepared again; run the command again")
         manifest = load_manifest(folder)
-        old = (manifest.packing, manifest.seq_len)
-        new = (packing or manifest.packing, seq_len or manifest.seq_len)
+        old = manifest.row_format
+        new = RowFormat(packing or old.packing, seq_len or old.seq_len, old.shuffle if shuffle is None else shuffle)
         check_files(folder, _without_plans(manifest))
+        shards = {split: manifest.shards(split) for split in manifest.splits}
         if new == old and _is_intact(folder, manifest):
             _remove_leftovers(folder, manifest)
             return manifest
         try:
-            splits = {split: _planned(folder, split, info, old, new) for split, info in manifest.splits.items()}
-            options = manifest.options | {"packing": new[0], "seq_len": new[1]}
-            update = {"packing": new[0], "seq_len": new[1], "splits": splits, "options": options}
+            splits = {
+                split: _planned(folder, split, info, shards[split], old, new) for split, info in manifest.splits.items()
+            }
+            rows = new._asdict()
+            update = {**rows, "splits": splits, "options": manifest.options | rows}
             # The modification time says when the inputs were read, so it stays.
             inputs_read = (folder / MANIFEST_NAME).stat().st_mtime_ns
             # The new plan must be on the disk before the manifest that needs it, and that before the old plan is removed.
@@ -95,12 +106,17 @@ def repack(folder: Path, packing: Packing | None, seq_len: int | None) -> Manife
 
 
 def _planned(
-    folder: Path, split: str, info: SplitInfo, old: tuple[Packing, int], new: tuple[Packing, int]
+    folder: Path,
+    split: str,
+    info: SplitInfo,
+    shards: Sequence[Shard],
+    old: RowFormat,
+    new: RowFormat,
 ) -> SplitInfo:
     """Write a split's new plan and flush it to the disk; returns the split's new entry in the manifest."""
     for name in plan_files(split, *new):
         (folder / name).unlink(missing_ok=True)  # a run that has mapped the old file keeps it
-    plan = write_plan(folder, split, info.shards, *new)
+    plan = write_plan(folder, split, shards, *new)
     if plan.rows == 0:
         raise DataError(
             f"the {split} split of {folder} has {info.tokens:,} tokens, fewer than one row of {plan.seq_len:,}; "
@@ -115,7 +131,7 @@ def _planned(
 
 
 def _without_plans(manifest: Manifest) -> Manifest:
-    plans = {name for split in manifest.splits for name in plan_files(split, manifest.packing, manifest.seq_len)}
+    plans = {name for split in manifest.splits for name in plan_files(split, *manifest.row_format)}
     splits = {
         split: info.model_copy(update={"files": {name: f for name, f in info.files.items() if name not in plans}})
         for split, info in manifest.splits.items()

@@ -23,7 +23,7 @@ def split_table(manifest: Manifest, folder: Path) -> list[str]:
         )
         for name, split in manifest.splits.items()
     ]
-    sizes = f"{manifest.vocab_size:,} ids, {manifest.packing} rows of {manifest.seq_len:,} tokens"
+    sizes = f"{manifest.vocab_size:,} ids, {'shuffled ' * manifest.shuffle}{manifest.packing} rows of {manifest.seq_len:,} tokens"
     return [*aligned([header, *table]), f"wrote {folder} ({sizes})"]
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
+_BYTES = re.compile(
+    r"(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)(e[0-9]{1,2})?)\s*((?P<unit>[kmgt])(?P<binary>i)?)?b?", re.IGNORECASE
+)
 _NOT_FINITE = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
 
 
@@ -36,6 +39,18 @@ def real_number(word: str) -> float:
     if math.isinf(value):
         raise ValueError("should be a finite number; this one is too large")
     return value
+
+
+def number_of_bytes(word: str) -> int:
+    """`4GB`, `500 MB`, `1.5GiB` or `4e9`: decimal units, or binary ones with an i. Raises ValueError that says what to write."""
+    match = _BYTES.fullmatch(word.strip())
+    if not match:
+        raise ValueError("should be a size such as 500MB or 4GB")
+    number, power, binary = match["number"], " kmgt".index((match["unit"] or " ").lower()), match["binary"]
+    size = int(Decimal(number) * (1024 if binary else 1000) ** power)
+    if not 1 <= size < 2**63:
+        raise ValueError("should be a size of at least one byte, such as 500MB or 4GB")
+    return size
 
 
 def truth(word: str) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
 from data_pipeline.in_use import hold
-from data_pipeline.indexed import Index
 from data_pipeline.manifest import REPAIR_HINT, Manifest, SplitInfo, check_hash, check_size
 from data_pipeline.packing.pack_plan import load_plan
 from data_pipeline.paths import user_path
@@ -59,11 +58,13 @@ def _check_content(folder: Path, manifest: Manifest) -> None:
 
 def _check_counts(folder: Path, name: str, manifest: Manifest, split: SplitInfo) -> None:
     """Compare the manifest's counts with the files; no hash protects the manifest itself."""
-    indices = [Index(folder / stem) for stem in split.shards]
-    rows = load_plan(folder, name, manifest.packing, manifest.seq_len).counts
+    shards = manifest.shards(name)
+    for shard in shards:
+        shard.index(folder)
+    rows = load_plan(folder, name, *manifest.row_format).counts
     found = {
-        "documents": sum(map(len, indices)),
-        "tokens": sum(index.num_tokens for index in indices),
+        "documents": sum(shard.documents for shard in shards),
+        "tokens": sum(shard.tokens for shard in shards),
         "rows": rows.rows,
         "dropped_tokens": rows.dropped_tokens,
         "padded_tokens": rows.padded_tokens,

@@ -146,7 +146,7 @@ class Blend:
         for number, corpus in enumerate(self.corpora, 1):
             prefix = f"corpus {number} " if len(self.corpora) > 1 else ""
             files = corpus.manifest.splits[TRAIN].files
-            plan = plan_files(TRAIN, corpus.manifest.packing, corpus.manifest.seq_len)
+            plan = plan_files(TRAIN, *corpus.manifest.row_format)
             facts[f"{prefix}tokens"] = _digest(info.sha256 for name, info in files.items() if name not in plan)
             facts[f"{prefix}rows"] = _digest(files[name].sha256 for name in plan)
             if prefix:

@@ -28,13 +28,14 @@ class PackedDataset:
         folder: what `loopmdm prepare --output` wrote.
         split: a name from the manifest, "train" or "validation".
         expected: the manifest that was read before, if any, and on which other decisions rest.
+        check: check the files of the folder; not needed where another process has just done so.
 
     Raises:
-        DataError: the folder fails `check_files`, has no such split, or the split has no row; or it has been replaced since
-            `expected` was read.
+        DataError: the folder fails the check, has no such split, or the split has no row; or it has been replaced since `expected`
+            was read.
     """
 
-    def __init__(self, folder: Path, split: str, expected: Manifest | None = None) -> None:
+    def __init__(self, folder: Path, split: str, expected: Manifest | None = None, check: bool = True) -> None:
         folder = Path(folder)
         # Held as long as the dataset exists, so that the files are not removed from under the map.
         self.manifest, held = hold(folder)
@@ -49,10 +50,10 @@ class PackedDataset:
                 f"{folder} has no split {split!r}; it has: {known}. `loopmdm prepare` makes a validation split unless its "
                 "--validation-fraction is 0"
             )
-        check_files(folder, self.manifest)
-        info = self.manifest.splits[split]
-        self._plan = load_plan(folder, split, self.manifest.packing, self.seq_len)
-        self._stream = TokenStream(folder, info.shards)
+        if check:
+            check_files(folder, self.manifest)
+        self._plan = load_plan(folder, split, *self.manifest.row_format)
+        self._stream = TokenStream(folder, self.manifest.shards(split))
         self.num_rows = self._plan.counts.rows
         self.has_padding = self._plan.counts.padded_tokens > 0
         if self.num_rows == 0:

@@ -47,8 +47,9 @@ class Samples:
 
     @classmethod
     def of(cls, blend: Blend, seed: int) -> Self:
-        """Map the training split of every corpus of a blend."""
-        return cls([PackedDataset(c.path, TRAIN, c.manifest) for c in blend.corpora], blend.schedule, seed)
+        """Open the training split of every corpus of a blend whose files were checked, once for all ranks, by `Blend.check`."""
+        corpora = [PackedDataset(c.path, TRAIN, c.manifest, check=False) for c in blend.corpora]
+        return cls(corpora, blend.schedule, seed)
 
     def locate(self, samples: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Corpus, and row of that corpus, of the samples [n]; int64 [n] each."""

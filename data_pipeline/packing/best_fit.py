@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as segments of the token stream; row i has the segments row_starts[i] .. row_starts[i+1] - 1, in stream order.
+    """Rows as segments of the token stream; row i has the segments row_starts[i] .. row_starts[i+1] - 1, in the order of the
+    documents.
 
     Attributes:
         row_starts: int64 [rows + 1].
@@ -27,14 +28,19 @@ class PackedRows:
     lengths: NDArray[np.int32]
 
 
-def best_fit(lengths: NDArray[np.integer], seq_len: int) -> PackedRows:
+def best_fit(lengths: NDArray[np.integer], seq_len: int, order: NDArray[np.int64] | None = None) -> PackedRows:
     """Pack documents of `lengths` tokens, [documents], into rows of at most `seq_len`.
+
+    Args:
+        order: a permutation of the documents, in which they are placed; None for that of the stream.
 
     The full rows of long documents come first. Every token is in exactly one segment, and every segment lies in one document.
     Documents without tokens have no segment.
     """
     sizes = lengths.astype(np.int64)
     positions = np.cumsum(sizes) - sizes
+    if order is not None:
+        sizes, positions = sizes[order], positions[order]
     full, rest = np.divmod(sizes, seq_len)
     full_starts = np.repeat(positions - seq_len * (np.cumsum(full) - full), full) + seq_len * np.arange(full.sum())
     items = np.flatnonzero(rest)

@@ -1,11 +1,13 @@
 """The pack plan: which segments of the token stream form each row, in files beside the tokens.
 
 `concat` cuts the stream of documents, each with its end-of-document id, into rows and drops the last partial row. `best_fit`
-keeps documents whole (`data_pipeline.packing.best_fit`).
+keeps documents whole (`data_pipeline.packing.best_fit`). Both take the documents in shuffled order (`packing.shuffled`), or in
+that of the inputs.
 
-`SPLIT.pack.STRATEGY-SEQLEN.json` holds the counts, which is all of a `concat` plan. `best_fit` adds three arrays, 12 bytes
-per segment and 8 per row, which are memory-mapped. Plans are made from the `.idx` files only, so that packing again does not
-tokenize again. Their names contain the strategy and the length, so that a new plan does not overwrite one in use.
+`SPLIT.pack.STRATEGY-SEQLEN[-shuffled].json` holds the counts, which is all of a `concat` plan in the order of the inputs. Others
+have three arrays, 12 bytes per segment and 8 per row, which are memory-mapped. Plans are made from the `.idx` files only, so
+that packing again does not tokenize again. Their names contain what decides the rows, so that a new plan does not overwrite one
+in use.
 """
 
 from collections.abc import Sequence
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import Index
-from data_pipeline.manifest import Packing
+from data_pipeline.indexed import Shard
+from data_pipeline.manifest import Packing, RowFormat
 from data_pipeline.packing.best_fit import best_fit
+from data_pipeline.packing.shuffled import document_order, write_concat
 
 ARRAYS = ("row_starts", "starts", "lengths")
 REPACK_HINT = "make it again with: loopmdm repack {folder}"
@@ -33,6 +36,7 @@ class PlanCounts(BaseModel):
 
     strategy: Packing
     seq_len: int = Field(ge=1)
+    shuffle: bool = False
     rows: int = Field(ge=0)
     tokens: int = Field(ge=0)
     dropped_tokens: int = Field(ge=0)
@@ -62,42 +66,58 @@ def require_seq_len(seq_len: int) -> None:
         raise DataError(f"--seq-len {seq_len}: a row needs at least 2 tokens")
 
 
-def plan_files(split: str, strategy: Packing, seq_len: int) -> list[str]:
+def plan_files(split: str, strategy: Packing, seq_len: int, shuffle: bool = False) -> list[str]:
     """File names of a plan, the counts first."""
-    stem = f"{split}.pack.{strategy}-{seq_len}"
-    return [f"{stem}.json", *(f"{stem}.{array}.npy" for array in ARRAYS if strategy == "best_fit")]
+    stem = f"{split}.pack.{strategy}-{seq_len}{'-shuffled' * shuffle}"
+    return [f"{stem}.json", *(f"{stem}.{array}.npy" for array in ARRAYS if strategy == "best_fit" or shuffle)]
 
 
-def write_plan(folder: Path, split: str, shards: Sequence[str], strategy: Packing, seq_len: int) -> PlanCounts:
+def write_plan(
+    folder: Path, split: str, shards: Sequence[Shard], strategy: Packing, seq_len: int, shuffle: bool = False
+) -> PlanCounts:
     """Plan the rows of a split from the `.idx` files of its shards, and write the plan; returns its counts.
 
     Raises:
         DataError: a shard's index is missing or damaged.
     """
-    indices = [Index(folder / shard) for shard in shards]
-    total = sum(index.num_tokens for index in indices)
-    counts_file, *array_files = (folder / name for name in plan_files(split, strategy, seq_len))
+    total = sum(shard.tokens for shard in shards)
+    counts_file, *array_files = (folder / name for name in plan_files(split, strategy, seq_len, shuffle))
+    form = RowFormat(strategy, seq_len, shuffle)
     if strategy == "concat":
         rows, dropped = divmod(total, seq_len)
-        counts = _counts(strategy, seq_len, rows, total - dropped, dropped)
+        counts = _counts(form, rows, total - dropped, dropped)
+        if shuffle:
+            write_concat(folder, shards, seq_len, array_files)
     else:
-        packed = best_fit(np.concatenate([np.zeros(0, np.int32), *(index.lengths for index in indices)]), seq_len)
-        counts = _counts(strategy, seq_len, packed.row_starts.size - 1, total, 0)
+        lengths = read_lengths(folder, shards)
+        order = document_order(np.arange(lengths.size), lengths.size) if shuffle and lengths.size else None
+        packed = best_fit(lengths, seq_len, order)
+        counts = _counts(form, packed.row_starts.size - 1, total, 0)
         for path, name in zip(array_files, ARRAYS, strict=True):
             np.save(path, getattr(packed, name))
     counts_file.write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return counts
 
 
-def _counts(strategy: Packing, seq_len: int, rows: int, tokens: int, dropped: int) -> PlanCounts:
-    padded = rows * seq_len - tokens
+def read_lengths(folder: Path, shards: Sequence[Shard]) -> NDArray[np.int32]:
+    """Tokens of every document, [documents]; one index is open at a time."""
+    lengths, done = np.empty(sum(shard.documents for shard in shards), np.int32), 0
+    for shard in shards:
+        lengths[done : done + shard.documents] = shard.index(folder).lengths
+        done += shard.documents
+    return lengths
+
+
+def _counts(form: RowFormat, rows: int, tokens: int, dropped: int) -> PlanCounts:
+    padded = rows * form.seq_len - tokens
     return PlanCounts(
-        strategy=strategy, seq_len=seq_len, rows=rows, tokens=tokens, dropped_tokens=dropped, padded_tokens=padded
-    )
+        strategy=form.packing, seq_len=form.seq_len, shuffle=form.shuffle,
+        rows=rows, tokens=tokens, dropped_tokens=dropped, padded_tokens=padded,
+    )  # fmt: skip
 
 
 class ConcatPlan:
-    """Row i is one segment, from i * seq_len on; it may hold many documents."""
+    """In the order of the inputs, row i is one segment, from i * seq_len on; it may hold many documents."""
 
     one_document_per_segment = False
 
@@ -111,7 +131,7 @@ class ConcatPlan:
         return RowSegments(np.arange(n), np.zeros(n, np.int64), indices * seq_len, np.full(n, seq_len))
 
 
-class BestFitPlan:
+class SegmentPlan:
     """Rows of segments that each lie in one document."""
 
     one_document_per_segment = True
@@ -141,18 +161,21 @@ class BestFitPlan:
         return RowSegments(np.repeat(np.arange(indices.size), counts), columns, self._starts[chosen], lengths)
 
 
-def load_plan(folder: Path, split: str, strategy: Packing, seq_len: int) -> ConcatPlan | BestFitPlan:
+def load_plan(
+    folder: Path, split: str, strategy: Packing, seq_len: int, shuffle: bool = False
+) -> ConcatPlan | SegmentPlan:
     """Open a split's plan.
 
     Raises:
         DataError: one of its files is missing, broken, or of another strategy or length.
     """
-    path, *arrays = (folder / name for name in plan_files(split, strategy, seq_len))
+    path, *arrays = (folder / name for name in plan_files(split, strategy, seq_len, shuffle))
     try:
         counts = PlanCounts.model_validate_json(path.read_bytes())
-        if (counts.strategy, counts.seq_len) != (strategy, seq_len):
-            raise ValueError(f"it is a plan of {counts.strategy} rows of {counts.seq_len} tokens")
-        return ConcatPlan(counts) if strategy == "concat" else BestFitPlan.load(counts, arrays)
+        if (counts.strategy, counts.seq_len, counts.shuffle) != (strategy, seq_len, shuffle):
+            shuffled = "shuffled " * counts.shuffle
+            raise ValueError(f"it is a plan of {shuffled}{counts.strategy} rows of {counts.seq_len} tokens")
+        return ConcatPlan(counts) if not arrays else SegmentPlan.load(counts, arrays)
     except ValidationError as error:
         raise DataError(
             f"{path} is not a pack plan ({error.errors()[0]['msg']}); {REPACK_HINT.format(folder=folder)}"

@@ -22,7 +22,7 @@ from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.report import say_method
 from data_pipeline.tasks.results import DigestJob, ResultJob
-from data_pipeline.tasks.sampling import HashSample, SampleJob
+from data_pipeline.tasks.sampling import SampleJob, TextSample, collect_sample
 from data_pipeline.tasks.sharing import do_tasks
 from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
@@ -95,7 +95,11 @@ class Build:
         say_method(job.tokenizer_file)
         self.compare(job, tasks)
         missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
-        require_space(self.work.folder, _token_bytes(missing, job.vocab_size))
+        estimate = _token_bytes(missing, job.vocab_size)
+        joined = (
+            _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
+        )  # the results of the tasks stay until the join ends
+        require_space(self.work.folder, estimate + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
 
     def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:
@@ -128,11 +132,14 @@ class Build:
 
     def _tokenizer_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the tokenizer is or will be; None while the documents that it is trained on have not been read."""
-        parent = self.work.folder / TOKENIZERS
         if not self.options.trains_tokenizer:
-            return parent / content_address(self.options.record()["tokenizer_sha256"])
-        corpus = self._corpus(tasks)
-        return corpus and parent / content_address(corpus, self.options.of_training(), software("sentencepiece"))
+            return self.work.folder / TOKENIZERS / content_address(self.options.record()["tokenizer_sha256"])
+        found = collect_sample(self.work.folder, self.options, tasks, lambda job, wave: None)
+        return found and self._trained_folder(found[0])
+
+    def _trained_folder(self, sample: TextSample) -> Path:
+        address = content_address(sample.digest, self.options.of_training(), software("sentencepiece"))
+        return self.work.folder / TOKENIZERS / address
 
     def _decisions_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the decisions are or will be; None while the documents have not been read."""
@@ -163,22 +170,20 @@ class Build:
         """Train a tokenizer on a sample of the training split."""
         if (folder := self._tokenizer_folder(tasks)) and folder.is_dir():
             return
-        job = SampleJob(self.work.folder, self.options)
         require_space(self.work.folder, _token_bytes(tasks, self.options.vocab_size))
-        self._do_missing("reading for the tokenizer", job, tasks)
-        folder = self._tokenizer_folder(tasks)
+        sample, counts = collect_sample(self.work.folder, self.options, tasks, self._do_samples)
+        folder = self._trained_folder(sample)
         if folder.is_dir():
             return
-        sample, counts = HashSample(), []
-        for result in map(job.result, tasks):
-            counts.append(result.counts)
-            for document in result.documents:
-                sample.add(document)
-        require_text(CorpusCounts(tasks, counts), self.options)
+        require_text(CorpusCounts([task for task, _ in counts], [of_task for _, of_task in counts]), self.options)
         with result_folder(folder, lambda: True) as partial:
             train_sentencepiece(
-                sample.texts(), self.options.vocab_size, partial / "tokenizer.model", self.options.model_type
+                sample.in_order(), self.options.vocab_size, partial / "tokenizer.model", self.options.model_type
             )
+
+    def _do_samples(self, job: SampleJob, tasks: Sequence[Task]) -> None:
+        if missing := [task for task in tasks if not job.is_done(task)]:
+            do_tasks(self.work, job, missing, len(tasks), self.workers, "reading for the tokenizer")
 
     def find_duplicates(self, tasks: Sequence[Task]) -> None:
         """Put the decisions about duplicates into the work folder."""

@@ -37,7 +37,7 @@ def require_complete(
         DataError: no record of an input has the text key, a file is broken, an input gives no document, or too many records
             are unreadable, and the options do not accept it. Names all of this.
     """
-    of_inputs = [CorpusCounts(*_of_input(i, tasks, counts)) for i in range(len(inputs))]
+    of_inputs = _of_inputs(len(inputs), tasks, counts)
     for found, of_input in zip(inputs, of_inputs, strict=True):
         if lacks_the_key(of_input):
             raise wrong_key(options.text_key, of_input.other_keys, found.value)
@@ -90,9 +90,13 @@ def unaccepted(manifest: Manifest, options: Options) -> str | None:
     return None
 
 
-def _of_input(i: int, tasks: Sequence[Task], counts: Sequence[RecordCounts]) -> tuple[list[Task], list[RecordCounts]]:
-    found = [(task, each) for task, each in zip(tasks, counts, strict=True) if task.input == i]
-    return [task for task, _ in found], [each for _, each in found]
+def _of_inputs(count: int, tasks: Sequence[Task], counts: Sequence[RecordCounts]) -> list[CorpusCounts]:
+    """The counts of each input."""
+    parts: list[tuple[list[Task], list[RecordCounts]]] = [([], []) for _ in range(count)]
+    for task, of_task in zip(tasks, counts, strict=True):
+        parts[task.input][0].append(task)
+        parts[task.input][1].append(of_task)
+    return [CorpusCounts(*part) for part in parts]
 
 
 def _broken_files(corpus: CorpusCounts) -> Iterator[str]:

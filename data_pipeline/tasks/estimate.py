@@ -151,8 +151,19 @@ def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
     work_bytes = 0
     if signatures.options.duplicates != "keep":
         work_bytes = signatures.result(task).stat().st_size + documents * Decisions.SIZE
+    tokens = sum(shard.tokens for shard in shards)
     output_bytes = sum(info.bytes for shard in shards for info in shard.files.values())
-    return Part(task, documents, sum(shard.tokens for shard in shards), output_bytes, work_bytes)
+    output_bytes += _plan_bytes(documents, tokens, signatures.options)
+    return Part(task, documents, tokens, output_bytes, work_bytes)
+
+
+def _plan_bytes(documents: int, tokens: int, options: Options) -> int:
+    """Arrays of the pack plan (`data_pipeline.packing.pack_plan`): 12 bytes per segment, 8 per row."""
+    if options.packing == "concat" and not options.shuffle:
+        return 0
+    rows = tokens // options.seq_len
+    segments = documents + (rows if options.packing == "concat" else 0)
+    return 12 * segments + 8 * rows
 
 
 def _scaled(
@@ -195,8 +206,7 @@ def _memory(options: Options, workers: int) -> str:
 def _disk(found: Sequence[tuple[Sequence[Task], Sequence[Part]]], output: Path | None) -> str:
     finished, _ = _scaled(found, lambda part: part.output_bytes)
     work, _ = _scaled(found, lambda part: part.work_bytes)
-    line = f"{'disk':10} about {_size(finished)} for the output"
-    line += f", {_size(work)} more for signatures until it is joined" if work else ""
+    line = f"{'disk':10} about {_size(finished)} for the output, {_size(finished + work)} more until it is joined"
     if output is None:
         return line
     place = next(parent for parent in (output, *output.parents) if parent.exists())

@@ -44,20 +44,28 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
 
 def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
     """How to get what was asked for; other rows do not need the text again."""
-    rows = {"seq_len": options.seq_len, "packing": options.packing}
-    if manifest.options != options.record() == manifest.options | rows:
+    rows = options.row_format._asdict()
+    there = _recorded(manifest, options)
+    if there != options.record() == there | rows:
         pack = f"loopmdm repack {output} --seq-len {options.seq_len} --pack {options.packing}"
+        pack += "" if there["shuffle"] == options.shuffle else " --shuffle" if options.shuffle else " --no-shuffle"
         return f"change its rows with: {pack}; or replace it with --overwrite"
     return "replace it with --overwrite"
 
 
 def _difference(output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options) -> str | None:
     """The first difference between what was asked for and what the folder holds, in words."""
-    asked, there = options.record(), manifest.options
+    asked, there = options.record(), _recorded(manifest, options)
     for name in sorted(asked.keys() | there.keys()):
         if asked.get(name) != there.get(name):
             return f"with {name} {_shown(there, name)} instead of {_shown(asked, name)}"
     return _input_difference(output, manifest, inputs, options)
+
+
+def _recorded(manifest: Manifest, options: Options) -> dict[str, str | int | float | None]:
+    """The options in a manifest. Older folders have one shard per task, the order of the inputs, and a sample of the whole text."""
+    asked = options.record()
+    return {name: asked[name] for name in ("shard_size", "sample_bytes")} | {"shuffle": False} | manifest.options
 
 
 def _shown(options: dict[str, str | int | float | None], name: str) -> str:

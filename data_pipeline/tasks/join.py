@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.errors import DataError
+from data_pipeline.indexed import Shard, token_dtype
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     TRAIN,
@@ -23,9 +26,10 @@ from data_pipeline.tasks.build import Build, require_text
 from data_pipeline.tasks.completeness import require_complete
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
-from data_pipeline.tasks.task import Task, cut_into_tasks, task_name
+from data_pipeline.tasks.shards import ShardWriter, Source, WrittenShard, cut_into_shards
+from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
-from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder
+from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder, remove_partial
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
@@ -45,6 +49,7 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
     require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
+    remove_partial(build.work.folder / JOINED)
     with partial_folder(build.work.folder / JOINED) as folder:
         manifest = _write_output(build, job, folder, tasks, done, counts)
         write_manifest(folder, manifest, inputs_read)
@@ -58,12 +63,21 @@ def _write_output(
 ) -> Manifest:
     """Everything but the manifest, which is returned."""
     _link(job.tokenizer_file, folder / job.tokenizer.file)
+    sources = {split: _sources(job, split, tasks, done) for split in build.options.splits}
+    shards = {split: cut_into_shards(of_split, build.options.shard_size) for split, of_split in sources.items()}
+    writer = ShardWriter(build.work.folder, build.workers)
+    writer.write([parts for of_split in shards.values() for parts in of_split])
+    files = {split: [writer.written(parts) for parts in of_split] for split, of_split in shards.items()}
     return Manifest(
         tokenizer=job.tokenizer,
         vocab_size=job.vocab_size,
         seq_len=build.options.seq_len,
         packing=build.options.packing,
-        splits={split: _join_split(build, job, folder, split, tasks, done) for split in build.options.splits},
+        shuffle=build.options.shuffle,
+        splits={
+            split: _join_split(build.options, token_dtype(job.vocab_size), folder, split, sources[split], files[split])
+            for split in sources
+        },
         inputs=_describe_inputs(build, tasks, done),
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
@@ -90,31 +104,42 @@ def _require_none_rejected(counts: CorpusCounts, options: Options) -> None:
         )
 
 
+def _sources(job: TokenJob, split: str, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> list[Source]:
+    """What each task has of a split, in order."""
+    return [
+        Source(job.path(task) / split, record.shards[split])
+        for task, record in zip(tasks, done, strict=True)
+        if split in record.shards
+    ]
+
+
 def _join_split(
-    build: Build, job: TokenJob, folder: Path, split: str, tasks: Sequence[Task], done: Sequence[TaskRecord]
+    options: Options,
+    dtype: np.dtype,
+    folder: Path,
+    split: str,
+    sources: Sequence[Source],
+    written: Sequence[WrittenShard],
 ) -> SplitInfo:
     """Link a split's shards into the folder, plan its rows, and describe its files."""
     shards, files = [], {}
-    for task, record in zip(tasks, done, strict=True):
-        if split not in record.shards:
-            continue
-        shards.append(f"{split}-{task_name(task.number)}")
-        for suffix, info in record.shards[split].files.items():
-            files[shards[-1] + suffix] = info
-            _link(job.path(task) / (split + suffix), folder / (shards[-1] + suffix))
-    infos = [record.shards[split] for record in done if split in record.shards]
-    documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
-    options = build.options
-    plan = write_plan(folder, split, shards, options.packing, options.seq_len)
+    for number, (prefix, of_shard) in enumerate(written):
+        stem = f"{split}-{number:05}"
+        for suffix, info in of_shard.items():
+            files[stem + suffix] = info
+            _link(prefix.with_suffix(suffix), folder / (stem + suffix))
+        shards.append(Shard.of_sizes(stem, dtype, of_shard[".bin"].bytes, of_shard[".idx"].bytes))
+    documents, tokens = sum(source.info.documents for source in sources), sum(source.info.tokens for source in sources)
+    plan = write_plan(folder, split, shards, *options.row_format)
     if plan.rows == 0:
         raise DataError(_explain_no_rows(split, documents, tokens, options))
-    for name in plan_files(split, options.packing, options.seq_len):
+    for name in plan_files(split, *options.row_format):
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     return SplitInfo(
         documents=documents,
         tokens=tokens,
-        bytes=sum(info.bytes for info in infos),
-        shards=shards,
+        bytes=sum(source.info.bytes for source in sources),
+        shards=[shard.stem for shard in shards],
         rows=plan.rows,
         dropped_tokens=plan.dropped_tokens,
         padded_tokens=plan.padded_tokens,
@@ -123,7 +148,7 @@ def _join_split(
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, so that a run killed here loses nothing; copy it where the file system has no links."""
+    """Hard-link a file, so that a run killed here loses nothing; copy it where the file system has no links or too many."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -144,8 +169,10 @@ def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) 
 
 def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> list[InputInfo]:
     described = []
-    for i, found in enumerate(build.inputs):
-        of_input = [record for task, record in zip(tasks, done, strict=True) if task.input == i]
+    of_inputs: list[list[TaskRecord]] = [[] for _ in build.inputs]
+    for task, record in zip(tasks, done, strict=True):
+        of_inputs[task.input].append(record)
+    for found, of_input in zip(build.inputs, of_inputs, strict=True):
         described.append(
             InputInfo(
                 input=found.value,

@@ -6,10 +6,13 @@ from pathlib import Path
 from data_pipeline.dedup import Duplicates
 from data_pipeline.documents import Document
 from data_pipeline.filters import ActiveFilters, Limit
-from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
+from data_pipeline.manifest import TRAIN, VALIDATION, Packing, RowFormat, sha256_of
 from data_pipeline.tokenizers.characters import PREFIX
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
+
+DEFAULT_SHARD_SIZE = 4_000_000_000
+DEFAULT_SAMPLE_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Options:
         alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
             output, not what it is.
+        shuffle: pack the documents in shuffled order.
+        sample_bytes: size of the sample of text that a tokenizer is trained on.
+        shard_size: largest size of a shard of tokens in bytes; a longer document has a shard of its own.
     """
 
     text_key: str
@@ -47,6 +53,14 @@ class Options:
     accept_broken_files: bool = False
     max_rejected: float = 0.01
     alphabet: str | None = None
+    shuffle: bool = True
+    sample_bytes: int = DEFAULT_SAMPLE_BYTES
+    shard_size: int = DEFAULT_SHARD_SIZE
+
+    @property
+    def row_format(self) -> RowFormat:
+        """What decides the rows."""
+        return RowFormat(self.packing, self.seq_len, self.shuffle)
 
     def record(self) -> dict[str, str | Limit | None]:
         """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""
@@ -56,8 +70,9 @@ class Options:
             "tokenizer_sha256": self._tokenizer_identity(),
             "vocab_size": None if given else self.vocab_size,
             "model_type": None if given else self.model_type,
-            "seq_len": self.seq_len,
-            "packing": self.packing,
+            "sample_bytes": None if given else self.sample_bytes,
+            **self.row_format._asdict(),
+            "shard_size": self.shard_size,
         }
 
     def of_documents(self) -> dict[str, str | Limit | None]:
@@ -71,7 +86,12 @@ class Options:
 
     def of_training(self) -> dict[str, str | Limit | None]:
         """Those that decide which tokenizer is trained."""
-        return {**self.of_documents(), "vocab_size": self.vocab_size, "model_type": self.model_type}
+        return {
+            **self.of_documents(),
+            "vocab_size": self.vocab_size,
+            "model_type": self.model_type,
+            "sample_bytes": self.sample_bytes,
+        }
 
     def _tokenizer_identity(self) -> str | None:
         if self.tokenizer is None:

@@ -1,10 +1,11 @@
 """The work folder of a run that is not finished, `OUTPUT.work`, where every task leaves its result.
 
     OUTPUT.work/tokenizers/ADDRESS/   a tokenizer, given or trained
-    OUTPUT.work/samples/ADDRESS/      a task's sample of text to train the tokenizer on
+    OUTPUT.work/samples/ADDRESS/      the first documents of a task, to train the tokenizer on
     OUTPUT.work/signatures/ADDRESS/   what a task's documents are compared by to find duplicates
     OUTPUT.work/decisions/ADDRESS/    which documents of each task are duplicates
     OUTPUT.work/tokens/ADDRESS/       a task's shards and its record
+    OUTPUT.work/shards/ADDRESS/       a shard of the output, of the tokens of several tasks
     OUTPUT.work/documents/ADDRESS     digest of the documents that a task reads from files of these modification times
     OUTPUT.work/claims/               lock files: which process does which task
     OUTPUT.work/processes/            a file for each process that uses the folder
@@ -33,9 +34,9 @@ from data_pipeline.tasks.claims import Claims, Owner, process_name, this_machine
 
 TOKENIZERS, SAMPLES, SIGNATURES, DECISIONS, TOKENS = "tokenizers", "samples", "signatures", "decisions", "tokens"
 DOCUMENTS, CLAIMS, PROCESSES, ATTEMPTS = "documents", "claims", "processes", "attempts"
-JOINED, REPLACED = "joined", "replaced"
+SHARDS, JOINED, REPLACED = "shards", "joined", "replaced"
 KINDS = (SAMPLES, SIGNATURES, TOKENS)
-FOLDERS = (*KINDS, TOKENIZERS, DECISIONS, DOCUMENTS, CLAIMS, ATTEMPTS)
+FOLDERS = (*KINDS, TOKENIZERS, DECISIONS, SHARDS, DOCUMENTS, CLAIMS, ATTEMPTS)
 # The claim of a process that makes the tokenizer or joins the shards: there is one at a time.
 WHOLE_FOLDER = "folder"
 # Holds the hash of the manifest of an output that was joined: what is left of its work folder is not needed any more.
@@ -221,7 +222,7 @@ def _remove_unused(folder: Path) -> bool:
         return False
     try:
         (folder / PROCESSES).rmdir()  # fails while another process uses the folder
-        for name in (TOKENIZERS, DECISIONS):
+        for name in (TOKENIZERS, DECISIONS, SHARDS):
             for path in (folder / name).iterdir():
                 shutil.rmtree(path)
         for name in (DOCUMENTS, ATTEMPTS):

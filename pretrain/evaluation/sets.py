@@ -37,21 +37,24 @@ class EvaluationSet:
         return unigram_entropy(self.rows)
 
 
-def evaluation_sets(blend: Blend, split: str) -> list[EvaluationSet]:
+def evaluation_sets(blend: Blend, split: str, check: bool = True) -> list[EvaluationSet]:
     """The split of every corpus that has it; a single corpus has no name.
+
+    Args:
+        check: check the files of the corpora; not needed after `Blend.check` on any rank.
 
     Raises:
         DataError: the only corpus has no such split. UserError: none of several corpora has it.
     """
     if len(blend.corpora) == 1:
         only = blend.corpora[0]
-        return [EvaluationSet("", PackedDataset(only.path, split, only.manifest), 1.0)]
+        return [EvaluationSet("", PackedDataset(only.path, split, only.manifest, check), 1.0)]
     named = [(f"{i}_{c.path.name}", c) for i, c in enumerate(blend.corpora, 1) if split in c.manifest.splits]
     if not named:
         raise UserError(
             f"no corpus of {blend.path} has a {split} split; evaluate another split, or leave eval.every empty"
         )
-    return [EvaluationSet(name, PackedDataset(c.path, split, c.manifest), c.token_weight) for name, c in named]
+    return [EvaluationSet(name, PackedDataset(c.path, split, c.manifest, check), c.token_weight) for name, c in named]
 
 
 def evaluate_sets(evaluator: Evaluator, sets: Sequence[EvaluationSet], loops: Sequence[int]) -> list[dict[str, Any]]:

@@ -100,8 +100,10 @@ class Facts:
     @property
     def sources(self) -> list[tuple[InputInfo, float]]:
         """Each input with its share of the documents or tokens (`share_of`)."""
-        counts = [each.documents if self.share_of == "documents" else each.tokens or 0 for each in self.manifest.inputs]
-        return [(each, count / max(sum(counts), 1)) for each, count in zip(self.manifest.inputs, counts, strict=True)]
+        share_of, inputs = self.share_of, self.manifest.inputs
+        counts = [each.documents if share_of == "documents" else each.tokens or 0 for each in inputs]
+        total = max(sum(counts), 1)
+        return [(each, count / total) for each, count in zip(inputs, counts, strict=True)]
 
     @property
     def share_of(self) -> str:
@@ -118,7 +120,7 @@ def collect(arguments: argparse.Namespace) -> Facts:
     """Collect. Raises DataError for a damaged folder, UserError for a row or sample that does not exist."""
     dataset = PackedDataset(arguments.folder, arguments.split)
     manifest = dataset.manifest
-    stream = TokenStream(arguments.folder, manifest.splits[arguments.split].shards)
+    stream = TokenStream(arguments.folder, manifest.shards(arguments.split))
     tokenizer = load_prepared_tokenizer(arguments.folder, manifest)
     rows = [
         _row(dataset, stream, tokenizer, row, sample, arguments) for row, sample in _wanted(arguments, dataset.num_rows)

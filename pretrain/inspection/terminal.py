@@ -67,7 +67,8 @@ def _head(facts: Facts, style: Style) -> list[str]:
     manifest, tokenizer = facts.manifest, facts.manifest.tokenizer
     return [
         style.paint(str(facts.folder), BOLD),
-        f"{manifest.packing} rows of {manifest.seq_len:,} tokens; {tokenizer.kind} tokenizer {tokenizer.file}",
+        f"{'shuffled ' * manifest.shuffle}{manifest.packing} rows of {manifest.seq_len:,} tokens; "
+        f"{tokenizer.kind} tokenizer {tokenizer.file}",
         f"{manifest.vocab_size:,} token ids: end of document {tokenizer.eod_id}, padding {tokenizer.pad_id}, [MASK] "
         f"{tokenizer.mask_id}",
         *(f"left out, {cause}: {count:,} records" for cause, count in manifest.records.items()),

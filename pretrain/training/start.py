@@ -132,7 +132,7 @@ def _hooks(run: TrainingRun, stop: StopRequest) -> list[Hook]:
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
     hooks: list[Hook] = [recorder, Metrics(recorder, peak)]
     if settings.eval.every is not None:
-        hooks.append(Validation(evaluation_sets(run.blend, VALIDATION), recorder, stop))
+        hooks.append(Validation(evaluation_sets(run.blend, VALIDATION, check=False), recorder, stop))
     return [*hooks, Checkpoints()]
 
 

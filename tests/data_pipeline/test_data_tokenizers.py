@@ -2,13 +2,16 @@ import json
 
 import numpy as np
 import pytest
+from conftest import make_texts, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
-from data_pipeline.tasks.sampling import HashSample
+from data_pipeline.readers.inputs import resolve_input
+from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.sampling import collect_sample
+from data_pipeline.tasks.task import cut_into_tasks
 from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 
@@ -93,25 +96,64 @@ def test_a_vocabulary_that_does_not_fit_names_the_limit(tmp_path, texts, vocab_s
     assert not (tmp_path / "x.model").exists()
 
 
-def document(i, size=100):
-    text = f"{i:0{size}}"
-    return Document(text, size, i.to_bytes(16, "big"))
+def sample_of(tmp_path, files, sample_bytes):
+    """The sample of `files`, the tasks read for it, in order, and the records read of each."""
+    read, work = [], tmp_path / f"work{sample_bytes}"
+    (work / "samples").mkdir(parents=True)
+    words = {"text_key": "text", "tokenizer": None, "vocab_size": 400, "model_type": "bpe", "seq_len": 32}
+    options = Options(**words, packing="concat", validation_fraction=0.1, strict=False, sample_bytes=sample_bytes)
+
+    def do_tasks(job, tasks):
+        for task in tasks:
+            if not job.is_done(task):
+                job(task, lambda *counts: None)
+                read.append((task.identity, job.result(task).counts.accepted))
+
+    tasks = cut_into_tasks([resolve_input(str(path)) for path in files])
+    sample, counts = collect_sample(work, options, tasks, do_tasks)
+    assert [task.number for task, _ in counts] == sorted(task.number for task, _ in counts)
+    again = collect_sample(work, options, tasks[::-1], lambda *_: None)
+    assert again[0] == sample and again[0].digest == sample.digest
+    return sample, read
 
 
-def test_the_sample_is_the_lowest_hashes_in_any_order():
-    documents = [document(i * 7919 % 1000) for i in range(1000)]
-    for order in (documents, documents[::-1], sorted(documents, key=lambda d: d.text)):
-        sample = HashSample(max_bytes=1000)
-        for each in order:
-            sample.add(each)
-        assert list(sample.texts()) == [document(i).text for i in range(10)]
+def test_the_sample_reads_the_beginnings_of_tasks_chosen_by_hash(tmp_path):
+    """64 of 100 tasks give a 64th of the sample each, and no task is read further."""
+    files = [write_jsonl(tmp_path / f"{i:03}.jsonl", make_texts(30, seed=i)) for i in range(100)]
+    sample, read = sample_of(tmp_path, files, 64_000)
+    assert 64_000 <= sample.num_bytes < 64_000 + 2_000
+    assert 56 < len(read) <= 64 and [identity for identity, _ in read] == sorted(identity for identity, _ in read)
+    assert sum(records for _, records in read) < 3 * 64  # documents have about 1,000 bytes
+    assert list(sample.in_order()) == [sample.texts[digest] for digest in sorted(sample.texts)]
+    # Fewer tasks, and one of them much larger than the others: the limit is raised until the large one gives enough.
+    small, large = files[:5], write_jsonl(tmp_path / "large.jsonl", make_texts(800, seed=7))
+    sample, read = sample_of(tmp_path, [*small, large], 400_000)
+    assert sample.num_bytes >= 400_000 and len(read) > 6
+    # More than there is: all documents of the training split.
+    sample, _ = sample_of(tmp_path, files[:3], 10**9)
+    assert 60 < len(sample.texts) <= 90
 
 
-def test_the_sample_takes_only_the_head_of_a_long_document():
-    sample = HashSample(max_bytes=300_000)
-    for i in range(5):
-        sample.add(document(i, size=1_000_000))
-    assert [len(text) for text in sample.texts()] == [100_000] * 3
+def test_a_text_is_in_the_sample_once_and_only_the_head_of_a_long_one(tmp_path):
+    texts = make_texts(20, seed=3)
+    files = [write_jsonl(tmp_path / "a.jsonl", [*texts, *texts]), write_jsonl(tmp_path / "b.jsonl", texts[::-1])]
+    files.append(write_jsonl(tmp_path / "long.jsonl", [str(i) * 1_000_000 for i in range(1, 4)]))
+    sample, _ = sample_of(tmp_path, files, 10**8)
+    assert len(sample.texts) == len(set(sample.texts.values())) > 15
+    lengths = sorted(map(len, sample.texts.values()))
+    assert lengths[-1] == 100_000 and {length for length in lengths if length > 10_000} == {100_000}
+
+
+def test_the_size_of_the_sample_is_an_option(prepare, jsonl, tmp_path):
+    words = ("--input", jsonl, "--vocab-size", 300, "--output")
+    assert prepare(*words, tmp_path / "a", "--sample-bytes", "20kB", train=True).code == 0
+    assert prepare(*words, tmp_path / "b", train=True).code == 0
+    options = [load_manifest(tmp_path / name).options["sample_bytes"] for name in "ab"]
+    assert options == [20_000, 10_000_000]
+    models = [(tmp_path / name / "tokenizer.model").read_bytes() for name in "ab"]
+    assert models[0] != models[1]
+    refused = prepare(*words, tmp_path / "b", "--sample-bytes", "some", train=True)
+    assert refused.code == 2 and "--sample-bytes some: should be a size" in refused.err
 
 
 @pytest.fixture

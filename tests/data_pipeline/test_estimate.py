@@ -54,7 +54,8 @@ def test_a_sample_estimates_the_whole_job(prepare, corpus, tmp_path, monkeypatch
     assert documents == pytest.approx(sum(split.documents for split in splits), rel=0.03)
     assert tokens == pytest.approx(sum(split.tokens for split in splits), rel=0.03) and error <= 5
     size = sum(path.stat().st_size for path in (tmp_path / "out" / "data").glob("*.???"))
-    stated = float(re.search(r"^disk +about ([\d.]+) MB for the output; .* free at", result.out, re.MULTILINE)[1])
+    disk = r"^disk +about ([\d.]+) MB for the output, [\d.]+ MB more until it is joined; .* free at"
+    stated = float(re.search(disk, result.out, re.MULTILINE)[1])
     assert 1e6 * stated == pytest.approx(size, rel=0.05)
 
 
@@ -66,4 +67,4 @@ def test_an_estimate_of_everything_is_exact(prepare, jsonl, texts, tmp_path):
     splits = load_manifest(tmp_path / "data").splits.values()
     tokens = sum(split.tokens for split in splits)
     assert numbers(result.out)[:2] == (len(texts), tokens) and "with 3 workers" in result.out
-    assert "more for signatures" in result.out and "may use 4GB" in result.out and "for 4 processes" in result.out
+    assert "more until it is joined" in result.out and "may use 4GB" in result.out and "for 4 processes" in result.out

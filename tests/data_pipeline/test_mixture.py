@@ -188,7 +188,7 @@ def sparse_billion(folder, prepared):
     plan = PlanCounts(strategy="best_fit", seq_len=2, rows=rows, tokens=2 * rows, dropped_tokens=0, padded_tokens=0)
     counts.write_text(plan.model_dump_json())
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest |= {"seq_len": 2, "packing": "best_fit"}
+    manifest |= {"seq_len": 2, "packing": "best_fit", "shuffle": False}
     names = ["train.bin", "train.idx", *(path.name for path in (counts, *paths))]
     sizes = {name: (folder / name).stat().st_size for name in names}
     hashed = hashlib.sha256(counts.read_bytes()).hexdigest()
@@ -224,6 +224,24 @@ def two(prepare, jsonl, tmp_path):
     for name in ("web", "code"):
         assert prepare("--input", jsonl, "--output", tmp_path / name).code == 0
     return tmp_path
+
+
+def test_the_files_are_checked_once_for_all_ranks(two, monkeypatch):
+    """The main rank calls `Blend.check`; the ranks then look at no file but those that they read."""
+    from pretrain.evaluation.sets import evaluation_sets
+
+    blend = blend_of(two, "corpora:\n- {path: web, weight: 0.7}\n- {path: code, weight: 0.3}\n")
+    blend.check(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.manifest.check_size", lambda *args: pytest.fail("checked again"))
+        patch.setattr("data_pipeline.manifest.check_hash", lambda *args: pytest.fail("checked again"))
+        samples = Samples.of(blend, 0)
+        sets = evaluation_sets(blend, "validation", check=False)
+        assert samples.rows(np.arange(3)).shape == (3, 32) and sets[0].rows.num_rows
+    (two / "code" / "validation-00000.bin").write_bytes(b"")
+    for check in (lambda: blend.check(1), lambda: evaluation_sets(blend, "validation")):
+        with pytest.raises(DataError, match=r"validation-00000\.bin has 0 bytes"):
+            check()
 
 
 def test_a_blend_file_gives_weights_and_caps(two):

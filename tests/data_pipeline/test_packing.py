@@ -20,33 +20,35 @@ from data_pipeline.atomic_files import lock_prepared_folder
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.errors import DataError
-from data_pipeline.indexed import IndexedWriter
+from data_pipeline.indexed import IndexedWriter, Shard
 from data_pipeline.manifest import load_manifest
+from data_pipeline.packing import shuffled
 from data_pipeline.packing.best_fit import assign_rows, best_fit
 from data_pipeline.packing.pack_plan import load_plan, plan_files, write_plan
+from data_pipeline.packing.shuffled import document_order
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
 PAD = 299
 
 
 def write_shards(folder, shards):
-    """One `.bin/.idx` pair per list of document lengths; token i of the stream is i % 251. Returns the stems."""
+    """One `.bin/.idx` pair per list of document lengths; token i of the stream is i % 251. Returns the shards."""
     token = 0
     for number, lengths in enumerate(shards):
         with IndexedWriter(folder / f"train-{number:05}", 300) as writer:
             tokens = np.arange(token, token + sum(lengths)) % 251
             writer.append(tokens, np.array(lengths, np.int64))
         token += sum(lengths)
-    return [f"train-{number:05}" for number in range(len(shards))]
+    return [Shard(f"train-{i:05}", np.dtype(np.uint16), len(each), sum(each)) for i, each in enumerate(shards)]
 
 
-def dataset_of(folder, stems, packing, seq_len):
+def dataset_of(folder, stems, packing, seq_len, shuffle=False):
     """A `PackedDataset` without the manifest around it."""
-    counts = write_plan(folder, "train", stems, packing, seq_len)
+    counts = write_plan(folder, "train", stems, packing, seq_len, shuffle)
     dataset = PackedDataset.__new__(PackedDataset)
     dataset.manifest = SimpleNamespace(tokenizer=SimpleNamespace(pad_id=PAD))
     dataset.seq_len, dataset.num_rows, dataset.has_padding = seq_len, counts.rows, counts.padded_tokens > 0
-    dataset._plan, dataset._stream = load_plan(folder, "train", packing, seq_len), TokenStream(folder, stems)
+    dataset._plan, dataset._stream = load_plan(folder, "train", packing, seq_len, shuffle), TokenStream(folder, stems)
     return dataset, counts
 
 
@@ -112,10 +114,12 @@ def test_any_texts_come_back_from_the_rows(tokenizer_file, texts, seq_len):
     encoded = [np.append(ids, tokenizer.eod_id) for ids in tokenizer.encode_batch(texts)]
     for packing in ("best_fit", "concat"):
         with tempfile.TemporaryDirectory() as name:
+            shards = []
             for number, part in enumerate((encoded[::2], encoded[1::2])):
                 with IndexedWriter(Path(name) / f"train-{number:05}", 500) as writer:
                     writer.append(np.concatenate([np.zeros(0, int), *part]), np.array([len(ids) for ids in part], int))
-            dataset, counts = dataset_of(Path(name), ["train-00000", "train-00001"], packing, seq_len)
+                shards.append(Shard(f"train-{number:05}", np.dtype(np.uint16), len(part), sum(map(len, part))))
+            dataset, counts = dataset_of(Path(name), shards, packing, seq_len)
             segments = dataset.segments(np.arange(counts.rows))
             rows = dataset.rows(np.arange(counts.rows))
         found = {
@@ -262,7 +266,7 @@ def test_a_repack_that_dies_leaves_the_folder_as_it_was(prepared, monkeypatch, m
     assert np.array_equal(PackedDataset(prepared, "train").rows(np.arange(before.num_rows)), expected)
     assert repack(prepared, "--pack", "best_fit", "--seq-len", 50).code == 0
     assert np.array_equal(before.rows(np.arange(before.num_rows)), expected)  # the old plan stays mapped
-    old, new = (set(plan_files("train", *plan)) for plan in (("concat", 32), ("best_fit", 50)))
+    old, new = (set(plan_files("train", *plan)) for plan in (("concat", 32, True), ("best_fit", 50, True)))
     assert {p.name for p in prepared.glob("train.pack.*")} >= old | new  # another machine could not map a removed one
     del before
     assert repack(prepared).code == 0
@@ -283,22 +287,22 @@ def test_a_repack_killed_at_any_moment_leaves_a_whole_folder(prepared, tmp_path,
         assert PackedDataset(prepared, "train").num_rows > 0
     del dataset
     assert repack(prepared, "--seq-len", 32, "--pack", "concat").code == 0
-    assert len(list(prepared.glob("*.pack.*"))) == 2
+    assert len(list(prepared.glob("*.pack.*"))) == 8  # of two splits, the counts and three arrays
     again = PackedDataset(prepared, "train")
     assert np.array_equal(again.rows(np.arange(again.num_rows)).ravel(), stream)
 
 
 def test_a_folder_of_several_shards_has_the_rows_of_one(prepare, texts, tmp_path, verify, repack):
-    """One task of the four has no document for the validation split, so that the shards' numbers have a gap."""
+    """The shards are those of the documents, not of the four tasks, one of which has no document for the validation split."""
     cuts = [0, 40, 41, 150, len(texts)]
     parts = [write_jsonl(tmp_path / f"part{i}.jsonl", texts[cuts[i] : cuts[i + 1]]) for i in range(4)]
     whole = write_jsonl(tmp_path / "whole.jsonl", texts)
-    inputs = {tmp_path / "sharded": parts, tmp_path / "one": [whole]}
+    inputs = {tmp_path / "sharded": [*parts, "--shard-size", "10kB"], tmp_path / "one": [whole]}
     for output, files in inputs.items():
         assert prepare("--input", *files, "--output", output, "--validation-fraction", 0.2).code == 0
     shards = {split: info.shards for split, info in load_manifest(tmp_path / "sharded").splits.items()}
-    assert shards["train"] == [f"train-{i:05}" for i in range(4)]
-    assert shards["validation"] == [f"validation-{i:05}" for i in (0, 2, 3)]
+    assert len(shards["train"]) > 4 and len(shards["validation"]) > 1
+    assert shards["train"] == [f"train-{i:05}" for i in range(len(shards["train"]))]
     for packing, seq_len in (("best_fit", 32), ("concat", 50), ("best_fit", 50), ("concat", 32)):
         words, found = ("--pack", packing, "--seq-len", seq_len), []
         for output, files in inputs.items():
@@ -328,7 +332,7 @@ def test_a_folder_prepared_again_is_not_replaced_under_a_repack(prepare, prepare
 def test_repack_makes_a_damaged_plan_again(prepared, damage, verify, repack):
     repack(prepared, "--pack", "best_fit")
     before = {path.name: path.read_bytes() for path in prepared.iterdir()}
-    path = prepared / "train.pack.best_fit-32.starts.npy"
+    path = prepared / "train.pack.best_fit-32-shuffled.starts.npy"
     path.unlink()
     if damage is not None:
         path.write_bytes(damage)
@@ -349,9 +353,76 @@ def test_repack_refuses_what_it_cannot_do(prepared, tmp_path, repack):
     result = repack(prepared, "--seq-len", 10**7)
     assert result.code == 2 and "fewer than one row of 10,000,000" in result.err
     assert json.loads((prepared / "manifest.json").read_text())["seq_len"] == 32
-    assert {p.name for p in prepared.glob("*.pack.*")} == {f"{s}.pack.concat-32.json" for s in ("train", "validation")}
+    plans = {name for split in ("train", "validation") for name in plan_files(split, "concat", 32, True)}
+    assert {p.name for p in prepared.glob("*.pack.*")} == plans
     assert "no prepared data folder" in repack(tmp_path / "none").err
     assert "at least 2" in repack(prepared, "--seq-len", 1).err
     (prepared / "train-00000.idx").unlink()
     (prepared / "train-00000.idx").write_bytes(b"")
     assert "train-00000.idx has 0 bytes" in repack(prepared, "--seq-len", 64).err
+
+
+@given(shards=SHARDS, seq_len=st.integers(1, 24), block=st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_shuffled_concat_rows_are_the_permuted_documents(shards, seq_len, block):
+    """Against the documents put one after the other in the order of the permutation, whatever the size of a block."""
+    lengths = [length for shard in shards for length in shard]
+    edges = np.cumsum([0, *lengths])
+    order = document_order(np.arange(len(lengths)), len(lengths)) if lengths else []
+    assert sorted(order) == list(range(len(lengths)))
+    stream = np.array([t % 251 for i in order for t in range(edges[i], edges[i + 1])], np.int64)
+    owner = np.array([k for k, i in enumerate(order) for _ in range(lengths[i])], np.int64)
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffled, "BLOCK_DOCUMENTS", block)
+        patch.setattr(shuffled, "BLOCK_SEGMENTS", block)
+        dataset, counts = dataset_of(Path(name), write_shards(Path(name), shards), "concat", seq_len, True)
+        rows, documents = (read(np.arange(dataset.num_rows)) for read in (dataset.rows, dataset.document_ids))
+        for path in Path(name).glob("*.npy"):
+            np.save(Path(name) / "again", np.load(path))
+            assert path.read_bytes() == (Path(name) / "again.npy").read_bytes()
+    kept = counts.rows * seq_len
+    assert (counts.rows, counts.dropped_tokens) == divmod(sum(lengths), seq_len) and counts.padded_tokens == 0
+    assert np.array_equal(rows.ravel(), stream[:kept])
+    owner = owner[:kept].reshape(-1, seq_len)
+    assert np.array_equal(documents, owner - owner[:, :1])
+
+
+def test_shuffled_best_fit_rows_hold_the_documents_and_not_their_neighbors():
+    lengths = np.full(4000, 8)
+    order = document_order(np.arange(4000), 4000)
+    for packed, near in ((best_fit(lengths, 32), True), (best_fit(lengths, 32, order), False)):
+        documents = packed.starts.reshape(-1, 4) // 8
+        assert sorted(documents.ravel()) == list(range(4000)) and packed.row_starts.size == 1001
+        assert (np.median(np.abs(np.diff(documents))) == 1) == near
+    mixed = np.random.default_rng(0).integers(1, 40, 500)
+    plain, other = (best_fit(mixed, 32, each) for each in (None, document_order(np.arange(500), 500)))
+    assert plain.row_starts.size == other.row_starts.size and plain.lengths.sum() == other.lengths.sum()
+    assert {*zip(plain.starts, plain.lengths, strict=True)} == {*zip(other.starts, other.lengths, strict=True)}
+
+
+def test_prepare_shuffles_both_splits_unless_told_otherwise(prepare, jsonl, tmp_path, repack, verify):
+    """Repacked to the order of the inputs and back, the bytes are the same again; the manifest says which order it is."""
+    words, folders = ("--input", jsonl, "--validation-fraction", 0.3), {}
+    for name, extra in (("shuffled", ()), ("plain", ("--no-shuffle",))):
+        folders[name] = tmp_path / name
+        assert prepare(*words, "--output", folders[name], *extra).code == 0
+        manifest = load_manifest(folders[name])
+        assert manifest.shuffle == manifest.options["shuffle"] == (name == "shuffled")
+    content = {name: {p.name: p.read_bytes() for p in folder.iterdir()} for name, folder in folders.items()}
+    for split in ("train", "validation"):
+        rows = {name: all_rows(folder, split) for name, folder in folders.items()}
+        assert np.array_equal(np.sort(np.diff(rows["plain"].shape)), np.sort(np.diff(rows["shuffled"].shape)))
+        assert not np.array_equal(rows["plain"][0], rows["shuffled"][0])
+        assert f"{split}.pack.concat-32-shuffled.starts.npy" in content["shuffled"]
+        assert f"{split}.pack.concat-32.json" in content["plain"]
+    refused = prepare(*words, "--output", folders["plain"])
+    assert refused.code == 2 and f"repack {folders['plain']} --seq-len 32 --pack concat --shuffle;" in refused.err
+    for option, there, here in (("--shuffle", "plain", "shuffled"), ("--no-shuffle", "shuffled", "plain")):
+        assert repack(folders[there], option).code == 0
+        assert {p.name: p.read_bytes() for p in folders[there].iterdir()} == content[here]
+        assert "match the manifest" in verify(folders[there]).out
+
+
+def all_rows(folder, split):
+    dataset = PackedDataset(folder, split)
+    return dataset.rows(np.arange(dataset.num_rows))

@@ -16,7 +16,8 @@ from conftest import make_texts, write_jsonl
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.indexed import IndexedReader
 from data_pipeline.manifest import load_manifest
-from data_pipeline.packing.pack_plan import write_plan
+from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.packing.shuffled import document_order
 from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
 
 
@@ -59,9 +60,10 @@ def test_documents_come_back_and_counts_add_up(prepared, texts):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_dataset_rows_are_the_token_stream(prepared, split):
+def test_dataset_rows_are_the_documents_in_shuffled_order(prepared, split):
     dataset = PackedDataset(prepared, split)
-    stream = np.concatenate(token_documents(prepared, split))
+    documents = token_documents(prepared, split)
+    stream = np.concatenate([documents[i] for i in document_order(np.arange(len(documents)), len(documents))])
     rows = dataset.rows(np.arange(len(dataset)))
     assert rows.dtype == np.int64 and rows.shape == (dataset.num_rows, dataset.seq_len) == (len(dataset), 32)
     assert np.array_equal(rows.ravel(), stream[: rows.size])
@@ -161,7 +163,7 @@ def test_workers_and_reruns_give_the_same_bytes(prepare, jsonl, tmp_path):
         "manifest.json",
         "tokenizer.model",
         *(f"{split}-00000.{suffix}" for split in ("train", "validation") for suffix in ("bin", "idx")),
-        *(f"{split}.pack.concat-32.json" for split in ("train", "validation")),
+        *(name for split in ("train", "validation") for name in plan_files(split, "concat", 32, True)),
     }
     assert folder_bytes(tmp_path / "b") == first
     assert folder_bytes(tmp_path / "c") == first

@@ -364,7 +364,7 @@ def test_a_key_is_not_called_wrong_where_the_limits_dropped_the_text(refused, tm
         ("validation-00000.idx", lambda data: data[:-1] + b"\x7f", "has changed"),
         ("tokenizer.model", lambda data: data + b" ", "has changed"),
         ("tokenizer.model", None, "is missing"),
-        ("train.pack.concat-32.json", None, "is missing"),
+        ("train.pack.concat-32-shuffled.json", None, "is missing"),
     ],
 )
 def test_the_quick_check_finds_damage(prepared, name, damage, message, verify):

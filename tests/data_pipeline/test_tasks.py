@@ -81,7 +81,10 @@ def test_several_shards_are_read_as_one_stream(prepare, several_tasks, tmp_path)
     from data_pipeline.dataset.packed_dataset import PackedDataset
 
     indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    assert prepare("--input", several_tasks, "--output", tmp_path / "data").code == 0
+    assert (
+        prepare("--input", several_tasks, "--output", tmp_path / "data", "--shard-size", "1MB", "--no-shuffle").code
+        == 0
+    )
     shards = load_manifest(tmp_path / "data").splits["train"].shards
     assert len(shards) > 3 and shards == sorted(shards)
     documents = token_documents(tmp_path / "data", "train")

@@ -155,7 +155,7 @@ def test_no_two_files_import_each_other():
 
 DATA_PIPELINE_LEVELS = (
     {"errors", "stop_signals", "json_text"},
-    {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words", "generators"},
+    {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words", "generators", "permutation"},
     {"manifest", "readers"},
     {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
     {"filters", "dedup", "dataset", "verify", "repack", "replace"},

@@ -40,7 +40,7 @@ class Documents:
         splits = self.manifest.splits
         if self.split not in splits:
             raise UserError(f"{self.folder} has no split {self.split!r}; it has: {', '.join(sorted(splits))}")
-        return TokenStream(self.folder, splits[self.split].shards)
+        return TokenStream(self.folder, self.manifest.shards(self.split))
 
     @cached_property
     def _tokenizer(self) -> PreparedTokenizer:
