@@ -19,6 +19,7 @@ from data_pipeline.filters import ActiveFilters, add_filter_options
 from data_pipeline.manifest import Packing
 from data_pipeline.packing.pack_plan import require_seq_len
 from data_pipeline.paths import user_input, user_path
+from data_pipeline.readers.kinds import ReadAs
 from data_pipeline.repack import repack_and_report
 from data_pipeline.verify import verify_and_report
 
@@ -35,8 +36,8 @@ DEFAULT_MAX_REJECTED = 0.01
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
 
-An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; any other: one document of plain text; all
-but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
+An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; .txt, .md, .py and other suffixes of text: one
+document; all but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
 hf:NAME[:CONFIG][@SPLIT], stdlib: for the sources of Python's standard library, or NAME:COUNT[@SEED] for generated
 instances of a task (sudoku4, sudoku6, sudoku9; additionD and multiplicationD of numbers of D digits; lookupH for H
 hops through a table). Without --tokenizer, a SentencePiece tokenizer is trained on a sample of the text; if all inputs
@@ -57,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         metavar="PATH",
         help="what to read; several may be given",
+    )
+    add(
+        "--as",
+        dest="read_as",
+        choices=get_args(ReadAs),
+        help="read the files that --input names, by path or pattern, as this, whatever their suffixes; without it, files whose "
+        "suffix does not say what they hold are refused",
     )
     add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
@@ -211,16 +219,21 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
-    from data_pipeline.readers.inputs import resolve_input
+    from data_pipeline.readers.inputs import require_known_kinds, resolve_input, unread_note
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = resolve_output(args.output)
-    inputs = [resolve_input(value) for value in args.input]
+    inputs = [resolve_input(value, args.read_as) for value in args.input]
+    if args.read_as and not any(found.read_as for found in inputs):
+        raise DataError(f"--as {args.read_as}: no --input names files; it is for files given by path or by a pattern")
     options = _options(args, inputs)
     check_inputs(output, inputs)
+    require_known_kinds(inputs)
     _mention_repeated_files(inputs)
+    if note := unread_note(inputs):
+        print(note, file=sys.stderr, flush=True)
     restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):
         remove_joined_work(output)
@@ -275,6 +288,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
+        read_as=args.read_as,
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from data_pipeline.errors import ReadError
-from data_pipeline.readers.file_ranges import SKIPPED_BYTES, is_compressed
+from data_pipeline.readers.file_ranges import SKIPPED_BYTES
+from data_pipeline.readers.kinds import is_compressed
 
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 # Messages of zlib and zstd about memory; the other libraries raise MemoryError.

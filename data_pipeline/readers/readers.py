@@ -14,7 +14,8 @@ from typing import BinaryIO
 from data_pipeline.errors import ReadError
 from data_pipeline.generators.names import parse_generated
 from data_pipeline.readers.compression import DamagedFileError, OpenFile, open_decompressed
-from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange, is_compressed
+from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
+from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
 from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue

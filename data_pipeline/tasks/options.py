@@ -7,6 +7,7 @@ from data_pipeline.dedup import Duplicates
 from data_pipeline.documents import Document
 from data_pipeline.filters import ActiveFilters, Limit
 from data_pipeline.manifest import TRAIN, VALIDATION, Packing, sha256_of
+from data_pipeline.readers.kinds import ReadAs
 from data_pipeline.tokenizers.characters import PREFIX
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
@@ -32,6 +33,7 @@ class Options:
         alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
             output, not what it is.
+        read_as: how to read files that are given by name or by a pattern; None to go by their suffixes.
     """
 
     text_key: str
@@ -47,6 +49,7 @@ class Options:
     accept_broken_files: bool = False
     max_rejected: float = 0.01
     alphabet: str | None = None
+    read_as: ReadAs | None = None
 
     def record(self) -> dict[str, str | Limit | None]:
         """The options as the manifest has them; a tokenizer is identified by its content, not by its path."""
@@ -67,6 +70,8 @@ class Options:
             "validation_fraction": self.validation_fraction,
             **self.filters.record(),
             "duplicates": self.duplicates,
+            # Only where it is given, so that finished folders and tasks without it stay valid.
+            **({"as": self.read_as} if self.read_as else {}),
         }
 
     def of_training(self) -> dict[str, str | Limit | None]:
