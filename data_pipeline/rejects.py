@@ -21,6 +21,7 @@ class Cause(StrEnum):
 
     BROKEN_JSON = "broken JSON"
     NOT_UTF8 = "not UTF-8"
+    NOT_TEXT = "not text"
     MISSING_KEY = "key missing"
     NOT_A_STRING = "text is not a string"
     EMPTY = "empty text"

@@ -1,21 +1,19 @@
 """Open files, decompressed where their suffix says so."""
 
-import bz2
 import errno
-import gzip
 import io
 import lzma
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES
 from data_pipeline.readers.kinds import is_compressed
+from data_pipeline.readers.members import Members
 
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 # Messages of zlib and zstd about memory; the other libraries raise MemoryError.
@@ -35,6 +33,10 @@ class DamagedFileError(Exception):
         self.missing = missing
 
 
+class TrailingBytesError(DamagedFileError):
+    """The content is whole, but something follows it that is no content."""
+
+
 @dataclass(frozen=True)
 class OpenFile:
     """The content of a file, decompressed.
@@ -45,22 +47,27 @@ class OpenFile:
     """
 
     path: Path
-    content: BinaryIO
-    stored: BinaryIO
+    content: io.BufferedReader
+    stored: io.BufferedReader
+
+    def beginning(self, num_bytes: int) -> bytes:
+        """Up to `num_bytes` bytes that come next, without moving on."""
+        return self.content.peek(num_bytes)[:num_bytes]
 
     def require_end(self, position: int) -> None:
         """Check that the content, which seems to end at `position`, does not go on.
 
         Raises:
-            ReadError: a plain file is longer. DamagedFileError: there are bytes after the end of the compressed content.
+            ReadError: a plain file is longer. TrailingBytesError: there are bytes after the end of the compressed content.
         """
         size = os.fstat(self.stored.fileno()).st_size
         if not is_compressed(self.path):
             if position < size:
                 raise ReadError.differs(str(self.path), f"it ended at byte {position:,} of {size:,}")
-        elif (read := self.stored.tell()) < size:
-            why = f"the {FORMAT_NAMES[self.path.suffix.lower()]} stream ends at byte {read:,} of {size:,}"
-            raise DamagedFileError(why, _unread(read, size))
+        elif (end := _end_of_members(self.content)) is not None:
+            name = FORMAT_NAMES[self.path.suffix.lower()]
+            why = f"the {name} content ends at byte {end:,} of {size:,}, and what follows is no {name}; remove it"
+            raise TrailingBytesError(why, f"what the last {size - end:,} of its {size:,} bytes hold")
 
 
 @contextmanager
@@ -86,17 +93,16 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
                 raise _judged(path, error, stored.tell(), size) from error
 
 
-def _decompressed(path: Path, stored: BinaryIO, size: int) -> AbstractContextManager[BinaryIO]:
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstandard}
+def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractContextManager[io.BufferedReader]:
     # An empty file holds nothing, in whatever format; only some of the libraries say so.
     if not is_compressed(path) or not size:
-        return _as_it_is(stored)
-    return cast("AbstractContextManager[BinaryIO]", openers[path.suffix.lower()](stored, "rb"))
+        return nullcontext(stored)
+    suffix = path.suffix.lower()
+    return _open_zstandard(stored) if suffix == ".zst" else io.BufferedReader(Members(stored, suffix), SKIPPED_BYTES)
 
 
-@contextmanager
-def _as_it_is(stored: BinaryIO) -> Iterator[BinaryIO]:
-    yield stored
+def _end_of_members(content: io.BufferedReader) -> int | None:
+    return content.raw.end if isinstance(content.raw, Members) else None
 
 
 def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
@@ -115,13 +121,13 @@ def _unread(read: int, size: int) -> str:
     return f"what the last {left:,} of its {size:,} bytes hold" if left else "what would follow the end of the file"
 
 
-def _skip(file: BinaryIO, num_bytes: int) -> None:
+def _skip(file: io.BufferedReader, num_bytes: int) -> None:
     while num_bytes and (skipped := file.read(min(num_bytes, SKIPPED_BYTES))):
         num_bytes -= len(skipped)
 
 
 @contextmanager
-def _open_zstandard(stored: BinaryIO, mode: str) -> Iterator[BinaryIO]:
+def _open_zstandard(stored: io.BufferedReader) -> Iterator[io.BufferedReader]:
     import pyarrow
 
     with pyarrow.CompressedInputStream(stored, "zstd") as stream:
