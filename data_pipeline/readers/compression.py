@@ -109,7 +109,7 @@ def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
     """What an exception of a decompression library means."""
     name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
     if LONG_WINDOW in message:
-        why = "the zst stream has a window of more than 128 MB; pack it again without --long, or with --long=27"
+        why = "the zst stream has a window of more than 128 MB; pack it again: zstd -dc --long=31 FILE | zstd"
         return DamagedFileError(why, _unread(read, size))
     if any(words in message for words in NO_MEMORY):
         return ReadError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
