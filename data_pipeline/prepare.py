@@ -334,6 +334,8 @@ def main() -> int:
     """Entry point of `python -m data_pipeline.prepare`."""
     parser = argparse.ArgumentParser(prog="loopmdm prepare")
     add_arguments(parser)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # of file names that are not UTF-8
     return run(parser.parse_args())
 
 

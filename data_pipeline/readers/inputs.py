@@ -10,6 +10,7 @@ from typing import Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.generators.names import KNOWN, names_generator, parse_generated
+from data_pipeline.paths import shown_name
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
 from data_pipeline.readers.kinds import Kind, ReadAs, file_kind
@@ -44,6 +45,11 @@ class Input:
     read_as: ReadAs | None = None
 
     @property
+    def name(self) -> str:
+        """The value as text."""
+        return shown_name(self.value)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.files)
@@ -54,7 +60,7 @@ class Input:
 
     def shown(self, path: Path) -> str:
         """The name of a file in messages."""
-        return str(path.relative_to(self.root)) if self.root else str(path)
+        return shown_name(path.relative_to(self.root) if self.root else path)
 
     def may_have_changed_since(self, time_ns: int) -> bool:
         """Whether a file's content or name may be newer than a time (ns since 1970); True where that is unknown.

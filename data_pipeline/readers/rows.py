@@ -1,9 +1,12 @@
 """Read the text column of Parquet files and datasets. They yield whole values, so the largest one is in memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.paths import shown_name
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.mapped import require_readable
@@ -27,11 +30,10 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
         DamagedFileError: the content is broken. OSError, MemoryError: the system reported a failure.
     """
     import pyarrow
-    from pyarrow import parquet
 
     first = row = end = None
     try:
-        with parquet.ParquetFile(file_range.source) as file:
+        with _open_parquet(file_range.source) as file:
             groups = range(file_range.start, file.num_row_groups if file_range.stop is None else file_range.stop)
             sizes = [file.metadata.row_group(i).num_rows for i in range(groups.stop)]
             tree = _tree(file.schema_arrow)
@@ -65,16 +67,27 @@ def row_group_bytes(path: str) -> list[int] | None:
         OSError, MemoryError: the system reported a failure.
     """
     import pyarrow
-    from pyarrow import parquet
 
     for _ in range(2):  # two reads that agree show that the content is broken
         try:
-            with parquet.ParquetFile(path) as file:
+            with _open_parquet(path) as file:
                 return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
         except (pyarrow.ArrowException, OSError) as error:
             if is_of_system(error):
                 raise
     return None
+
+
+@contextmanager
+def _open_parquet(path: str) -> Iterator["ParquetFile"]:
+    from pyarrow import parquet
+
+    # Arrow takes only names that are UTF-8.
+    with (
+        nullcontext(path) if shown_name(path) == path else Path(path).open("rb") as source,
+        parquet.ParquetFile(source) as file,
+    ):
+        yield file
 
 
 def is_of_system(error: Exception) -> bool:

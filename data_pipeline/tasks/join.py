@@ -148,7 +148,7 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRec
         of_input = [record for task, record in zip(tasks, done, strict=True) if task.input == i]
         described.append(
             InputInfo(
-                input=found.value,
+                input=found.name,
                 kind=found.kind,
                 files=len(found.files),
                 bytes=found.num_bytes,

@@ -2,10 +2,14 @@
 
 import json
 import os
+import sys
 
+import pyarrow
 import pytest
 from conftest import write_jsonl
+from pyarrow import parquet
 
+from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.errors import DataError
 from data_pipeline.filters import ActiveFilters
 from data_pipeline.manifest import load_manifest
@@ -15,6 +19,9 @@ from data_pipeline.readers.kinds import describes_data, file_kind
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.reading import task_documents
 from data_pipeline.tasks.task import cut_into_tasks
+from pretrain.cli import main as inspect
+from pretrain.config.load import load_settings
+from tests.launching import ROOT
 
 
 def texts_of(value, text_key="text", read_as=None):
@@ -206,3 +213,26 @@ def test_inputs_that_are_no_files(tmp_path, monkeypatch, value, message):
             os.dup2(saved, 0)
             os.close(saved)
     assert message in str(error.value)
+
+
+def test_names_that_are_not_utf_8_work_to_the_end(prepare, verify, tmp_path, texts):
+    """Of files, folders, patterns and the output. The manifest has them in a form that JSON can hold."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # as every entry point does
+    folder, output = (tmp_path / os.fsdecode(name) for name in (b"in\xe9", b"out\xe9"))
+    folder.mkdir()
+    write_jsonl(folder / os.fsdecode(b"a\xff.jsonl"), [*texts[:200], 5])
+    table = pyarrow.table({"text": texts[200:]})
+    with (folder / os.fsdecode(b"b\xe9.parquet")).open("wb") as file:
+        parquet.write_table(table, file)
+    words = ("--input", folder, f"{folder}/*.jsonl", "--output", output, "--workers", 2)
+    result = prepare(*words)
+    assert result.code == 0 and r"a\xff.jsonl:201: " in result.out, result.err
+    manifest = load_manifest(output)
+    assert [each.input for each in manifest.inputs] == [rf"{tmp_path}/in\xe9", rf"{tmp_path}/in\xe9/*.jsonl"]
+    assert [each.documents for each in manifest.inputs] == [300, 200]
+    assert "nothing to do" in prepare(*words).out and verify(output).code == 0
+    assert inspect(["inspect", str(output), "--rows", "1"]) == 0
+    settings = load_settings(str(ROOT / "tests" / "tiny.yaml"), [f"data.path={output}", f"run.dir={tmp_path}"])
+    assert len(PackedDataset(settings.data.path, "train")) == manifest.splits["train"].rows
+    other = prepare(*words[:-4], "--output", tmp_path / "plain", "--tokenizer", output)
+    assert other.code == 0 and load_manifest(tmp_path / "plain").splits["train"].documents > 0
