@@ -89,6 +89,8 @@ def build_document(value: TextValue, text_key: str) -> Document | Rejection:
 
 
 def _described(content: object, text_key: str) -> str:
+    if isinstance(content, list):
+        return f"a list; write its items as one object per line, for example with jq -c '.{text_key}[]'"
     if not isinstance(content, dict):
         return type(content).__name__
     names = [f"{text_key}.{name}" for name in key_names(content)]

@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="read_as",
         choices=get_args(ReadAs),
-        help="read the files that --input names, by path or pattern, as this, whatever their suffixes; without it, files whose "
-        "suffix does not say what they hold are refused",
+        help="how to read files that --input names, by path or pattern, with other suffixes than those of JSON lines and "
+        "Parquet; without it, files whose suffix does not say what they hold are refused",
     )
     add("--output", type=user_path, metavar="DIR", help="folder to write")
     add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
@@ -219,15 +219,15 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
-    from data_pipeline.readers.inputs import require_known_kinds, resolve_input, unread_note
+    from data_pipeline.readers.inputs import require_known_kinds, require_use, resolve_input, unread_note
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = resolve_output(args.output)
     inputs = [resolve_input(value, args.read_as) for value in args.input]
-    if args.read_as and not any(found.read_as for found in inputs):
-        raise DataError(f"--as {args.read_as}: no --input names files; it is for files given by path or by a pattern")
+    if args.read_as:
+        require_use(args.read_as, inputs)
     options = _options(args, inputs)
     check_inputs(output, inputs)
     require_known_kinds(inputs)

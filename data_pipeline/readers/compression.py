@@ -13,11 +13,12 @@ from pathlib import Path
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES
 from data_pipeline.readers.kinds import is_compressed
-from data_pipeline.readers.members import Members
+from data_pipeline.readers.members import Members, begins_well
 
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 # Messages of zlib and zstd about memory; the other libraries raise MemoryError.
 NO_MEMORY = ("Error -4 ", "Allocation error", "not enough memory")
+MAGIC_BYTES = 6
 LONG_WINDOW = "Frame requires too much memory"
 
 
@@ -90,7 +91,7 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
                 # What damaged content raises has no error number, failures that the system reported have one.
                 if not is_compressed(path) or getattr(error, "errno", None) is not None:
                     raise
-                raise _judged(path, error, stored.tell(), size) from error
+                raise _judged(path, error, stored, size) from error
 
 
 def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractContextManager[io.BufferedReader]:
@@ -105,9 +106,13 @@ def _end_of_members(content: io.BufferedReader) -> int | None:
     return content.raw.end if isinstance(content.raw, Members) else None
 
 
-def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
+def _judged(path: Path, error: Exception, stored: io.BufferedReader, size: int) -> Exception:
     """What an exception of a decompression library means."""
-    name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
+    suffix, message, read = path.suffix.lower(), str(error), stored.tell()
+    name = FORMAT_NAMES[suffix]
+    if not begins_well(os.pread(stored.fileno(), MAGIC_BYTES, 0), suffix):
+        why = f"does not begin like {name} data: it is damaged, or is not compressed and should not be named {suffix}"
+        return DamagedFileError(why, _unread(read, size))
     if LONG_WINDOW in message:
         why = "the zst stream has a window of more than 128 MB; pack it again: zstd -dc --long=31 FILE | zstd"
         return DamagedFileError(why, _unread(read, size))

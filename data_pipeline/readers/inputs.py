@@ -13,7 +13,7 @@ from data_pipeline.generators.names import KNOWN, names_generator, parse_generat
 from data_pipeline.paths import shown_name
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
-from data_pipeline.readers.kinds import Kind, ReadAs, file_kind
+from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records
 
 STDLIB = "stdlib:"
 # Tests are half of the text and unlike the rest; not all distributions have idlelib; the others are not the library.
@@ -30,7 +30,7 @@ class Input:
         files: the files to read, sorted; for a dataset, its files as far as they are known.
         root: messages show the files relative to it; None for their full names.
         unread: what lies in the folder, or matches the pattern, and is not read: see `FoundFiles`.
-        read_as: how to read the files, whatever their suffixes; None to go by these.
+        read_as: how to read files whose suffixes are none of JSON lines or Parquet; None to go by these.
         rows, fingerprint: of a dataset, its number of rows and the fingerprint that its library computes; of a generator, the
             number of instances and what decides them.
     """
@@ -77,7 +77,7 @@ def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
     """Find what a value of `--input` stands for.
 
     Args:
-        read_as: how to read files that are given by name or by a pattern; None to go by their suffixes.
+        read_as: of files that are given by name or by a pattern, see `Input`.
 
     Raises:
         DataError: there is nothing, nothing readable, or an unknown dataset.
@@ -155,6 +155,17 @@ def _refusal(found: Input, refused: list[tuple[Path, str]]) -> DataError:
     return DataError(
         f"--input {found.value}: {why}{more}; or give what to read by a pattern, such as '{root}/**/*.jsonl'"
     )
+
+
+def require_use(read_as: ReadAs, inputs: Sequence[Input]) -> None:
+    """Raise DataError when there is no file that `--as` is for."""
+    given = [path for found in inputs if found.read_as for path in found.files]
+    if not given:
+        raise DataError(f"--as {read_as}: no --input names files; it is for files given by path or by a pattern")
+    if all(names_records(path) for path in given):
+        raise DataError(
+            f"--as {read_as}: {given[0]} and all other files are read as their suffixes say; leave it out, or rename the files"
+        )
 
 
 def unread_note(inputs: Sequence[Input]) -> str | None:

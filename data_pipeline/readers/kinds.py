@@ -58,7 +58,7 @@ def file_kind(path: Path, read_as: ReadAs | None = None) -> Kind:
     """How a file is read.
 
     Args:
-        read_as: what the user says, whatever the suffix is. Archives are refused all the same.
+        read_as: how to read it if its suffix is none of JSON lines or Parquet. Archives are refused all the same.
 
     Raises:
         DataError: an archive, a compression that is not supported, or a suffix that does not say what the file holds.
@@ -69,7 +69,9 @@ def file_kind(path: Path, read_as: ReadAs | None = None) -> Kind:
     for suffixes, advice in REFUSED:
         if suffix in suffixes and (read_as is None or suffixes in (ARCHIVES, COMPRESSIONS)):
             raise DataError(f"{path}: {shown} files cannot be read; {advice}")
-    kind = KIND_OF[read_as] if read_as else _kind_of_suffix(inner.name, suffix)
+    kind = _kind_of_suffix(inner.name, suffix)
+    if read_as and kind in (None, "text"):
+        kind = KIND_OF[read_as]
     if kind is None:
         what = f"the suffix {shown} does not say what it holds" if shown else "it has no suffix that says what it holds"
         raise DataError(f"{path}: {what}; {SAY_HOW}")
@@ -86,14 +88,19 @@ def _kind_of_suffix(name: str, suffix: str) -> Kind | None:
     return "text" if suffix in TEXT_SUFFIXES or describes_data(name) else None
 
 
+def names_records(path: Path) -> bool:
+    """Whether the suffix says that a file holds records: JSON lines or Parquet."""
+    inner = Path(path.stem) if is_compressed(path) else path
+    return inner.suffix.lower() in JSON_SUFFIXES | PARQUET_SUFFIXES
+
+
 def describes_data(name: str) -> bool:
     """Whether a file stands beside data without being data: a README, a license, checksums, the mark of a finished job."""
     lower = name.lower()
     suffix = Path(lower).suffix
     if lower in OTHER_NAMES or suffix in CHECKSUM_SUFFIXES:
         return True
-    is_records = suffix in JSON_SUFFIXES | PARQUET_SUFFIXES
-    return not is_records and DESCRIPTIONS.fullmatch(lower.partition(".")[0]) is not None
+    return not names_records(Path(lower)) and DESCRIPTIONS.fullmatch(lower.partition(".")[0]) is not None
 
 
 def is_compressed(path: Path) -> bool:

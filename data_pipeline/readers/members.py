@@ -6,6 +6,7 @@ The readers of Python's own modules raise an error there and lose what they have
 import bz2
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
@@ -53,6 +54,12 @@ FORMATS: dict[str, tuple[Callable[[], Decompressor], bytes]] = {
     ".bz2": (bz2.BZ2Decompressor, b"BZh"),
 }
 """Suffix -> its decompressor, and how each member begins."""
+ZSTANDARD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
+
+
+def begins_well(beginning: bytes, suffix: str) -> bool:
+    """Whether a file of a compressed format begins like one."""
+    return bool(ZSTANDARD.match(beginning)) if suffix == ".zst" else beginning.startswith(FORMATS[suffix][1])
 
 
 class Members(io.RawIOBase):

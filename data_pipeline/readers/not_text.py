@@ -17,10 +17,10 @@ SIGNATURES = (
     (257, b"ustar", "a tar archive; unpack it"),
     (0, b"PK\x03\x04", "a zip archive, or an office document; unpack it, or extract its text"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
-    (0, b"\x1f\x8b\x08", "compressed with gzip; name it .gz"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd; name it .zst"),
-    (0, b"\xfd7zXZ\x00", "compressed with xz; name it .xz"),
-    (0, b"BZh91AY&SY", "compressed with bzip2; name it .bz2"),
+    (0, b"\x1f\x8b\x08", "gzip data; decompress it"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data; decompress it"),
+    (0, b"\xfd7zXZ\x00", "xz data; decompress it"),
+    (0, b"BZh91AY&SY", "bzip2 data; decompress it"),
     (0, b"PAR1", "a Parquet file; name it .parquet"),
     (0, b"ARROW1", "an Arrow file; convert it to .parquet"),
     (0, b"%PDF-", "a PDF document; extract its text"),
@@ -33,7 +33,7 @@ def objection(beginning: bytes) -> tuple[Cause, str] | None:
     """Why the content with this beginning is no UTF-8 text; None if it may be."""
     for place, signature, what in SIGNATURES:
         if beginning.startswith(signature, place):
-            return Cause.NOT_TEXT, f"is {what}"
+            return Cause.NOT_TEXT, f"holds {what}"
     encoding = _other_encoding(beginning)
     if encoding:
         return Cause.NOT_UTF8, f"looks like {encoding}; convert it with iconv -f {encoding} -t UTF-8"

@@ -33,7 +33,8 @@ class Options:
         alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
             output, not what it is.
-        read_as: how to read files that are given by name or by a pattern; None to go by their suffixes.
+        read_as: how to read files that are given by name or by a pattern and have none of the suffixes of records; None to go
+            by their suffixes.
     """
 
     text_key: str

@@ -66,7 +66,7 @@ def test_other_files_are_refused_with_the_reason_and_the_fix(tmp_path, name, mes
 
 
 def test_the_user_may_say_what_a_file_is(prepare, tmp_path, texts):
-    """By name and by pattern, whatever the suffix; archives stay refused, and what the folder holds is another matter."""
+    """By name and by pattern. Not of files of records, of archives, and of what a folder holds."""
     (tmp_path / "in").mkdir()
     path = write_jsonl(tmp_path / "in" / "part-00000", texts)
     words = ("--output", tmp_path / "data", "--tokenizer", "bytes", "--validation-fraction", 0)
@@ -79,6 +79,10 @@ def test_the_user_may_say_what_a_file_is(prepare, tmp_path, texts):
     assert texts_of(f"{tmp_path}/in/part-*", read_as="text")[0] == [path.read_text()]
     assert texts_of(path.rename(tmp_path / "in" / "x.txt"), read_as="jsonl")[0] == texts
     assert len(texts_of(tmp_path / "in", read_as="jsonl")[0]) == 1
+    records = write_jsonl(tmp_path / "a.jsonl", texts)
+    assert texts_of(records, read_as="text")[0] == texts  # in a command with other files, which --as is for
+    alone = prepare("--input", records, "--as", "text", "--output", tmp_path / "new")
+    assert alone.code == 2 and "a.jsonl and all other files are read as their suffixes say" in alone.err
     refused = prepare("--input", tmp_path / "in", "--as", "jsonl", "--output", tmp_path / "new")
     assert refused.code == 2 and "--as jsonl: no --input names files" in refused.err
     with pytest.raises(DataError, match="unpack the archive"):
@@ -224,7 +228,7 @@ def test_names_that_are_not_utf_8_work_to_the_end(prepare, verify, tmp_path, tex
     table = pyarrow.table({"text": texts[200:]})
     with (folder / os.fsdecode(b"b\xe9.parquet")).open("wb") as file:
         parquet.write_table(table, file)
-    words = ("--input", folder, f"{folder}/*.jsonl", "--output", output, "--workers", 2)
+    words = ("--input", folder, f"{folder}/*.jsonl", "--output", output)
     result = prepare(*words)
     assert result.code == 0 and r"a\xff.jsonl:201: " in result.out, result.err
     manifest = load_manifest(output)
@@ -234,5 +238,5 @@ def test_names_that_are_not_utf_8_work_to_the_end(prepare, verify, tmp_path, tex
     assert inspect(["inspect", str(output), "--rows", "1"]) == 0
     settings = load_settings(str(ROOT / "tests" / "tiny.yaml"), [f"data.path={output}", f"run.dir={tmp_path}"])
     assert len(PackedDataset(settings.data.path, "train")) == manifest.splits["train"].rows
-    other = prepare(*words[:-4], "--output", tmp_path / "plain", "--tokenizer", output)
+    other = prepare(*words[:3], "--output", tmp_path / "plain", "--tokenizer", output)
     assert other.code == 0 and load_manifest(tmp_path / "plain").splits["train"].documents > 0

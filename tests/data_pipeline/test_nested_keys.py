@@ -4,7 +4,7 @@ import json
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from test_kinds import texts_of
@@ -56,10 +56,17 @@ def test_a_key_with_a_dot_in_it_comes_first(tmp_path, write):
     assert texts_of(path, "a.c.d")[0] == ["inner dot", "i"]
 
 
+def test_a_list_is_no_text(tmp_path):
+    _, counter = texts_of(as_lines(tmp_path / "rows", [{"data": [{"text": "a"}]}]), "data")
+    assert "a list; write its items as one object per line, for example with jq -c '.data[]'" in counter.examples[0].why
+
+
 def test_the_message_for_a_wrong_nested_key_leads_to_the_right_one(prepare, tmp_path):
     words = ("--input", as_lines(tmp_path / "rows", ROWS), "--output", tmp_path / "data", "--validation-fraction", 0)
     wrong = prepare(*words, "--text-key", "content.txt")
     assert wrong.code == 2 and "did you mean --text-key content.text?" in wrong.err
+    wrong = prepare(*words, "--text-key", "id.content")
+    assert wrong.code == 2 and "did you mean --text-key id?" not in wrong.err
     assert prepare(*words, "--text-key", "content.text", "--seq-len", 2).code == 0
     assert load_manifest(tmp_path / "data").inputs[0].documents == 5
 
@@ -77,6 +84,7 @@ KEYS = st.text(alphabet="ab.", min_size=1, max_size=3)
 TREES = st.recursive(st.integers(), lambda inner: st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
 
 
+@settings(max_examples=50, deadline=None)
 @given(tree=st.dictionaries(KEYS, TREES, max_size=4))
 def test_every_name_that_is_listed_leads_to_a_value(tree):
     for name in key_names(tree):

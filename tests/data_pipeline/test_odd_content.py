@@ -10,7 +10,7 @@ import tarfile
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kinds import texts_of
 
@@ -39,16 +39,16 @@ OTHER_CONTENT = [
     (PLAIN.encode("utf-32"), "not UTF-8", "looks like UTF-32"),
     (b"text with a\0NUL", "not text", "a NUL as character 11: binary content"),
     (b"text " * 3000 + b"\0", "not text", "a NUL as character 15,000"),
-    (tar_of(b"text"), "not text", "is a tar archive; unpack it"),
-    (gzip.compress(b"text"), "not text", "is compressed with gzip; name it .gz"),
-    (b"PK\x03\x04" + bytes(30), "not text", "is a zip archive"),
-    (b"%PDF-1.7\n", "not text", "is a PDF document"),
-    (b"caf\xe9 and more", "not UTF-8", "byte 0xe9 at position 3"),
+    (tar_of(b"text"), "not text", "holds a tar archive; unpack it"),
+    (gzip.compress(b"text"), "not text", "holds gzip data; decompress it"),
+    (b"PK\x03\x04" + bytes(30), "not text", "holds a zip archive"),
+    (b"%PDF-1.7\n", "not text", "holds a PDF document"),
+    (b"na\xefve words", "not UTF-8", "byte 0xef at position 2"),
 ]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-@pytest.mark.parametrize(("content", "cause", "why"), OTHER_CONTENT)
+@pytest.mark.parametrize(("content", "cause", "why"), OTHER_CONTENT, ids=[why for _, _, why in OTHER_CONTENT])
 def test_a_text_file_that_holds_no_utf_8_text(tmp_path, content, cause, why, suffix):
     packed = {"": bytes, ".gz": gzip.compress, ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}
     path = tmp_path / f"x.txt{suffix}"
@@ -70,13 +70,14 @@ def test_such_a_file_is_a_failure_that_names_it(prepare, tmp_path):
     [
         (RECORDS.decode().encode("utf-16"), "looks like UTF-16; convert it with iconv"),
         (RECORDS.decode().encode("utf-16-le"), "looks like UTF-16LE"),
-        (tar_of(RECORDS), "is a tar archive"),
+        (tar_of(RECORDS), "holds a tar archive"),
         (
             json.dumps([{"text": "a"}, {"text": "b"}]).encode(),
             "begins with a JSON array; one object per line is expected",
         ),
         (MARK + b"\n " + json.dumps([{"text": "a"}], indent=2).encode(), "jq -c '.[]'"),
     ],
+    ids=["UTF-16", "UTF-16LE", "tar", "array", "indented array"],
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_file_of_other_content_than_json_lines(prepare, tmp_path, content, why, suffix):
@@ -120,6 +121,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("members")
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     parts=st.lists(st.binary(max_size=40) | st.integers(0, 5000).map(bytes), min_size=1, max_size=4),
     suffix=st.sampled_from(sorted(PACKERS)),
@@ -156,6 +158,13 @@ def test_what_stands_before_the_garbage_is_kept_and_the_garbage_is_told(prepare,
     assert texts == ["a text file"] and counter.broken[0].documents == 1
     result = prepare("--input", path, "--output", tmp_path / "data", "--validation-fraction", 0, "--seq-len", 2)
     assert result.code == 2 and "and what follows is no" in result.err and "the last 21 of its" in result.err
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_a_file_that_is_not_compressed_though_its_name_says_so(tmp_path, suffix):
+    (tmp_path / f"x.txt{suffix}").write_bytes(b"plain text")
+    texts, counter = texts_of(tmp_path / f"x.txt{suffix}")
+    assert texts == [] and f"is not compressed and should not be named {suffix}" in counter.broken[0].why
 
 
 def test_zstd_of_several_frames_and_of_a_long_window(tmp_path):
