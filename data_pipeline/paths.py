@@ -1,6 +1,5 @@
-"""Paths of command lines, where `~` is the home folder, and their names in texts."""
+"""Paths of command lines: `~` is the home folder."""
 
-import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -26,8 +25,3 @@ def user_input(text: str) -> str:
         return prefix + home_expanded(text.removeprefix(prefix))
     except ValueError as error:
         raise ArgumentTypeError(f"{text}: {error}") from None
-
-
-def shown_name(path: str | Path) -> str:
-    """A path as text: bytes of a file name that are not UTF-8, which no JSON can hold, are written as `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

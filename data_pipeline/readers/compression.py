@@ -51,24 +51,28 @@ class OpenFile:
     content: io.BufferedReader
     stored: io.BufferedReader
 
-    def beginning(self, num_bytes: int) -> bytes:
-        """Up to `num_bytes` bytes that come next, without moving on."""
-        return self.content.peek(num_bytes)[:num_bytes]
-
     def require_end(self, position: int) -> None:
         """Check that the content, which seems to end at `position`, does not go on.
 
         Raises:
-            ReadError: a plain file is longer. TrailingBytesError: there are bytes after the end of the compressed content.
+            ReadError: a plain file is longer. TrailingBytesError, DamagedFileError: there are bytes after the end of the
+                compressed content.
         """
         size = os.fstat(self.stored.fileno()).st_size
         if not is_compressed(self.path):
             if position < size:
                 raise ReadError.differs(str(self.path), f"it ended at byte {position:,} of {size:,}")
-        elif (end := _end_of_members(self.content)) is not None:
-            name = FORMAT_NAMES[self.path.suffix.lower()]
-            why = f"the {name} content ends at byte {end:,} of {size:,}, and what follows is no {name}; remove it"
-            raise TrailingBytesError(why, f"what the last {size - end:,} of its {size:,} bytes hold")
+            return
+        name, read = FORMAT_NAMES[self.path.suffix.lower()], self.stored.tell()
+        members = self.content.raw
+        if isinstance(members, Members) and members.end is not None:
+            why = (
+                f"the {name} content ends at byte {members.end:,} of {size:,}, and what follows is no {name}: repair it, or remove "
+                "the rest"
+            )
+            raise TrailingBytesError(why, _unread(members.end, size))
+        if read < size:
+            raise DamagedFileError(f"the {name} stream ends at byte {read:,} of {size:,}", _unread(read, size))
 
 
 @contextmanager
@@ -91,7 +95,8 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
                 # What damaged content raises has no error number, failures that the system reported have one.
                 if not is_compressed(path) or getattr(error, "errno", None) is not None:
                     raise
-                raise _judged(path, error, stored, size) from error
+                _require_beginning(path, stored, size)
+                raise _judged(path, error, stored.tell(), size) from error
 
 
 def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractContextManager[io.BufferedReader]:
@@ -102,17 +107,17 @@ def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractC
     return _open_zstandard(stored) if suffix == ".zst" else io.BufferedReader(Members(stored, suffix), SKIPPED_BYTES)
 
 
-def _end_of_members(content: io.BufferedReader) -> int | None:
-    return content.raw.end if isinstance(content.raw, Members) else None
-
-
-def _judged(path: Path, error: Exception, stored: io.BufferedReader, size: int) -> Exception:
-    """What an exception of a decompression library means."""
-    suffix, message, read = path.suffix.lower(), str(error), stored.tell()
-    name = FORMAT_NAMES[suffix]
+def _require_beginning(path: Path, stored: io.BufferedReader, size: int) -> None:
+    """Raise DamagedFileError when a file does not begin as its suffix says."""
+    suffix = path.suffix.lower()
     if not begins_well(os.pread(stored.fileno(), MAGIC_BYTES, 0), suffix):
-        why = f"does not begin like {name} data: it is damaged, or is not compressed and should not be named {suffix}"
-        return DamagedFileError(why, _unread(read, size))
+        why = f"does not begin like {FORMAT_NAMES[suffix]} data: it is damaged, or not compressed and should not be named {suffix}"
+        raise DamagedFileError(why, f"all of its {size:,} bytes")
+
+
+def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
+    """What an exception of a decompression library means."""
+    name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
     if LONG_WINDOW in message:
         why = "the zst stream has a window of more than 128 MB; pack it again: zstd -dc --long=31 FILE | zstd"
         return DamagedFileError(why, _unread(read, size))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.generators.names import KNOWN, names_generator, parse_generated
-from data_pipeline.paths import shown_name
+from data_pipeline.json_text import shown_name
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
 from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records

@@ -52,7 +52,6 @@ def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
         yield from read_parquet(file_range, text_key)
     elif file_range.kind == "lines":
         with open_decompressed(Path(file_range.source)) as file:
-            _require_lines(file, file_range)
             yield from _read_lines(file, file_range, text_key)
     else:
         found = _read_text(file_range)
@@ -83,9 +82,10 @@ def _read_text(file_range: FileRange) -> list[Found]:
     """The text of a file or why it is none, then what follows the compressed content."""
     trailing: list[Found] = []
     with open_decompressed(Path(file_range.source)) as file:
-        if problem := objection(file.beginning(BEGINNING_BYTES)):
-            return [Rejection(problem[0], None, problem[1])]
         content = file.content.read(LONG_BYTES + 1)
+        beginning = content + file.content.read(max(0, BEGINNING_BYTES - len(content)))
+        if problem := objection(beginning[:BEGINNING_BYTES]):
+            return [Rejection(problem[0], None, problem[1])]
         start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
         if len(content) > LONG_BYTES:
             return [TextValue(LongText(Path(file_range.source), start), None)]
@@ -101,12 +101,11 @@ def _read_text(file_range: FileRange) -> list[Found]:
         return [Rejection(Cause.NOT_TEXT, None, str(error)), *trailing]
 
 
-def _require_lines(file: OpenFile, file_range: FileRange) -> None:
-    """Raise DamagedFileError when the file does not begin like JSON lines."""
-    beginning = file.beginning(BEGINNING_BYTES)
-    problem = objection(beginning)
+def _require_lines(line: bytes, file_range: FileRange) -> None:
+    """Raise DamagedFileError when the first line of a file, which is not blank, is not one of JSON lines."""
+    problem = objection(line[:BEGINNING_BYTES])
     why = problem[1] if problem else None
-    if beginning.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+    if line.lstrip().startswith(b"["):
         why = "begins with a JSON array; one object per line is expected; convert it, for example with jq -c '.[]'"
     if why:
         raise DamagedFileError(why, f"all of its {file_range.num_bytes:,} bytes")
@@ -115,12 +114,16 @@ def _require_lines(file: OpenFile, file_range: FileRange) -> None:
 def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterator[Found]:
     packed = is_compressed(file.path)
     position, number, stop = _first_line(file.content, file_range), 0, file_range.stop
+    begun = file_range.start > 0
     while (stop is None or position < stop) and (line := file.content.readline(LONG_BYTES + 1)):
         number += 1
         # Also in the middle of a file: several that begin with a mark may have been joined.
         start = position + (len(BYTE_ORDER_MARK) if line.startswith(BYTE_ORDER_MARK) else 0)
         is_long = len(line) > LONG_BYTES and not line.endswith(b"\n")
         content = line[start - position :]
+        if not begun and content.strip():
+            _require_lines(content, file_range)
+            begun = True
         del line  # a document may take much memory: one copy is enough
         if is_long:
             long = LongLine(file.path, file.content, content, start)

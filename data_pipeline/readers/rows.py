@@ -6,7 +6,7 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.paths import shown_name
+from data_pipeline.json_text import shown_name
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.mapped import require_readable
