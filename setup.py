@@ -11,6 +11,7 @@ REQUIRES = [
     "deepspeed>=0.19.8,<0.20",
     "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the last for Python 3.11; 0.17 and later need 3.12
     "datasets>=3.0",
+    "duckdb>=1.4",
     "flufl.lock>=8,<11",
     "numpy>=1.26",
     "packaging>=24.2",

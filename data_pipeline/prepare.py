@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from data_pipeline.decontamination import add_decontamination_options, decontaminating
 from data_pipeline.dedup import Duplicates
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
@@ -51,23 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add(
-        "--input",
-        type=user_input,
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="what to read; several may be given",
-    )
-    add(
-        "--as",
-        dest="read_as",
-        choices=get_args(ReadAs),
-        help="how to read files that --input names, by path or pattern, with other suffixes than those of JSON lines and "
-        "Parquet; without it, files whose suffix does not say what they hold are refused",
-    )
+    _add_inputs(parser)
     add("--output", type=user_path, metavar="DIR", help="folder to write")
-    add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
     add(
         "--seq-len",
@@ -90,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--workers", type=int, metavar="N", help="number of worker processes (default: the CPUs of this job)")
     _add_acceptance(parser)
+    add(
+        "--estimate",
+        action="store_true",
+        help="print the documents, tokens, time, memory and disk that the job will need, from a sample; writes no output",
+    )
     add("--overwrite", action="store_true", help="replace the output folder, if it is a prepared one, when finished")
     add(
         "--verify",
@@ -105,6 +96,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(parser)
     _add_sharing(parser)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Options for what is read."""
+    add = parser.add_argument
+    add(
+        "--input",
+        type=user_input,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="what to read; several may be given",
+    )
+    add(
+        "--as",
+        dest="read_as",
+        choices=get_args(ReadAs),
+        help="how to read files that --input names, by path or pattern, with other suffixes than those of JSON lines and "
+        "Parquet; without it, files whose suffix does not say what they hold are refused",
+    )
+    add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
 
 
 def _add_acceptance(parser: argparse.ArgumentParser) -> None:
@@ -154,8 +166,10 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         "--duplicates",
         choices=get_args(Duplicates),
         default="keep",
-        help="leave out documents that came before: exact ones, or also near ones found by MinHash (default: keep)",
+        help="leave out documents that came before: exact ones (white space counts), or also near ones, found by MinHash and "
+        "compared; together: keep them all, near ones in one split (default: keep)",
     )
+    add_decontamination_options(group)
 
 
 def _add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -221,14 +235,19 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
     from data_pipeline.readers.inputs import require_known_kinds, require_use, resolve_input, unread_note
     from data_pipeline.replace import restore_interrupted
+    from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
-    output = resolve_output(args.output)
+    output = args.output and resolve_output(args.output)
     inputs = [resolve_input(value, args.read_as) for value in args.input]
     if args.read_as:
         require_use(args.read_as, inputs)
     options = _options(args, inputs)
+    if args.estimate:
+        require_known_kinds(inputs)
+        print(estimate(inputs, options, _workers(args), output))
+        return
     check_inputs(output, inputs)
     require_known_kinds(inputs)
     _mention_repeated_files(inputs)
@@ -248,6 +267,10 @@ def _prepare(args: argparse.Namespace) -> None:
         print(f"{args.output}: prepared, joined by another process")
 
 
+def _workers(args: argparse.Namespace) -> int:
+    return args.workers or len(os.sched_getaffinity(0))
+
+
 def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", options: "Options") -> None:
     """Do the phases that were asked for."""
     from data_pipeline.tasks.build import Build, Share, run_phases
@@ -256,7 +279,7 @@ def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", op
     from data_pipeline.tasks.work import open_work, remove_work
 
     with open_work(output, args.stage) as work:
-        build = Build(work, inputs, options, args.workers or len(os.sched_getaffinity(0)))
+        build = Build(work, inputs, options, _workers(args))
         tasks = run_phases(build, args.stage, Share(args.task_index, args.task_count))
         if args.stage in ("start", "tokens"):
             print(f"stage {args.stage} is done for all {len(tasks):,} tasks")
@@ -284,7 +307,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         packing=args.pack or DEFAULT_PACKING,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
-        filters=ActiveFilters.of(vars(args)),
+        filters=decontaminating(ActiveFilters.of(vars(args)), args.decontaminate, args.decontaminate_words),
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
@@ -296,7 +319,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
 def _check_arguments(args: argparse.Namespace) -> None:
     """Raise DataError for a missing or impossible option."""
     for name in ("input", "output"):
-        if not getattr(args, name):
+        if not getattr(args, name) and not (name == "output" and args.estimate):
             raise DataError(f"--{name} is missing; usage: loopmdm prepare --input PATH... --output DIR")
     if args.vocab_size < 1:
         raise DataError(f"--vocab-size {args.vocab_size}: a tokenizer has 256 ids for bytes and some more")

@@ -5,11 +5,17 @@ A blend file is YAML (or JSON). Paths are relative to it, with `~` and `$NAME` e
     corpora:
       - {path: web, weight: 0.7}
       - {path: code, weight: 0.3, max_epochs: 4}
+      - {path: notes, weight: 0.1, max_tokens: 1e9}
+
+Where no corpus has a weight, each weighs as many as it has training tokens. With `temperature: T`, every weight is raised to
+the power 1 / T: above 1, small corpora get a larger share (Xue et al. 2021, https://arxiv.org/abs/2010.11934). Both limits
+may be given; the lower one counts.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import cached_property
@@ -37,20 +43,23 @@ BLEND_SUFFIXES = (".yaml", ".yml", ".json")
 EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epochs: 4}]"
 
 
+_Positive = Annotated[float | None, BeforeValidator(only_words(lambda w: None if w.is_null else real_number(w)))]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Annotated[Path, BeforeValidator(only_words(path_of))]
-    weight: Annotated[float, BeforeValidator(only_words(real_number))] = Field(gt=0)
-    max_epochs: Annotated[
-        float | None, BeforeValidator(only_words(lambda w: None if w.is_null else real_number(w)))
-    ] = Field(default=None, gt=0)
+    weight: _Positive = Field(default=None, gt=0)
+    max_epochs: _Positive = Field(default=None, gt=0)
+    max_tokens: _Positive = Field(default=None, gt=0)
 
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     corpora: list[_Entry] = Field(min_length=1)
+    temperature: _Positive = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,14 @@ class Corpus:
         path: the folder.
         weight: its share, not normalized.
         max_epochs: passes over its rows after which its share goes to the others; None for no limit.
+        max_tokens: tokens after which its share goes to the others; None for no limit.
     """
 
     path: Path
     manifest: Manifest
     weight: Fraction = Fraction(1)
     max_epochs: float | None = None
+    max_tokens: float | None = None
 
     @property
     def rows(self) -> int:
@@ -86,9 +97,12 @@ class Corpus:
     @property
     def cap(self) -> int | None:
         """Largest number of samples to take; None for no limit."""
-        if self.max_epochs is None or self.rows * self.max_epochs >= 2**62:  # more samples than can be counted
+        limits = [] if self.max_epochs is None else [self.rows * self.max_epochs]
+        if self.max_tokens is not None:
+            limits.append(self.max_tokens / (self.manifest.seq_len * (1 - self.padding)))
+        if not limits or min(limits) >= 2**62:  # more samples than can be counted
             return None
-        return max(1, int(self.rows * self.max_epochs))
+        return max(1, int(min(limits)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ class Blend:
 
     @cached_property
     def schedule(self) -> BlendSchedule:
-        """Which corpus each sample comes from. Raises DataError when the weights have too many digits."""
+        """Which corpus each sample comes from. Raises DataError when a weight is too small."""
         try:
             return BlendSchedule([corpus.weight for corpus in self.corpora], [corpus.cap for corpus in self.corpora])
         except DataError as error:
@@ -122,8 +136,8 @@ class Blend:
         available = self.schedule.num_samples
         if available is not None and available < samples:
             raise DataError(
-                f"{self.path} has {available:,} samples until every corpus reaches its max_epochs, but the run needs {samples:,}; "
-                "raise or remove a max_epochs, or train for fewer steps"
+                f"{self.path} has {available:,} samples until every corpus reaches its limit, but the run needs {samples:,}; "
+                "raise or remove a max_epochs or max_tokens, or train for fewer steps"
             )
 
     def identity(self) -> dict[str, str]:
@@ -156,13 +170,23 @@ def load_blend(path: Path) -> Blend:
         raise DataError(f"no blend file at {path}; a blend is written as {EXAMPLE}")
     if not path.is_file():
         return Blend(path, (Corpus(path, load_manifest(path)),))
-    entries = _read(path).corpora
+    file = _read(path)
+    entries = file.corpora
+    without = [entry for entry in entries if entry.weight is None]
+    if 0 < len(without) < len(entries):
+        raise DataError(f"{path}: {without[0].path} has no weight; give every corpus a weight, or none")
     try:
         manifests = [load_manifest(path.parent / entry.path) for entry in entries]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     corpora = tuple(
-        Corpus(path.parent / entry.path, manifest, _exact(entry.weight), entry.max_epochs)
+        Corpus(
+            path.parent / entry.path,
+            manifest,
+            _weight(manifest.splits[TRAIN].tokens if entry.weight is None else entry.weight, file.temperature),
+            entry.max_epochs,
+            entry.max_tokens,
+        )
         for entry, manifest in zip(entries, manifests, strict=True)
     )
     for problem in _incompatibilities(corpora):
@@ -203,9 +227,14 @@ def _problem(tree: Value, error: ErrorDetails) -> str:
     return ": ".join(part for part in (f"line {place}" if place else "", key + typed, text) if part)
 
 
-def _exact(weight: float) -> Fraction:
-    """The decimal number as written in the file, not the nearest binary one."""
-    return Fraction(repr(weight))
+def _weight(weight: float, temperature: float | None) -> Fraction:
+    """The decimal number as written in the file, not the nearest binary one, to the power 1 / temperature."""
+    exact = Decimal(repr(weight))
+    if temperature is None or temperature == 1:
+        return Fraction(exact)
+    # Of a fixed number of digits, so that all machines compute the same number.
+    with localcontext(prec=30):
+        return Fraction(exact ** (1 / Decimal(repr(temperature))))
 
 
 def _incompatibilities(corpora: tuple[Corpus, ...]) -> Iterator[str]:

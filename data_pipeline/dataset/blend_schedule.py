@@ -1,6 +1,7 @@
 """Which corpus each training sample comes from: a function of the sample's index and one small table.
 
-Weights are exact fractions, so the order repeats after a cycle. Within a cycle every sample of a corpus has a window of
+Weights are exact fractions, so the order repeats after a cycle; where it would be longer than `MAX_CYCLE` samples, the shares
+are rounded to that cycle, by less than 1 / MAX_CYCLE. Within a cycle every sample of a corpus has a window of
 slots, and each slot is given to the open window that ends first, which satisfies all windows whenever that is possible. The
 windows are the narrowest for which it always is (Tijdeman 1980, "The chairman assignment problem"): with K corpora, after any
 number n of samples, a corpus with share w has had w * n samples, with a deviation of at most 1 - 1 / (2K - 2).
@@ -25,6 +26,8 @@ from data_pipeline.errors import DataError
 
 # The table of a cycle this long takes a tenth of a second to make and a megabyte.
 MAX_CYCLE = 100_000
+# In samples per cycle: a smaller share would be rounded up to more than twice what was asked for.
+SMALLEST_SHARE = Fraction(1, 2)
 
 
 def fair_order(counts: Sequence[int]) -> NDArray[np.int64]:
@@ -117,7 +120,7 @@ class BlendSchedule:
         caps: largest number of samples to take from each corpus; None for no limit.
 
     Raises:
-        DataError: the cycle of the weights is longer than MAX_CYCLE samples.
+        DataError: a weight is too small a part of the sum.
     """
 
     def __init__(self, weights: Sequence[Fraction], caps: Sequence[int | None]) -> None:
@@ -161,14 +164,24 @@ class BlendSchedule:
 
 
 def _cycle(weights: Sequence[Fraction]) -> NDArray[np.int64]:
-    """Smallest integers in the ratio of the weights, int64 [corpora]."""
-    scale = math.lcm(*(weight.denominator for weight in weights))
-    whole = [int(weight * scale) for weight in weights]
-    counts = [number // math.gcd(*whole) for number in whole]
-    if sum(counts) > MAX_CYCLE:
-        shown = ", ".join(f"{float(weight):g}" for weight in weights)
+    """Samples of each corpus in a cycle, int64 [corpora]: the ratio of the weights, rounded if the cycle is too long for it.
+
+    Rounding is by largest remainders, and leaves each corpus at least one sample.
+    """
+    total = sum(weights)
+    scale = math.lcm(*((weight / total).denominator for weight in weights))
+    if scale <= MAX_CYCLE:
+        return np.array([int(weight / total * scale) for weight in weights], np.int64)
+    shares = [weight / total * MAX_CYCLE for weight in weights]
+    if any(0 < share < SMALLEST_SHARE for share in shares):
+        smallest = min(weight for weight in weights if weight)
         raise DataError(
-            f"the weights {shown} give a cycle of {sum(counts):,} samples, but at most {MAX_CYCLE:,} are supported; round the "
-            "weights to fewer digits"
+            f"the weight {float(smallest):g} is less than one part in {int(MAX_CYCLE / SMALLEST_SHARE):,} of the sum of the "
+            "weights; raise it or leave its corpus out"
         )
-    return np.array(counts, np.int64)
+    counts = [math.floor(share) for share in shares]
+    remainders = sorted(range(len(shares)), key=lambda k: (counts[k] - shares[k], k))
+    for k in remainders[: MAX_CYCLE - sum(counts)]:
+        counts[k] += 1
+    counts = [max(1, count) if share else 0 for count, share in zip(counts, shares, strict=True)]
+    return np.array(counts, np.int64) // math.gcd(*counts)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.dedup import METHOD
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
 from data_pipeline.manifest import TokenizerInfo, sha256_of
@@ -26,7 +27,7 @@ from data_pipeline.tasks.sharing import do_tasks
 from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
-from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, require_space, result_folder
+from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
@@ -73,12 +74,16 @@ class Build:
         Raises:
             DataError: no usable text, or a vocabulary size that does not fit the text.
         """
+        self.make_tokenizer(tasks)
+        if self.options.duplicates != "keep":
+            self.find_duplicates(tasks)
+
+    def make_tokenizer(self, tasks: Sequence[Task]) -> None:
+        """Put the tokenizer into the work folder; see `start`."""
         if self.options.trains_tokenizer:
             self._train(tasks)
         else:
             self._place_tokenizer()
-        if self.options.duplicates != "keep":
-            self._find_duplicates(tasks)
 
     def tokens(self, tasks: Sequence[Task], share: Share) -> None:
         """Do the tasks that are not done; returns when all are, by this process or others.
@@ -90,8 +95,7 @@ class Build:
         say_method(job.tokenizer_file)
         self.compare(job, tasks)
         missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
-        left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
-        require_space(self.work.folder, int(left * self._estimate(job.vocab_size)))
+        require_space(self.work.folder, _token_bytes(missing, job.vocab_size))
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
 
     def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:
@@ -134,7 +138,7 @@ class Build:
         """Where the decisions are or will be; None while the documents have not been read."""
         corpus = self._corpus(tasks)
         return corpus and self.work.folder / DECISIONS / content_address(
-            corpus, self.options.of_documents(), software("rensa")
+            corpus, self.options.of_documents(), METHOD, software("rensa")
         )
 
     def _corpus(self, tasks: Sequence[Task]) -> str | None:
@@ -160,7 +164,7 @@ class Build:
         if (folder := self._tokenizer_folder(tasks)) and folder.is_dir():
             return
         job = SampleJob(self.work.folder, self.options)
-        require_space(self.work.folder, self._estimate(self.options.vocab_size))
+        require_space(self.work.folder, _token_bytes(tasks, self.options.vocab_size))
         self._do_missing("reading for the tokenizer", job, tasks)
         folder = self._tokenizer_folder(tasks)
         if folder.is_dir():
@@ -176,15 +180,19 @@ class Build:
                 sample.texts(), self.options.vocab_size, partial / "tokenizer.model", self.options.model_type
             )
 
-    def _find_duplicates(self, tasks: Sequence[Task]) -> None:
+    def find_duplicates(self, tasks: Sequence[Task]) -> None:
+        """Put the decisions about duplicates into the work folder."""
         if (folder := self._decisions_folder(tasks)) and folder.is_dir():
             return
         job = SignatureJob(self.work.folder, self.options)
         self._do_missing("looking for duplicates", job, tasks)
         folder = self._decisions_folder(tasks)
-        if not folder.is_dir():
-            with result_folder(folder, lambda: True) as partial:
-                find_duplicates(job, tasks, partial)
+        if folder.is_dir():
+            return
+        remove_partial(folder)  # of a process that was killed: its files may be large
+        with result_folder(folder, lambda: True) as partial:
+            print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
+            find_duplicates(job, tasks, partial, self.workers)
 
     def _do_missing(self, verb: str, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Do the tasks that are not done."""
@@ -192,9 +200,10 @@ class Build:
         missing = [task for task in tasks if not job.is_done(task)]
         do_tasks(self.work, job, missing, len(tasks), self.workers, verb)
 
-    def _estimate(self, vocab_size: int) -> int:
-        text_bytes = sum(found.num_bytes for found in self.inputs)
-        return text_bytes // ASSUMED_BYTES_PER_TOKEN * token_dtype(vocab_size).itemsize
+
+def _token_bytes(tasks: Sequence[Task], vocab_size: int) -> int:
+    """Space that the tokens of some tasks need, roughly."""
+    return sum(task.num_bytes for task in tasks) // ASSUMED_BYTES_PER_TOKEN * token_dtype(vocab_size).itemsize
 
 
 def run_phases(build: Build, phase: Phase, share: Share) -> list[Task]:

@@ -15,7 +15,7 @@ from data_pipeline.dedup import Decisions
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.indexed import IndexedWriter
-from data_pipeline.manifest import FileInfo, TokenizerInfo, sha256_of
+from data_pipeline.manifest import TRAIN, VALIDATION, FileInfo, TokenizerInfo, sha256_of
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.processes import Report
@@ -83,12 +83,11 @@ class TokenJob(ResultJob):
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         digest = new_digest()
-        documents = self._without_duplicates(task, documents, counter, digest)
+        decided = self._without_duplicates(task, documents, counter, digest)
         tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
         shards: dict[str, _Shard] = {}
         with ExitStack() as stack:
-            for document in documents:
-                split = options.split_of(document)
+            for document, split in decided:
                 if split not in shards:
                     writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
                     shards[split] = _Shard(writer, tokenizer, self.tokenizer.eod_id, report)
@@ -102,8 +101,8 @@ class TokenJob(ResultJob):
 
     def _without_duplicates(
         self, task: Task, documents: Iterable[Document], counter: RecordCounter, digest: "hashlib.blake2b"
-    ) -> Iterator[Document]:
-        """The documents that are no duplicates. `digest` is updated with those of all documents.
+    ) -> Iterator[tuple[Document, str]]:
+        """The documents that are kept, each with its split. `digest` is updated with those of all documents.
 
         Raises:
             ReadError, DataError: the documents are not those that were decided about.
@@ -118,10 +117,15 @@ class TokenJob(ResultJob):
                     counter.reject_last_accepted(cause, f"digest {document.digest.hex()}")
                     count += 1
                     continue
+            yield document, self._split(document, decisions, count)
             count += 1
-            yield document
         if self.decisions and count < len(decisions):
             raise self._other_documents(task, decisions, counter)
+
+    def _split(self, document: Document, decisions: Decisions, i: int) -> str:
+        """The split of a document: that of its own text, or the one that was decided for all of its near copies."""
+        in_validation = decisions.is_in_validation(i) if self.decisions else None
+        return self.options.split_of(document) if in_validation is None else (TRAIN, VALIDATION)[in_validation]
 
     def _other_documents(self, task: Task, decisions: Decisions, counter: RecordCounter) -> Exception:
         """The error for documents other than those that were decided about: which of the two reads was wrong?"""

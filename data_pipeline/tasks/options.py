@@ -28,7 +28,7 @@ class Options:
         strict: stop at the first rejected record. Decides whether there is an output, not what it is.
         filters: which documents are left out.
         duplicates: whether documents that came before are left out: "keep" none, "exact" those of equal text, "near" also
-            those that MinHash finds similar.
+            those that MinHash finds similar; "together" keeps all, and similar ones in one split.
         accept_broken_files: write the output although a file is broken or an input gives no document.
         alphabet: characters to use as tokens if no tokenizer is given; None to train one.
         max_rejected: largest share of records that may be unreadable. Like the option before, it decides whether there is an
@@ -103,5 +103,9 @@ class Options:
 
     def split_of(self, document: Document) -> str:
         """The split of a document. It depends on the text only, so equal texts are in the same split."""
-        position = int.from_bytes(document.digest[:8], "big") / 2**64
+        return self.split_of_digest(document.digest)
+
+    def split_of_digest(self, digest: bytes) -> str:
+        """The split of the document with this digest."""
+        position = int.from_bytes(digest[:8], "big") / 2**64
         return VALIDATION if position < self.validation_fraction else TRAIN

@@ -86,7 +86,7 @@ class Progress:
             left = self._tasks / self._done - 1
         else:
             return ""
-        return f", about {_duration(max(left, 0) * seconds)} left"
+        return f", about {duration(max(left, 0) * seconds)} left"
 
 
 def say_method(tokenizer_file: Path) -> None:
@@ -94,7 +94,8 @@ def say_method(tokenizer_file: Path) -> None:
     print(f"{tokenizer_file.name}: texts are encoded {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, or hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

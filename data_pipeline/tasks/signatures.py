@@ -1,6 +1,6 @@
 """Find the duplicates of a corpus: signatures of each task's documents, then one decision over all of them.
 
-The decision is taken by one process in the order of the corpus, so it does not depend on the number of workers.
+One process decides, by queries over the files of all tasks. The result does not depend on the number of workers.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,26 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
+from pyarrow import parquet
 
-from data_pipeline.dedup import BANDS, Decisions, SeenDocuments, band_keys
+from data_pipeline.dedup import (
+    BANDS,
+    EXACT,
+    KEPT_IN_TRAIN,
+    KEPT_IN_VALIDATION,
+    METHOD,
+    NEAR,
+    SIGNATURE_BYTES,
+    Decisions,
+    near_keys,
+)
+from data_pipeline.manifest import VALIDATION
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.addresses import content_address, software
+from data_pipeline.tasks.duplicate_search import Repeated, find_repeated
+from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import Report
 from data_pipeline.tasks.reading import new_digest, reported, task_documents
 from data_pipeline.tasks.results import ResultJob
@@ -23,30 +38,35 @@ from data_pipeline.tasks.work import SIGNATURES, result_folder
 
 @dataclass(frozen=True)
 class SignatureJob(ResultJob):
-    """Writes the signatures of a task's documents: their digests of 16 bytes and, for near duplicates, BANDS keys."""
+    """Writes what a task's documents are compared by into a Parquet file, see `find_repeated`."""
 
     kind: ClassVar[str] = SIGNATURES
 
+    @property
+    def near(self) -> bool:
+        """Whether near duplicates are looked for."""
+        return self.options.duplicates != "exact"
+
     def address(self, task: Task) -> str:
         """Content address of a task's signatures."""
-        packages = ("rensa",) if self.options.duplicates == "near" else ()
-        return content_address(task.identity, self.options.of_documents(), software(*packages))
+        packages = ("rensa",) if self.near else ()
+        return content_address(task.identity, self.options.of_documents(), METHOD, software(*packages))
 
     def __call__(self, task: Task, report: Report) -> None:
         """Write the task's signatures, all or nothing."""
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
-        digests, bands, digest = [], [], new_digest()
+        digests, bands, signatures, digest = bytearray(), bytearray(), bytearray(), new_digest()
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         for document in reported(documents, report):
-            digests.append(document.digest)
+            digests += document.digest
             digest.update(document.digest)
-            if options.duplicates == "near":
-                bands.append(band_keys(document))
+            if self.near:
+                keys, signature = near_keys(document)
+                bands += keys
+                signatures += signature
         require_unmodified(task)
         with result_folder(self.path(task), lambda: self.result_digest(task) == digest.hexdigest()) as folder:
-            # Not np.save: its errors tell neither that the disk is full nor the name of the file.
-            (folder / "digests").write_bytes(b"".join(digests))
-            (folder / "bands").write_bytes(np.array(bands, "<u8").tobytes())
+            _file(folder).write_bytes(signature_file(digests, bands, signatures))
             (folder / "digest").write_text(digest.hexdigest())
         self.digests.keep(task, digest.hexdigest())
 
@@ -55,16 +75,55 @@ class SignatureJob(ResultJob):
         path = self.path(task) / "digest"
         return path.read_text() if path.is_file() else None
 
-    def result(self, task: Task) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
-        """Digests [documents, 16] and band keys [documents, BANDS]; [0, BANDS] unless near duplicates are wanted."""
-        folder = self.path(task)
-        digests = np.frombuffer((folder / "digests").read_bytes(), np.uint8).reshape(-1, 16)
-        return digests, np.frombuffer((folder / "bands").read_bytes(), "<u8").reshape(-1, BANDS)
+    def result(self, task: Task) -> Path:
+        """The file of a finished task."""
+        return _file(self.path(task))
 
 
-def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path) -> None:
-    """Write which documents of each task to leave out, to `folder/NUMBER`, see `Decisions`."""
-    seen = SeenDocuments()
-    for task in tasks:
-        digests, bands = job.result(task)
-        (folder / task_name(task.number)).write_bytes(Decisions.pack(digests, seen.decide(digests, bands)))
+def _file(folder: Path) -> Path:
+    return folder / "signatures.parquet"
+
+
+def signature_file(digests: bytes, bands: bytes, signatures: bytes) -> memoryview:
+    """The content of a file of signatures; of exact duplicates only without bands and signatures."""
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
+    columns = {"high": halves[:, 0], "low": halves[:, 1]}
+    if bands or not digests:
+        keys = np.frombuffer(bands, "<u8").reshape(-1, BANDS)
+        columns |= {f"band{i}": np.ascontiguousarray(keys[:, i]) for i in range(BANDS)}
+        kind = pyarrow.binary(SIGNATURE_BYTES)
+        columns["signature"] = pyarrow.Array.from_buffers(kind, len(halves), [None, pyarrow.py_buffer(signatures)])
+    buffer = pyarrow.BufferOutputStream()  # errors of writing then come from Python, with the name of the file
+    parquet.write_table(
+        pyarrow.table(columns), buffer, compression="none", use_dictionary=False, write_statistics=False
+    )
+    return memoryview(buffer.getvalue())
+
+
+def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path, threads: int) -> None:
+    """Write what is decided about the documents of each task to `folder/NUMBER`, see `Decisions`."""
+    files = {task.number: job.result(task) for task in tasks}
+    with find_repeated(files, job.near, folder / "spill", threads) as repeated:
+        for number, file in files.items():
+            digests = _digests(file)
+            decisions = _decisions(len(digests), repeated, number, job.options)
+            (folder / task_name(number)).write_bytes(Decisions.pack(digests, decisions))
+
+
+def _digests(file: Path) -> NDArray[np.uint8]:
+    """Digests of a task's documents, [documents, 16]."""
+    table = parquet.read_table(file, columns=["high", "low"])
+    halves = np.column_stack([table["high"].to_numpy(), table["low"].to_numpy()])
+    return halves.astype(">u8").view(np.uint8).reshape(-1, 16)
+
+
+def _decisions(documents: int, repeated: Repeated, number: int, options: Options) -> NDArray[np.uint8]:
+    """What is decided about a task's documents, [documents]."""
+    decisions = np.zeros(documents, np.uint8)  # KEPT
+    positions, is_exact, firsts = repeated.of_task(number)
+    if options.duplicates == "together":
+        in_validation = [options.split_of_digest(first.tobytes()) == VALIDATION for first in firsts]
+        decisions[positions] = np.where(in_validation, KEPT_IN_VALIDATION, KEPT_IN_TRAIN)
+    else:
+        decisions[positions] = np.where(is_exact, EXACT, NEAR)
+    return decisions

@@ -95,12 +95,13 @@ def test_near_duplicates_go_and_others_stay(prepare, tmp_path):
     assert read_back(tmp_path / "data") == sorted(texts)
 
 
-def test_duplicates_are_the_same_for_any_number_of_workers(prepare, tmp_path):
+@pytest.mark.parametrize("duplicates", ["exact", "near"])
+def test_duplicates_are_the_same_for_any_number_of_workers(prepare, tmp_path, duplicates):
     parts = [write_jsonl(tmp_path / f"{i}.jsonl", make_texts(60, seed=i % 3)) for i in range(5)]
     found = []
     for workers in (1, 2):
         output = tmp_path / f"data{workers}"
-        words = ("--input", *parts, "--output", output, "--duplicates", "exact", "--workers", workers)
+        words = ("--input", *parts, "--output", output, "--duplicates", duplicates, "--workers", workers)
         assert prepare(*words).code == 0
         found.append({path.name: path.read_bytes() for path in output.iterdir()})
     assert found[0] == found[1]

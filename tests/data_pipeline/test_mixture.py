@@ -93,8 +93,8 @@ def test_a_sample_depends_on_its_index_alone(parts, indices):
 
 
 def test_what_a_schedule_refuses():
-    with pytest.raises(DataError, match=r"0\.123457, 0\.876543 give a cycle of .* round the weights"):
-        BlendSchedule([Fraction("0.1234567"), Fraction("0.8765433")], [None, None])
+    with pytest.raises(DataError, match=r"the weight 0\.001 is less than one part in 200,000"):
+        BlendSchedule([Fraction(1, 1000), Fraction(300)], [None, None])
     with pytest.raises(IndexError):
         BlendSchedule([Fraction(1)], [5]).locate(np.array([5]))
     with pytest.raises(IndexError):
@@ -267,7 +267,11 @@ def test_a_run_longer_than_its_caps_is_refused(two):
         ("corpora: [", "not valid YAML"),
         ("", "a blend is written as corpora: "),
         ("corpora: []", "corpora: List should have at least 1 item"),
-        ("corpora: [{path: web}]", r"corpora\.0\.weight: Field required"),
+        (
+            "corpora: [{path: web}, {path: code, weight: 1}]",
+            r"blend\.yaml: web has no weight; give every corpus a weight",
+        ),
+        ("corpora: [{path: web}]\ntemperature: 0", r"line 2: temperature=0: should be greater than 0"),
         ("corpora: [{path: web, weight: -1}]", r"line 1: corpora\.0\.weight=-1: should be greater than 0"),
         ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight=.inf: should be a finite number"),
         (
@@ -286,7 +290,7 @@ def test_a_run_longer_than_its_caps_is_refused(two):
         ("corpora: [{path: none, weight: 1}]", r"blend\.yaml: no prepared data folder"),
         (
             "corpora: [{path: web, weights: 1}, {path: x, weight: 0}]",
-            r"0\.weight: Field.*0\.weights=1: unknown key; did you mean weight\?.*1\.weight=0: should be greater than 0",
+            r"0\.weights=1: unknown key; did you mean weight\?.*1\.weight=0: should be greater than 0",
         ),
     ],
 )
@@ -315,7 +319,45 @@ def test_corpora_that_differ_are_named(two, prepare, jsonl, repack):
         blend_of(two, text)
 
 
-def test_weights_of_too_many_digits_name_the_file(two):
-    blend = blend_of(two, "corpora: [{path: web, weight: 0.123456789}, {path: code, weight: 1}]")
-    with pytest.raises(DataError, match=f"blend.yaml: .*at most {MAX_CYCLE:,}"):
-        blend.check(1)
+def shares(blend):
+    return [int(count) / MAX_CYCLE for count in blend.schedule.counts(MAX_CYCLE)]
+
+
+@given(st.lists(st.fractions(Fraction(1, 10**6), 1), min_size=2, max_size=8))
+@settings(max_examples=15, deadline=None)
+def test_weights_of_any_numbers_are_rounded_to_a_cycle(weights):
+    weights = [weight + Fraction(1, 1000) for weight in weights]
+    counts = BlendSchedule(weights, [None] * len(weights)).counts(MAX_CYCLE)
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count - weight / sum(weights) * MAX_CYCLE) < 2  # one of rounding, one of the order of the slots
+
+
+def test_token_counts_are_weights(two):
+    text = "corpora: [{path: web, weight: 153784221}, {path: code, weight: 98332117}]"
+    assert shares(blend_of(two, text)) == pytest.approx([0.609969, 0.390031], abs=1e-5)
+    blend = blend_of(two, "corpora: [{path: web}, {path: code}]")
+    assert [corpus.weight for corpus in blend.corpora] == [
+        corpus.manifest.splits["train"].tokens for corpus in blend.corpora
+    ]
+    with pytest.raises(DataError, match=r"blend.yaml: the weight 1e-07 is less than one part"):
+        blend_of(two, "corpora: [{path: web, weight: 1e-7}, {path: code, weight: 1}]").check(1)
+
+
+def test_temperature_flattens_the_weights(two):
+    text = "corpora: [{path: web, weight: 900}, {path: code, weight: 100}]"
+    for temperature, ratio in ((1, 9), (2, 3), (0.5, 81), (10 / 3, 9**0.3)):
+        found = shares(blend_of(two, f"{text}\ntemperature: {temperature}"))
+        assert found == pytest.approx([ratio / (1 + ratio), 1 / (1 + ratio)], abs=2e-5)
+
+
+def test_a_limit_in_tokens(two, repack):
+    text = "corpora: [{path: web, weight: 1}, {path: code, weight: 1, max_tokens: 40000, max_epochs: 100}]"
+    assert blend_of(two, text).corpora[1].cap == 40000 // 32
+    text = text.replace("max_epochs: 100", "max_epochs: 0.01")
+    blend = blend_of(two, text)
+    assert blend.corpora[1].cap == int(0.01 * blend.corpora[1].rows) < 40000 // 32
+    repack(two / "code", "--seq-len", 32, "--pack", "best_fit")
+    code = blend_of(two, text.replace("0.01", "100")).corpora[1]
+    info = code.manifest.splits["train"]
+    mean = (32 * info.rows - info.padded_tokens) / info.rows  # tokens of a row
+    assert info.padded_tokens and code.cap == int(40000 / mean) > 40000 // 32

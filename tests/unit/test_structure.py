@@ -159,7 +159,7 @@ DATA_PIPELINE_LEVELS = (
     {"manifest", "readers"},
     {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
     {"filters", "dedup", "dataset", "verify", "repack", "replace"},
-    {"tasks"},
+    {"tasks", "decontamination"},
     {"output_checks"},
     {"prepare"},
 )

@@ -1,0 +1,211 @@
+"""How much work a corpus is: documents, tokens, time, memory and disk, from a sample of its tasks.
+
+The sample is read, searched for duplicates and tokenized in a temporary folder. Quantities grow with the bytes of the input:
+each is the ratio of the sample times the bytes of all tasks, for each `--input` by itself if there are few.
+"""
+
+import resource
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import sqrt
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from data_pipeline.dedup import Decisions
+from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.readers.inputs import Input
+from data_pipeline.readers.kinds import is_compressed
+from data_pipeline.tasks.build import Build, Share
+from data_pipeline.tasks.duplicate_search import MEMORY_LIMIT
+from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.report import duration
+from data_pipeline.tasks.signatures import SignatureJob
+from data_pipeline.tasks.task import Task, cut_into_tasks
+from data_pipeline.tasks.task_records import TaskRecord
+from data_pipeline.tasks.work import open_work
+
+SAMPLE_BYTES = 64 << 20
+# Of one task: many parts of a corpus say more than one long part.
+PART_BYTES = 4 << 20
+# With more inputs they are not estimated one by one.
+MAX_STRATA = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of a task gave; `task.num_bytes` is its size in the input."""
+
+    task: Task
+    documents: int
+    tokens: int
+    output_bytes: int
+    work_bytes: int
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """How long the phases took on the sample, with one process. That of the tokenizer does not grow with the corpus."""
+
+    tokenizer: float
+    duplicates: float
+    tokens: float
+
+
+def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Path | None) -> str:
+    """The estimate of a whole job, in lines for the user. Writes nothing but a temporary folder.
+
+    Raises:
+        DataError: as the job itself, if the sample shows it.
+    """
+    tasks = cut_into_tasks(inputs)
+    strata = _strata(tasks)
+    sample = [part for stratum in strata for part in _sample(stratum, SAMPLE_BYTES // len(strata))]
+    with TemporaryDirectory(prefix="estimate-") as folder:
+        parts, seconds = _measure(Path(folder) / "data", inputs, options, sample)
+    by_number = {part.task.number: part for part in parts}
+    found = [(stratum, [by_number[each.number] for each in stratum if each.number in by_number]) for stratum in strata]
+    total, of_sample = sum(task.num_bytes for task in tasks), sum(part.task.num_bytes for part in parts)
+    scale = total / max(1, of_sample) / workers
+    lines = [f"estimate from parts of {len(parts):,} of {len(tasks):,} tasks, {_size(of_sample)} of {_size(total)}"]
+    for name in ("documents", "tokens"):
+        value, error = _scaled(found, lambda part, name=name: getattr(part, name))
+        lines.append(
+            f"{name:10} about {value:,.0f}" + (f" (±{error / max(1, value):.0%})" if error is not None else "")
+        )
+    lines.append(_time(seconds, scale, workers))
+    lines.append(_memory(options, workers))
+    lines.append(_disk(found, output))
+    if options.duplicates != "keep":
+        lines.append("duplicates are those within the sample; a whole corpus has more")
+    return "\n".join(lines)
+
+
+def _strata(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The tasks of each input, or all together where there are many inputs."""
+    strata = defaultdict(list)
+    many = len({task.input for task in tasks}) > MAX_STRATA
+    for task in tasks:
+        strata[0 if many else task.input].append(task)
+    return list(strata.values())
+
+
+def _sample(tasks: Sequence[Task], num_bytes: int) -> Iterator[Task]:
+    """Parts of tasks that are chosen by their hashes, until there are enough bytes."""
+    for task in sorted(tasks, key=lambda task: (task.identity, task.number)):
+        part = _beginning(task)
+        yield part
+        num_bytes -= part.num_bytes
+        if num_bytes <= 0:
+            return
+
+
+def _beginning(task: Task) -> Task:
+    """A task that reads the first few megabytes of another, more where a file cannot be cut."""
+    ranges: list[FileRange] = []
+    left = PART_BYTES
+    for each in task.ranges:
+        if left <= 0:
+            break
+        ranges.append(_first_part(each, left))
+        left -= ranges[-1].num_bytes
+    return replace(task, ranges=tuple(ranges))
+
+
+def _first_part(whole: FileRange, num_bytes: int) -> FileRange:
+    if whole.num_bytes <= num_bytes or whole.kind == "text" or is_compressed(Path(whole.source)):
+        return whole
+    if whole.kind == "lines":
+        return replace(whole, num_bytes=num_bytes, stop=whole.start + num_bytes)
+    if whole.stop is None:
+        return whole
+    units = whole.stop - whole.start  # rows, or row groups
+    kept = max(1, units * num_bytes // whole.num_bytes)
+    return replace(whole, num_bytes=whole.num_bytes * kept // units, stop=whole.start + kept)
+
+
+def _measure(
+    output: Path, inputs: Sequence[Input], options: Options, tasks: Sequence[Task]
+) -> tuple[list[Part], Seconds]:
+    """Do the phases before the join in this process, for parts of tasks."""
+    times = [time.monotonic()]
+    with open_work(output, "all") as work:
+        build = Build(work, inputs, options, workers=1)
+        build.make_tokenizer(tasks)
+        times.append(time.monotonic())
+        if options.duplicates != "keep":
+            build.find_duplicates(tasks)
+        times.append(time.monotonic())
+        build.tokens(tasks, Share())
+        times.append(time.monotonic())
+        job, signatures = build.token_job(tasks), SignatureJob(work.folder, options)
+        parts = [_part(task, job.record(task), signatures) for task in tasks]
+    return parts, Seconds(*(end - begin for begin, end in pairwise(times)))
+
+
+def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
+    shards = record.shards.values()
+    documents = sum(shard.documents for shard in shards)
+    work_bytes = 0
+    if signatures.options.duplicates != "keep":
+        work_bytes = signatures.result(task).stat().st_size + documents * Decisions.SIZE
+    output_bytes = sum(info.bytes for shard in shards for info in shard.files.values())
+    return Part(task, documents, sum(shard.tokens for shard in shards), output_bytes, work_bytes)
+
+
+def _scaled(
+    found: Sequence[tuple[Sequence[Task], Sequence[Part]]], quantity: Callable[[Part], int]
+) -> tuple[float, float | None]:
+    """The ratio estimate of a quantity of all tasks, and twice its standard error; None where it is not known.
+
+    Cochran, "Sampling Techniques", 3rd edition, chapter 6.
+    """
+    value, variance, is_known = 0.0, 0.0, True
+    for tasks, parts in found:
+        total = sum(task.num_bytes for task in tasks)
+        sizes = [part.task.num_bytes for part in parts]
+        ratio = sum(map(quantity, parts)) / max(1, sum(sizes))
+        value += ratio * total
+        if len(parts) > 1:
+            squares = sum((quantity(part) - ratio * size) ** 2 for part, size in zip(parts, sizes, strict=True))
+            share = min(1, sum(sizes) / total)
+            variance += (1 - share) * len(parts) / (len(parts) - 1) * squares / share**2
+        is_known = is_known and (len(parts) > 1 or sum(sizes) == total)
+    return value, 2 * sqrt(variance) if is_known else None
+
+
+def _time(seconds: Seconds, scale: float, workers: int) -> str:
+    duplicates, tokens = scale * seconds.duplicates, scale * seconds.tokens
+    whole = seconds.tokenizer + duplicates + tokens
+    phases = [f"tokenizer {duration(seconds.tokenizer)}"]
+    phases += [f"duplicates {duration(duplicates)}"] * bool(seconds.duplicates > 0.01)
+    phases.append(f"tokens {duration(tokens)}")
+    workers_shown = "1 worker" if workers == 1 else f"{workers:,} workers, if all are as fast as one here"
+    return f"{'time':10} about {duration(whole)} ({', '.join(phases)}) with {workers_shown}; the join is not included"
+
+
+def _memory(options: Options, workers: int) -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    search = "" if options.duplicates == "keep" else f"; the search for duplicates may use {MEMORY_LIMIT}"
+    return f"{'memory':10} about {_size(peak * (workers + 1))} for {workers + 1} processes{search}"
+
+
+def _disk(found: Sequence[tuple[Sequence[Task], Sequence[Part]]], output: Path | None) -> str:
+    finished, _ = _scaled(found, lambda part: part.output_bytes)
+    work, _ = _scaled(found, lambda part: part.work_bytes)
+    line = f"{'disk':10} about {_size(finished)} for the output"
+    line += f", {_size(work)} more for signatures until it is joined" if work else ""
+    if output is None:
+        return line
+    place = next(parent for parent in (output, *output.parents) if parent.exists())
+    return f"{line}; {_size(shutil.disk_usage(place).free)} free at {place}"
+
+
+def _size(num_bytes: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return f"{num_bytes / 1e6:,.1f} MB"

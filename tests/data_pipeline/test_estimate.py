@@ -1,0 +1,69 @@
+"""`prepare --estimate`: what it says against what the job then does."""
+
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import make_texts, write_jsonl
+
+from data_pipeline.manifest import load_manifest
+from data_pipeline.tasks import estimate as module
+
+
+def numbers(out):
+    """The numbers of documents and tokens, and the stated error of the tokens."""
+    found = {
+        name: (int(value.replace(",", "")), error and int(error))
+        for name, value, error in re.findall(
+            r"^(documents|tokens) +about ([\d,]+)(?: \(±(\d+)%\))?$", out, re.MULTILINE
+        )
+    }
+    return found["documents"][0], found["tokens"][0], found["tokens"][1]
+
+
+@pytest.fixture(params=["lines", "parquet", "text"])
+def corpus(request, tmp_path):
+    """About 6 MB in several tasks: JSON lines, row groups, or many files."""
+    short = [f"{text} {i}" for i in range(30) for text in make_texts(300, seed=i)]
+    texts = ["\n".join(short[i : i + 4]) for i in range(0, len(short), 4)]
+    path = tmp_path / f"corpus.{request.param}"
+    if request.param == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=100, compression="none")
+    elif request.param == "lines":
+        path = path.with_suffix(".jsonl")
+        write_jsonl(path, texts)
+    else:
+        path.mkdir()
+        for i, text in enumerate(texts):
+            (path / f"{i}.txt").write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_sample_estimates_the_whole_job(prepare, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 3 << 20)
+    monkeypatch.setattr(module, "PART_BYTES", 1 << 20)
+    words = ("--input", corpus, "--output", tmp_path / "out" / "data", "--workers", 2)
+    result = prepare(*words, "--estimate")
+    assert result.code == 0, result.err
+    documents, tokens, error = numbers(result.out)
+    assert re.search(r"^estimate from parts of [34] of ", result.out), result.out
+    assert not (tmp_path / "out").exists()
+    assert prepare(*words).code == 0
+    splits = load_manifest(tmp_path / "out" / "data").splits.values()
+    assert documents == pytest.approx(sum(split.documents for split in splits), rel=0.03)
+    assert tokens == pytest.approx(sum(split.tokens for split in splits), rel=0.03) and error <= 5
+    size = sum(path.stat().st_size for path in (tmp_path / "out" / "data").glob("*.???"))
+    stated = float(re.search(r"^disk +about ([\d.]+) MB for the output; .* free at", result.out, re.MULTILINE)[1])
+    assert 1e6 * stated == pytest.approx(size, rel=0.05)
+
+
+def test_an_estimate_of_everything_is_exact(prepare, jsonl, texts, tmp_path):
+    words = ("--input", jsonl, jsonl, "--duplicates", "exact")
+    result = prepare(*words, "--estimate", "--workers", 3)
+    assert result.code == 0, result.err
+    assert prepare(*words, "--output", tmp_path / "data").code == 0
+    splits = load_manifest(tmp_path / "data").splits.values()
+    tokens = sum(split.tokens for split in splits)
+    assert numbers(result.out)[:2] == (len(texts), tokens) and "with 3 workers" in result.out
+    assert "more for signatures" in result.out and "may use 4GB" in result.out and "for 4 processes" in result.out
