@@ -21,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.filters import ActiveFilters, Limit
 from data_pipeline.paths import user_path
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
-from data_pipeline.readers.file_ranges import file_kind
+from data_pipeline.readers.kinds import file_kind
 
 DEFAULT_WORDS = 13
 CAUSE = "evaluation text"

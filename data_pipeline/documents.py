@@ -8,8 +8,10 @@ from functools import cached_property
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.long_documents import LONG_BYTES, LongText, Utf8Error, chunks_of
+from data_pipeline.readers.nested_keys import key_names
+from data_pipeline.readers.not_text import NotTextError
 from data_pipeline.readers.values import TextValue
-from data_pipeline.rejects import Cause, Rejection
+from data_pipeline.rejects import Cause, Rejection, listed
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,20 @@ def build_document(value: TextValue, text_key: str) -> Document | Rejection:
     if content is None:
         return Rejection(Cause.EMPTY, number, f"{text_key!r} holds null")
     if not isinstance(content, str | LongText):
-        return Rejection(Cause.NOT_A_STRING, number, f"{text_key!r} holds {type(content).__name__}")
+        return Rejection(Cause.NOT_A_STRING, number, f"{text_key!r} holds {_described(content, text_key)}")
     found = _examine(content, number)
     if isinstance(found, Rejection) and isinstance(content, LongText) and found != _examine(content, number):
         raise ReadError.differs(str(content.path), found.why)
     return found
+
+
+def _described(content: object, text_key: str) -> str:
+    if isinstance(content, list):
+        return f"a list; write its items as one object per line, for example with jq -c '.{text_key}[]'"
+    if not isinstance(content, dict):
+        return type(content).__name__
+    names = [f"{text_key}.{name}" for name in key_names(content)]
+    return f"an object; name one of its keys with --text-key: {listed(names)}"
 
 
 def _examine(content: str | LongText, number: int | None) -> Document | Rejection:
@@ -98,6 +109,8 @@ def _examine(content: str | LongText, number: int | None) -> Document | Rejectio
         return Rejection(Cause.NOT_UTF8, number, "half of a surrogate pair, which UTF-8 cannot encode")
     except Utf8Error as error:
         return Rejection(Cause.NOT_UTF8, number, str(error))
+    except NotTextError as error:
+        return Rejection(Cause.NOT_TEXT, number, str(error))
     except DamagedFileError as error:
         return Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing)
     except ValueError as error:  # a wrong escape in a long JSON string

@@ -1,8 +1,10 @@
-"""JSON as the standard has it: without NaN and infinities."""
+"""JSON as the standard has it: without NaN and infinities, and file names as it can hold them."""
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -25,3 +27,8 @@ def _finite(value: Any) -> Any:
         case list() | tuple():
             return [_finite(each) for each in value]
     return value
+
+
+def shown_name(path: str | Path) -> str:
+    """A path as text: bytes of a file name that are not UTF-8, which no JSON can hold, are written as `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -3,12 +3,12 @@
 import os
 import stat
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.in_use import require_unused
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest
+from data_pipeline.readers.finding import matches, split_pattern
 from data_pipeline.readers.inputs import Input
 from data_pipeline.tasks.work import JOINED, KINDS, PARTIAL, work_folder
 
@@ -107,19 +107,11 @@ def _real_files(found: Input) -> Iterable[Path]:
 
 def _finds(pattern: str, folder: Path) -> bool:
     """Whether a pattern matches files that will be in `folder`."""
-    parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100 (follows no links: what matches may not exist yet)
-    fixed = next(i for i, part in enumerate(parts) if set(part) & set("*?["))
-    wanted = (*Path(*parts[:fixed]).resolve().parts, *parts[fixed:])
+    root, parts = split_pattern(os.path.abspath(pattern))  # noqa: PTH100 (follows no links: what matches may not exist yet)
+    root = root.resolve()
     names = (*WRITTEN, *WRITTEN_BY_TASKS) if folder.suffix == ".work" else WRITTEN
-    return any(_matches((folder / name).parts, wanted) for name in names)
-
-
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[i:], pattern[1:]) for i in range(len(parts) + 1)) or len(pattern) == 1
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+    written = (folder / name for name in names)
+    return any(path.is_relative_to(root) and matches(path.relative_to(root).parts, parts) for path in written)
 
 
 def _manifest_of(folder: Path) -> Manifest | None:

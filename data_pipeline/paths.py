@@ -1,6 +1,5 @@
 """Paths of command lines: `~` is the home folder."""
 
-import glob
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -22,12 +21,7 @@ def user_input(text: str) -> str:
     if not text:
         raise ArgumentTypeError("the path is empty; is a shell variable unset?")
     prefix = HUB if text.startswith(HUB) else ""
-    given = text.removeprefix(prefix)
     try:
-        path = home_expanded(given)
+        return prefix + home_expanded(text.removeprefix(prefix))
     except ValueError as error:
         raise ArgumentTypeError(f"{text}: {error}") from None
-    if path != given and glob.has_magic(given) and not Path(path).exists():
-        _, slash, pattern = given.partition("/")
-        path = glob.escape(path.removesuffix(slash + pattern)) + slash + pattern
-    return prefix + path

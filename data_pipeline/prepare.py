@@ -20,6 +20,7 @@ from data_pipeline.filters import ActiveFilters, add_filter_options
 from data_pipeline.manifest import Packing
 from data_pipeline.packing.pack_plan import require_seq_len
 from data_pipeline.paths import user_input, user_path
+from data_pipeline.readers.kinds import ReadAs
 from data_pipeline.repack import repack_and_report
 from data_pipeline.typed_words import number_of_bytes
 from data_pipeline.verify import verify_and_report
@@ -37,8 +38,8 @@ DEFAULT_MAX_REJECTED = 0.01
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
 
-An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; any other: one document of plain text; all
-but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
+An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; .txt, .md, .py and other suffixes of text: one
+document; all but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
 hf:NAME[:CONFIG][@SPLIT], stdlib: for the sources of Python's standard library, or NAME:COUNT[@SEED] for generated
 instances of a task (sudoku4, sudoku6, sudoku9; additionD and multiplicationD of numbers of D digits; lookupH for H
 hops through a table). Without --tokenizer, a SentencePiece tokenizer is trained on a sample of the text; if all inputs
@@ -52,16 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add(
-        "--input",
-        type=user_input,
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="what to read; several may be given",
-    )
+    _add_inputs(parser)
     add("--output", type=user_path, metavar="DIR", help="folder to write")
-    add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
     _add_tokenizer(parser)
     _add_rows(parser)
     add(
@@ -122,6 +115,27 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="largest size of a .bin file, such as 500MB (default: %(default)s)",
     )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Options for what is read."""
+    add = parser.add_argument
+    add(
+        "--input",
+        type=user_input,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="what to read; several may be given",
+    )
+    add(
+        "--as",
+        dest="read_as",
+        choices=get_args(ReadAs),
+        help="how to read files that --input names, by path or pattern, with other suffixes than those of JSON lines and "
+        "Parquet; without it, files whose suffix does not say what they hold are refused",
+    )
+    add("--text-key", default="text", metavar="K", help="key or column that holds the text (default: text)")
 
 
 def _add_acceptance(parser: argparse.ArgumentParser) -> None:
@@ -244,20 +258,26 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     _check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
-    from data_pipeline.readers.inputs import resolve_input
+    from data_pipeline.readers.inputs import require_known_kinds, require_use, resolve_input, unread_note
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = args.output and resolve_output(args.output)
-    inputs = [resolve_input(value) for value in args.input]
+    inputs = [resolve_input(value, args.read_as) for value in args.input]
+    if args.read_as:
+        require_use(args.read_as, inputs)
     options = _options(args, inputs)
     if args.estimate:
+        require_known_kinds(inputs)
         print(estimate(inputs, options, _workers(args), output))
         return
     check_inputs(output, inputs)
+    require_known_kinds(inputs)
     _mention_repeated_files(inputs)
+    if note := unread_note(inputs):
+        print(note, file=sys.stderr, flush=True)
     restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):
         remove_joined_work(output)
@@ -319,6 +339,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         max_rejected=args.max_rejected,
         sample_bytes=_size(args.sample_bytes, "sample-bytes"),
         shard_size=_size(args.shard_size, "shard-size"),
+        read_as=args.read_as,
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
     )
 
@@ -371,6 +392,8 @@ def main() -> int:
     """Entry point of `python -m data_pipeline.prepare`."""
     parser = argparse.ArgumentParser(prog="loopmdm prepare")
     add_arguments(parser)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # of file names that are not UTF-8
     return run(parser.parse_args())
 
 

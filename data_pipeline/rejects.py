@@ -21,6 +21,7 @@ class Cause(StrEnum):
 
     BROKEN_JSON = "broken JSON"
     NOT_UTF8 = "not UTF-8"
+    NOT_TEXT = "not text"
     MISSING_KEY = "key missing"
     NOT_A_STRING = "text is not a string"
     EMPTY = "empty text"
@@ -168,7 +169,9 @@ class RecordCounter:
 def wrong_key(text_key: str, other_keys: Counter[str], value: str | None = None) -> DataError:
     """The error for a corpus, or the input `value`, in which no record has the text key."""
     keys = [key for key, _ in other_keys.most_common()]
-    close = difflib.get_close_matches(text_key, keys, n=1, cutoff=0.5)
+    # Of `a.b`, `a` is no better: it holds no object with this key.
+    others = [key for key in keys if not text_key.startswith(f"{key}.")]
+    close = difflib.get_close_matches(text_key, others, n=1, cutoff=0.5)
     hint = f"did you mean --text-key {close[0]}?" if close else "choose one of them with --text-key"
     of_input = f" of --input {value}" if value else ""
     return DataError(f"no record{of_input} has the key {text_key!r}; the records have {listed(keys)}: {hint}")

@@ -1,24 +1,24 @@
 """Open files, decompressed where their suffix says so."""
 
-import bz2
 import errno
-import gzip
 import io
 import lzma
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from data_pipeline.errors import ReadError
-from data_pipeline.readers.file_ranges import SKIPPED_BYTES, is_compressed
+from data_pipeline.readers.file_ranges import SKIPPED_BYTES
+from data_pipeline.readers.kinds import is_compressed
+from data_pipeline.readers.members import Members, begins_well
 
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 # Messages of zlib and zstd about memory; the other libraries raise MemoryError.
 NO_MEMORY = ("Error -4 ", "Allocation error", "not enough memory")
+MAGIC_BYTES = 6
 LONG_WINDOW = "Frame requires too much memory"
 
 
@@ -34,6 +34,10 @@ class DamagedFileError(Exception):
         self.missing = missing
 
 
+class TrailingBytesError(DamagedFileError):
+    """The content is whole, but something follows it that is no content."""
+
+
 @dataclass(frozen=True)
 class OpenFile:
     """The content of a file, decompressed.
@@ -44,22 +48,31 @@ class OpenFile:
     """
 
     path: Path
-    content: BinaryIO
-    stored: BinaryIO
+    content: io.BufferedReader
+    stored: io.BufferedReader
 
     def require_end(self, position: int) -> None:
         """Check that the content, which seems to end at `position`, does not go on.
 
         Raises:
-            ReadError: a plain file is longer. DamagedFileError: there are bytes after the end of the compressed content.
+            ReadError: a plain file is longer. TrailingBytesError, DamagedFileError: there are bytes after the end of the
+                compressed content.
         """
         size = os.fstat(self.stored.fileno()).st_size
         if not is_compressed(self.path):
             if position < size:
                 raise ReadError.differs(str(self.path), f"it ended at byte {position:,} of {size:,}")
-        elif (read := self.stored.tell()) < size:
-            why = f"the {FORMAT_NAMES[self.path.suffix.lower()]} stream ends at byte {read:,} of {size:,}"
-            raise DamagedFileError(why, _unread(read, size))
+            return
+        name, read = FORMAT_NAMES[self.path.suffix.lower()], self.stored.tell()
+        members = self.content.raw
+        if isinstance(members, Members) and members.end is not None:
+            why = (
+                f"the {name} content ends at byte {members.end:,} of {size:,}, and what follows is no {name}: repair it, or remove "
+                "the rest"
+            )
+            raise TrailingBytesError(why, _unread(members.end, size))
+        if read < size:
+            raise DamagedFileError(f"the {name} stream ends at byte {read:,} of {size:,}", _unread(read, size))
 
 
 @contextmanager
@@ -82,27 +95,31 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
                 # What damaged content raises has no error number, failures that the system reported have one.
                 if not is_compressed(path) or getattr(error, "errno", None) is not None:
                     raise
+                _require_beginning(path, stored, size)
                 raise _judged(path, error, stored.tell(), size) from error
 
 
-def _decompressed(path: Path, stored: BinaryIO, size: int) -> AbstractContextManager[BinaryIO]:
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstandard}
+def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractContextManager[io.BufferedReader]:
     # An empty file holds nothing, in whatever format; only some of the libraries say so.
     if not is_compressed(path) or not size:
-        return _as_it_is(stored)
-    return cast("AbstractContextManager[BinaryIO]", openers[path.suffix.lower()](stored, "rb"))
+        return nullcontext(stored)
+    suffix = path.suffix.lower()
+    return _open_zstandard(stored) if suffix == ".zst" else io.BufferedReader(Members(stored, suffix), SKIPPED_BYTES)
 
 
-@contextmanager
-def _as_it_is(stored: BinaryIO) -> Iterator[BinaryIO]:
-    yield stored
+def _require_beginning(path: Path, stored: io.BufferedReader, size: int) -> None:
+    """Raise DamagedFileError when a file does not begin as its suffix says."""
+    suffix = path.suffix.lower()
+    if not begins_well(os.pread(stored.fileno(), MAGIC_BYTES, 0), suffix):
+        why = f"does not begin like {FORMAT_NAMES[suffix]} data: it is damaged, or not compressed and should not be named {suffix}"
+        raise DamagedFileError(why, f"all of its {size:,} bytes")
 
 
 def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
     """What an exception of a decompression library means."""
     name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
     if LONG_WINDOW in message:
-        why = "the zst stream has a window of more than 128 MB; pack it again without --long, or with --long=27"
+        why = "the zst stream has a window of more than 128 MB; pack it again: zstd -dc --long=31 FILE | zstd"
         return DamagedFileError(why, _unread(read, size))
     if any(words in message for words in NO_MEMORY):
         return ReadError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
@@ -114,13 +131,13 @@ def _unread(read: int, size: int) -> str:
     return f"what the last {left:,} of its {size:,} bytes hold" if left else "what would follow the end of the file"
 
 
-def _skip(file: BinaryIO, num_bytes: int) -> None:
+def _skip(file: io.BufferedReader, num_bytes: int) -> None:
     while num_bytes and (skipped := file.read(min(num_bytes, SKIPPED_BYTES))):
         num_bytes -= len(skipped)
 
 
 @contextmanager
-def _open_zstandard(stored: BinaryIO, mode: str) -> Iterator[BinaryIO]:
+def _open_zstandard(stored: io.BufferedReader) -> Iterator[io.BufferedReader]:
     import pyarrow
 
     with pyarrow.CompressedInputStream(stored, "zstd") as stream:

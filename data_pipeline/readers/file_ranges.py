@@ -2,18 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from data_pipeline.errors import DataError
+from data_pipeline.readers.kinds import Kind
 
-JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-PARQUET_SUFFIXES = (".parquet", ".pq")
-COMPRESSED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
-UNSUPPORTED_SUFFIXES = (".zip", ".tar", ".tgz", ".7z", ".lz4", ".rar")
 # Block size for reading past what lies before a range.
 SKIPPED_BYTES = 1 << 20
 
-Kind = Literal["lines", "text", "parquet", "dataset", "generated"]
 # They are not read from bytes of a file: a range is a range of rows.
 WITHOUT_BYTES = ("dataset", "generated")
 
@@ -55,24 +49,3 @@ class FileRange:
                 count += block.count(b"\n")
                 left -= len(block)
         return count
-
-
-def file_kind(path: Path) -> Kind:
-    """How a file is read, judged by its name.
-
-    Raises:
-        DataError: an archive, or a compression that is not supported.
-    """
-    if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
-        raise DataError(
-            f"{path}: {path.suffix} files cannot be read; unpack it, or compress it as {', '.join(COMPRESSED_SUFFIXES)}"
-        )
-    suffix = (Path(path.stem) if is_compressed(path) else path).suffix.lower()
-    if suffix in JSON_SUFFIXES:
-        return "lines"
-    return "parquet" if suffix in PARQUET_SUFFIXES and not is_compressed(path) else "text"
-
-
-def is_compressed(path: Path) -> bool:
-    """Whether a file has to be decompressed from its beginning, so that it cannot be cut into ranges."""
-    return path.suffix.lower() in COMPRESSED_SUFFIXES

@@ -39,6 +39,10 @@ def open_dataset(value: str) -> "Dataset":
     except Exception as error:  # the library raises its own exceptions, the hub's, and many built-in ones
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise ReadError.of(error, name) from error
+        if isinstance(error, UnicodeEncodeError):
+            raise DataError(
+                f"--input {value}: the datasets library reads no folder whose name is not UTF-8; rename it"
+            ) from error
         raise DataError(f"--input {value}: {type(error).__name__}: {error}") from error
     return _pick_split(value, loaded, split)
 

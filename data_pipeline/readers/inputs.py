@@ -3,19 +3,22 @@
 import glob
 import os
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.generators.names import KNOWN, names_generator, parse_generated
-from data_pipeline.readers.file_ranges import file_kind
+from data_pipeline.json_text import shown_name
+from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
+from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records
 
 STDLIB = "stdlib:"
 # Tests are half of the text and unlike the rest; not all distributions have idlelib; the others are not the library.
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib"})
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Input:
         value: as given.
         files: the files to read, sorted; for a dataset, its files as far as they are known.
         root: messages show the files relative to it; None for their full names.
+        unread: what lies in the folder, or matches the pattern, and is not read: see `FoundFiles`.
+        read_as: how to read files whose suffixes are none of JSON lines or Parquet; None to go by these.
         rows, fingerprint: of a dataset, its number of rows and the fingerprint that its library computes; of a generator, the
             number of instances and what decides them.
     """
@@ -36,15 +41,26 @@ class Input:
     root: Path | None = None
     rows: int = 0
     fingerprint: str = ""
+    unread: tuple[Path, ...] = ()
+    read_as: ReadAs | None = None
+
+    @property
+    def name(self) -> str:
+        """The value as text."""
+        return shown_name(self.value)
 
     @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.files)
 
+    def kind_of(self, path: Path) -> Kind:
+        """How one of the files is read."""
+        return file_kind(path, self.read_as)
+
     def shown(self, path: Path) -> str:
         """The name of a file in messages."""
-        return str(path.relative_to(self.root)) if self.root else str(path)
+        return shown_name(path.relative_to(self.root) if self.root else path)
 
     def may_have_changed_since(self, time_ns: int) -> bool:
         """Whether a file's content or name may be newer than a time (ns since 1970); True where that is unknown.
@@ -57,11 +73,14 @@ class Input:
         return not self.files or any(max(stat.st_mtime_ns, stat.st_ctime_ns) >= time_ns for stat in stats)
 
 
-def resolve_input(value: str) -> Input:
+def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
     """Find what a value of `--input` stands for.
 
+    Args:
+        read_as: of files that are given by name or by a pattern, see `Input`.
+
     Raises:
-        DataError: there is nothing, nothing readable, an unknown dataset, or an unsupported compression.
+        DataError: there is nothing, nothing readable, or an unknown dataset.
     """
     if value == STDLIB:
         return _resolve_stdlib()
@@ -72,37 +91,97 @@ def resolve_input(value: str) -> Input:
     if value.startswith(HUB) or (path.is_dir() and is_saved_dataset(path)):
         return _resolve_dataset(value)
     if path.is_dir():
-        return _checked(Input(value, "folder", tuple(_walk(path)), path))
+        found = files_of_folder(path)
+        return _checked(Input(value, "folder", found.files, path, unread=found.unread))
     if path.exists():
-        return _checked(Input(value, "file", (path,)))
+        return _checked(Input(value, "file", (path,), read_as=read_as))
     if glob.has_magic(value):
-        matches = (Path(name) for name in sorted(glob.glob(value, recursive=True)))  # noqa: PTH207 (absolute patterns)
-        return _checked(Input(value, "glob", tuple(match for match in matches if match.is_file())))
+        found = files_of_pattern(value)
+        return _checked(Input(value, "glob", found.files, unread=found.unread, read_as=read_as))
+    raise DataError(f"--input {value}: {_why_nothing(value)}")
+
+
+def _why_nothing(value: str) -> str:
+    if value == "-":
+        return "standard input cannot be read; write its content to a file first"
     also = f"; the generators are {KNOWN}, as NAME:COUNT" if ":" in value else ""
-    raise DataError(f"--input {value}: no such file or folder{also}")
+    return f"no such file or folder{also}"
 
 
 def _checked(found: Input) -> Input:
     """`found`, after a check that every file can be read: a failure now is cheaper than one hours into a run."""
     if not found.files:
-        where = "matches no file" if found.kind == "glob" else "the folder holds no files"
-        raise DataError(f"--input {found.value}: {where}")
+        raise DataError(f"--input {found.value}: {_why_empty(found)}")
     for path in found.files:
-        if not path.is_file():
+        if not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc"):
             raise DataError(f"--input {path}: not a regular file; write its content to a file first")
         if not os.access(path, os.R_OK):
             raise DataError(f"--input {path}: permission denied")
-        file_kind(path)
     return found
 
 
-def _walk(root: Path) -> list[Path]:
-    """All files under `root`, hidden ones left out, sorted by relative name."""
-    return _sorted(root, (path for path in root.rglob("*") if path.is_file() and not _is_hidden(path, root)))
+def require_known_kinds(inputs: Sequence[Input]) -> None:
+    """Raise DataError when an input holds files that are not read as anything. The reason is that of the first."""
+    for found in inputs:
+        refused = []
+        for path in () if found.kind == "datasets" else found.files:
+            try:
+                found.kind_of(path)
+            except DataError as error:
+                refused.append((path, str(error)))
+        if refused:
+            raise _refusal(found, refused)
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _why_empty(found: Input) -> str:
+    others = f" other than {_listed(found.unread)}, which are not read as data" if found.unread else ""
+    if found.kind == "folder":
+        return f"the folder holds no files{others}"
+    brackets = "; [ begins a set of characters, [[] stands for the character itself" if "[" in found.value else ""
+    return f"matches no file{others}{brackets}"
+
+
+def _refusal(found: Input, refused: list[tuple[Path, str]]) -> DataError:
+    """The error for the files that cannot be read, with the reason of the first."""
+    path, why = refused[0]
+    if is_saved_dataset(path.parent):
+        return DataError(
+            f"--input {found.value}: {path.parent} is a saved dataset; give that folder as an --input of its own"
+        )
+    if found.kind == "file":
+        return DataError(f"--input {why}")
+    more = f" ({len(refused) - 1:,} more files are of no kind that is read)" if len(refused) > 1 else ""
+    root = glob.escape(found.value.rstrip("/")) if found.root else "FOLDER"
+    return DataError(
+        f"--input {found.value}: {why}{more}; or give what to read by a pattern, such as '{root}/**/*.jsonl'"
+    )
+
+
+def require_use(read_as: ReadAs, inputs: Sequence[Input]) -> None:
+    """Raise DataError when there is no file that `--as` is for."""
+    given = [path for found in inputs if found.read_as for path in found.files]
+    if not given:
+        raise DataError(f"--as {read_as}: no --input names files; it is for files given by path or by a pattern")
+    if all(names_records(path) for path in given):
+        raise DataError(
+            f"--as {read_as}: {given[0]} and all other files are read as their suffixes say; leave it out, or rename the files"
+        )
+
+
+def unread_note(inputs: Sequence[Input]) -> str | None:
+    """Which files of folders and patterns are not read, in words; None if all are."""
+    unread = [path for found in inputs for path in found.unread]
+    if not unread:
+        return None
+    return (
+        f"note: not read, because they are READMEs, licenses, checksums or the like, or no files: {_listed(unread)}; to read a "
+        "text among them, give it by name"
+    )
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = ", ".join(f"{path}{'' if path.exists() else ' (a link to nothing)'}" for path in paths[:MAX_LISTED])
+    return f"{names} and {len(paths) - MAX_LISTED:,} more" if len(paths) > MAX_LISTED else names
 
 
 def _sorted(root: Path, paths: Iterable[Path]) -> list[Path]:

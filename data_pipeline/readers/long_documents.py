@@ -11,12 +11,16 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
+from operator import getitem
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import open_decompressed
+from data_pipeline.readers.nested_keys import key_path
+from data_pipeline.readers.not_text import without_nul
 
 LONG_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
@@ -38,7 +42,8 @@ class LongText:
         is_escaped: the part is the inside of a JSON string.
 
     Raises (while it is read):
-        Utf8Error: it is not UTF-8. ValueError: it is not the inside of a JSON string. DamagedFileError: the file is damaged.
+        Utf8Error: it is not UTF-8. NotTextError: it has a NUL. ValueError: it is not the inside of a JSON string.
+        DamagedFileError: the file is damaged.
         OSError, MemoryError: the system reported a failure. ReadError: the file is shorter than before.
     """
 
@@ -49,7 +54,7 @@ class LongText:
 
     def __iter__(self) -> Iterator[str]:
         texts = _decoded(self._blocks(), self.start)
-        return _unescaped(texts) if self.is_escaped else texts
+        return _unescaped(texts) if self.is_escaped else without_nul(texts)
 
     def _blocks(self) -> Iterator[bytes]:
         position = self.start
@@ -178,10 +183,12 @@ class LongLine:
             ValueError: it is not JSON. Utf8Error: it is not UTF-8.
         """
         record = json.loads(decode_utf8(self._short))
-        text = record.get(text_key) if isinstance(record, dict) else None
+        path = key_path(record, text_key) if isinstance(record, dict) else None
+        holder = reduce(getitem, path[:-1], record) if path else {}
+        text = holder[path[-1]] if path else None
         for name, content in self._long.items():
-            if name == text:
-                record[text_key] = content
+            if path and name == text:
+                holder[path[-1]] = content
             else:
                 deque(content, maxlen=0)  # a wrong escape makes the line invalid, whichever string has it
         return record

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
 MADV_POPULATE_READ = 22
 
 
-def require_readable(column: "ChunkedArray") -> None:
+def require_readable(column: "ChunkedArray", inside: Sequence[str] = ()) -> None:
     """Fill in the pages of the file that hold the strings of a column.
+
+    Args:
+        inside: names of the fields that lead to the strings, of a column of structs.
 
     Raises:
         OSError: they cannot be read.
     """
-    for chunk in column.chunks:
+    for whole in column.chunks:
+        chunk = whole
+        for name in inside:
+            _fill_in_validity(chunk)
+            chunk = chunk.field(name)
         offsets = _offsets(chunk)
         if offsets is None:
             for buffer in filter(None, chunk.buffers()):
@@ -36,6 +44,12 @@ def require_readable(column: "ChunkedArray") -> None:
         first, last = (int(np.frombuffer(positions, offsets)[i]) for i in (chunk.offset, chunk.offset + len(chunk)))
         if content is not None:
             _fill_in(content.address + first, last - first)
+
+
+def _fill_in_validity(chunk: "Array") -> None:
+    validity = chunk.buffers()[0]
+    if validity is not None:
+        _fill_in(validity.address, validity.size)
 
 
 def _offsets(chunk: "Array") -> np.dtype | None:

@@ -7,15 +7,19 @@ Memory is constant: one record or one batch of rows at a time, and long texts st
 import json
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
 from data_pipeline.generators.names import parse_generated
-from data_pipeline.readers.compression import DamagedFileError, OpenFile, open_decompressed
-from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange, is_compressed
+from data_pipeline.readers.compression import DamagedFileError, OpenFile, TrailingBytesError, open_decompressed
+from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
+from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
+from data_pipeline.readers.nested_keys import key_names, key_path
+from data_pipeline.readers.not_text import BEGINNING_BYTES, NotTextError, objection, without_nul
 from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue
 from data_pipeline.rejects import Cause, Rejection, missing_key
@@ -51,9 +55,9 @@ def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
             yield from _read_lines(file, file_range, text_key)
     else:
         found = _read_text(file_range)
-        if isinstance(found, Rejection) and found != _read_text(file_range):
-            raise ReadError.differs(file_range.source, found.why)
-        yield found
+        if isinstance(found[-1], Rejection) and found != _read_text(file_range):
+            raise ReadError.differs(file_range.source, found[-1].why)
+        yield from found
 
 
 def _generate(file_range: FileRange) -> Iterator[TextValue]:
@@ -74,27 +78,52 @@ def _confirm(file_range: FileRange, text_key: str, count: int, why: str) -> None
     raise ReadError.differs(file_range.source, why)
 
 
-def _read_text(file_range: FileRange) -> Found:
+def _read_text(file_range: FileRange) -> list[Found]:
+    """The text of a file or why it is none, then what follows the compressed content."""
+    trailing: list[Found] = []
     with open_decompressed(Path(file_range.source)) as file:
         content = file.content.read(LONG_BYTES + 1)
+        beginning = content + file.content.read(max(0, BEGINNING_BYTES - len(content)))
+        if problem := objection(beginning[:BEGINNING_BYTES]):
+            return [Rejection(problem[0], None, problem[1])]
         start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
         if len(content) > LONG_BYTES:
-            return TextValue(LongText(Path(file_range.source), start), None)
-        file.require_end(len(content))
+            return [TextValue(LongText(Path(file_range.source), start), None)]
+        try:
+            file.require_end(len(content))
+        except TrailingBytesError as error:
+            trailing.append(Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing))
     try:
-        return TextValue(decode_utf8(content[start:]), None)
+        return [TextValue("".join(without_nul([decode_utf8(content[start:])])), None), *trailing]
     except Utf8Error as error:
-        return Rejection(Cause.NOT_UTF8, None, str(error))
+        return [Rejection(Cause.NOT_UTF8, None, str(error)), *trailing]
+    except NotTextError as error:
+        return [Rejection(Cause.NOT_TEXT, None, str(error)), *trailing]
+
+
+def _require_lines(line: bytes, file_range: FileRange) -> None:
+    """Raise DamagedFileError when the first line of a file, which is not blank, is not one of JSON lines."""
+    problem = objection(line[:BEGINNING_BYTES])
+    why = problem[1] if problem else None
+    if line.lstrip().startswith(b"["):
+        why = "begins with a JSON array; one object per line is expected; convert it, for example with jq -c '.[]'"
+    if why:
+        raise DamagedFileError(why, f"all of its {file_range.num_bytes:,} bytes")
 
 
 def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterator[Found]:
     packed = is_compressed(file.path)
     position, number, stop = _first_line(file.content, file_range), 0, file_range.stop
+    begun = file_range.start > 0
     while (stop is None or position < stop) and (line := file.content.readline(LONG_BYTES + 1)):
         number += 1
-        start = position + (len(BYTE_ORDER_MARK) if position == 0 and line.startswith(BYTE_ORDER_MARK) else 0)
+        # Also in the middle of a file: several that begin with a mark may have been joined.
+        start = position + (len(BYTE_ORDER_MARK) if line.startswith(BYTE_ORDER_MARK) else 0)
         is_long = len(line) > LONG_BYTES and not line.endswith(b"\n")
         content = line[start - position :]
+        if not begun and content.strip():
+            _require_lines(content, file_range)
+            begun = True
         del line  # a document may take much memory: one copy is enough
         if is_long:
             long = LongLine(file.path, file.content, content, start)
@@ -141,13 +170,17 @@ def _parse(load: Callable[[], object], text_key: str, number: int) -> TextValue 
     except Utf8Error as error:
         return Rejection(Cause.NOT_UTF8, number, str(error))
     except json.JSONDecodeError as error:
-        hint = " (one JSON object per line is expected)" if error.doc.strip() in ("[", "{") else ""
+        is_layout = error.doc.strip() == "{" or error.msg == "Extra data"
+        hint = " (one JSON object per line is expected; jq -c . rewrites a file like this)" if is_layout else ""
         return Rejection(Cause.BROKEN_JSON, number, f"{error.msg} at column {error.colno}{hint}")
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets nested a thousand deep
         return Rejection(Cause.BROKEN_JSON, number, str(error))
     if not isinstance(record, dict):
         return Rejection(Cause.BROKEN_JSON, number, f"expected an object, found {type(record).__name__}")
-    return TextValue(record[text_key], number) if text_key in record else missing_key(text_key, number, record)
+    path = key_path(record, text_key)
+    if path is None:
+        return missing_key(text_key, number, key_names(record))
+    return TextValue(reduce(getitem, path, record), number)
 
 
 def _load_line(line: bytes) -> object:

@@ -1,18 +1,22 @@
 """Read the text column of Parquet files and datasets. They yield whole values, so the largest one is in memory."""
 
-from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from data_pipeline.json_text import shown_name
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.mapped import require_readable
+from data_pipeline.readers.nested_keys import key_names, key_path
 from data_pipeline.readers.values import Found, TextValue
 from data_pipeline.rejects import missing_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pyarrow import Scalar
+    from pyarrow import Array, ChunkedArray, Scalar, Schema, StructType
     from pyarrow.parquet import ParquetFile
 
 ROWS_PER_BATCH = 256
@@ -26,24 +30,25 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
         DamagedFileError: the content is broken. OSError, MemoryError: the system reported a failure.
     """
     import pyarrow
-    from pyarrow import parquet
 
     first = row = end = None
     try:
-        with parquet.ParquetFile(file_range.source) as file:
+        with _open_parquet(file_range.source) as file:
             groups = range(file_range.start, file.num_row_groups if file_range.stop is None else file_range.stop)
             sizes = [file.metadata.row_group(i).num_rows for i in range(groups.stop)]
-            names = file.schema_arrow.names
-            if text_key not in names:
-                yield missing_key(text_key, None, names, count=sum(sizes[file_range.start :]))
+            tree = _tree(file.schema_arrow)
+            path = key_path(tree, text_key)
+            if path is None:
+                yield missing_key(text_key, None, key_names(tree), count=sum(sizes[file_range.start :]))
                 return
+            column = ".".join(path)
             first = row = sum(sizes[: file_range.start])
             end = sum(sizes)
             for i in groups:
                 # One row group after the other, because the batch size depends on the size of its rows.
-                rows_at_once = _rows_at_once(file, i, text_key)
-                for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[i], columns=[text_key]):
-                    yield from _column_values(map(_parquet_value, batch.column(0)), row)
+                rows_at_once = _rows_at_once(file, i, column)
+                for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[i], columns=[column]):
+                    yield from _column_values(map(_parquet_value, _nested(batch.column(path[0]), path)), row)
                     row += batch.num_rows
                 if row != sum(sizes[: i + 1]):
                     raise DamagedFileError(
@@ -62,16 +67,27 @@ def row_group_bytes(path: str) -> list[int] | None:
         OSError, MemoryError: the system reported a failure.
     """
     import pyarrow
-    from pyarrow import parquet
 
     for _ in range(2):  # two reads that agree show that the content is broken
         try:
-            with parquet.ParquetFile(path) as file:
+            with _open_parquet(path) as file:
                 return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
         except (pyarrow.ArrowException, OSError) as error:
             if is_of_system(error):
                 raise
     return None
+
+
+@contextmanager
+def _open_parquet(path: str) -> Iterator["ParquetFile"]:
+    from pyarrow import parquet
+
+    # Arrow takes only names that are UTF-8.
+    with (
+        nullcontext(path) if shown_name(path) == path else Path(path).open("rb") as source,
+        parquet.ParquetFile(source) as file,
+    ):
+        yield file
 
 
 def is_of_system(error: Exception) -> bool:
@@ -89,16 +105,32 @@ def _missing(file_range: FileRange, row: int | None, first: int | None, end: int
 
 
 def _rows_at_once(file: "ParquetFile", group: int, column: str) -> int:
-    """Rows of a row group that hold about `BATCH_BYTES` of a column."""
+    """Rows of a row group that hold about `BATCH_BYTES` of a column, which may be a part of another."""
     found = file.metadata.row_group(group)
     columns = (found.column(i) for i in range(found.num_columns))
-    num_bytes = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
+    num_bytes = sum(
+        each.total_uncompressed_size for each in columns if f"{each.path_in_schema}.".startswith(f"{column}.")
+    )
     return _rows_in_a_batch(found.num_rows, num_bytes)
 
 
 def _rows_in_a_batch(num_rows: int, num_bytes: int) -> int:
     """Rows that hold about `BATCH_BYTES`, when all of them hold `num_bytes`."""
     return max(1, min(ROWS_PER_BATCH, BATCH_BYTES * num_rows // max(1, num_bytes)))
+
+
+def _tree(fields: "Schema | StructType") -> dict[str, Any]:
+    """The names of columns, or of the fields of a struct; for those that are structs, the names inside."""
+    from pyarrow import types
+
+    return {field.name: _tree(field.type) if types.is_struct(field.type) else field.type for field in fields}
+
+
+def _nested(column: "Array | ChunkedArray", path: Sequence[str]) -> "Array | ChunkedArray":
+    """The part of a column that `path`, which begins with its name, leads to; null where a struct above it is null."""
+    from pyarrow import compute
+
+    return reduce(compute.struct_field, path[1:], column)
 
 
 def _parquet_value(scalar: "Scalar") -> object:
@@ -121,15 +153,17 @@ def read_dataset(file_range: FileRange, text_key: str) -> Iterator[Found]:
     """
     dataset = _opened_dataset(file_range.source)
     start, stop = file_range.start, len(dataset) if file_range.stop is None else file_range.stop
-    if text_key not in dataset.column_names:
-        yield missing_key(text_key, None, dataset.column_names, count=stop - start)
+    tree = _tree(dataset.features.arrow_schema)
+    path = key_path(tree, text_key)
+    if path is None:
+        yield missing_key(text_key, None, key_names(tree), count=stop - start)
         return
-    row, part = start, dataset.select_columns([text_key]).select(range(start, stop))
+    row, part = start, dataset.select_columns([path[0]]).select(range(start, stop))
     try:
         rows_at_once = _rows_in_a_batch(part.data.num_rows, part.data.nbytes)
         for batch in part.with_format("arrow").iter(batch_size=rows_at_once):
-            require_readable(batch.column(text_key))
-            values = batch.column(text_key).to_pylist()
+            require_readable(batch.column(path[0]), path[1:])
+            values = _nested(batch.column(path[0]), path).to_pylist()
             yield from _column_values(values, row)
             row += len(values)
     except Exception as error:  # the library raises its own exceptions, Arrow's, and many built-in ones

@@ -15,7 +15,7 @@ from data_pipeline.tasks.task import Task
 from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts
 
 # Records that should have been texts. Empty texts, and what filters and the search for duplicates leave out, are not.
-UNREADABLE = (Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.MISSING_KEY, Cause.NOT_A_STRING)
+UNREADABLE = (Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.NOT_TEXT, Cause.MISSING_KEY, Cause.NOT_A_STRING)
 MAX_LISTED = 50
 ACCEPT = "--accept-broken-files"
 

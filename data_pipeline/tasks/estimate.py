@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data_pipeline.dedup import Decisions
-from data_pipeline.readers.file_ranges import FileRange, is_compressed
+from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input
+from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.tasks.build import Build, Share
 from data_pipeline.tasks.duplicate_search import MEMORY_LIMIT
 from data_pipeline.tasks.options import Options

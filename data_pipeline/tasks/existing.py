@@ -75,7 +75,7 @@ def _shown(options: dict[str, str | int | float | None], name: str) -> str:
 
 def _input_difference(output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options) -> str | None:
     values_there = [info.input for info in manifest.inputs]
-    if [found.value for found in inputs] != values_there:
+    if [found.name for found in inputs] != values_there:
         return f"from the inputs {' '.join(values_there)}"
     made = (output / MANIFEST_NAME).stat().st_mtime_ns
     modified = []

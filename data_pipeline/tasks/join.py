@@ -175,7 +175,7 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRec
     for found, of_input in zip(build.inputs, of_inputs, strict=True):
         described.append(
             InputInfo(
-                input=found.value,
+                input=found.name,
                 kind=found.kind,
                 files=len(found.files),
                 bytes=found.num_bytes,

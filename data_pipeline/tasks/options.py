@@ -7,6 +7,7 @@ from data_pipeline.dedup import Duplicates
 from data_pipeline.documents import Document
 from data_pipeline.filters import ActiveFilters, Limit
 from data_pipeline.manifest import TRAIN, VALIDATION, Packing, RowFormat, sha256_of
+from data_pipeline.readers.kinds import ReadAs
 from data_pipeline.tokenizers.characters import PREFIX
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
@@ -38,6 +39,8 @@ class Options:
         shuffle: pack the documents in shuffled order.
         sample_bytes: size of the sample of text that a tokenizer is trained on.
         shard_size: largest size of a shard of tokens in bytes; a longer document has a shard of its own.
+        read_as: how to read files that are given by name or by a pattern and have none of the suffixes of records; None to go
+            by their suffixes.
     """
 
     text_key: str
@@ -56,6 +59,7 @@ class Options:
     shuffle: bool = True
     sample_bytes: int = DEFAULT_SAMPLE_BYTES
     shard_size: int = DEFAULT_SHARD_SIZE
+    read_as: ReadAs | None = None
 
     @property
     def row_format(self) -> RowFormat:
@@ -82,6 +86,8 @@ class Options:
             "validation_fraction": self.validation_fraction,
             **self.filters.record(),
             "duplicates": self.duplicates,
+            # Only where it is given, so that finished folders and tasks without it stay valid.
+            **({"as": self.read_as} if self.read_as else {}),
         }
 
     def of_training(self) -> dict[str, str | Limit | None]:

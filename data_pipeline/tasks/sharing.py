@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipeline.errors import DataError
-from data_pipeline.readers.file_ranges import WITHOUT_BYTES, is_compressed
+from data_pipeline.readers.file_ranges import WITHOUT_BYTES
+from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.tasks.claims import Owner, process_name
 from data_pipeline.tasks.processes import Failure, Report, run_tasks
 from data_pipeline.tasks.report import Progress

@@ -16,8 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_pipeline.errors import DataError, ReadError
-from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange, Kind, file_kind, is_compressed
+from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange
 from data_pipeline.readers.inputs import Input
+from data_pipeline.readers.kinds import Kind, is_compressed
 from data_pipeline.readers.rows import row_group_bytes
 from data_pipeline.tasks.addresses import content_address, probe
 
@@ -157,7 +158,7 @@ def _file_ranges(found: Input, size: int) -> Iterator[FileRange]:
         yield from _row_ranges(found, size)
         return
     for path in found.files:
-        kind, num_bytes = file_kind(path), path.stat().st_size
+        kind, num_bytes = found.kind_of(path), path.stat().st_size
         whole = FileRange(kind, str(path), found.shown(path), num_bytes)
         if num_bytes <= size or is_compressed(path) or kind == "text":
             yield whole

@@ -1,0 +1,71 @@
+"""Content that is no UTF-8 text, recognized by its beginning: other encodings, archives, and formats with a suffix of text."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+
+from data_pipeline.rejects import Cause
+
+BEGINNING_BYTES = 4096
+# The marks of UTF-32 begin with those of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+SIGNATURES = (
+    (257, b"ustar", "a tar archive; unpack it"),
+    (0, b"PK\x03\x04", "a zip archive, or an office document; unpack it, or extract its text"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (0, b"\x1f\x8b\x08", "gzip data; decompress it"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data; decompress it"),
+    (0, b"\xfd7zXZ\x00", "xz data; decompress it"),
+    (0, b"BZh91AY&SY", "bzip2 data; decompress it"),
+    (0, b"PAR1", "a Parquet file; name it .parquet"),
+    (0, b"ARROW1", "an Arrow file; convert it to .parquet"),
+    (0, b"%PDF-", "a PDF document; extract its text"),
+)
+# In UTF-16, the second byte of each ASCII character is zero.
+SHARE_OF_ZEROS = 0.3
+
+
+def objection(beginning: bytes) -> tuple[Cause, str] | None:
+    """Why the content with this beginning is no UTF-8 text; None if it may be."""
+    for place, signature, what in SIGNATURES:
+        if beginning.startswith(signature, place):
+            return Cause.NOT_TEXT, f"holds {what}"
+    encoding = _other_encoding(beginning)
+    if encoding:
+        return Cause.NOT_UTF8, f"looks like {encoding}; convert it with iconv -f {encoding} -t UTF-8"
+    return None
+
+
+def _other_encoding(beginning: bytes) -> str | None:
+    for mark, encoding in MARKS:
+        if beginning.startswith(mark):
+            return encoding
+    first, second = beginning[::2], beginning[1::2]
+    zeros = first.count(0), second.count(0)
+    if min(zeros) or max(zeros) < max(1, SHARE_OF_ZEROS * len(second)):
+        return None
+    return "UTF-16BE" if zeros[0] else "UTF-16LE"
+
+
+class NotTextError(ValueError):
+    """A character that no text has."""
+
+
+def without_nul(chunks: Iterable[str]) -> Iterator[str]:
+    """The chunks of a text.
+
+    Raises:
+        NotTextError: after the last one, that there is a NUL character, and where.
+    """
+    num_chars, first = 0, None
+    for chunk in chunks:
+        if first is None and (i := chunk.find("\0")) >= 0:
+            first = num_chars + i
+        num_chars += len(chunk)
+        yield chunk
+    if first is not None:
+        raise NotTextError(f"a NUL as character {first:,}: binary content, or another encoding than UTF-8")
