@@ -14,7 +14,7 @@ from pathlib import Path
 from data_pipeline.errors import ReadError
 
 # Raise it when a change of this package changes documents, tokens, samples or signatures of equal inputs.
-FORMAT = 1
+FORMAT = 2
 # A file's beginning and end change with most edits; edits between them are noticed by the modification time.
 PROBE_BYTES = 64 << 10
 

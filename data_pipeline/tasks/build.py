@@ -28,6 +28,7 @@ from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
+from data_pipeline.tokenizers.special_tokens import CONFIG_NAME, config_of
 from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 
@@ -126,7 +127,10 @@ class Build:
         """Where the tokenizer is or will be; None while the documents that it is trained on have not been read."""
         parent = self.work.folder / TOKENIZERS
         if not self.options.trains_tokenizer:
-            return parent / content_address(self.options.record()["tokenizer_sha256"])
+            configured = self.options.configured_tokens
+            return parent / content_address(
+                self.options.record()["tokenizer_sha256"], *([configured] if configured else [])
+            )
         corpus = self._corpus(tasks)
         return corpus and parent / content_address(corpus, self.options.of_training(), software("sentencepiece"))
 
@@ -154,6 +158,8 @@ class Build:
         if not folder.is_dir():
             with result_folder(folder, lambda: True) as partial:
                 (partial / f"tokenizer{suffix}").write_bytes(content)
+                if configured := self.options.configured_tokens:
+                    (partial / CONFIG_NAME).write_text(config_of(configured), encoding="utf-8")
 
     def _train(self, tasks: Sequence[Task]) -> None:
         """Train a tokenizer on a sample of the training split."""

@@ -1,6 +1,5 @@
 """Tokenizers behind one small protocol: SentencePiece models, Hugging Face `tokenizer.json` files, and bytes."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,14 +10,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
+from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
+from data_pipeline.tokenizers.special_tokens import EOD_TEXT, MASK_TEXT, PAD_TEXT
 from data_pipeline.tokenizers.words import WordEncoder, word_encoder
 
-EOD_TEXT = "<|eod|>"
-MASK_TEXT = "[MASK]"
-PAD_TEXT = "[PAD]"
-# Names of the end-of-text and padding tokens in published tokenizers, the most specific first.
-EOD_NAMES = (EOD_TEXT, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
-PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
 # The value of --tokenizer, and the content of the tokenizer file in a prepared folder.
 BYTES = "bytes"
@@ -115,51 +110,6 @@ class SentencePieceTokenizer:
         return self._model.decode([int(i) for i in ids])
 
 
-class HuggingFaceTokenizer:
-    """A `tokenizer.json`. Its template, truncation and padding are switched off; text never becomes special tokens.
-
-    `tokenizer.json` does not say which token ends a text. A `tokenizer_config.json` beside it does; without one, the usual
-    names are tried.
-    """
-
-    kind: Literal["huggingface"] = "huggingface"
-
-    def __init__(self, path: Path) -> None:
-        import tokenizers
-
-        try:
-            self._model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
-        self._path, self.method = path, "in batches, by the library"
-        self._model.no_truncation()
-        self._model.no_padding()
-        self._model.encode_special_tokens = True
-        vocabulary = self._model.get_vocab(with_added_tokens=True)
-        # The ids may have gaps, but the embedding has a row for every id.
-        self.vocab_size = max(vocabulary.values()) + 1
-        config = _read_tokenizer_config(path.with_name("tokenizer_config.json"))
-        self.eod_id = _first_known(vocabulary, (config.get("eos_token"), *EOD_NAMES))
-        self.pad_id = _first_known(vocabulary, (config.get("pad_token"), *PAD_NAMES))
-
-    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """See `Tokenizer.encode_batch`."""
-        try:
-            encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises plain Exception, for a vocabulary without an unknown token
-            unknown = "".join(sorted(set("".join(texts)) - self._model.get_vocab().keys()))[:10]
-            raise DataError(f"{self._path}: has no token for {unknown!r}; the library says: {error}") from error
-        return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
-
-    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """See `Tokenizer.encode_long`. The whole text is in memory, because the library only encodes whole texts."""
-        yield from self.encode_batch(["".join(chunks)])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
-        return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
-
-
 class ByteTokenizer:
     """The ids are the bytes of the text in UTF-8."""
 
@@ -250,18 +200,3 @@ def load_prepared_tokenizer(folder: Path, manifest: Manifest) -> PreparedTokeniz
 
 def _id_or_none(piece_id: int) -> int | None:
     return piece_id if piece_id >= 0 else None
-
-
-def _first_known(vocabulary: dict[str, int], names: Iterable[str | dict | None]) -> int | None:
-    # A tokenizer_config.json gives a token as a string or as an object with its "content".
-    texts = (name.get("content") if isinstance(name, dict) else name for name in names)
-    return next((vocabulary[text] for text in texts if text in vocabulary), None)
-
-
-def _read_tokenizer_config(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error

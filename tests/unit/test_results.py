@@ -279,6 +279,7 @@ def test_a_run_folder_in_use_says_who_trains_there(tmp_path):
         run_folder.claim_folder(tmp_path / "run", True, held)
         for resume in (True, False):
             with pytest.raises(
-                UserError, match=rf"training here \(.+, process {run_folder.os.getpid()}, since [\d-]+ [\d:]+\); wait for it"
+                UserError,
+                match=rf"training here \(.+, process {run_folder.os.getpid()}, since [\d-]+ [\d:]+\); wait for it",
             ):
                 run_folder.claim_folder(tmp_path / "run", resume, second)
