@@ -214,12 +214,14 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.readers.inputs import resolve_input
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.existing import is_up_to_date
+    from data_pipeline.tasks.row_length import require_text_for_a_row
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = resolve_output(args.output)
     inputs = [resolve_input(value) for value in args.input]
     options = _options(args, inputs)
     check_inputs(output, inputs)
+    require_text_for_a_row(inputs, options.seq_len)
     _mention_repeated_files(inputs)
     restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):

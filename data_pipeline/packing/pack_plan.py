@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import Index
-from data_pipeline.manifest import Packing
+from data_pipeline.manifest import TRAIN, Packing
 from data_pipeline.packing.best_fit import best_fit
 
 ARRAYS = ("row_starts", "starts", "lengths")
+# Far above what is trained; the time and memory to pack grow with it.
+MAX_SEQ_LEN = 1 << 24
 REPACK_HINT = "make it again with: loopmdm repack {folder}"
 
 
@@ -60,6 +62,8 @@ def require_seq_len(seq_len: int) -> None:
     """Raise DataError for a row length that cannot be used."""
     if seq_len < 2:
         raise DataError(f"--seq-len {seq_len}: a row needs at least 2 tokens")
+    if seq_len > MAX_SEQ_LEN:
+        raise DataError(f"--seq-len {seq_len}: a row may have at most {MAX_SEQ_LEN:,} tokens")
 
 
 def plan_files(split: str, strategy: Packing, seq_len: int) -> list[str]:
@@ -87,6 +91,11 @@ def write_plan(folder: Path, split: str, shards: Sequence[str], strategy: Packin
             np.save(path, getattr(packed, name))
     counts_file.write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return counts
+
+
+def lacks_text(plan: PlanCounts, split: str) -> bool:
+    """Whether a split has no row, or the training split less text than one row, which best_fit would fill with padding."""
+    return plan.rows == 0 or (split == TRAIN and plan.tokens + plan.dropped_tokens < plan.seq_len)
 
 
 def _counts(strategy: Packing, seq_len: int, rows: int, tokens: int, dropped: int) -> PlanCounts:

@@ -17,15 +17,19 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.packing.pack_plan import lacks_text, plan_files, write_plan
+from data_pipeline.rejects import Cause
 from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
-from data_pipeline.tasks.completeness import require_complete
+from data_pipeline.tasks.completeness import UNREADABLE, require_complete
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task, cut_into_tasks, task_name
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder
+
+# What a reader rejects, so what `--strict` stops at.
+NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
@@ -82,9 +86,8 @@ def _require_all_done(job: TokenJob, tasks: Sequence[Task]) -> list[TaskRecord]:
 
 
 def _require_none_rejected(counts: CorpusCounts, options: Options) -> None:
-    """Under `strict`, because tasks may have been done by a run without it."""
-    if options.strict and counts.rejected:
-        cause = next(iter(counts.rejected))
+    """Under `strict`, because tasks may have been done by a run without it. What filters and duplicates leave out is no error."""
+    if options.strict and (cause := next((each for each in NOT_READ if counts.rejected[each]), None)):
         raise DataError(
             f"{counts.examples[cause][0]} ({cause}; without --strict such records are counted and left out)"
         )
@@ -106,7 +109,7 @@ def _join_split(
     documents, tokens = sum(info.documents for info in infos), sum(info.tokens for info in infos)
     options = build.options
     plan = write_plan(folder, split, shards, options.packing, options.seq_len)
-    if plan.rows == 0:
+    if lacks_text(plan, split):
         raise DataError(_explain_no_rows(split, documents, tokens, options))
     for name in plan_files(split, options.packing, options.seq_len):
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
