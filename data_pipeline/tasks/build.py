@@ -6,7 +6,7 @@ may run `tokens` at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,9 @@ from data_pipeline.rejects import wrong_key
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.completeness import lacks_the_key, no_text
 from data_pipeline.tasks.encode import TokenJob
+from data_pipeline.tasks.first_texts import first_texts
 from data_pipeline.tasks.options import Options
-from data_pipeline.tasks.report import say_method
+from data_pipeline.tasks.report import say_tokenizer
 from data_pipeline.tasks.results import DigestJob, ResultJob
 from data_pipeline.tasks.sampling import HashSample, SampleJob
 from data_pipeline.tasks.sharing import do_tasks
@@ -29,7 +30,13 @@ from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.special_tokens import CONFIG_NAME, config_of
-from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
+from data_pipeline.tokenizers.tokenizers import (
+    BYTES_FILE_CONTENT,
+    LEAST_SAMPLE_CHARS,
+    SentencePieceTokenizer,
+    find_tokenizer_file,
+    load_tokenizer,
+)
 from data_pipeline.tokenizers.training import train_sentencepiece
 
 Phase = Literal["all", "start", "tokens", "join"]
@@ -88,12 +95,25 @@ class Build:
             DataError: a record was rejected under `strict`, tasks were set aside, or the disk has too little space.
         """
         job = self.token_job(tasks)
-        say_method(job.tokenizer_file)
         self.compare(job, tasks)
         missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
+        if missing:
+            job = self._after_first_texts(job, tasks)
         left = sum(task.num_bytes for task in missing) / max(1, sum(task.num_bytes for task in tasks))
         require_space(self.work.folder, int(left * self._estimate(job.vocab_size)))
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
+
+    def _after_first_texts(self, job: TokenJob, tasks: Sequence[Task]) -> TokenJob:
+        """Look at some texts, choose the faster way to encode them, and say what the tokenizer does to them."""
+        tokenizer = load_tokenizer(job.tokenizer_file)
+        is_large = sum(task.num_bytes for task in tasks) >= LEAST_SAMPLE_CHARS
+        chooses = isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.keeps_words and is_large
+        texts = first_texts(tasks, self.options) if chooses or not tokenizer.is_lossless else []
+        if chooses:
+            tokenizer.choose_method(texts)
+            job = replace(job, keeps_words=tokenizer.keeps_words)
+        say_tokenizer(job.tokenizer.file, tokenizer, texts)
+        return job
 
     def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Read the documents of the finished tasks whose files have other modification times than when they were done."""

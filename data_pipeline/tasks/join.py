@@ -23,10 +23,12 @@ from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
 from data_pipeline.tasks.completeness import UNREADABLE, require_complete
 from data_pipeline.tasks.encode import TokenJob
+from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task, cut_into_tasks, task_name
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder
+from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
 # What a reader rejects, so what `--strict` stops at.
 NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
@@ -71,6 +73,7 @@ def _write_output(
         inputs=_describe_inputs(build, tasks, done),
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
+        text_loss=loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, build.options),
     )
 
 

@@ -31,6 +31,7 @@ class HuggingFaceTokenizer:
 
     kind: Literal["huggingface"] = "huggingface"
     method = "in batches, by the library"
+    is_lossless = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,7 +47,9 @@ class HuggingFaceTokenizer:
             token["special"] = token["special"] or token["content"] in names.values()
         self._model = self._load(fields)
         special = {token["content"] for token in fields.get("added_tokens") or () if token["special"]}
-        special = (special | set(names.values())) - {_unknown_token(fields["model"])}
+        unknown = _unknown_token(fields["model"])
+        self.unknown_id = vocabulary.get(unknown)
+        special = (special | set(names.values())) - {unknown}
         self._encoder = self._model
         if _is_reachable(self._model, {name: vocabulary[name] for name in special}):
             self._encoder = self._load(_without(fields, special))

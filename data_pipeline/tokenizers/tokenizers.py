@@ -15,6 +15,10 @@ from data_pipeline.tokenizers.special_tokens import EOD_TEXT, MASK_TEXT, PAD_TEX
 from data_pipeline.tokenizers.words import WordEncoder, word_encoder
 
 TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
+WORD_BY_WORD = "word by word, each distinct word once"
+# A table of words is faster where at least this share of the text is known. A small sample does not tell.
+LEAST_KNOWN = 0.5
+LEAST_SAMPLE_CHARS = 1 << 18
 # The value of --tokenizer, and the content of the tokenizer file in a prepared folder.
 BYTES = "bytes"
 BYTES_FILE_CONTENT = b"ids 0 to 255 are the bytes of the text in UTF-8\n"
@@ -24,6 +28,8 @@ class Tokenizer(Protocol):
     """Text to ids and back. Nothing is added to a text: no beginning, end or special tokens.
 
     Attributes:
+        unknown_id: the id of what the tokenizer does not know, None if there is no such text.
+        is_lossless: every text comes back from its ids. Where False, it depends on the text.
         method: how texts are encoded, for the user.
     """
 
@@ -31,6 +37,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     eod_id: int | None
     pad_id: int | None
+    unknown_id: int | None
+    is_lossless: bool
     method: str
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
@@ -46,12 +54,13 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A SentencePiece model. Control pieces, such as the end-of-document piece, are never produced from text.
 
-    Each distinct word is encoded once where that gives exactly the library's ids (`data_pipeline.tokenizers.words`).
+    Each distinct word is encoded once where that gives exactly the library's ids (`data_pipeline.tokenizers.words`), unless
+    `choose_method` finds that words hardly come again.
     """
 
     kind: Literal["sentencepiece"] = "sentencepiece"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keeps_words: bool = True) -> None:
         import sentencepiece
 
         content = path.read_bytes()
@@ -64,8 +73,26 @@ class SentencePieceTokenizer:
         self.pad_id = _id_or_none(self._model.pad_id())
         encoder = word_encoder(self._model, content)
         self._words = encoder if isinstance(encoder, WordEncoder) else None
-        self.method = "word by word, each distinct word once" if self._words else f"document by document ({encoder})"
+        if self._words:
+            self._words.keeps_words = keeps_words
+        self.method = WORD_BY_WORD if self._words else f"document by document ({encoder})"
         self._meta_symbol_ids = self._find_meta_symbol_ids()
+        self.is_lossless = self._meta_symbol_ids is not None
+        self.unknown_id = _id_or_none(self._model.unk_id())
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether each distinct word is encoded once."""
+        return self._words is not None and self._words.keeps_words
+
+    def choose_method(self, sample: Sequence[str]) -> None:
+        """Leave texts like the sample to the library where a table of words is slower: scripts without spaces, sequences."""
+        if self._words is None or sum(map(len, sample)) < LEAST_SAMPLE_CHARS:
+            return
+        known = self._words.share_known(sample)
+        self._words.keeps_words = known >= LEAST_KNOWN
+        method = WORD_BY_WORD if self.keeps_words else "document by document"
+        self.method = f"{method} ({known:.0%} of a sample are words that came before)"
 
     def _find_meta_symbol_ids(self) -> NDArray[np.int32] | None:
         """The byte pieces of U+2581; None where the model has none or is not lossless in other ways."""
@@ -117,6 +144,8 @@ class ByteTokenizer:
     vocab_size = 256
     eod_id = None
     pad_id = None
+    unknown_id = None
+    is_lossless = True
     method = "as bytes"
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
@@ -166,8 +195,11 @@ class PreparedTokenizer:
         return "".join(parts)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, keeps_words: bool = True) -> Tokenizer:
     """Load a SentencePiece `.model`, a Hugging Face `tokenizer.json`, `tokenizer.bytes`, or a folder that holds one.
+
+    Args:
+        keeps_words: of a SentencePiece model, see `WordEncoder`.
 
     Raises:
         DataError: there is nothing, or not a tokenizer of these kinds.
@@ -175,7 +207,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     path = find_tokenizer_file(Path(path))
     if path.suffix == ".bytes":
         return ByteTokenizer()
-    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
+    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path, keeps_words)
 
 
 def find_tokenizer_file(path: Path) -> Path:
