@@ -27,6 +27,8 @@ class LoopSplit:
     """Layers after the looped block (n_o), run once."""
     max: int = Field(12, ge=1, le=100_000)
     """S_max: the largest number of passes in training. 1 trains a plain masked diffusion model."""
+    norm: bool = False
+    """Normalize H(k-1) before every pass k (RMSNorm; all passes have the same weight)."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -101,7 +103,7 @@ class Architecture:
         return {
             "embedding": self.padded_vocab_size * self.hidden_size,
             "head": self.loop.head * layer,
-            "mid": self.loop.mid * layer,
+            "mid": self.loop.mid * layer + self.loop.norm * self.hidden_size,
             "tail": self.loop.tail * layer,
             "final_norm": self.hidden_size,
             "lm_head": self.padded_vocab_size * self.hidden_size,

@@ -3,7 +3,7 @@
     H(0) = head(embedding(x_t)),   H(k) = mid(H(k - 1)) for k = 1..S,   p^S = softmax(lm_head(norm(tail(H(S)))))
 
 LoopMDM (arXiv 2605.26106), section 3. Only the hidden state is fed back: there is no re-injection of the input, no loop
-embedding and no gate.
+embedding and no gate. With `model.loop.norm`, H(k) = mid(norm(H(k - 1))).
 """
 
 from collections.abc import Callable, Iterable
@@ -117,11 +117,18 @@ class LoopedBlock(LayerStack):
 
     All passes happen in one module call, so that ZeRO-3 gathers the shared weights only once
     (`pretrain/parallel/parallelize.py`). A forward hook on the last layer is called after every pass, with H(k).
+
+    Args:
+        norm: applied to H(k - 1) before every pass; None for no norm, or if this stage does not hold the first layer of the
+            block. Every pass adds to the hidden state, so its norm grows with k, beyond what the block has seen in training. After
+            a norm, what a pass computes does not depend on the size of the state.
     """
 
-    def __init__(self, build: LayerBuilder, first: int, held: range, recompute: Recompute) -> None:
+    def __init__(
+        self, build: LayerBuilder, first: int, held: range, recompute: Recompute, norm: RMSNorm | None
+    ) -> None:
         super().__init__(build, first, held, recompute == "full")
-        self.held, self.recompute_pass = held, recompute == "loop"
+        self.held, self.recompute_pass, self.norm = held, recompute == "loop", norm
 
     def forward(self, hidden_states: Tensor, attention: AttentionInputs, passes: range) -> Tensor:
         """H(k) = mid(H(k - 1)) for every k in `passes`: [s, b, h] -> [s, b, h]. The only loop over the mid block.
@@ -131,10 +138,15 @@ class LoopedBlock(LayerStack):
         """
         for _ in passes:
             if self.recompute_pass and torch.is_grad_enabled():
-                hidden_states = recomputed(self.run_layers, hidden_states, attention, self.held)
+                hidden_states = recomputed(self._run_pass, hidden_states, attention)
             else:
-                hidden_states = self.run_layers(hidden_states, attention, self.held)
+                hidden_states = self._run_pass(hidden_states, attention)
         return hidden_states
+
+    def _run_pass(self, hidden_states: Tensor, attention: AttentionInputs) -> Tensor:
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return self.run_layers(hidden_states, attention, self.held)
 
 
 class LoopedDenoiser(nn.Module):
@@ -179,7 +191,11 @@ class LoopedDenoiser(nn.Module):
         if self.stage.first:
             self._build_embedding(config)
         self.head = LayerStack(build, 0, chain(*self.stage.head), full)
-        self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute)
+        norm = None
+        if split.norm and self.stage.begins_pass:
+            group = self.sharding.norm_gradient_group
+            norm = RMSNorm(config, self.architecture.hidden_size, self.architecture.norm_eps, group)
+        self.mid = LoopedBlock(build, split.head, self.stage.mid, recompute, norm)
         self.tail = LayerStack(build, split.head + split.mid, chain(*self.stage.tail), full)
         if self.stage.last:
             self._build_output()

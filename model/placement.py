@@ -77,6 +77,11 @@ class Stage:
         """Holds the final norm and the LM head."""
         return self.index == self.count - 1
 
+    @property
+    def begins_pass(self) -> bool:
+        """Holds the first layer of the mid block."""
+        return 0 in self.mid
+
     def passes(self, loops: int) -> range:
         """Those of the passes 1, ..., `loops` that run on this stage."""
         return range(self.replica + 1, loops + 1, self.replicas) if self.mid else range(0)
@@ -109,7 +114,8 @@ def whole(split: LoopSplit) -> Stage:
 
 def weights_held(stage: Stage, architecture: Architecture, tensor: int) -> int:
     """Number of weights on one rank of a stage: matrices are split over the `tensor` ranks, norms are not."""
-    norms = (2 * layers_held(stage) + stage.last) * architecture.hidden_size
+    norms = 2 * layers_held(stage) + stage.last + (architecture.loop.norm and stage.begins_pass)
+    norms *= architecture.hidden_size
     ends = architecture.padded_vocab_size * architecture.hidden_size // tensor
     return hidden_matrices_held(stage, architecture, tensor) + norms + (stage.first + stage.last) * ends
 

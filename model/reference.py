@@ -19,12 +19,20 @@ def reference_logits(
 ) -> Tensor:
     """Logits at every position: x_t, int64 [b, s] -> [b, s, vocabulary without [MASK]].
 
-    With `document_ids`, int [b, s], tokens attend to their own document only.
+    With `document_ids`, int [b, s], tokens attend to their own document only. Weights named `pass.K.mid.` are those of pass K
+    alone, as from `copied_weights`.
     """
-    phases = _phases(architecture, loops)
-    hidden = weights["embedding.weight"][tokens]
-    for name in phases:
-        hidden = _layer(weights, name, architecture, hidden, document_ids)
+    split, hidden = architecture.loop, weights["embedding.weight"][tokens]
+    for i in range(split.head):
+        hidden = _layer(weights, f"head.layers.{i}", architecture, hidden, document_ids)
+    for number in range(1, loops + 1):
+        own = {name.removeprefix(f"pass.{number}."): value for name, value in weights.items()}
+        if split.norm:
+            hidden = _rms_norm(hidden, own["mid.norm.weight"], architecture.norm_eps)
+        for i in range(split.mid):
+            hidden = _layer(own, f"mid.layers.{i}", architecture, hidden, document_ids)
+    for i in range(split.tail):
+        hidden = _layer(weights, f"tail.layers.{i}", architecture, hidden, document_ids)
     hidden = _rms_norm(hidden, weights["final_norm.weight"], architecture.norm_eps)
     return (hidden @ weights["lm_head.weight"].T)[..., : architecture.mask_id]
 
@@ -52,24 +60,13 @@ def reference_loss(
     return (nll * masked / timesteps).sum() / clean.numel()
 
 
-def unrolled_weights(weights: Weights, architecture: Architecture, loops: int) -> dict[str, Tensor]:
-    """Weights of the equivalent model without loops, which has `loops` separate copies of the mid block in sequence."""
-    split = architecture.loop
-    unrolled = {k: v for k, v in weights.items() if not k.startswith("mid.")}
+def copied_weights(weights: Weights, loops: int) -> dict[str, Tensor]:
+    """The same weights, with a separate copy of the mid block for each of `loops` passes."""
+    copied = {name: value.detach().clone() for name, value in weights.items() if not name.startswith("mid.")}
     for name, value in weights.items():
-        if name.startswith("mid.layers."):
-            index, rest = name.removeprefix("mid.layers.").split(".", 1)
-            for loop in range(loops):
-                unrolled[f"mid.layers.{loop * split.mid + int(index)}.{rest}"] = value.detach().clone()
-    return unrolled
-
-
-def _phases(architecture: Architecture, loops: int) -> list[str]:
-    split = architecture.loop
-    head = [f"head.layers.{i}" for i in range(split.head)]
-    mid = [f"mid.layers.{i}" for i in range(split.mid)]
-    tail = [f"tail.layers.{i}" for i in range(split.tail)]
-    return head + mid * loops + tail
+        if name.startswith("mid."):
+            copied |= {f"pass.{number}.{name}": value.detach().clone() for number in range(1, loops + 1)}
+    return copied
 
 
 def _layer(

@@ -53,7 +53,7 @@ def shape_fields(architecture: Architecture) -> dict[str, Any]:
         "rope_base": architecture.rope_base,
         "rms_norm_eps": architecture.norm_eps,
         "initializer_range": architecture.init_std,
-    }
+    } | ({"loop_norm": True} if split.norm else {})
 
 
 def check_config(path: str, found: Mapping[str, Any], architecture: Architecture) -> None:

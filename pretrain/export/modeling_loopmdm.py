@@ -3,6 +3,8 @@
 
     H(0) = head(embedding(x_t)),   H(k) = mid(H(k - 1)) for k = 1..S,   p = softmax(lm_head(norm(tail(H(S)))))
 
+With `loop_norm`, H(k) = mid(loop_norm(H(k - 1))).
+
 x_t is a text some of whose tokens are [MASK]; the logits predict the token behind every [MASK]. S, the number of loops, is
 chosen at inference. Shapes: b rows, s tokens per row, h hidden size, n attention heads, d head width, v vocabulary.
 """
@@ -27,6 +29,7 @@ class LoopMDMConfig(PretrainedConfig):
         loops: S where the call does not give it.
         loop_tolerance: stop the loop of a row early at this change of direction, see `LoopMDMModel.forward`; None: never.
         max_position_embeddings: tokens per row in training.
+        loop_norm: whether the state is normalized before every pass.
     """
 
     model_type = "loopmdm"
@@ -50,6 +53,7 @@ class LoopMDMConfig(PretrainedConfig):
         max_loops: int = 12,
         loops: int = 12,
         loop_tolerance: float | None = None,
+        loop_norm: bool = False,
         mask_token_id: int = 32768,
         **kwargs,  # noqa: ANN003 (what every configuration of transformers has)
     ) -> None:
@@ -61,7 +65,7 @@ class LoopMDMConfig(PretrainedConfig):
         self.rope_base, self.rms_norm_eps, self.initializer_range = rope_base, rms_norm_eps, initializer_range
         self.max_position_embeddings = max_position_embeddings
         self.max_loops, self.loops, self.loop_tolerance = max_loops, loops, loop_tolerance
-        self.mask_token_id = mask_token_id
+        self.loop_norm, self.mask_token_id = loop_norm, mask_token_id
         kwargs.pop("num_hidden_layers", None)
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
@@ -152,6 +156,7 @@ class LoopMDMModel(PreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.loop_norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if config.loop_norm else nn.Identity()
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.post_init()
@@ -218,7 +223,7 @@ class LoopMDMModel(PreTrainedModel):
         mid, used = self.layers[config.head_layers :][: config.mid_layers], torch.full_like(rows, loops)
         for number in range(1, loops + 1):
             before = hidden[rows]
-            after = before
+            after = self.loop_norm(before)
             for layer in mid:
                 after = layer(after, rotation, mask if mask is None else mask[rows])
             hidden = hidden.index_copy(0, rows, after)

@@ -16,6 +16,9 @@ OUTSIDE_LAYERS = {
     "final_norm.weight": "norm.weight",
     "lm_head.weight": "lm_head.weight",
 }
+LOOP_NORM = {"mid.norm.weight": "loop_norm.weight"}
+"""With `model.loop.norm`."""
+
 UNCHANGED = {
     "input_layernorm.weight": "input_layernorm.weight",
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
@@ -33,7 +36,7 @@ Source = Callable[[str], Tensor]
 
 def exported_weights(architecture: Architecture, ours: Source) -> dict[str, Tensor]:
     """All weights of an exported folder, from those of a checkpoint."""
-    exported = {theirs: ours(name) for name, theirs in OUTSIDE_LAYERS.items()}
+    exported = {theirs: ours(name) for name, theirs in _outside_layers(architecture).items()}
     for layer, there in _layers(architecture).items():
         exported |= {f"{there}.{theirs}": ours(f"{layer}.{name}") for name, theirs in UNCHANGED.items()}
         parts = split_qkv(ours(f"{layer}.{QKV}"), architecture)
@@ -46,7 +49,7 @@ def exported_weights(architecture: Architecture, ours: Source) -> dict[str, Tens
 
 def imported_weights(architecture: Architecture, theirs: Source) -> dict[str, Tensor]:
     """All weights of a checkpoint, from those of an exported folder: the inverse of `exported_weights`."""
-    weights = {name: theirs(there) for name, there in OUTSIDE_LAYERS.items()}
+    weights = {name: theirs(there) for name, there in _outside_layers(architecture).items()}
     for layer, there in _layers(architecture).items():
         weights |= {f"{layer}.{name}": theirs(f"{there}.{other}") for name, other in UNCHANGED.items()}
         weights[f"{layer}.{QKV}"] = join_qkv([theirs(f"{there}.{name}") for name in QKV_PARTS], architecture)
@@ -58,7 +61,8 @@ def exported_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]
     """Shape of every weight of an exported folder."""
     hidden, ffn, vocabulary = architecture.hidden_size, architecture.ffn_size, architecture.padded_vocab_size
     key = architecture.kv_heads * architecture.head_dim
-    shapes = dict(zip(OUTSIDE_LAYERS.values(), ((vocabulary, hidden), (hidden,), (vocabulary, hidden)), strict=True))
+    shapes = dict.fromkeys(_outside_layers(architecture).values(), (hidden,))
+    shapes |= dict.fromkeys(("embed_tokens.weight", "lm_head.weight"), (vocabulary, hidden))
     layer = dict(zip(UNCHANGED.values(), ((hidden,), (hidden, hidden), (hidden,), (hidden, ffn)), strict=True))
     layer |= dict(zip(QKV_PARTS, ((hidden, hidden), (key, hidden), (key, hidden)), strict=True))
     layer |= dict.fromkeys(FC1_PARTS, (ffn, hidden))
@@ -84,6 +88,10 @@ def join_qkv(parts: list[Tensor], architecture: Architecture) -> Tensor:
     """The inverse of `split_qkv`."""
     groups, width = architecture.kv_heads, architecture.head_dim
     return torch.cat([part.view(groups, -1, width, part.shape[-1]) for part in parts], dim=1).flatten(0, 2)
+
+
+def _outside_layers(architecture: Architecture) -> dict[str, str]:
+    return OUTSIDE_LAYERS | (LOOP_NORM if architecture.loop.norm else {})
 
 
 def _layers(architecture: Architecture) -> dict[str, str]:

@@ -184,16 +184,22 @@ class _Held:
         of_mid = passes * len(self._stage.mid)
         match self._parallel.recompute:
             case "none":
-                kept = (once + of_mid) * self._layer()
+                kept = (once + of_mid) * self._layer() + passes * self._loop_norm()
             case "loop":
                 kept = once * self._layer() + passes * self._hidden
             case "full":
-                kept = (once + of_mid) * self._hidden
+                kept = (once + of_mid) * self._hidden + passes * self._loop_norm()
         if self._stage.count > 1:  # input and output; in fp32 the first norm keeps the input anyway
             kept += self._hidden * (1 if self._fp32 or not once + of_mid else 2)
         if once + of_mid:
             kept += self._rotation() + self._mask()
         return kept + self._masked() * self._norm() * chunk.logits
+
+    def _loop_norm(self) -> float:
+        """Saved by the norm before a pass: all but its output, which the next layer keeps."""
+        saved = self._tokens * (self._norm() - self._size * self._model.hidden_size)
+        saved /= self._parallel.tensor if self._parallel.sequence else 1
+        return saved * (self._model.loop.norm and self._stage.begins_pass)
 
     def _rotation(self) -> float:
         """Cosine and sine of RoPE: one pair for all layers and passes of a chunk, on every rank."""

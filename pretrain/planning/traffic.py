@@ -98,8 +98,10 @@ def _muon(plan: RunPlan, stage: Stage) -> float:
 
 
 def _copies(plan: RunPlan, stage: Stage) -> float:
-    layers = plan.settings.model.parameters_per_layer() * len(stage.mid) / plan.settings.parallel.tensor
-    return 2 * layers * FP32 * (stage.replicas - 1) / stage.replicas
+    model = plan.settings.model
+    weights = model.parameters_per_layer() * len(stage.mid) / plan.settings.parallel.tensor
+    weights += model.hidden_size * (model.loop.norm and stage.begins_pass)
+    return 2 * weights * FP32 * (stage.replicas - 1) / stage.replicas
 
 
 def _host(plan: RunPlan, weights: int) -> float:

@@ -19,6 +19,7 @@ from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.json_text import json_text
 from data_pipeline.manifest import MANIFEST_NAME
+from pretrain.checkpoints.folder import list_checkpoints
 from pretrain.config.load import dump_settings
 from pretrain.config.settings import Settings
 from pretrain.errors import UserError
@@ -29,6 +30,9 @@ LOCK = ".lock"
 
 STATUS = "status.json"
 """What the run is doing, for `loopmdm status`."""
+
+STARTS_WITHOUT_PROGRESS = 5
+"""After so many starts in a row without a new checkpoint, SLURM's requeue does not start a run again."""
 
 WRITTEN = (
     ".",
@@ -137,13 +141,41 @@ def recorded_status(folder: Path, world: World) -> Iterator[Callable[..., None]]
                 write_atomic(folder / STATUS, json_text(read_status(folder) | {"since": now} | keys, indent=2) + "\n")
 
     starts, job = read_status(folder).get("starts", 0) + 1, os.environ.get("SLURM_JOB_ID")
-    host, process = socket.gethostname(), os.getpid()
+    host, process, fruitless = socket.gethostname(), os.getpid(), _starts_without_progress(folder)
     change(state="running", why=None, starts=starts, host=host, process=process, ranks=world.size, slurm_job=job)
+    change(checkpoint=_newest_checkpoint(folder), starts_without_progress=fruitless)
     try:
         yield change
     except BaseException as error:
         change(state="failed", why=str(error) or type(error).__name__)
         raise
+
+
+def require_progress(folder: Path) -> None:
+    """Refuse a start by SLURM's requeue, if as many as `STARTS_WITHOUT_PROGRESS` in a row have left no new checkpoint.
+
+    Raises:
+        UserError: with the reason of the last one, if it could write it.
+    """
+    fruitless = _starts_without_progress(folder) - 1
+    if fruitless >= STARTS_WITHOUT_PROGRESS:
+        why = read_status(folder).get("why") or "it was killed"
+        raise UserError(
+            f"{folder}: the last {fruitless} starts of this job left no new checkpoint (the last one: {why}); see its logs folder, "
+            "then submit the job again"
+        )
+
+
+def _starts_without_progress(folder: Path) -> int:
+    """Starts in a row, with the one that begins now, that found the same newest checkpoint; 1 if a person starts it."""
+    last, restarted = read_status(folder), int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    same = last.get("checkpoint") == _newest_checkpoint(folder)
+    return last.get("starts_without_progress", 0) + 1 if restarted and same else 1
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    found = list_checkpoints(folder)
+    return found[-1].name if found else None
 
 
 def describe_run(folder: Path, settings: Settings, blend: Blend) -> None:

@@ -35,7 +35,13 @@ from pretrain.training.hooks.trackers import Trackio, WandB
 from pretrain.training.hooks.validation import Validation, validation_is_missing
 from pretrain.training.loop import train
 from pretrain.training.rank_logs import logged
-from pretrain.training.run_folder import claim_folder, describe_run, recorded_status, require_shared_folder
+from pretrain.training.run_folder import (
+    claim_folder,
+    describe_run,
+    recorded_status,
+    require_progress,
+    require_shared_folder,
+)
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import STOPPED, StopRequest, leave_at_once
 
@@ -137,6 +143,7 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
         try:
             blend.check(plan.total_steps * plan.samples_per_step)
             claim_folder(plan.settings.run_folder, resume, held)
+            require_progress(plan.settings.run_folder)
         except Exception as caught:
             error = caught
     world.raise_on_all_ranks(error)

@@ -77,6 +77,8 @@ SWITCHES = (
     *SMALL, "train.timesteps=bell", "train.loss_weight=uniform", "train.complementary_masks=true", "train.loop_start=0.2",
     "train.loop_tail=0.3",
 )  # fmt: skip
+# Normalized states between passes; S beyond S_max is drawn too.
+NORM = (*WIDE, "model.loop.norm=true", "train.loop_tail=0.2")
 REFERENCES = {
     SMALL: Layout("reference", 1, p("zero_stage=0")),
     PAPER: Layout("reference paper", 1, p("zero_stage=0"), PAPER),
@@ -86,6 +88,7 @@ REFERENCES = {
     MUON: Layout("reference Muon", 1, p("zero_stage=0"), MUON),
     MUON_BF16: Layout("reference Muon bf16", 1, p("zero_stage=1"), MUON_BF16),
     SWITCHES: Layout("reference switches", 1, p("zero_stage=0"), SWITCHES),
+    NORM: Layout("reference norm", 1, p("zero_stage=0"), NORM),
     DOCUMENTS: Layout("reference documents", 1, p("zero_stage=0"), DOCUMENTS, data="short_documents"),
 }
 """Runs of one rank without ZeRO in fp32, by the model that they and their layouts train."""
@@ -183,10 +186,20 @@ LAYOUTS += [
     Layout("PP2, 2 copies of mid, switches", 2, p("pipeline=2", "mid_replicas=2"), SWITCHES),
 ]
 
+LAYOUTS += [
+    Layout(f"{name}, norm", 2, p(*overrides), NORM)
+    for name, overrides in (
+        ("DP2, ZeRO-3", ("zero_stage=3",)),
+        ("TP2 + SP", ("tensor=2", "sequence=true")),
+        ("PP2, recompute loop", ("pipeline=2", "recompute=loop")),
+        ("PP2, 2 copies of mid", ("pipeline=2", "mid_replicas=2")),
+    )
+]
+
 # One update whose size tells the gradient: w1 - w0 = -lr g / (|g| + eps), Adam's first step. A large lr, for its digits.
 ONE_STEP = (
-    "train.steps=1", "train.loops=3", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0", "optim.clip_norm=0",
-    "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
+    "train.steps=1", "train.loops=3", "train.loop_tail=0", "optim.lr=100", "optim.eps=1", "optim.warmup_steps=0",
+    "optim.clip_norm=0", "optim.weight_decay=0", "optim.schedule=constant", "optim.ema_decay=0",
 )  # fmt: skip
 
 

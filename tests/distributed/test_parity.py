@@ -1,6 +1,7 @@
 """Every layout gives the numbers of one rank at the same global batch; see parity.py for the layouts."""
 
 import json
+import re
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import load_manifest
-from model.reference import unrolled_weights
+from model.reference import copied_weights
 from model.weights import initial_weights
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
@@ -34,7 +35,7 @@ from tests.distributed.parity import (
     table_row,
     weights,
 )
-from tests.distributed.tied_copies import MODEL, bf16_copies_gradient, tied_name, unroll
+from tests.distributed.tied_copies import MODEL, bf16_copies_gradient
 from tests.launching import BIN, ROOT, free_port, metrics, run
 from tests.rows import loss_in_plain_pytorch
 
@@ -116,14 +117,14 @@ def oracle_gradient(corpus: Path, layout: Layout) -> dict[str, torch.Tensor]:
     architecture, train = plan.settings.model, plan.settings.train
     drawn = initial_weights(architecture, settings.run.seed)
     final = {name: drawn(name, shape) for name, shape in full_shapes(architecture).items()}
-    copies = {k: v.clone().requires_grad_() for k, v in unrolled_weights(final, architecture, 3).items()}
+    copies = {k: v.requires_grad_() for k, v in copied_weights(final, 3).items()}
     source = Samples.of(load_blend(corpus), settings.run.seed)
     batch = Batches(plan, source, 0, torch.device("cpu"))[0]
     tokens = int(source.lengths(np.arange(train.global_batch_size)).sum())
-    loss_in_plain_pytorch(copies, unroll(architecture, 3), batch, 1, train.min_timestep, tokens).backward()
+    loss_in_plain_pytorch(copies, architecture, batch, 3, train.min_timestep, tokens).backward()
     gradient = {name: torch.zeros_like(value) for name, value in final.items()}
     for name, value in copies.items():
-        gradient[tied_name(name, architecture.loop.mid)] += value.grad
+        gradient[re.sub(r"^pass\.\d+\.", "", name)] += value.grad
     return gradient
 
 

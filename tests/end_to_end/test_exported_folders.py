@@ -4,6 +4,7 @@ The client runs in each Python of `LOOPMDM_TRANSFORMERS` (paths with `:` between
 that hold only torch and transformers, else in this one if it has transformers.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -39,9 +40,10 @@ needs_transformers = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus):
-    """Runs with every kind of tokenizer, and one of every layout, trained in one launch of two ranks."""
+    """Runs with every kind of tokenizer, one with a norm between passes, and one of every layout, trained in one launch."""
     folder = tmp_path_factory.mktemp("runs")
     made = {kind: make_run(folder / kind, kind) for kind in KINDS}
+    made["norm"] = make_run(folder / "norm", "bytes", model__loop__norm="true")
     common = [f"data.path={corpus}", f"run.dir={folder}", "train.steps=2", "optim.warmup_steps=0", "optim.lr=0.02"]
     layouts = [[*common, f"run.name={name}", *words] for name, words in LAYOUTS.items()]
     (folder / "layouts.json").write_text(json.dumps(layouts))
@@ -78,14 +80,14 @@ def logits_everywhere(loaded, tokens, loops):
 def changes_of_direction(loaded, tokens, loops):
     """Per pass and row, how far the pass turned the hidden states of the [MASK] tokens (of all tokens if there are none)."""
     states, mid = [], loaded.model.mid.layers
-    first = mid["0"].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    first = loaded.model.mid.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
     last = mid[str(len(mid) - 1)].register_forward_hook(lambda _, __, output: states.append(output[0]))
     logits_everywhere(loaded, tokens, loops)
     first.remove(), last.remove()
     units = [state.transpose(0, 1) / state.transpose(0, 1).norm(dim=-1, keepdim=True) for state in states]
     masked = tokens == loaded.settings.model.mask_id
     masked |= ~masked.any(dim=-1, keepdim=True)
-    pairs = zip(units[::2], units[1::2], strict=True)  # what goes into a pass, what comes out
+    pairs = itertools.pairwise(units)  # H(k - 1), H(k)
     return torch.stack([((new - old).norm(dim=-1) * masked).sum(-1) / masked.sum(-1) for old, new in pairs])
 
 
@@ -142,7 +144,7 @@ def close(theirs, ours, mask_id, limit=1e-5):
 
 @needs_transformers
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", [*KINDS, *LAYOUTS])
+@pytest.mark.parametrize("name", [*KINDS, *LAYOUTS, "norm"])
 def test_logits_are_ours(ours, theirs, name):
     mine, tensors = ours[name], {k.split("/")[1]: v for k, v in theirs[0].items() if k.startswith(f"{name}/")}
     mask_id = mine["model"].mask_id
@@ -161,7 +163,7 @@ def test_logits_are_ours(ours, theirs, name):
 
 @needs_transformers
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["bytes", "TP2"])
+@pytest.mark.parametrize("name", ["bytes", "TP2", "norm"])
 def test_adaptive_loops_stop_where_the_direction_settles(ours, theirs, name):
     """As many passes as our model needs, the logits of so many passes, and the same for a row alone."""
     mine, seen = ours[name], set()

@@ -87,3 +87,33 @@ def test_a_killed_run_and_one_whose_job_waits(start, status, tmp_path, monkeypat
 
     monkeypatch.setattr("pretrain.commands.status.subprocess.run", squeue)
     assert status()[0] == 0 and status()[1]["state"] == "waiting"
+
+
+def test_requeues_without_progress_end(start, status, monkeypatch, tmp_path):
+    """Five starts by SLURM without a new checkpoint are enough; one by hand, or a checkpoint, begins a new count."""
+
+    def fail(*_):
+        raise OSError("the network is down")
+
+    def fail_in(times):
+        with monkeypatch.context() as broken:
+            broken.setattr(loop, "train_step", fail)
+            for _ in range(times):
+                with pytest.raises(OSError, match="the network is down"):
+                    start()
+
+    fail_in(1)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    fail_in(4)
+    expected = r"run: the last 5 starts of this job left no new checkpoint \(the last one: the network is down\).*submit the job"
+    with pytest.raises(UserError, match=expected):
+        start()
+    assert status()[1]["starts"] == 5
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    fail_in(1)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    fail_in(3)
+    start("run.stop_after=2")
+    fail_in(4)
+    start()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["starts_without_progress"] == 5

@@ -3,6 +3,7 @@
 `tests/slurm/one_node.sh start` starts SLURM with one node on this machine; set SLURM_CONF as it prints.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ def test_bash_parses(script):
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize("script", ["pretrain.sh", "prepare_data.sh", "study.sh"])
+@pytest.mark.parametrize("script", ["pretrain.sh", "evaluate.sh", "prepare_data.sh", "study.sh"])
 def test_usage_without_arguments(script):
     result = run_outside(script)
     assert result.returncode == 2
@@ -56,6 +57,7 @@ def test_something_else_in_place_of_the_recipe(first):
     ("script", "arguments", "hint"),
     [
         ("pretrain.sh", ["smoke", "run.name=a"], "torchrun"),
+        ("evaluate.sh", ["runs/a", "--loops", "1,4"], "pretrain.cli evaluate runs/a --loops 1,4"),
         ("prepare_data.sh", ["--input", "a", "--output", "b"], "loopmdm prepare --input a --output b"),
         ("study.sh", ["sudoku", "--scale", "smoke"], "loopmdm study sudoku --scale smoke"),
     ],
@@ -256,7 +258,7 @@ class TestRanks:
 
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("slurm")
-def test_prepare_then_pretrain(tmp_path):
+def test_prepare_pretrain_and_evaluate(tmp_path):
     data = tmp_path / "data"
     prepare = ["--input", "stdlib:", "--output", data, "--vocab-size", "2048", "--seq-len", "128"]
     code, log = submit(tmp_path, ["--cpus-per-task=2"], LAUNCHERS / "prepare_data.sh", *prepare)
@@ -266,6 +268,17 @@ def test_prepare_then_pretrain(tmp_path):
     code, log = submit(tmp_path, ["--ntasks-per-node=2"], LAUNCHERS / "pretrain.sh", "smoke", *overrides)
     assert code == 0, log
     assert (tmp_path / "slurm" / "metrics.jsonl").is_file(), log
+
+    evaluate = [tmp_path / "slurm", "--loops", "1,2", "--rows", "16", "--output"]
+    code, log = submit(tmp_path, ["--ntasks-per-node=2"], LAUNCHERS / "evaluate.sh", *evaluate, tmp_path / "two.json")
+    assert code == 0 and "1 nodes x 2 ranks" in log, log
+    alone = [sys.executable, "-m", "pretrain.cli", "evaluate", *evaluate, tmp_path / "one.json"]
+    subprocess.run(alone, cwd=REPOSITORY, check=True, timeout=TIMEOUT)
+    one, two = (
+        [row["nats_per_token"] for row in json.loads((tmp_path / f"{name}.json").read_text())["loops"]]
+        for name in ("one", "two")
+    )
+    assert len(one) == 2 and two == pytest.approx(one, rel=1e-6)
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ from model.architecture import Architecture, LoopSplit
 from model.denoiser import LoopedDenoiser, positions_of
 from model.layers import RMSNorm, Sharding, transformer_config
 from model.objective import token_weights
-from model.reference import reference_logits, reference_loss, unrolled_weights
+from model.reference import copied_weights, reference_logits, reference_loss
 
 
-def split_of(head, mid, tail, **changes) -> Architecture:
+def split_of(head, mid, tail, norm=False, **changes) -> Architecture:
     shape = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 51} | changes
-    return Architecture(num_layers=head + mid + tail, loop=LoopSplit(head=head, mid=mid, tail=tail, max=4), **shape)
+    loop = LoopSplit(head=head, mid=mid, tail=tail, max=4, norm=norm)
+    return Architecture(num_layers=head + mid + tail, loop=loop, **shape)
 
 
 SPLITS = {
@@ -24,6 +25,8 @@ SPLITS = {
     "2-1-0": split_of(2, 1, 0),
     "one-kv-head": split_of(1, 1, 1, num_kv_heads=1),
     "all-kv-heads": split_of(1, 1, 1, num_kv_heads=4, vocab_size=64),
+    "1-2-1 norm": split_of(1, 2, 1, norm=True),
+    "0-1-0 norm": split_of(0, 1, 0, norm=True),
 }
 
 
@@ -108,19 +111,35 @@ def test_documents_of_a_row_are_computed_as_if_alone(world, tiny, loops):
 
 
 @pytest.mark.parametrize("loops", [1, 2, 5])
-def test_loops_equal_tied_copies(world, tiny, loops):
-    """The gradient of the shared block is the sum over the S copies in the unrolled model."""
-    model = build(tiny)
-    clean, masked, timesteps = batch(tiny)
+@pytest.mark.parametrize("split", ["1-2-1", "1-2-1 norm"])
+def test_loops_equal_tied_copies(world, split, loops):
+    """The gradient of the shared block, and of the norm between passes, is the sum over S copies."""
+    model, architecture = build(SPLITS[split]), SPLITS[split]
+    clean, masked, timesteps = batch(architecture)
     loss_of(model, clean, masked, timesteps, loops).backward()
-    copies = {k: v.requires_grad_() for k, v in unrolled_weights(weights_of(model), tiny, loops).items()}
-    copies = {k: v.detach().clone().requires_grad_() for k, v in copies.items()}
-    unrolled = split_of(tiny.loop.head, tiny.loop.mid * loops, tiny.loop.tail)
-    reference_loss(copies, unrolled, clean, masked, timesteps, loops=1).backward()
+    copies = {k: v.requires_grad_() for k, v in copied_weights(weights_of(model), loops).items()}
+    reference_loss(copies, architecture, clean, masked, timesteps, loops).backward()
     for name, parameter in model.mid.named_parameters():
-        index, rest = name.removeprefix("layers.").split(".", 1)
-        summed = sum(copies[f"mid.layers.{k * tiny.loop.mid + int(index)}.{rest}"].grad for k in range(loops))
+        summed = sum(copies[f"pass.{k}.mid.{name}"].grad for k in range(1, loops + 1))
         assert torch.allclose(parameter.grad, summed, rtol=1e-3, atol=1e-5), name
+
+
+def test_recomputation_changes_no_number_with_a_norm_between_passes(world):
+    inputs = batch(SPLITS["1-2-1 norm"])
+    gradients = []
+    for mode in ("none", "loop", "full"):
+        model = build(SPLITS["1-2-1 norm"], mode)
+        loss_of(model, *inputs, 3).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("split", "equal"), [("1-2-1", False), ("1-2-1 norm", True)])
+def test_with_a_norm_a_pass_does_not_depend_on_the_size_of_the_state(world, split, equal):
+    model, (clean, masked, _) = build(SPLITS[split]), batch(SPLITS[split])
+    expected = model(clean, positions_of(masked), 2)
+    model.mid.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 10, *inputs[1:]))
+    assert torch.allclose(model(clean, positions_of(masked), 2), expected, rtol=1e-3, atol=1e-3) == equal
 
 
 def test_logits_of_selected_positions_only_and_in_order(world, tiny):

@@ -66,6 +66,13 @@ ARCHITECTURES = {
         vocab_size=64,
         loop=LoopSplit(head=0, mid=1, tail=0, max=1),
     ),
+    "norm between passes": Architecture(
+        num_layers=3,
+        hidden_size=24,
+        num_heads=4,
+        vocab_size=51,
+        loop=LoopSplit(head=1, mid=1, tail=1, max=2, norm=True),
+    ),
     "all kv heads": Architecture(
         num_layers=3, hidden_size=32, num_heads=2, vocab_size=70, loop=LoopSplit(head=2, mid=1, tail=0, max=3)
     ),

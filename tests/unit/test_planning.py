@@ -38,7 +38,7 @@ def paper(*overrides, ranks=8):
 
 
 def test_weights_per_stage_are_those_of_the_built_model(world):
-    split = LoopSplit(head=1, mid=2, tail=2, max=4)
+    split = LoopSplit(head=1, mid=2, tail=2, max=4, norm=True)
     architecture = Architecture(num_layers=5, hidden_size=32, num_heads=4, num_kv_heads=2, vocab_size=51, loop=split)
     for stages in (1, 2, 3):
         for stage in place(split, stages, Costs(1.0, 0.0, 0.5), [0.25] * 4):
@@ -76,9 +76,12 @@ def planned_bytes(plan, **train):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_what_autograd_saves(world, precision):
+@pytest.mark.parametrize("recompute", ["none", "loop", "full"])
+@pytest.mark.parametrize("norm", ["false", "true"])
+def test_activations_are_what_autograd_saves(world, precision, norm, recompute):
     """To the byte, as a difference of two values of S: the LM head cancels out."""
-    one = plan(f"train.precision={precision}", "train.loops=1", "parallel.zero_stage=1")
+    model = (f"train.precision={precision}", f"model.loop.norm={norm}")
+    one = plan("train.loops=1", "parallel.zero_stage=1", f"parallel.recompute={recompute}", *model)
     assert planned_bytes(one, loops=3) - planned_bytes(one) == saved_bytes(one, 3) - saved_bytes(one, 1)
 
 

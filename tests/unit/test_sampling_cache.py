@@ -1,9 +1,11 @@
 """Keys and values kept between denoising steps: what is computed, from what, and when all is computed again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from model.reference import _layer, _phases, _rms_norm
+from model.reference import _layer, _rms_norm
 from model.sampling.cache import Caching, SampleMemory
 from model.sampling.generate import generate
 from model.sampling.network import Compute, LoopedNetwork
@@ -54,20 +56,25 @@ class Oracle:
         split, hidden = self.architecture.loop, self.weights["embedding.weight"][tokens]
         if computed.all():
             self.passes = loops
-        for number, name in enumerate(_phases(self.architecture, loops)):
-            key = name
-            if name.startswith("mid") and self.per_pass:
-                key = (name, min(1 + (number - split.head) // split.mid, self.passes))
-            self.kept[key] = torch.where(computed[..., None], hidden, self.kept.get(key, hidden))
-            hidden = _layer(self.weights, name, self.architecture, self.kept[key], None)
+        mid = [("mid", split.mid, number) for number in range(1, loops + 1)]
+        for phase, layers, number in [("head", split.head, 0), *mid, ("tail", split.tail, 0)]:
+            if phase == "mid" and split.norm:
+                hidden = _rms_norm(hidden, self.weights["mid.norm.weight"], self.architecture.norm_eps)
+            for i in range(layers):
+                name = f"{phase}.layers.{i}"
+                key = (name, min(number, self.passes)) if phase == "mid" and self.per_pass else name
+                self.kept[key] = torch.where(computed[..., None], hidden, self.kept.get(key, hidden))
+                hidden = _layer(self.weights, name, self.architecture, self.kept[key], None)
         hidden = _rms_norm(hidden, self.weights["final_norm.weight"], self.architecture.norm_eps)
         return (hidden @ self.weights["lm_head.weight"].T)[..., : self.architecture.mask_id]
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("per_pass", [False, True])
 @pytest.mark.parametrize("reuse", ["prefix", "dual"])
-def test_kept_tokens_are_those_of_earlier_steps(model, reuse, per_pass):
+def test_kept_tokens_are_those_of_earlier_steps(world, tiny, reuse, per_pass, norm):
     """Three steps. The rows compute different numbers of positions, and S changes from 3 to 5 and 2."""
+    model = sharp_model(replace(tiny, loop=replace(tiny.loop, norm=norm)))
     mask_id = model.architecture.mask_id
     caching, policy = Caching(reuse, every=10, per_pass=per_pass), LoopPolicy((3, 5, 2))
     network, oracle = LoopedNetwork(model, Compute(policy, caching, batch_size=4)), Oracle(model, per_pass)
