@@ -5,6 +5,7 @@ the cause under which rejected documents are counted all follow from the entry.
 """
 
 import argparse
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,9 +71,11 @@ def _repeated_lines(document: Document, limit: Limit) -> str | None:
 
 
 def share_of_letters(text: str) -> float:
-    """Share of letters, of any script, among the characters that are not white space."""
+    """Share of letters, of any script and with their combining marks, among the characters that are not white space."""
     solid = "".join(text.split())
-    return sum(map(str.isalpha, solid)) / max(1, len(solid))
+    # Vowel signs and accents (Hindi, Tamil, Thai, decomposed Latin) are marks, which `str.isalpha` does not count.
+    marks = () if solid.isascii() else (char for char in set(solid) if unicodedata.category(char)[0] == "M")
+    return (sum(map(str.isalpha, solid)) + sum(map(solid.count, marks))) / max(1, len(solid))
 
 
 def share_of_repeated_lines(text: str) -> float:

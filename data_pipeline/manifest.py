@@ -4,9 +4,17 @@ import glob
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.errors import DataError
@@ -72,6 +80,19 @@ class SplitInfo(_Record):
     files: dict[str, FileInfo]
 
 
+class TextLoss(_Record):
+    """What a lossy tokenizer changes in a sample of the texts. Bits per byte count the bytes of the texts as they were."""
+
+    texts: int = Field(ge=1, description="texts of the sample")
+    changed: int = Field(ge=0, description="those that do not come back from their ids")
+    tokens: int = Field(ge=0)
+    unknown: int = Field(ge=0, description="tokens that stand for something that the tokenizer does not know")
+
+    def __str__(self) -> str:
+        unknown = f", {self.unknown / self.tokens:.1%} of the tokens are unknown" if self.unknown else ""
+        return f"{self.changed:,} of {self.texts:,} sampled texts do not come back from their tokens{unknown}"
+
+
 class InputInfo(_Record):
     """One `--input` value as given, what was found there, and a digest of the documents read, in their order."""
 
@@ -99,6 +120,13 @@ class Manifest(_Record):
     inputs: list[InputInfo]
     options: dict[str, str | bool | int | float | None]
     records: dict[str, int] = Field(description="rejected records by cause")
+    text_loss: TextLoss | None = Field(default=None, description="None if the sampled texts come back from their ids")
+
+    @model_serializer(mode="wrap")
+    def _without_no_loss(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `text_loss` where nothing is lost: such a manifest is the same as before there was the field."""
+        fields = serialize(self)
+        return {key: value for key, value in fields.items() if key != "text_loss" or value is not None}
 
     @property
     def row_format(self) -> RowFormat:

@@ -262,6 +262,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
+    from data_pipeline.tasks.row_length import require_text_for_a_row
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = args.output and resolve_output(args.output)
@@ -275,6 +276,7 @@ def _prepare(args: argparse.Namespace) -> None:
         return
     check_inputs(output, inputs)
     require_known_kinds(inputs)
+    require_text_for_a_row(inputs, options.seq_len)
     _mention_repeated_files(inputs)
     if note := unread_note(inputs):
         print(note, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.packing.pack_plan import plan_files, require_seq_len, write_plan
+from data_pipeline.packing.pack_plan import lacks_text, plan_files, require_seq_len, write_plan
 from data_pipeline.paths import user_path
 from data_pipeline.split_table import split_table
 
@@ -117,7 +117,7 @@ def _planned(
     for name in plan_files(split, *new):
         (folder / name).unlink(missing_ok=True)  # a run that has mapped the old file keeps it
     plan = write_plan(folder, split, shards, *new)
-    if plan.rows == 0:
+    if lacks_text(plan, split):
         raise DataError(
             f"the {split} split of {folder} has {info.tokens:,} tokens, fewer than one row of {plan.seq_len:,}; "
             "choose a smaller --seq-len"

@@ -21,11 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import Shard
-from data_pipeline.manifest import Packing, RowFormat
+from data_pipeline.manifest import TRAIN, Packing, RowFormat
 from data_pipeline.packing.best_fit import best_fit
 from data_pipeline.packing.shuffled import document_order, write_concat
 
 ARRAYS = ("row_starts", "starts", "lengths")
+# Far above what is trained; the time and memory to pack grow with it.
+MAX_SEQ_LEN = 1 << 24
 REPACK_HINT = "make it again with: loopmdm repack {folder}"
 
 
@@ -64,6 +66,8 @@ def require_seq_len(seq_len: int) -> None:
     """Raise DataError for a row length that cannot be used."""
     if seq_len < 2:
         raise DataError(f"--seq-len {seq_len}: a row needs at least 2 tokens")
+    if seq_len > MAX_SEQ_LEN:
+        raise DataError(f"--seq-len {seq_len}: a row may have at most {MAX_SEQ_LEN:,} tokens")
 
 
 def plan_files(split: str, strategy: Packing, seq_len: int, shuffle: bool = False) -> list[str]:
@@ -106,6 +110,11 @@ def read_lengths(folder: Path, shards: Sequence[Shard]) -> NDArray[np.int32]:
         lengths[done : done + shard.documents] = shard.index(folder).lengths
         done += shard.documents
     return lengths
+
+
+def lacks_text(plan: PlanCounts, split: str) -> bool:
+    """Whether a split has no row, or the training split less text than one row, which best_fit would fill with padding."""
+    return plan.rows == 0 or (split == TRAIN and plan.tokens + plan.dropped_tokens < plan.seq_len)
 
 
 def _counts(form: RowFormat, rows: int, tokens: int, dropped: int) -> PlanCounts:

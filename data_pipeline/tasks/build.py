@@ -6,7 +6,7 @@ may run `tokens` at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,9 @@ from data_pipeline.rejects import wrong_key
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.completeness import lacks_the_key, no_text
 from data_pipeline.tasks.encode import TokenJob
+from data_pipeline.tasks.first_texts import first_texts
 from data_pipeline.tasks.options import Options
-from data_pipeline.tasks.report import say_method
+from data_pipeline.tasks.report import say_tokenizer
 from data_pipeline.tasks.results import DigestJob, ResultJob
 from data_pipeline.tasks.sampling import SampleJob, TextSample, collect_sample
 from data_pipeline.tasks.sharing import do_tasks
@@ -29,7 +30,14 @@ from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
-from data_pipeline.tokenizers.tokenizers import BYTES_FILE_CONTENT, find_tokenizer_file, load_tokenizer
+from data_pipeline.tokenizers.special_tokens import CONFIG_NAME, config_of
+from data_pipeline.tokenizers.tokenizers import (
+    BYTES_FILE_CONTENT,
+    LEAST_SAMPLE_CHARS,
+    SentencePieceTokenizer,
+    find_tokenizer_file,
+    load_tokenizer,
+)
 from data_pipeline.tokenizers.training import train_sentencepiece
 
 Phase = Literal["all", "start", "tokens", "join"]
@@ -92,15 +100,26 @@ class Build:
             DataError: a record was rejected under `strict`, tasks were set aside, or the disk has too little space.
         """
         job = self.token_job(tasks)
-        say_method(job.tokenizer_file)
         self.compare(job, tasks)
         missing = [task for task in share.in_order(tasks) if not job.is_done(task)]
-        estimate = _token_bytes(missing, job.vocab_size)
-        joined = (
-            _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
-        )  # the results of the tasks stay until the join ends
-        require_space(self.work.folder, estimate + joined)
+        if missing:
+            job = self._after_first_texts(job, tasks)
+        # The results of the tasks stay until their tokens have been joined.
+        joined = _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
+        require_space(self.work.folder, _token_bytes(missing, job.vocab_size) + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
+
+    def _after_first_texts(self, job: TokenJob, tasks: Sequence[Task]) -> TokenJob:
+        """Look at some texts, choose the faster way to encode them, and say what the tokenizer does to them."""
+        tokenizer = load_tokenizer(job.tokenizer_file)
+        is_large = sum(task.num_bytes for task in tasks) >= LEAST_SAMPLE_CHARS
+        chooses = isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.keeps_words and is_large
+        texts = first_texts(tasks, self.options) if chooses or not tokenizer.is_lossless else []
+        if chooses:
+            tokenizer.choose_method(texts)
+            job = replace(job, keeps_words=tokenizer.keeps_words)
+        say_tokenizer(job.tokenizer.file, tokenizer, texts)
+        return job
 
     def compare(self, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Read the documents of the finished tasks whose files have other modification times than when they were done."""
@@ -133,7 +152,9 @@ class Build:
     def _tokenizer_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the tokenizer is or will be; None while the documents that it is trained on have not been read."""
         if not self.options.trains_tokenizer:
-            return self.work.folder / TOKENIZERS / content_address(self.options.record()["tokenizer_sha256"])
+            configured = self.options.configured_tokens
+            identity = self.options.record()["tokenizer_sha256"], *([configured] if configured else [])
+            return self.work.folder / TOKENIZERS / content_address(*identity)
         found = collect_sample(self.work.folder, self.options, tasks, lambda job, wave: None)
         return found and self._trained_folder(found[0])
 
@@ -165,6 +186,8 @@ class Build:
         if not folder.is_dir():
             with result_folder(folder, lambda: True) as partial:
                 (partial / f"tokenizer{suffix}").write_bytes(content)
+                if configured := self.options.configured_tokens:
+                    (partial / CONFIG_NAME).write_text(config_of(configured), encoding="utf-8")
 
     def _train(self, tasks: Sequence[Task]) -> None:
         """Train a tokenizer on a sample of the training split."""

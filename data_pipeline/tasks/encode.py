@@ -41,12 +41,14 @@ class TokenJob(ResultJob):
 
     Attributes:
         decisions: folder of the decisions about duplicates; None when all are kept.
+        keeps_words: see `WordEncoder`. The ids are the same.
     """
 
     tokenizer_file: Path
     tokenizer: TokenizerInfo
     vocab_size: int
     decisions: Path | None = None
+    keeps_words: bool = True
     kind: ClassVar[str] = TOKENS
 
     def address(self, task: Task) -> str:
@@ -84,7 +86,7 @@ class TokenJob(ResultJob):
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         digest = new_digest()
         decided = self._without_duplicates(task, documents, counter, digest)
-        tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256)
+        tokenizer = _loaded_tokenizer(self.tokenizer_file, self.tokenizer.sha256, self.keeps_words)
         shards: dict[str, _Shard] = {}
         with ExitStack() as stack:
             for document, split in decided:
@@ -205,6 +207,6 @@ def _describe_file(path: Path) -> FileInfo:
 
 
 @cache
-def _loaded_tokenizer(path: Path, sha256: str) -> Tokenizer:
+def _loaded_tokenizer(path: Path, sha256: str, keeps_words: bool) -> Tokenizer:
     """Each process loads a tokenizer once, and again when the file has changed."""
-    return load_tokenizer(path)
+    return load_tokenizer(path, keeps_words)

@@ -20,16 +20,22 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.packing.pack_plan import plan_files, write_plan
+from data_pipeline.packing.pack_plan import lacks_text, plan_files, write_plan
+from data_pipeline.rejects import Cause
 from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.build import Build, require_text
-from data_pipeline.tasks.completeness import require_complete
+from data_pipeline.tasks.completeness import UNREADABLE, require_complete
 from data_pipeline.tasks.encode import TokenJob
+from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.shards import ShardWriter, Source, WrittenShard, cut_into_shards
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder, remove_partial
+from data_pipeline.tokenizers.tokenizers import load_tokenizer
+
+# What a reader rejects, so what `--strict` stops at.
+NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
@@ -81,6 +87,7 @@ def _write_output(
         inputs=_describe_inputs(build, tasks, done),
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
+        text_loss=loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, build.options),
     )
 
 
@@ -96,9 +103,8 @@ def _require_all_done(job: TokenJob, tasks: Sequence[Task]) -> list[TaskRecord]:
 
 
 def _require_none_rejected(counts: CorpusCounts, options: Options) -> None:
-    """Under `strict`, because tasks may have been done by a run without it."""
-    if options.strict and counts.rejected:
-        cause = next(iter(counts.rejected))
+    """Under `strict`, because tasks may have been done by a run without it. What filters and duplicates leave out is no error."""
+    if options.strict and (cause := next((each for each in NOT_READ if counts.rejected[each]), None)):
         raise DataError(
             f"{counts.examples[cause][0]} ({cause}; without --strict such records are counted and left out)"
         )
@@ -131,7 +137,7 @@ def _join_split(
         shards.append(Shard.of_sizes(stem, dtype, of_shard[".bin"].bytes, of_shard[".idx"].bytes))
     documents, tokens = sum(source.info.documents for source in sources), sum(source.info.tokens for source in sources)
     plan = write_plan(folder, split, shards, *options.row_format)
-    if plan.rows == 0:
+    if lacks_text(plan, split):
         raise DataError(_explain_no_rows(split, documents, tokens, options))
     for name in plan_files(split, *options.row_format):
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))

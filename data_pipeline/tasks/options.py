@@ -1,6 +1,7 @@
 """The options that, with the inputs, decide the content of a prepared folder."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from data_pipeline.dedup import Duplicates
@@ -9,6 +10,7 @@ from data_pipeline.filters import ActiveFilters, Limit
 from data_pipeline.manifest import TRAIN, VALIDATION, Packing, RowFormat, sha256_of
 from data_pipeline.readers.kinds import ReadAs
 from data_pipeline.tokenizers.characters import PREFIX
+from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
 from data_pipeline.tokenizers.tokenizers import BYTES, find_tokenizer_file
 from data_pipeline.tokenizers.training import ModelType
 
@@ -72,6 +74,7 @@ class Options:
         return {
             **self.of_documents(),
             "tokenizer_sha256": self._tokenizer_identity(),
+            **self.configured_tokens,
             "vocab_size": None if given else self.vocab_size,
             "model_type": None if given else self.model_type,
             "sample_bytes": None if given else self.sample_bytes,
@@ -105,6 +108,14 @@ class Options:
         if self.uses_bytes:
             return BYTES
         return sha256_of(find_tokenizer_file(self.tokenizer))
+
+    @cached_property
+    def configured_tokens(self) -> dict[str, str]:
+        """Names of the end and padding tokens, where the configuration beside a `tokenizer.json` decides them."""
+        if self.tokenizer is None or self.uses_bytes:
+            return {}
+        path = find_tokenizer_file(self.tokenizer)
+        return HuggingFaceTokenizer(path).configured if path.suffix == ".json" else {}
 
     @property
     def trains_tokenizer(self) -> bool:

@@ -10,7 +10,8 @@ from data_pipeline.rejects import Cause
 from data_pipeline.split_table import split_table
 from data_pipeline.tasks.completeness import describe_broken
 from data_pipeline.tasks.task_records import CorpusCounts
-from data_pipeline.tokenizers.tokenizers import load_tokenizer
+from data_pipeline.tokenizers.text_loss import example_of_loss, text_loss
+from data_pipeline.tokenizers.tokenizers import Tokenizer
 
 TERMINAL_SECONDS = 0.2
 # Less often in a log file.
@@ -89,9 +90,12 @@ class Progress:
         return f", about {duration(max(left, 0) * seconds)} left"
 
 
-def say_method(tokenizer_file: Path) -> None:
-    """Print how texts will be encoded."""
-    print(f"{tokenizer_file.name}: texts are encoded {load_tokenizer(tokenizer_file).method}", file=sys.stderr)
+def say_tokenizer(name: str, tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Print how texts are encoded, and what of some texts is lost."""
+    print(f"{name}: texts are encoded {tokenizer.method}", file=sys.stderr)
+    if loss := text_loss(tokenizer, texts):
+        text, back = example_of_loss(tokenizer, texts)
+        print(f"warning: {name} is lossy: {loss}; for example, {text!r} becomes {back!r}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +108,8 @@ def duration(seconds: float) -> str:
 def summary(manifest: Manifest, records: CorpusCounts, output: Path) -> str:
     """The final table: what each split holds, what was left out and why, and the output folder."""
     *table, wrote = split_table(manifest, output)
-    return "\n".join([*table, *_rejections(records), wrote])
+    loss = [f"lossy tokenizer: {manifest.text_loss}"] if manifest.text_loss else []
+    return "\n".join([*table, *_rejections(records), *loss, wrote])
 
 
 def _rejections(records: CorpusCounts) -> Iterable[str]:

@@ -1,6 +1,5 @@
 """Tokenizers behind one small protocol: SentencePiece models, Hugging Face `tokenizer.json` files, and bytes."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,15 +10,15 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
+from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
+from data_pipeline.tokenizers.special_tokens import EOD_TEXT, MASK_TEXT, PAD_TEXT
 from data_pipeline.tokenizers.words import WordEncoder, word_encoder
 
-EOD_TEXT = "<|eod|>"
-MASK_TEXT = "[MASK]"
-PAD_TEXT = "[PAD]"
-# Names of the end-of-text and padding tokens in published tokenizers, the most specific first.
-EOD_NAMES = (EOD_TEXT, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
-PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
+WORD_BY_WORD = "word by word, each distinct word once"
+# A table of words is faster where at least this share of the text is known. A small sample does not tell.
+LEAST_KNOWN = 0.5
+LEAST_SAMPLE_CHARS = 1 << 18
 # The value of --tokenizer, and the content of the tokenizer file in a prepared folder.
 BYTES = "bytes"
 BYTES_FILE_CONTENT = b"ids 0 to 255 are the bytes of the text in UTF-8\n"
@@ -29,6 +28,8 @@ class Tokenizer(Protocol):
     """Text to ids and back. Nothing is added to a text: no beginning, end or special tokens.
 
     Attributes:
+        unknown_id: the id of what the tokenizer does not know, None if there is no such text.
+        is_lossless: every text comes back from its ids. Where False, it depends on the text.
         method: how texts are encoded, for the user.
     """
 
@@ -36,6 +37,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     eod_id: int | None
     pad_id: int | None
+    unknown_id: int | None
+    is_lossless: bool
     method: str
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
@@ -51,12 +54,13 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A SentencePiece model. Control pieces, such as the end-of-document piece, are never produced from text.
 
-    Each distinct word is encoded once where that gives exactly the library's ids (`data_pipeline.tokenizers.words`).
+    Each distinct word is encoded once where that gives exactly the library's ids (`data_pipeline.tokenizers.words`), unless
+    `choose_method` finds that words hardly come again.
     """
 
     kind: Literal["sentencepiece"] = "sentencepiece"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keeps_words: bool = True) -> None:
         import sentencepiece
 
         content = path.read_bytes()
@@ -69,8 +73,26 @@ class SentencePieceTokenizer:
         self.pad_id = _id_or_none(self._model.pad_id())
         encoder = word_encoder(self._model, content)
         self._words = encoder if isinstance(encoder, WordEncoder) else None
-        self.method = "word by word, each distinct word once" if self._words else f"document by document ({encoder})"
+        if self._words:
+            self._words.keeps_words = keeps_words
+        self.method = WORD_BY_WORD if self._words else f"document by document ({encoder})"
         self._meta_symbol_ids = self._find_meta_symbol_ids()
+        self.is_lossless = self._meta_symbol_ids is not None
+        self.unknown_id = _id_or_none(self._model.unk_id())
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether each distinct word is encoded once."""
+        return self._words is not None and self._words.keeps_words
+
+    def choose_method(self, sample: Sequence[str]) -> None:
+        """Leave texts like the sample to the library where a table of words is slower: scripts without spaces, sequences."""
+        if self._words is None or sum(map(len, sample)) < LEAST_SAMPLE_CHARS:
+            return
+        known = self._words.share_known(sample)
+        self._words.keeps_words = known >= LEAST_KNOWN
+        method = WORD_BY_WORD if self.keeps_words else "document by document"
+        self.method = f"{method} ({known:.0%} of a sample are words that came before)"
 
     def _find_meta_symbol_ids(self) -> NDArray[np.int32] | None:
         """The byte pieces of U+2581; None where the model has none or is not lossless in other ways."""
@@ -115,51 +137,6 @@ class SentencePieceTokenizer:
         return self._model.decode([int(i) for i in ids])
 
 
-class HuggingFaceTokenizer:
-    """A `tokenizer.json`. Its template, truncation and padding are switched off; text never becomes special tokens.
-
-    `tokenizer.json` does not say which token ends a text. A `tokenizer_config.json` beside it does; without one, the usual
-    names are tried.
-    """
-
-    kind: Literal["huggingface"] = "huggingface"
-
-    def __init__(self, path: Path) -> None:
-        import tokenizers
-
-        try:
-            self._model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
-        self._path, self.method = path, "in batches, by the library"
-        self._model.no_truncation()
-        self._model.no_padding()
-        self._model.encode_special_tokens = True
-        vocabulary = self._model.get_vocab(with_added_tokens=True)
-        # The ids may have gaps, but the embedding has a row for every id.
-        self.vocab_size = max(vocabulary.values()) + 1
-        config = _read_tokenizer_config(path.with_name("tokenizer_config.json"))
-        self.eod_id = _first_known(vocabulary, (config.get("eos_token"), *EOD_NAMES))
-        self.pad_id = _first_known(vocabulary, (config.get("pad_token"), *PAD_NAMES))
-
-    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """See `Tokenizer.encode_batch`."""
-        try:
-            encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises plain Exception, for a vocabulary without an unknown token
-            unknown = "".join(sorted(set("".join(texts)) - self._model.get_vocab().keys()))[:10]
-            raise DataError(f"{self._path}: has no token for {unknown!r}; the library says: {error}") from error
-        return [np.asarray(item.ids, dtype=np.int32) for item in encoded]
-
-    def encode_long(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """See `Tokenizer.encode_long`. The whole text is in memory, because the library only encodes whole texts."""
-        yield from self.encode_batch(["".join(chunks)])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
-        return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
-
-
 class ByteTokenizer:
     """The ids are the bytes of the text in UTF-8."""
 
@@ -167,6 +144,8 @@ class ByteTokenizer:
     vocab_size = 256
     eod_id = None
     pad_id = None
+    unknown_id = None
+    is_lossless = True
     method = "as bytes"
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
@@ -216,8 +195,11 @@ class PreparedTokenizer:
         return "".join(parts)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, keeps_words: bool = True) -> Tokenizer:
     """Load a SentencePiece `.model`, a Hugging Face `tokenizer.json`, `tokenizer.bytes`, or a folder that holds one.
+
+    Args:
+        keeps_words: of a SentencePiece model, see `WordEncoder`.
 
     Raises:
         DataError: there is nothing, or not a tokenizer of these kinds.
@@ -225,7 +207,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     path = find_tokenizer_file(Path(path))
     if path.suffix == ".bytes":
         return ByteTokenizer()
-    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
+    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path, keeps_words)
 
 
 def find_tokenizer_file(path: Path) -> Path:
@@ -250,18 +232,3 @@ def load_prepared_tokenizer(folder: Path, manifest: Manifest) -> PreparedTokeniz
 
 def _id_or_none(piece_id: int) -> int | None:
     return piece_id if piece_id >= 0 else None
-
-
-def _first_known(vocabulary: dict[str, int], names: Iterable[str | dict | None]) -> int | None:
-    # A tokenizer_config.json gives a token as a string or as an object with its "content".
-    texts = (name.get("content") if isinstance(name, dict) else name for name in names)
-    return next((vocabulary[text] for text in texts if text in vocabulary), None)
-
-
-def _read_tokenizer_config(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error

@@ -8,7 +8,7 @@ from typing import Literal
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers.tokenizers import EOD_TEXT
+from data_pipeline.tokenizers.special_tokens import EOD_TEXT
 
 ModelType = Literal["bpe", "unigram"]
 # The SentencePiece trainer skips lines longer than max_sentence_length bytes; a character has at most 4 bytes.

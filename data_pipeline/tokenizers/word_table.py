@@ -1,7 +1,8 @@
 """A hash table from words to ids that looks up all words of a text at once, in numpy.
 
 The key of a word of up to 15 bytes is the word itself: two 64-bit numbers, with the length in the last byte, so that equal
-keys mean equal words. Longer words are looked up one by one. Words that are not in the table yet are encoded together.
+keys mean equal words. Longer words are looked up one by one, and words of more than `MAX_KNOWN_BYTES` are encoded each time.
+Words that are not in the table yet are encoded together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 LETTER, SPACE, PUNCTUATION, LINE_END = range(4)
 JOINED = ((SPACE, SPACE), (SPACE, LETTER), (SPACE, PUNCTUATION), (LETTER, LETTER), (PUNCTUATION, PUNCTUATION))
 KEY_BYTES = 15
+# Longer words hardly ever come again: lines without spaces, sequences, base64.
+MAX_KNOWN_BYTES = 128
+# Memory of a long word beside its text and ids: two Python objects and its place in a dictionary.
+LONG_WORD_BYTES = 200
 SLOTS = 1 << 20
 # A table with more words than this is cleared, and as many at most are looked up at a time: half of the slots are always free.
 MAX_WORDS = SLOTS // 4
@@ -30,7 +35,7 @@ class WordTable:
 
     Args:
         classes: class of each byte, uint8 [256]; bytes from 0x80 must be LETTER, so that characters are not cut.
-        encode: ids of words; called once for each word, and again after the table was cleared.
+        encode: ids of words; called once for each word that is kept, and again after the table was cleared.
     """
 
     def __init__(self, classes: NDArray[np.uint8], encode: Callable[[list[str]], list[list[int]]]) -> None:
@@ -39,6 +44,10 @@ class WordTable:
         self._is_cut[[4 * first + second for first, second in JOINED]] = False
         self._encode = encode
         self.clear()
+
+    def like(self, encode: Callable[[list[str]], list[list[int]]]) -> "WordTable":
+        """An empty table of the same words with other ids."""
+        return WordTable(self._classes, encode)
 
     def clear(self) -> None:
         """Forget all words."""
@@ -100,20 +109,23 @@ class WordTable:
         if len(self._begins) > MAX_WORDS or self._long_bytes + self._ids.nbytes > MAX_BYTES:
             self.clear()
         try:
-            words = self._look_up(content, starts, lengths)
+            words, others = self._look_up(content, starts, lengths)
         except BaseException:
             self.clear()  # words without ids may have taken slots
             raise
-        begins = self._begins[words]
-        counts = self._begins[words + 1] - begins
+        all_begins, all_ids = _appended(self._begins, self._ids, others)
+        begins = all_begins[words]
+        counts = all_begins[words + 1] - begins
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        return self._ids[np.repeat(begins - ends[:-1], counts) + np.arange(ends[-1])], counts
+        return all_ids[np.repeat(begins - ends[:-1], counts) + np.arange(ends[-1])], counts
 
-    def _look_up(self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index of each word, int64 [words]; new words are encoded."""
+    def _look_up(
+        self, content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], list[list[int]]]:
+        """Index of each word, int64 [words], and the ids of those that are not kept, which have the indices after the others."""
         words = np.empty(starts.size, np.int64)
-        is_short = lengths <= KEY_BYTES
-        short, long = np.flatnonzero(is_short), np.flatnonzero(~is_short)
+        is_short, is_kept = lengths <= KEY_BYTES, lengths <= MAX_KNOWN_BYTES
+        short, long, once = np.flatnonzero(is_short), np.flatnonzero(~is_short & is_kept), np.flatnonzero(~is_kept)
         words[short], new = self._find(_keys(content, starts[short], lengths[short]))
         unknown = list(_cut_out(content, starts[short[new]], lengths[short[new]]))
         first = len(self._begins) - 1
@@ -121,12 +133,13 @@ class WordTable:
         for text in long_texts:
             if text not in self._long:
                 self._long[text] = first + len(unknown)
-                self._long_bytes += len(text)
+                self._long_bytes += len(text) + LONG_WORD_BYTES
                 unknown.append(text)
         words[long] = [self._long[text] for text in long_texts]
-        if unknown:
-            self._learn(unknown)
-        return words
+        encoded = self._encode_texts([*unknown, *_cut_out(content, starts[once], lengths[once])])
+        self._begins, self._ids = _appended(self._begins, self._ids, encoded[: len(unknown)])
+        words[once] = np.arange(once.size) + len(self._begins) - 1
+        return words, encoded[len(unknown) :]
 
     def _find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Index of each key [words, 2], and which keys are new, in the order of their indices."""
@@ -150,12 +163,18 @@ class WordTable:
             left, keys, slots = left[~same], keys[~same], (slots[~same] + 1) % SLOTS
         return found, np.concatenate(new)
 
-    def _learn(self, texts: list[bytes]) -> None:
-        """Encode words and store their ids under the next indices."""
-        encoded = self._encode([text.decode("utf-8") for text in texts])
-        ends = self._begins[-1] + np.cumsum(list(map(len, encoded)))
-        self._begins = np.concatenate([self._begins, ends])
-        self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(encoded), np.int32)])
+    def _encode_texts(self, texts: list[bytes]) -> list[list[int]]:
+        return self._encode([text.decode("utf-8") for text in texts]) if texts else []
+
+
+def _appended(
+    begins: NDArray[np.int64], ids: NDArray[np.int32], encoded: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """`begins` and `ids` of a table with the ids of further words."""
+    if not encoded:
+        return begins, ids
+    ends = begins[-1] + np.cumsum(list(map(len, encoded)))
+    return np.concatenate([begins, ends]), np.concatenate([ids, np.fromiter(chain.from_iterable(encoded), np.int32)])
 
 
 def _cut_out(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[bytes]:

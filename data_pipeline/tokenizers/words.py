@@ -9,7 +9,7 @@ rounded scores from the beginning of the text, so the ids of a word may depend o
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ CUTS = (
     {PUNCTUATION: LETTER, LINE_END: LETTER},
 )
 PROBES = 50
+# Of a sample, for `WordEncoder.share_known`.
+PART_CHARS = 4096
 BETWEEN = (" ", "é", "\n", "漢", "1", ".")
 
 
@@ -38,29 +40,76 @@ class WordEncoder:
 
     Args:
         normalize: the model's normalization of a text, with spaces as spaces.
-        table: encodes normalized text.
+        classes: class of each byte, see `WordTable`.
+        encode: the library's ids of normalized texts.
         takes_chunks: `normalize` gives the same for a text as for its chunks one by one.
+
+    Attributes:
+        keeps_words: each distinct word is encoded once. Otherwise the library encodes whole texts, or chunks of whole words.
+            The ids are the same.
     """
 
-    def __init__(self, normalize: Callable[[str], str], table: WordTable, takes_chunks: bool) -> None:
+    def __init__(
+        self,
+        normalize: Callable[[str], str],
+        classes: NDArray[np.uint8],
+        encode: Callable[[list[str]], list[list[int]]],
+        takes_chunks: bool,
+    ) -> None:
         self._normalize = normalize
-        self._table = table
+        self._library = encode
+        self._table = WordTable(classes, encode)
         self.takes_chunks = takes_chunks
+        self.keeps_words = True
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [tokens]."""
-        return self._table.encode([self._normalize(text).encode("utf-8") for text in texts])
+        return self._encode([self._normalize(text).encode("utf-8") for text in texts])
 
     def stream(self) -> "WordStream":
         """An encoder of texts that come in chunks."""
-        return WordStream(self._normalize, self._table)
+        return WordStream(self._normalize, self._table, self._encode)
+
+    def _encode(self, texts: list[bytes]) -> list[NDArray[np.int32]]:
+        if self.keeps_words:
+            return self._table.encode(texts)
+        encoded = self._library([text.decode("utf-8") for text in texts])
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+    def share_known(self, texts: Iterable[str]) -> float:
+        """Share of the text, in bytes, that belongs to words of an earlier part of it: how much a table of words saves.
+
+        The texts are cut into parts, of which every other one is earlier.
+        """
+        parts = [text[i : i + PART_CHARS] for text in texts for i in range(0, len(text), PART_CHARS)]
+        new_bytes = 0
+
+        def count(words: list[str]) -> list[list[int]]:
+            nonlocal new_bytes
+            new_bytes += sum(len(word.encode("utf-8")) for word in words)
+            return [[] for _ in words]
+
+        table = self._table.like(count)
+        for part in parts[::2]:
+            table.encode([self._normalize(part).encode("utf-8")])
+        new_bytes, num_bytes = 0, 0
+        for part in parts[1::2]:
+            content = self._normalize(part).encode("utf-8")
+            table.encode([content])
+            num_bytes += len(content)
+        return 1 - new_bytes / max(1, num_bytes)
 
 
 class WordStream:
     """Encodes texts that come in chunks: complete words at once, and the last word of a chunk with the next chunk."""
 
-    def __init__(self, normalize: Callable[[str], str], table: WordTable) -> None:
-        self._normalize, self._table = normalize, table
+    def __init__(
+        self,
+        normalize: Callable[[str], str],
+        table: WordTable,
+        encode: Callable[[list[bytes]], list[NDArray[np.int32]]],
+    ) -> None:
+        self._normalize, self._table, self._encode = normalize, table, encode
         self._left = b""
 
     def feed(self, chunk: str) -> NDArray[np.int32]:
@@ -68,12 +117,12 @@ class WordStream:
         self._left += self._normalize(chunk).encode("utf-8")
         end = self._table.last_start(self._left)
         whole, self._left = self._left[:end], self._left[end:]
-        return self._table.encode([whole])[0]
+        return self._encode([whole])[0]
 
     def finish(self) -> NDArray[np.int32]:
         """Ids of the last word of the text, int32 [tokens]. Another text may follow."""
         last, self._left = self._left, b""
-        return self._table.encode([last])[0]
+        return self._encode([last])[0]
 
 
 def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder | str:
@@ -95,11 +144,12 @@ def word_encoder(model: "SentencePieceProcessor", content: bytes) -> WordEncoder
     if not proto.trainer_spec.byte_fallback and model.is_unknown(model.piece_to_id(META)):
         return "it does not know the space"
     if _keeps_text(proto):
-        encoder = WordEncoder(_spaces, WordTable(classes, partial(model.encode, num_threads=1)), True)
+        encoder = WordEncoder(_spaces, classes, partial(model.encode, num_threads=1), True)
     else:
         bare = sentencepiece.SentencePieceProcessor(model_proto=_without_normalizer(proto))
-        table = WordTable(classes, partial(bare.encode, num_threads=1))
-        encoder = WordEncoder(lambda text: _spaces(model.normalize(text)), table, False)
+        encoder = WordEncoder(
+            lambda text: _spaces(model.normalize(text)), classes, partial(bare.encode, num_threads=1), False
+        )
     return encoder if _agrees(encoder, model, pieces) else "encoding word by word gave other ids in a test"
 
 

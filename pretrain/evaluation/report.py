@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
-from data_pipeline.manifest import SplitInfo
+from data_pipeline.manifest import SplitInfo, TextLoss
 from pretrain.evaluation.nelbo import FrozenNoise
 from pretrain.evaluation.statistics import (
     TIMESTEP_BINS,
@@ -23,7 +23,7 @@ def figures_of(
     dataset: PackedDataset, noise: FrozenNoise, estimates: Sequence[Estimate], entropy: float
 ) -> dict[str, Any]:
     """Figures of one split at every number of loops, and the unigram entropy of its text (nats per token) for comparison."""
-    split = dataset.manifest.splits[dataset.split]
+    split, loss = dataset.manifest.splits[dataset.split], dataset.manifest.text_loss
     return {
         "split": dataset.split,
         "rows": len(noise.rows),
@@ -33,6 +33,7 @@ def figures_of(
             _figures_of_loops(e, estimates[0], split) | {"by_timestep": _figures_by_timestep(e, noise)}
             for e in estimates
         ],
+        **({"text_loss": loss.model_dump()} if loss else {}),
     }
 
 
@@ -72,6 +73,8 @@ def format_table(figures: dict[str, Any]) -> str:
     lines.append(f"{'unigram':<8}{unigram['nats_per_token']:>11.4f}{'':9}{unigram['bits_per_byte']:>11.4f}")
     if figures["loops"][0]["nats_per_token_se"] is None:
         lines.append(NO_ERROR_BAR)
+    if loss := figures.get("text_loss"):
+        lines.append(f"bits/byte count what the tokenizer loses as nothing: {TextLoss(**loss)}")
     return "\n".join(lines)
 
 

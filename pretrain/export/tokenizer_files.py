@@ -90,7 +90,8 @@ def _fast_tokenizer(base: Tokenizer, content: bytes, info: TokenizerInfo) -> tok
         special = bpe.special
     fast = tokenizers.Tokenizer.from_str(json.dumps(fields))
     names = {i: name for name, i in fast.get_vocab(with_added_tokens=True).items()}
-    special += [name for i, name in _named(names, info).items() if i >= base.vocab_size]
+    is_own = info.kind == "huggingface"  # its end token may not be a special one in its file
+    special += [name for i, name in _named(names, info).items() if is_own or i >= base.vocab_size]
     fast.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in special])
     return fast
 
@@ -123,7 +124,7 @@ def _byte_level() -> dict[str, Any]:
 
 
 def _stripped(text: str, vocab_size: int) -> dict[str, Any]:
-    """A `tokenizer.json` without truncation, padding and template, and with a name for every id.
+    """A `tokenizer.json` without truncation, padding, template and dropout, and with a name for every id.
 
     The library gives a new token the number of known tokens as its id, so gaps between the ids would move it.
     """
@@ -132,6 +133,8 @@ def _stripped(text: str, vocab_size: int) -> dict[str, Any]:
     model.no_padding()
     fields = json.loads(model.to_str())
     fields["post_processor"] = None
+    if fields["model"].get("dropout") is not None:
+        fields["model"]["dropout"] = None
     vocabulary = fields["model"].get("vocab")
     if isinstance(vocabulary, dict):
         names = {i: name for name, i in model.get_vocab(with_added_tokens=True).items()}

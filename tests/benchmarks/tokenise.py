@@ -1,23 +1,27 @@
 """Compare the speed of tokenizing with Megatron-LM's method: same SentencePiece model, documents, workers and machine.
 
-    python tests/benchmarks/tokenise.py [--input FILE.jsonl] [--workers 2] [--rounds 5] [--json FILE]
+    python tests/benchmarks/tokenise.py [--input FILE.jsonl | chinese | dna] [--workers 2] [--rounds 5] [--json FILE]
 
 Megatron-LM's `tools/preprocess_data.py` passes JSON lines to a `multiprocessing.Pool` (`imap`, 32 at a time), encodes one
 document per call, and writes the results with megatron-core's `IndexedDatasetBuilder`; this script does the same with the
 library's encoder. The rounds alternate between the two methods. A measurement lasts from the first line read to the last file
 closed; for ours, from the beginning of the first task to the end of the last, flushed to the disk. The time to start the
 processes is shown separately and counted for neither. At the end all documents are compared.
+
+`chinese` and `dna` are generated texts without spaces: sentences of words with the frequencies of Zipf's law, and lines of bases.
 """
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,14 +36,17 @@ from data_pipeline.readers.inputs import resolve_input  # noqa: E402
 from data_pipeline.rejects import RecordCounter  # noqa: E402
 from data_pipeline.tasks.build import describe_tokenizer  # noqa: E402
 from data_pipeline.tasks.encode import TokenJob  # noqa: E402
+from data_pipeline.tasks.first_texts import first_texts  # noqa: E402
 from data_pipeline.tasks.options import TRAIN, Options  # noqa: E402
 from data_pipeline.tasks.processes import Report, run_tasks  # noqa: E402
 from data_pipeline.tasks.reading import task_documents  # noqa: E402
 from data_pipeline.tasks.sampling import HashSample  # noqa: E402
 from data_pipeline.tasks.task import Task, cut_into_tasks, task_name  # noqa: E402
+from data_pipeline.tokenizers.tokenizers import SentencePieceTokenizer  # noqa: E402
 from data_pipeline.tokenizers.training import train_sentencepiece  # noqa: E402
 
 MEGATRON_CHUNK = 32
+GENERATED_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,10 @@ def our_way(setting: Setting, folder: Path) -> Timing:
         text_key="text", tokenizer=setting.model, vocab_size=0, model_type="bpe", seq_len=1024, packing="concat",
         validation_fraction=0.0, strict=True,
     )  # fmt: skip
-    job = TokenJob(folder, options, setting.model, info, vocab_size)
     tasks = cut_into_tasks([resolve_input(str(setting.corpus))])
+    tokenizer = SentencePieceTokenizer(setting.model)
+    tokenizer.choose_method(first_texts(tasks, options))
+    job = TokenJob(folder, options, setting.model, info, vocab_size, keeps_words=tokenizer.keeps_words)
     begin = time.monotonic()
     done = [times for _, times in run_tasks(partial(_timed, job), _Tasks(tasks), setting.workers, lambda *counts: None)]
     for task in tasks:
@@ -147,9 +156,45 @@ def same_documents(theirs: Path, ours: Path) -> int:
     return count
 
 
+def chinese() -> Iterator[str]:
+    """Texts of eight lines: words of one to four characters, which come as often as Zipf's law says, and punctuation."""
+    rng = random.Random(0)
+    characters = [chr(0x4E00 + i) for i in range(3000)]
+    words = ["".join(rng.choices(characters, k=rng.choice([1, 2, 2, 2, 3, 4]))) for _ in range(30_000)]
+    weights = list(accumulate(1 / (i + 1) for i in range(len(words))))
+
+    def sentence() -> str:
+        return "".join(rng.choices(words, cum_weights=weights, k=rng.randrange(4, 15)))
+
+    while True:
+        yield "\n".join("\uff0c".join(sentence() for _ in range(4)) + "\u3002" for _ in range(8))
+
+
+def dna() -> Iterator[str]:
+    """Texts of a thousand lines of 70 bases, with a header, as in FASTA."""
+    rng = random.Random(0)
+    while True:
+        yield ">sequence\n" + "\n".join("".join(rng.choices("ACGT", k=70)) for _ in range(1000))
+
+
+GENERATED = {"chinese": chinese, "dna": dna}
+
+
+def generated(name: str, folder: Path) -> Path:
+    """A file of `GENERATED_BYTES` of text."""
+    path, texts, num_bytes = folder / f"{name}.jsonl", GENERATED[name](), 0
+    with path.open("w", encoding="utf-8") as file:
+        while num_bytes < GENERATED_BYTES:
+            text = next(texts)
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            num_bytes += len(text.encode("utf-8"))
+    return path
+
+
 def usual_setting(word: str, model: Path | None, vocab_size: int, workers: int, folder: Path) -> Setting:
     """The corpus as one file of JSON lines with text only, and a tokenizer trained on a sample of it."""
     corpus, text_bytes, sample = folder / "corpus.jsonl", 0, HashSample()
+    word = str(generated(word, folder)) if word in GENERATED else word
     with corpus.open("w", encoding="utf-8") as file:
         for task in cut_into_tasks([resolve_input(word)]):
             for document in task_documents(task, RecordCounter(), "text", ActiveFilters()):
@@ -195,7 +240,9 @@ def measure(setting: Setting, rounds: int) -> dict[str, object]:
 def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", default="stdlib:", help="what `loopmdm prepare --input` takes [stdlib:]")
+    parser.add_argument(
+        "--input", default="stdlib:", help="what `loopmdm prepare --input` takes, chinese or dna [stdlib:]"
+    )
     parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model [one trained on a sample]")
     parser.add_argument("--vocab-size", type=int, default=16384, help="of the model to train [16384]")
     parser.add_argument("--workers", type=int, default=2, help="processes that encode, for each way [2]")

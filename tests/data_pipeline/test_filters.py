@@ -64,7 +64,19 @@ def test_a_new_filter_is_one_entry(prepare, tmp_path, texts, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("text", "share"), [("", 0), ("ab 12", 0.5), ("漢字 кот", 1), ("== 1", 0)])
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0),
+        ("ab 12", 0.5),
+        ("漢字 кот", 1),
+        ("== 1", 0),
+        ("हिन्दी में लिखा", 1),
+        ("தமிழில் எழுதப்பட்ட", 1),
+        ("ภาษาไทยเขียนติดกัน", 1),
+        ("e\u0301 1 2", 0.5),
+    ],
+)
 def test_letters_of_any_script_count(text, share):
     assert share_of_letters(text) == share
 
@@ -72,6 +84,24 @@ def test_letters_of_any_script_count(text, share):
 @pytest.mark.parametrize(("text", "share"), [("", 0), ("a\n\nb\n", 0), ("a\n a\na\nb", 0.5)])
 def test_repeated_lines_are_counted_from_the_second(text, share):
     assert share_of_repeated_lines(text) == share
+
+
+def test_under_strict_what_a_rule_leaves_out_is_no_error(prepare, tmp_path, texts):
+    path = write_jsonl(tmp_path / "x.jsonl", [*texts, "short", texts[7], "1 2 3 4 5 = 6 7 8 9 0 + - * / ="])
+    rules = ("--min-chars", 20, "--min-letters", 0.2, "--duplicates", "exact", "--strict")
+    result = prepare("--input", path, "--output", tmp_path / "data", *rules)
+    assert result.code == 0, result.err
+    assert load_manifest(tmp_path / "data").records == {"duplicate": 1, "few letters": 1, "too short": 1}
+    assert "nothing to do" in prepare("--input", path, "--output", tmp_path / "data", *rules).out
+
+
+def test_strict_at_the_join_names_a_record_that_was_not_read(prepare, tmp_path, texts):
+    """The tasks were done without it."""
+    path = write_jsonl(tmp_path / "x.jsonl", ["short", *texts, 5])
+    words = ("--input", path, "--output", tmp_path / "data", "--min-chars", 20)
+    assert prepare(*words, "--stage", "tokens").code == 0
+    result = prepare(*words, "--stage", "join", "--strict")
+    assert result.code == 2 and "x.jsonl:302: 'text' holds int (text is not a string" in result.err
 
 
 def nearly(text, rng):

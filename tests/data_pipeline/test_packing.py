@@ -352,6 +352,11 @@ def test_one_repack_at_a_time(prepared, repack):
 def test_repack_refuses_what_it_cannot_do(prepared, tmp_path, repack):
     result = repack(prepared, "--seq-len", 10**7)
     assert result.code == 2 and "fewer than one row of 10,000,000" in result.err
+    before = sorted(path.name for path in prepared.iterdir())
+    for words in (("--seq-len", 10**6, "--pack", "best_fit"), ("--seq-len", 10**10, "--pack", "best_fit")):
+        result = repack(prepared, *words)
+        assert result.code == 2 and ("fewer than one row" in result.err or "at most 16,777,216" in result.err)
+    assert sorted(path.name for path in prepared.iterdir()) == before
     assert json.loads((prepared / "manifest.json").read_text())["seq_len"] == 32
     plans = {name for split in ("train", "validation") for name in plan_files(split, "concat", 32, True)}
     assert {p.name for p in prepared.glob("*.pack.*")} == plans

@@ -266,7 +266,7 @@ def test_a_failed_overwrite_keeps_the_old_folder(prepare, jsonl, tmp_path, lefto
     words = ("--input", jsonl, "--output", tmp_path / "data")
     prepare(*words)
     before = folder_bytes(tmp_path / "data")
-    assert prepare(*words, "--overwrite", "--seq-len", 10**7).code == 2
+    assert prepare(*words, "--overwrite", "--seq-len", 10**6).code == 2
     assert folder_bytes(tmp_path / "data") == before
     assert leftovers() == ["data", "data.work"]
     assert prepare(*words, "--overwrite", "--seq-len", 16).code == 0

@@ -7,11 +7,11 @@ from functools import cache
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import make_texts
+from conftest import make_texts, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.tokenizers import word_table, words
+from data_pipeline.tokenizers import tokenizers, word_table, words
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.training import train_sentencepiece
 from data_pipeline.tokenizers.words import WordEncoder, word_encoder
@@ -204,3 +204,70 @@ def bytes_tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("bytes") / "tokenizer.bytes"
     path.touch()
     return load_tokenizer(path)
+
+
+def chinese(count, rng):
+    return ["".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(300)) for _ in range(count)]
+
+
+def dna(count, rng):
+    return ["".join(rng.choices("ACGT", k=5000)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("make", [chinese, dna])
+def test_texts_that_hardly_repeat_words_are_left_to_the_library(tokenizer_file, make):
+    """In batches and in chunks, with the ids of the table of words."""
+    tokenizer, table, rng = load_tokenizer(tokenizer_file), load_tokenizer(tokenizer_file), random.Random(7)
+    texts = make(1000, rng)
+    tokenizer.choose_method(texts)
+    assert not tokenizer.keeps_words
+    assert tokenizer.method == "document by document (0% of a sample are words that came before)"
+    texts = [*texts[:20], *make_texts(5), "a ▁ b"]
+    wanted = [ids.tolist() for ids in table.encode_batch(texts)]
+    assert table.keeps_words and [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
+    for text, ids in zip(texts, wanted, strict=True):
+        chunks = [text[i : i + 100] for i in range(0, len(text), 100)]
+        assert np.concatenate(list(tokenizer.encode_long(chunks))).tolist() == ids
+
+
+@pytest.mark.parametrize("sample", [make_texts(600), chinese(100, random.Random(0))])
+def test_words_that_come_again_are_kept_and_a_small_sample_changes_nothing(tokenizer_file, sample):
+    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer.choose_method(sample)
+    assert tokenizer.keeps_words and tokenizer.method.startswith("word by word")
+
+
+def test_the_share_of_known_words(tokenizer_file):
+    """Parts of 4,096 characters: every other one is counted, and its first words of a kind are new."""
+    encoder = load_tokenizer(tokenizer_file)._words
+    one, other = "ab " * 1365 + "a", "cd " * 1365 + "c"
+    assert encoder.share_known([one, one]) > 0.999
+    assert encoder.share_known([one, other]) == pytest.approx(1 - 8 / 4096, abs=2e-3)
+    distinct = distinct_words(2000, random.Random(0))
+    assert encoder.share_known([distinct]) == pytest.approx(distinct.count("\n") / len(distinct.encode()), abs=0.02)
+    assert encoder.share_known([]) == 1
+
+
+def test_very_long_words_are_not_kept(monkeypatch):
+    monkeypatch.setattr(word_table, "MAX_KNOWN_BYTES", 30)
+    library, content, _ = model("ours")
+    encoder = word_encoder(library, content)
+    rng = random.Random(4)
+    for _ in range(20):
+        words = ["".join(rng.choices("abcdelop", k=rng.choice([3, 20, 29, 30, 31, 90]))) for _ in range(30)]
+        text = " ".join([*words, *words])
+        assert encoder.encode_batch([text])[0].tolist() == library.encode(text)
+    assert encoder._table._long and max(map(len, encoder._table._long)) == 30
+    assert len(encoder._table._begins) - 1 == len(encoder._table._long) + np.count_nonzero(encoder._table._keys[:, 1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_corpus_without_spaces_gives_the_bytes_of_the_table(prepare, tmp_path, workers, monkeypatch):
+    path = write_jsonl(tmp_path / "x.jsonl", chinese(1200, random.Random(8)))
+    output = tmp_path / "data"
+    assert "document by document (0% of" in prepare("--input", path, "--output", output, "--workers", workers).err
+    monkeypatch.setattr(tokenizers, "LEAST_KNOWN", 0)
+    kept = prepare("--input", path, "--output", tmp_path / "kept")
+    assert "word by word, each distinct word once (0% of" in kept.err
+    for file in output.iterdir():
+        assert file.read_bytes() == (tmp_path / "kept" / file.name).read_bytes()

@@ -19,6 +19,7 @@ from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.errors import DataError
 from data_pipeline.json_text import json_text
+from data_pipeline.manifest import TextLoss
 from pretrain.commands.load_run import find_data
 from pretrain.commands.options import check_options
 from pretrain.config.load import load_settings
@@ -49,9 +50,10 @@ def test_names_that_are_not_utf8_can_be_written():
     assert text.encode("utf-8") == b'{"run": "bl\\udce9 \xc3\xa9"}' and json.loads(text) == {"run": "bl\udce9 é"}
 
 
-def figures(corpus, rows):
+def figures(corpus, rows, loss=None):
     """Figures of the first rows of a split at two numbers of loops, and whatever numpy had to say."""
     dataset = PackedDataset(corpus, "validation")
+    dataset.manifest = dataset.manifest.model_copy(update={"text_loss": loss})
     noise = freeze_noise(dataset, rows)
     nats = np.random.default_rng(0).uniform(4, 5, (2, len(noise.rows)))
     shares = noise.masked_counts / noise.lengths
@@ -72,6 +74,18 @@ def test_one_row_has_no_error_bar(corpus):
     assert "no error bar" not in format_table(two) + short_figures(two) and format_table(two).count("±") == 5
     widths = [len(line) for line in format_table(one).splitlines()[:3]]
     assert widths == [len(line) for line in format_table(two).splitlines()[:3]]
+
+
+def test_bits_per_byte_of_a_lossy_tokenizer_say_so(corpus):
+    plain = figures(corpus, 4)
+    assert "text_loss" not in plain and "bits/byte count" not in format_table(plain)
+    loss = TextLoss(texts=20, changed=3, tokens=200, unknown=5)
+    lossy = figures(corpus, 4, loss)
+    assert lossy["text_loss"] == loss.model_dump() and lossy["loops"] == plain["loops"]
+    assert format_table(lossy).endswith(
+        "bits/byte count what the tokenizer loses as nothing: 3 of 20 sampled texts do not come back from their tokens, "
+        "2.5% of the tokens are unknown"
+    )
 
 
 def test_figures_by_timestep(corpus):
