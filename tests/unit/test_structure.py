@@ -160,7 +160,7 @@ DATA_PIPELINE_LEVELS = (
     {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
     {"filters", "dedup", "dataset", "verify", "repack", "replace"},
     {"tasks", "decontamination"},
-    {"output_checks"},
+    {"output_checks", "prepare_options"},
     {"prepare"},
 )
 """Rooms and modules of data_pipeline; each imports from lower levels and, a room, from itself."""
