@@ -1,7 +1,22 @@
 """Filters: rules that leave whole documents out of a corpus. All are off unless their option is given.
 
 A filter is one entry of `FILTERS`. Its option of `loopmdm prepare`, the check of that option, its key in the manifest and
-the cause under which rejected documents are counted all follow from the entry.
+the cause under which rejected documents are counted all follow from the entry. For example, against many digits:
+
+    def _many_digits(document: Document, limit: Limit) -> str | None:
+        text = document.first_chunk
+        share = sum(map(str.isdigit, text)) / max(1, len(text))
+        return f"{share:.0%} digits: {_beginning(text)}" if share > limit else None
+
+    Filter(
+        name="max_digits",
+        cause="many digits",
+        default=1.0,  # off at this value
+        metavar="F",
+        help="largest share of digits, 0 to 1",
+        objection=_many_digits,
+        problem=_not_a_share,
+    )
 """
 
 import argparse

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
@@ -206,7 +206,7 @@ def _describe_file(path: Path) -> FileInfo:
     return FileInfo(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
-@cache
+@lru_cache(maxsize=1)
 def _loaded_tokenizer(path: Path, sha256: str, keeps_words: bool) -> Tokenizer:
     """Each process loads a tokenizer once, and again when the file has changed."""
     return load_tokenizer(path, keeps_words)
