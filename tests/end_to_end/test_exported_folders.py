@@ -174,8 +174,10 @@ def test_adaptive_loops_stop_where_the_direction_settles(ours, theirs, name):
         logits = torch.cat(
             [reference_logits(weights, model, row[None], s) for row, s in zip(tokens, expected, strict=True)]
         )
-        close(theirs[0][f"{name}/adaptive {i}"], logits, model.mask_id)
-        close(theirs[0][f"{name}/adaptive alone {i}"], logits, model.mask_id)
+        # These wide weights turn a normalized state far: 8 passes in fp32 are 1.4e-5 off from double precision by themselves.
+        limit = 5e-5 if name == "norm" else 1e-5
+        close(theirs[0][f"{name}/adaptive {i}"], logits, model.mask_id, limit)
+        close(theirs[0][f"{name}/adaptive alone {i}"], logits, model.mask_id, limit)
         seen |= set(expected)
     assert len(seen) > 2, seen
 
