@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from pretrain.cli import main as loopmdm
+from pretrain.config.load import load_settings
 from pretrain.errors import UserError
 from pretrain.studies.data import corpus_folder, prepare_data
 from pretrain.studies.definition import Corpus, Measurement, load_study
 from pretrain.studies.schedule import unit_of
 from pretrain.studies.trials import Experiment, content_key, unit_counts
 from pretrain.studies.unit import BusyError, owned
+
+RESULTS = Path(__file__).resolve().parents[2] / "pretrain" / "studies" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +98,16 @@ def test_a_measurement_is_one_command_per_value_of_what_varies(experiment):
 def test_units_are_numbered_learning_rates_first(experiment):
     scale = experiment.scale.model_copy(update={"learning_rates": (1e-3, 2e-3), "seeds": 3})
     one = replace(experiment, scale=scale)
-    assert unit_counts(one.study, scale) == (10, 10) and one.units == 20
-    assert [unit_of(one, k).name for k in range(10)] == [trial.name for trial in one.tuning]
+    arms = len(one.arms)
+    assert unit_counts(one.study, scale) == (2 * arms, 2 * arms) and one.units == 4 * arms
+    assert [unit_of(one, k).name for k in range(2 * arms)] == [trial.name for trial in one.tuning]
     assert [(trial.arm, trial.lr) for trial in one.tuning[:3]] == [("plain", 1e-3), ("plain", 2e-3), ("looped", 1e-3)]
     assert [trial.lr for trial in one.tuning if trial.arm == "looped-muon"] == [3e-3, 6e-3]
     with pytest.raises(UserError, match=r"plain, lr 0\.001, seed 0 is not done"):
-        unit_of(one, 10)
+        unit_of(one, 2 * arms)
     alone = replace(experiment, scale=experiment.scale.model_copy(update={"seeds": 3}))
     rates = {arm: alone.rates(arm)[0] for arm in alone.arms}
-    assert [unit_of(alone, k).name for k in range(5, 15)] == [trial.name for trial in alone.repeats(rates)]
+    assert [unit_of(alone, k).name for k in range(arms, 3 * arms)] == [trial.name for trial in alone.repeats(rates)]
 
 
 def test_a_grid_is_every_combination(experiment):
@@ -152,3 +156,23 @@ def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
 
     with owned(tmp_path / "unit", wait=True, sleep=sleep):
         assert waits == [1.0]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_are_of_the_study_as_it_is_defined(path):
+    result = json.loads(path.read_text())
+    study = load_study(result["study"])
+    scale = study.scales[result["scale"]]
+    assert result["arms"].keys() == study.arms.keys()
+    assert {len(trainings) for trainings in result["arms"].values()} == {scale.seeds}
+    flops = [training["flops"] for trainings in result["arms"].values() for training in trainings]
+    assert flops == pytest.approx([scale.flops] * len(flops), rel=0.01)
+
+
+def test_the_best_recipe_is_the_arm_that_the_results_show(data):
+    study = load_study("sudoku_flops")
+    experiment = Experiment(study, "desk", study.scales["desk"], (), data[0], Path("/runs"))
+    (rate,) = experiment.rates("looped-norm")
+    arm, recipe = experiment.trial("looped-norm", rate, 0).plan.settings, load_settings("sudoku6_best")
+    assert (recipe.model, recipe.optim) == (replace(arm.model, vocab_size=recipe.model.vocab_size), arm.optim)
+    assert recipe.train == arm.train
