@@ -91,6 +91,17 @@ def test_the_user_may_say_what_a_file_is(prepare, tmp_path, texts):
         file_kind(tmp_path / "a.gz", "parquet")
 
 
+BESIDE_DATA = (
+    "README.md",
+    "LICENSE",
+    "LICENSE-MIT.txt",
+    "SHA256SUMS",
+    "a.txt.md5",
+    "dataset_infos.json",
+    "sub/_SUCCESS",
+)
+
+
 @pytest.fixture
 def corpus(tmp_path):
     """A folder with two texts and what usually stands beside data."""
@@ -98,15 +109,7 @@ def corpus(tmp_path):
     (folder / "sub").mkdir(parents=True)
     (folder / "a.txt").write_text("text a")
     (folder / "sub" / "b.txt").write_text("text b")
-    for name in (
-        "README.md",
-        "LICENSE",
-        "LICENSE-MIT.txt",
-        "SHA256SUMS",
-        "a.txt.md5",
-        "dataset_infos.json",
-        "sub/_SUCCESS",
-    ):
+    for name in BESIDE_DATA:
         (folder / name).write_text(json.dumps({"text": name}))
     (folder / ".DS_Store").write_text("hidden")
     return folder
@@ -116,15 +119,7 @@ def test_files_beside_the_data_are_listed_and_not_read(prepare, corpus, tmp_path
     (corpus / "dead.txt").symlink_to("gone.txt")
     result = prepare("--input", corpus, "--output", tmp_path / "data", "--validation-fraction", 0, "--seq-len", 2)
     assert result.code == 0 and load_manifest(tmp_path / "data").inputs[0].documents == 2, result.err
-    for name in (
-        "README.md",
-        "LICENSE",
-        "LICENSE-MIT.txt",
-        "SHA256SUMS",
-        "a.txt.md5",
-        "dataset_infos.json",
-        "sub/_SUCCESS",
-    ):
+    for name in BESIDE_DATA:
         assert f"{corpus}/{name}" in result.err
     assert "dead.txt (a link to nothing)" in result.err and ".DS_Store" not in result.err
     assert texts_of(f"{corpus}/**")[0] == texts_of(f"{corpus}/**/*.txt")[0] == ["text a", "text b"]
