@@ -74,7 +74,7 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
-    from data_pipeline.readers.inputs import require_known_kinds, require_use, resolve_input, unread_note
+    from data_pipeline.readers.inputs import require_known_kinds, require_use, resolve_input
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
@@ -88,14 +88,14 @@ def _prepare(args: argparse.Namespace) -> None:
     options = _options(args, inputs)
     if args.estimate:
         require_known_kinds(inputs)
+        _mention_unread(inputs)
         print(estimate(inputs, options, _workers(args), output))
         return
     check_inputs(output, inputs)
     require_known_kinds(inputs)
     require_text_for_a_row(inputs, options.seq_len)
     _mention_repeated_files(inputs)
-    if note := unread_note(inputs):
-        print(note, file=sys.stderr, flush=True)
+    _mention_unread(inputs)
     restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):
         remove_joined_work(output)
@@ -167,6 +167,13 @@ def _size(word: str, option: str) -> int:
         return number_of_bytes(word)
     except ValueError as error:
         raise DataError(f"--{option} {word}: {error}") from error
+
+
+def _mention_unread(inputs: "Sequence[Input]") -> None:
+    from data_pipeline.readers.inputs import unread_note
+
+    if note := unread_note(inputs):
+        print(note, file=sys.stderr, flush=True)
 
 
 def _mention_repeated_files(inputs: "Sequence[Input]") -> None:

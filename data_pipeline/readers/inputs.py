@@ -150,18 +150,22 @@ def _refusal(found: Input, refused: list[tuple[Path, str]]) -> DataError:
         )
     if found.kind == "file":
         return DataError(f"--input {why}")
-    more = f" ({len(refused) - 1:,} more files are of no kind that is read)" if len(refused) > 1 else ""
+    others = [other for other, _ in refused[1:]]
+    more = f" (nor can {_listed(others)} be read)" if others else ""
     root = glob.escape(found.value.rstrip("/")) if found.root else "FOLDER"
-    return DataError(
-        f"--input {found.value}: {why}{more}; or give what to read by a pattern, such as '{root}/**/*.jsonl'"
-    )
+    read = [other for other in found.files if other not in {path, *others}]
+    suffixes = list(dict.fromkeys(other.suffix for other in read if other.suffix)) or [".jsonl"]
+    patterns = " ".join(f"'{root}/**/*{suffix}'" for suffix in suffixes[:MAX_LISTED])
+    return DataError(f"--input {found.value}: {why}{more}; or give what to read by patterns, such as {patterns}")
 
 
 def require_use(read_as: ReadAs, inputs: Sequence[Input]) -> None:
     """Raise DataError when there is no file that `--as` is for."""
     given = [path for found in inputs if found.read_as for path in found.files]
     if not given:
-        raise DataError(f"--as {read_as}: no --input names files; it is for files given by path or by a pattern")
+        raise DataError(
+            f"--as {read_as}: no --input names files; give them by path or by a pattern, such as 'FOLDER/*'"
+        )
     if all(names_records(path) for path in given):
         raise DataError(
             f"--as {read_as}: {given[0]} and all other files are read as their suffixes say; leave it out, or rename the files"
@@ -170,7 +174,8 @@ def require_use(read_as: ReadAs, inputs: Sequence[Input]) -> None:
 
 def unread_note(inputs: Sequence[Input]) -> str | None:
     """Which files of folders and patterns are not read, in words; None if all are."""
-    unread = [path for found in inputs for path in found.unread]
+    given = {path for found in inputs for path in found.files}
+    unread = [path for found in inputs for path in found.unread if path not in given]
     if not unread:
         return None
     return (

@@ -36,12 +36,12 @@ WEB_ARCHIVES = _words(".warc .wet .wat .arc")
 TABLES = _words(".csv .tsv .xls .xlsx .ods .orc .avro")
 ARROW_FILES = _words(".arrow .feather .ipc")
 LAID_OUT = _words(".pdf .doc .docx .odt .rtf .epub .mobi .djvu .ppt .pptx")
-SAY_HOW = "say how to read it with --as text, --as jsonl or --as parquet"
+SAY_HOW = "give it by path or by a pattern, with --as text, --as jsonl or --as parquet"
 REFUSED = (
     (ARCHIVES, "unpack the archive and give the folder"),
     (COMPRESSIONS, f"decompress it, or compress it as {', '.join(COMPRESSED_SUFFIXES)}"),
     (WEB_ARCHIVES, "extract the texts into a .jsonl or .parquet file, for example with datatrove"),
-    (TABLES, "convert the table to .parquet or .jsonl, or read it as plain text with --as text"),
+    (TABLES, "convert the table to .parquet or .jsonl, or give it by path or by a pattern, with --as text"),
     (ARROW_FILES, "give the folder that Dataset.save_to_disk wrote, or convert the file to .parquet"),
     (LAID_OUT, "extract its text into a .txt or .jsonl file"),
 )

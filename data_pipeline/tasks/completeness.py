@@ -118,9 +118,12 @@ def _unreadable_records(corpus: CorpusCounts, limit: float) -> Iterator[str]:
     rejected, records = _unreadable(corpus.rejected), _records(corpus.accepted, corpus.rejected)
     if rejected <= limit * records:
         return
+    repair = "repair them, "
+    if corpus.rejected[Cause.MISSING_KEY] == rejected:
+        repair = "give another --text-key, prepare files with other keys by themselves, "
     yield (
         f"- {rejected:,} of {records:,} records ({rejected / records:.2%}) are unreadable, more than --max-rejected {limit:g}; "
-        "repair them, or accept the share with a larger --max-rejected:"
+        f"{repair}or accept the share with a larger --max-rejected:"
     )
     for cause in UNREADABLE:
         if corpus.rejected[cause]:

@@ -22,10 +22,10 @@ from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.tasks.build import Build, Share
 from data_pipeline.tasks.duplicate_search import MEMORY_LIMIT
 from data_pipeline.tasks.options import Options
-from data_pipeline.tasks.report import duration
+from data_pipeline.tasks.report import duration, rejections
 from data_pipeline.tasks.signatures import SignatureJob
 from data_pipeline.tasks.task import Task, cut_into_tasks
-from data_pipeline.tasks.task_records import TaskRecord
+from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts, TaskRecord
 from data_pipeline.tasks.work import open_work
 
 SAMPLE_BYTES = 64 << 20
@@ -44,6 +44,7 @@ class Part:
     tokens: int
     output_bytes: int
     work_bytes: int
+    counts: RecordCounts
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,12 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
     lines.append(_disk(found, output))
     if options.duplicates != "keep":
         lines.append("duplicates are those within the sample; a whole corpus has more")
+    lines += (line.replace("left out", "left out of the sample", 1) for line in rejections(_counts(parts)))
     return "\n".join(lines)
+
+
+def _counts(parts: Sequence[Part]) -> CorpusCounts:
+    return CorpusCounts([part.task for part in parts], [part.counts for part in parts])
 
 
 def _strata(tasks: Sequence[Task]) -> list[list[Task]]:
@@ -155,7 +161,7 @@ def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
     tokens = sum(shard.tokens for shard in shards)
     output_bytes = sum(info.bytes for shard in shards for info in shard.files.values())
     output_bytes += _plan_bytes(documents, tokens, signatures.options)
-    return Part(task, documents, tokens, output_bytes, work_bytes)
+    return Part(task, documents, tokens, output_bytes, work_bytes, record.counts)
 
 
 def _plan_bytes(documents: int, tokens: int, options: Options) -> int:

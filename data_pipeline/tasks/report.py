@@ -109,10 +109,11 @@ def summary(manifest: Manifest, records: CorpusCounts, output: Path) -> str:
     """The final table: what each split holds, what was left out and why, and the output folder."""
     *table, wrote = split_table(manifest, output)
     loss = [f"lossy tokenizer: {manifest.text_loss}"] if manifest.text_loss else []
-    return "\n".join([*table, *_rejections(records), *loss, wrote])
+    return "\n".join([*table, *rejections(records), *loss, wrote])
 
 
-def _rejections(records: CorpusCounts) -> Iterable[str]:
+def rejections(records: CorpusCounts) -> Iterable[str]:
+    """What was left out and why, with examples, in lines."""
     for cause, count in records.rejected.most_common():
         yield f"left out, {cause}: {count:,}"
         if cause == Cause.BROKEN_FILE:

@@ -129,13 +129,14 @@ class ShardWriter:
         Raises:
             DataError: the disk has too little space, or the files of a task have changed.
         """
-        missing = [parts for parts in shards if not _is_one_task(parts) and self._record(parts) is None]
+        joined = [parts for parts in shards if not _is_one_task(parts)]
+        missing = [parts for parts in joined if self._record(parts) is None]
         if not missing:
             return
         for path in (self.work / SHARDS).glob(f"*{PARTIAL}*"):  # of a process that was killed
             shutil.rmtree(path)
         require_space(self.work, sum(_needed(parts) for parts in missing))
-        progress = Progress("joining", None, len(missing), len(shards))
+        progress = Progress("joining", None, len(missing), len(joined))
         with ThreadPoolExecutor(min(self.workers, MOST_THREADS)) as pool:
             for parts, _ in zip(missing, pool.map(self._write, missing), strict=True):
                 progress.task_done()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pretrain.parallel.world import World
 
 DEFAULT_MASKS = 128
-INSTALL = "install it, for example with: pip install 'loopmdm[eval]'"
+INSTALL = "install it, for example in the repository with: pip install -e '.[eval]'"
 
 
 @dataclass(frozen=True)

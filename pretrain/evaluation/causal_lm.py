@@ -9,7 +9,7 @@ import torch
 
 from pretrain.errors import UserError
 
-INSTALL = "install it, for example with: pip install 'loopmdm[eval]'"
+INSTALL = "install it, for example in the repository with: pip install -e '.[eval]'"
 
 
 def check_scorer(folder: Path) -> None:

@@ -68,3 +68,11 @@ def test_an_estimate_of_everything_is_exact(prepare, jsonl, texts, tmp_path):
     tokens = sum(split.tokens for split in splits)
     assert numbers(result.out)[:2] == (len(texts), tokens) and "with 3 workers" in result.out
     assert "more until it is joined" in result.out and "may use 4GB" in result.out and "for 4 processes" in result.out
+
+
+def test_an_estimate_names_what_is_left_out(prepare, tmp_path):
+    lines = [f'{{"text": "some words of text {i}"}}\n' if i % 4 else '{"body": "x"}\n' for i in range(400)]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    result = prepare("--input", tmp_path / "a.jsonl", "--output", tmp_path / "data", "--estimate")
+    assert result.code == 0 and numbers(result.out)[0] == 300
+    assert "left out of the sample, key missing: 100" in result.out

@@ -53,10 +53,10 @@ def test_known_suffixes(tmp_path, name, kind):
         ("a.arrow", "Dataset.save_to_disk"),
         ("a.jsonl.lz4", ".lz4 files cannot be read; decompress it"),
         ("a.parquet.gz", "Parquet files inside .gz cannot be read; decompress it"),
-        ("a.dat", "the suffix .dat does not say what it holds; say how to read it with --as text"),
+        ("a.dat", "the suffix .dat does not say what it holds; give it by path or by a pattern, with --as text"),
         ("a.gz", "the suffix .gz does not say what it holds"),
         ("a.2024.gz", "the suffix .2024.gz does not say"),
-        ("part-00000", "it has no suffix that says what it holds; say how"),
+        ("part-00000", "it has no suffix that says what it holds; give it by path"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused_with_the_reason_and_the_fix(tmp_path, name, message):
@@ -139,8 +139,10 @@ def test_a_file_of_another_kind_in_a_folder_is_refused(corpus):
     (corpus / "sub" / "model.bin").write_text("?")
     with pytest.raises(DataError) as error:
         texts_of(corpus)
-    assert "sub/model.bin: the suffix .bin does not say" in str(error.value) and "(1 more file" in str(error.value)
-    assert f"'{corpus}/**/*.jsonl'" in str(error.value)
+    assert "sub/model.bin: the suffix .bin does not say" in str(error.value) and f"(nor can {corpus}/" in str(
+        error.value
+    )
+    assert f"or give what to read by patterns, such as '{corpus}/**/*.txt'" in str(error.value)
 
 
 def test_saved_datasets_in_a_folder_are_named(tmp_path):
