@@ -92,7 +92,7 @@ def test_a_scorer_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
         UserError,
-        match=r"needs the package transformers, which is not there; install it, for example with: pip install",
+        match=r"needs the package transformers, which is not there; install it, for example in the repository with: pip install",
     ):
         CausalLM(tmp_path, torch.device("cpu"))
 
