@@ -13,6 +13,7 @@ REQUIRES = [
     "datasets>=3.0",
     "duckdb>=1.4",
     "flufl.lock>=8,<11",
+    "fsspec>=2024.2",
     "numpy>=1.26",
     "packaging>=24.2",
     "protobuf>=5",
@@ -77,6 +78,9 @@ setup(
         # build it from its repository if you want it; `loopmdm doctor` says what was found.
         "gpu": ["transformer-engine[pytorch]>=2.0"],
         "eval": ["lm-eval>=0.4.13", "transformers>=4.57"],
+        # Inputs in object stores: `--input s3://...`, `gs://...`. Take the version of fsspec that is installed.
+        "s3": ["s3fs>=2024.2"],
+        "gcs": ["gcsfs>=2024.2"],
         "wandb": ["wandb>=0.25"],
         "trackio": ["trackio>=0.40"],
         "dev": [
@@ -86,6 +90,10 @@ setup(
             "ruff>=0.9",
             "codespell>=2.3",
             "matplotlib>=3.9",
+            "s3fs>=2024.2",
+            "moto[s3]>=5",  # a local S3 server, with the next two
+            "flask>=3",
+            "flask-cors>=5",
             "transformers>=4.57",  # loads what `loopmdm export` writes
         ],
     },

@@ -97,7 +97,7 @@ class InputInfo(_Record):
     """One `--input` value as given, what was found there, and a digest of the documents read, in their order."""
 
     input: str
-    kind: Literal["file", "folder", "glob", "stdlib", "datasets", "generated"]
+    kind: Literal["file", "folder", "glob", "stdlib", "datasets", "hub", "generated"]
     files: int = Field(ge=0)
     bytes: int = Field(ge=0, description="on disk, compressed where the files are")
     documents: int = Field(ge=0)
@@ -105,6 +105,12 @@ class InputInfo(_Record):
         default=None, ge=0, description="of all splits; None in folders written before it was counted"
     )
     digest: str = Field(description="BLAKE2b over the digests of the tasks, each over those of its documents")
+    versions: str | None = Field(default=None, description="hash of the versions of remote files; None for local ones")
+
+    @model_serializer(mode="wrap")
+    def _without_no_versions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `versions` for local files: such a record is the same as before there was the field."""
+        return {key: value for key, value in serialize(self).items() if key != "versions" or value is not None}
 
 
 class Manifest(_Record):

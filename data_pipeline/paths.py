@@ -4,6 +4,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from data_pipeline.readers.hub import HUB
+from data_pipeline.readers.remote import LOCAL, is_remote
 from data_pipeline.typed_words import home_expanded
 
 
@@ -11,8 +12,14 @@ def user_path(text: str) -> Path:
     """A path of the command line with its `~` replaced; a `type` of argparse.
 
     Raises:
-        ArgumentTypeError: it is empty, or there is no such home folder.
+        ArgumentTypeError: it is empty, a URL, or there is no such home folder.
     """
+    if is_remote(text):
+        raise ArgumentTypeError(
+            f"{text}: only --input takes URLs; give a local or shared folder, and copy it with the tool of the store, such as "
+            "aws s3 sync, gcloud storage rsync or hf upload"
+        )
+    text = text.removeprefix(LOCAL)
     return Path(user_input(text))
 
 

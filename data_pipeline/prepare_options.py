@@ -21,12 +21,13 @@ DEFAULT_MAX_REJECTED = 0.01
 DESCRIPTION = """\
 Tokenize text and pack it into rows for pre-training.
 
-An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; .txt, .md, .py and other suffixes of text: one
-document; all but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, a saved Hugging Face dataset,
+An input is a file (.jsonl, .json or .ndjson: one object per line; .parquet; .txt, .md, .py and other suffixes of
+text: one document; all but .parquet may be compressed as .gz, .zst, .xz or .bz2), a folder, a glob, each also in a
+store (s3://, gs://, hf://datasets/..., read by ranges through fsspec), a saved Hugging Face dataset,
 hf:NAME[:CONFIG][@SPLIT], stdlib: for the sources of Python's standard library, or NAME:COUNT[@SEED] for generated
 instances of a task (sudoku4, sudoku6, sudoku9; additionD and multiplicationD of numbers of D digits; lookupH for H
-hops through a table). Without --tokenizer, a SentencePiece tokenizer is trained on a sample of the text; if all inputs
-are generated, and no --vocab-size is given, the tokens are the characters of the task.
+hops through a table). Without --tokenizer, a SentencePiece tokenizer is trained on a sample of the text; if all
+inputs are generated, and no --vocab-size is given, the tokens are the characters of the task.
 
 A run that was stopped or killed leaves its finished tasks in OUTPUT.work. Run the same command again to continue."""
 
@@ -109,7 +110,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="what to read; several may be given",
+        help="what to read, a path or a URL; several may be given",
     )
     add(
         "--as",

@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES
+from data_pipeline.readers.input_files import InputFile, read_again, stored_size
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.members import Members, begins_well
 
@@ -47,7 +47,7 @@ class OpenFile:
         stored: reads the file as it is on the disk; the same as `content` unless it is compressed.
     """
 
-    path: Path
+    path: InputFile
     content: io.BufferedReader
     stored: io.BufferedReader
 
@@ -58,7 +58,7 @@ class OpenFile:
             ReadError: a plain file is longer. TrailingBytesError, DamagedFileError: there are bytes after the end of the
                 compressed content.
         """
-        size = os.fstat(self.stored.fileno()).st_size
+        size = stored_size(self.stored)
         if not is_compressed(self.path):
             if position < size:
                 raise ReadError.differs(str(self.path), f"it ended at byte {position:,} of {size:,}")
@@ -76,14 +76,14 @@ class OpenFile:
 
 
 @contextmanager
-def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
+def open_decompressed(path: InputFile, start: int = 0) -> Iterator[OpenFile]:
     """The content of a file from byte `start` on; for `.gz .zst .xz .bz2`, of what is inside.
 
     Raises:
         DamagedFileError: while it is read. OSError, MemoryError: the system reported a failure.
     """
     with path.open("rb") as stored:
-        size = os.fstat(stored.fileno()).st_size
+        size = stored_size(stored)
         with _decompressed(path, stored, size) as content:
             try:
                 if content.seekable():
@@ -99,7 +99,7 @@ def open_decompressed(path: Path, start: int = 0) -> Iterator[OpenFile]:
                 raise _judged(path, error, stored.tell(), size) from error
 
 
-def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractContextManager[io.BufferedReader]:
+def _decompressed(path: InputFile, stored: io.BufferedReader, size: int) -> AbstractContextManager[io.BufferedReader]:
     # An empty file holds nothing, in whatever format; only some of the libraries say so.
     if not is_compressed(path) or not size:
         return nullcontext(stored)
@@ -107,15 +107,15 @@ def _decompressed(path: Path, stored: io.BufferedReader, size: int) -> AbstractC
     return _open_zstandard(stored) if suffix == ".zst" else io.BufferedReader(Members(stored, suffix), SKIPPED_BYTES)
 
 
-def _require_beginning(path: Path, stored: io.BufferedReader, size: int) -> None:
+def _require_beginning(path: InputFile, stored: io.BufferedReader, size: int) -> None:
     """Raise DamagedFileError when a file does not begin as its suffix says."""
     suffix = path.suffix.lower()
-    if not begins_well(os.pread(stored.fileno(), MAGIC_BYTES, 0), suffix):
+    if not begins_well(read_again(stored, MAGIC_BYTES, 0), suffix):
         why = f"does not begin like {FORMAT_NAMES[suffix]} data: it is damaged, or not compressed and should not be named {suffix}"
         raise DamagedFileError(why, f"all of its {size:,} bytes")
 
 
-def _judged(path: Path, error: Exception, read: int, size: int) -> Exception:
+def _judged(path: InputFile, error: Exception, read: int, size: int) -> Exception:
     """What an exception of a decompression library means."""
     name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
     if LONG_WINDOW in message:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.readers.kinds import Kind
+from data_pipeline.readers.remote import RemotePath
 
 # Block size for reading past what lies before a range.
 SKIPPED_BYTES = 1 << 20
@@ -24,6 +25,7 @@ class FileRange:
         num_bytes: approximate size on disk.
         start, stop: bytes of a file of lines (a line belongs to the range in which it begins), row groups of a Parquet
             file, rows of a dataset or numbers of instances; a stop of None is the end.
+        remote: the file, if it is remote; `source` is its URL.
     """
 
     kind: Kind
@@ -32,6 +34,12 @@ class FileRange:
     num_bytes: int
     start: int = 0
     stop: int | None = None
+    remote: RemotePath | None = None
+
+    @property
+    def file(self) -> Path | RemotePath:
+        """The file that the range belongs to."""
+        return self.remote or Path(self.source)
 
     def place(self, number: int | None) -> str:
         """Where a record is, for messages; `number` is its line in the file, or its row."""
@@ -44,7 +52,7 @@ class FileRange:
         if self.kind != "lines" or not self.start:
             return 0
         count, left = 1, self.start - 1
-        with Path(self.source).open("rb") as file:
+        with self.file.open("rb") as file:
             while left and (block := file.read(min(left, SKIPPED_BYTES))):
                 count += block.count(b"\n")
                 left -= len(block)

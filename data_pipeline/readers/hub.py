@@ -19,7 +19,7 @@ def is_saved_dataset(path: Path) -> bool:
 
 def dataset_folder(name: str) -> Path | None:
     """The folder of a saved dataset that an `--input` value names; None for a dataset of the hub."""
-    path = Path(_split_name(name)[0])
+    path = Path(split_name(name)[0])
     return path if path.is_dir() else None
 
 
@@ -31,7 +31,7 @@ def open_dataset(value: str) -> "Dataset":
     """
     import datasets
 
-    name, config, split = _split_name(value)
+    name, config, split = split_name(value)
     datasets.disable_progress_bars()
     try:
         saved = dataset_folder(value) is not None
@@ -47,7 +47,7 @@ def open_dataset(value: str) -> "Dataset":
     return _pick_split(value, loaded, split)
 
 
-def _split_name(value: str) -> tuple[str, str | None, str | None]:
+def split_name(value: str) -> tuple[str, str | None, str | None]:
     """Name, configuration and split of `hf:NAME[:CONFIG][@SPLIT]`; a bare folder is its own name."""
     if not value.startswith(HUB):
         return value, None, None

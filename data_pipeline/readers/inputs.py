@@ -1,10 +1,12 @@
 """What the values of `--input` mean: files, folders, globs, datasets, the standard library's sources, generators."""
 
 import glob
+import hashlib
+import json
 import os
 import sysconfig
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +15,11 @@ from data_pipeline.generators.names import KNOWN, names_generator, parse_generat
 from data_pipeline.json_text import shown_name
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
+from data_pipeline.readers.hub_files import hub_files
+from data_pipeline.readers.input_files import InputFile, status_of
 from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records
+from data_pipeline.readers.remote import LOCAL, RemotePath, is_remote
+from data_pipeline.readers.remote_finding import find_remote
 
 STDLIB = "stdlib:"
 # Tests are half of the text and unlike the rest; not all distributions have idlelib; the others are not the library.
@@ -36,12 +42,12 @@ class Input:
     """
 
     value: str
-    kind: Literal["file", "folder", "glob", "stdlib", "datasets", "generated"]
-    files: tuple[Path, ...]
-    root: Path | None = None
+    kind: Literal["file", "folder", "glob", "stdlib", "datasets", "hub", "generated"]
+    files: tuple[InputFile, ...]
+    root: Path | RemotePath | None = None
     rows: int = 0
     fingerprint: str = ""
-    unread: tuple[Path, ...] = ()
+    unread: tuple[InputFile, ...] = ()
     read_as: ReadAs | None = None
 
     @property
@@ -52,23 +58,33 @@ class Input:
     @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.files)
+        return sum(status_of(path).size for path in self.files)
 
-    def kind_of(self, path: Path) -> Kind:
+    def kind_of(self, path: InputFile) -> Kind:
         """How one of the files is read."""
         return file_kind(path, self.read_as)
 
-    def shown(self, path: Path) -> str:
+    def shown(self, path: InputFile) -> str:
         """The name of a file in messages."""
-        return shown_name(path.relative_to(self.root) if self.root else path)
+        return shown_name(str(path.relative_to(self.root) if self.root else path))
 
-    def may_have_changed_since(self, time_ns: int) -> bool:
-        """Whether a file's content or name may be newer than a time (ns since 1970); True where that is unknown.
+    @property
+    def versions(self) -> str | None:
+        """Hash of what the store says of the versions of remote files; None where it says nothing, and of local files."""
+        remote = [(self.shown(file), file.size, file.version) for file in self.files if isinstance(file, RemotePath)]
+        if not remote or not all(version for *_, version in remote):
+            return None
+        return hashlib.blake2b(json.dumps(remote).encode(), digest_size=16).hexdigest()
 
-        The change time of the inode also detects a file moved into place with an old modification time.
+    def may_have_changed_since(self, time_ns: int, versions: str | None) -> bool:
+        """Whether a file's content or name may be newer than a time (ns since 1970), or of remote files than these versions.
+
+        True where that is unknown. The change time of the inode also detects a file moved into place with an old modification time.
         """
         if self.kind == "generated":
             return False
+        if isinstance(next(iter(self.files), None), RemotePath):
+            return versions is None or versions != self.versions
         stats = (path.stat() for path in self.files)
         return not self.files or any(max(stat.st_mtime_ns, stat.st_ctime_ns) >= time_ns for stat in stats)
 
@@ -82,6 +98,9 @@ def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
     Raises:
         DataError: there is nothing, nothing readable, or an unknown dataset.
     """
+    if is_remote(value):
+        return _resolve_remote(value, read_as)
+    value = value.removeprefix(LOCAL)
     if value == STDLIB:
         return _resolve_stdlib()
     if names_generator(value) and not Path(value).exists():
@@ -99,6 +118,14 @@ def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
         found = files_of_pattern(value)
         return _checked(Input(value, "glob", found.files, unread=found.unread, read_as=read_as))
     raise DataError(f"--input {value}: {_why_nothing(value)}")
+
+
+def _resolve_remote(value: str, read_as: ReadAs | None) -> Input:
+    found = find_remote(value)
+    input_ = Input(value.rstrip("/"), found.kind, found.files, found.root, unread=found.unread)
+    if not found.files:
+        raise DataError(f"--input {value}: {_why_empty(input_)}")
+    return input_ if found.kind == "folder" else replace(input_, read_as=read_as)
 
 
 def _why_nothing(value: str) -> str:
@@ -141,10 +168,10 @@ def _why_empty(found: Input) -> str:
     return f"matches no file{others}{brackets}"
 
 
-def _refusal(found: Input, refused: list[tuple[Path, str]]) -> DataError:
+def _refusal(found: Input, refused: list[tuple[InputFile, str]]) -> DataError:
     """The error for the files that cannot be read, with the reason of the first."""
     path, why = refused[0]
-    if is_saved_dataset(path.parent):
+    if isinstance(path, Path) and is_saved_dataset(path.parent):
         return DataError(
             f"--input {found.value}: {path.parent} is a saved dataset; give that folder as an --input of its own"
         )
@@ -184,9 +211,13 @@ def unread_note(inputs: Sequence[Input]) -> str | None:
     )
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    names = ", ".join(f"{path}{'' if path.exists() else ' (a link to nothing)'}" for path in paths[:MAX_LISTED])
+def _listed(paths: Sequence[InputFile]) -> str:
+    names = ", ".join(f"{path}{_no_target(path)}" for path in paths[:MAX_LISTED])
     return f"{names} and {len(paths) - MAX_LISTED:,} more" if len(paths) > MAX_LISTED else names
+
+
+def _no_target(path: InputFile) -> str:
+    return " (a link to nothing)" if isinstance(path, Path) and not path.exists() else ""
 
 
 def _sorted(root: Path, paths: Iterable[Path]) -> list[Path]:
@@ -200,7 +231,9 @@ def _resolve_stdlib() -> Input:
 
 
 def _resolve_dataset(value: str) -> Input:
-    dataset = open_dataset(value)
     folder = dataset_folder(value)
+    if folder is None and (found := hub_files(value)):
+        return Input(value, "hub", found.files, found.root)
+    dataset = open_dataset(value)
     files = _sorted(folder, folder.rglob("*.arrow")) if folder else []
     return Input(value, "datasets", tuple(files), folder, len(dataset), dataset._fingerprint)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
 from operator import getitem
-from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import open_decompressed
+from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.nested_keys import key_path
 from data_pipeline.readers.not_text import without_nul
 
@@ -47,7 +47,7 @@ class LongText:
         OSError, MemoryError: the system reported a failure. ReadError: the file is shorter than before.
     """
 
-    path: Path
+    path: InputFile
     start: int
     stop: int | None = None
     is_escaped: bool = False
@@ -166,7 +166,7 @@ class LongLine:
         is_blank: whether there is nothing on it.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, first: bytes, start: int) -> None:
+    def __init__(self, path: InputFile, file: BinaryIO, first: bytes, start: int) -> None:
         self._path = path
         self._short = bytearray()
         self._long: dict[str, LongText] = {}

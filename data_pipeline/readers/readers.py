@@ -5,17 +5,16 @@ Memory is constant: one record or one batch of rows at a time, and long texts st
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import getitem
-from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
 from data_pipeline.generators.names import parse_generated
 from data_pipeline.readers.compression import DamagedFileError, OpenFile, TrailingBytesError, open_decompressed
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
+from data_pipeline.readers.input_files import read_again
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
 from data_pipeline.readers.nested_keys import key_names, key_path
@@ -51,7 +50,7 @@ def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
     elif file_range.kind == "parquet":
         yield from read_parquet(file_range, text_key)
     elif file_range.kind == "lines":
-        with open_decompressed(Path(file_range.source)) as file:
+        with open_decompressed(file_range.file) as file:
             yield from _read_lines(file, file_range, text_key)
     else:
         found = _read_text(file_range)
@@ -81,14 +80,14 @@ def _confirm(file_range: FileRange, text_key: str, count: int, why: str) -> None
 def _read_text(file_range: FileRange) -> list[Found]:
     """The text of a file or why it is none, then what follows the compressed content."""
     trailing: list[Found] = []
-    with open_decompressed(Path(file_range.source)) as file:
+    with open_decompressed(file_range.file) as file:
         content = file.content.read(LONG_BYTES + 1)
         beginning = content + file.content.read(max(0, BEGINNING_BYTES - len(content)))
         if problem := objection(beginning[:BEGINNING_BYTES]):
             return [Rejection(problem[0], None, problem[1])]
         start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
         if len(content) > LONG_BYTES:
-            return [TextValue(LongText(Path(file_range.source), start), None)]
+            return [TextValue(LongText(file_range.file, start), None)]
         try:
             file.require_end(len(content))
         except TrailingBytesError as error:
@@ -145,7 +144,7 @@ def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterato
 
 def _confirm_line(file: OpenFile, content: bytes, start: int) -> None:
     """Read again the beginning of a line that is broken."""
-    if os.pread(file.stored.fileno(), len(content), start) != content:
+    if read_again(file.stored, len(content), start) != content:
         raise ReadError.differs(str(file.path), f"at byte {start:,}")
 
 

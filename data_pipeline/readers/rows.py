@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.json_text import shown_name
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.mapped import require_readable
 from data_pipeline.readers.nested_keys import key_names, key_path
 from data_pipeline.readers.values import Found, TextValue
@@ -33,7 +34,7 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
 
     first = row = end = None
     try:
-        with _open_parquet(file_range.source) as file:
+        with _open_parquet(file_range.file) as file:
             groups = range(file_range.start, file.num_row_groups if file_range.stop is None else file_range.stop)
             sizes = [file.metadata.row_group(i).num_rows for i in range(groups.stop)]
             tree = _tree(file.schema_arrow)
@@ -60,7 +61,7 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
         raise DamagedFileError(str(error).splitlines()[0], _missing(file_range, row, first, end)) from error
 
 
-def row_group_bytes(path: str) -> list[int] | None:
+def row_group_bytes(path: InputFile) -> list[int] | None:
     """Sizes of the row groups of a Parquet file; None when its content is broken, which the reader will report.
 
     Raises:
@@ -79,12 +80,13 @@ def row_group_bytes(path: str) -> list[int] | None:
 
 
 @contextmanager
-def _open_parquet(path: str) -> Iterator["ParquetFile"]:
+def _open_parquet(path: InputFile) -> Iterator["ParquetFile"]:
     from pyarrow import parquet
 
     # Arrow takes only names that are UTF-8.
+    is_name = isinstance(path, Path) and shown_name(path) == str(path)
     with (
-        nullcontext(path) if shown_name(path) == path else Path(path).open("rb") as source,
+        nullcontext(str(path)) if is_name else path.open("rb") as source,
         parquet.ParquetFile(source) as file,
     ):
         yield file

@@ -9,9 +9,9 @@ import json
 import unicodedata
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from data_pipeline.errors import ReadError
+from data_pipeline.readers.input_files import InputFile, read_again
 
 # Raise it when a change of this package changes documents, tokens, samples or signatures of equal inputs.
 FORMAT = 2
@@ -39,25 +39,23 @@ def software(*packages: str) -> dict[str, str | int]:
 
 
 @cache
-def probe(path: str, start: int, stop: int, size: int, modified_ns: int) -> str:
+def probe(path: InputFile, start: int, stop: int, size: int, version: int | str) -> str:
     """Hash of the first and last `PROBE_BYTES` of bytes `start` to `stop` of a file.
 
     Args:
-        size, modified_ns: of the file now; with others, it is read again.
+        size, version: of the file now; with others, it is read again.
 
     Raises:
         ReadError: the file cannot be read.
     """
-    del size, modified_ns
+    del size, version
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with Path(path).open("rb") as file:
-            file.seek(start)
-            digest.update(file.read(min(PROBE_BYTES, stop - start)))
+        with path.open("rb") as file:
+            digest.update(read_again(file, min(PROBE_BYTES, stop - start), start))
             tail = max(start + PROBE_BYTES, stop - PROBE_BYTES)
             if tail < stop:
-                file.seek(tail)
-                digest.update(file.read(stop - tail))
+                digest.update(read_again(file, stop - tail, tail))
     except OSError as error:
-        raise ReadError.of(error, path) from error
+        raise ReadError.of(error, str(path)) from error
     return digest.hexdigest()

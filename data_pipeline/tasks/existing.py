@@ -82,7 +82,7 @@ def _input_difference(output: Path, manifest: Manifest, inputs: Sequence[Input],
     for i, (found, info) in enumerate(zip(inputs, manifest.inputs, strict=True)):
         if (found.kind, len(found.files), found.num_bytes) != (info.kind, info.files, info.bytes):
             return f"the input {found.value} has changed since"
-        modified += [i] if found.may_have_changed_since(made) else []
+        modified += [i] if found.may_have_changed_since(made, info.versions) else []
     tasks = cut_into_tasks(inputs) if modified else []
     for i in modified:
         digests = (read_digest(task, options) for task in tasks if task.input == i)

@@ -188,6 +188,7 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRec
                 documents=sum(record.counts.accepted for record in of_input),
                 tokens=sum(shard.tokens for record in of_input for shard in record.shards.values()),
                 digest=input_digest(record.digest for record in of_input),
+                versions=found.versions,
             )
         )
     return described

@@ -15,10 +15,12 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from data_pipeline.errors import DataError, ReadError
+from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange
+from data_pipeline.readers.input_files import InputFile, current_version, status_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import Kind, is_compressed
+from data_pipeline.readers.remote import RemotePath, is_remote, modified
 from data_pipeline.readers.rows import row_group_bytes
 from data_pipeline.tasks.addresses import content_address, probe
 
@@ -41,14 +43,14 @@ class Task:
         input: index of the `--input` value that it belongs to.
         ranges: what it reads, in order.
         identity: hash of the format, range, size, beginning and end of what it reads; the same wherever the files lie.
-        files: the files that it reads, each with its modification time in ns; none for a dataset of the hub or a generator.
+        files: the files that it reads, each with its version (`Status`); none for a converted dataset or a generator.
     """
 
     number: int
     input: int
     ranges: tuple[FileRange, ...]
     identity: str
-    files: tuple[tuple[str, int], ...] = ()
+    files: tuple[tuple[str, int | str], ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -95,11 +97,9 @@ def require_unmodified(task: Task) -> None:
     Raises:
         DataError: one has.
     """
-    for path, modified in task.files:
-        if Path(path).stat().st_mtime_ns != modified:
-            raise DataError(
-                f"{path} was modified while it was read; run the command again when it does not change any more"
-            )
+    for path, version in task.files:
+        if current_version(path) != version:
+            raise modified(path)
 
 
 def _num_bytes(found: Input) -> int:
@@ -143,9 +143,9 @@ def _root(found: Input) -> str:
     """The folder that an input's files lie in, so that names relative to it stay the same when it is moved."""
     if found.root:
         return str(found.root)
-    parts = Path(found.value).parts
+    parts = found.value.split("/") if is_remote(found.value) else Path(found.value).parts
     fixed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts) - 1)
-    return str(Path(*parts[:fixed]))
+    return "/".join(parts[:fixed]) if is_remote(found.value) else str(Path(*parts[:fixed]))
 
 
 def _hash(name: str) -> float:
@@ -158,17 +158,16 @@ def _file_ranges(found: Input, size: int) -> Iterator[FileRange]:
         yield from _row_ranges(found, size)
         return
     for path in found.files:
-        kind, num_bytes = found.kind_of(path), path.stat().st_size
-        whole = FileRange(kind, str(path), found.shown(path), num_bytes)
+        kind, num_bytes = found.kind_of(path), status_of(path).size
+        remote = path if isinstance(path, RemotePath) else None
+        whole = FileRange(kind, str(path), found.shown(path), num_bytes, remote=remote)
         if num_bytes <= size or is_compressed(path) or kind == "text":
             yield whole
         elif kind == "lines":
             for start in range(0, num_bytes, size):
                 stop = min(start + size, num_bytes)
                 # The last range is open-ended: a file that has changed in the meantime is noticed by its size.
-                yield FileRange(
-                    kind, whole.source, whole.shown, stop - start, start, stop if stop < num_bytes else None
-                )
+                yield replace(whole, num_bytes=stop - start, start=start, stop=stop if stop < num_bytes else None)
         else:
             yield from _parquet_ranges(whole, size)
 
@@ -184,7 +183,7 @@ def _row_ranges(found: Input, size: int) -> Iterator[FileRange]:
 def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
     """Put row groups of a large file together up to the size of a task."""
     try:
-        sizes = row_group_bytes(whole.source)
+        sizes = row_group_bytes(whole.file)
     except (OSError, MemoryError) as error:
         raise ReadError.of(error, whole.source, "at its footer") from error
     if sizes is None:
@@ -194,31 +193,33 @@ def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
     for stop in range(1, len(sizes) + 1):
         num_bytes = sum(sizes[start:stop])
         if stop == len(sizes) or num_bytes + sizes[stop] > size:
-            yield FileRange(whole.kind, whole.source, whole.shown, num_bytes, start, stop)
+            yield replace(whole, num_bytes=num_bytes, start=start, stop=stop)
             start = stop
 
 
-def _identified(found: Input, task: Task, look: Callable[[Path, int, int | None], tuple[int, int, str]]) -> Task:
+def _identified(
+    found: Input, task: Task, look: Callable[[InputFile, int, int | None], tuple[int | str, int, str]]
+) -> Task:
     """The task with its identity and its files. `look` is `_look`, or remembers what it returned."""
     described: list[object] = [found.fingerprint]
     files = []
     for each in task.ranges:
-        sources = found.files if each.kind in WITHOUT_BYTES else (Path(each.source),)
+        sources = found.files if each.kind in WITHOUT_BYTES else (each.file,)
         suffix = sources[0].suffix.lower() if each.kind not in WITHOUT_BYTES and is_compressed(sources[0]) else ""
         described.append([each.kind, suffix, each.start, each.stop])
         for path in sources:
             # Row groups and rows are not bytes: there, the whole file is looked at.
-            modified, *content = look(path, each.start, each.stop) if each.kind == "lines" else look(path, 0, None)
+            version, *content = look(path, each.start, each.stop) if each.kind == "lines" else look(path, 0, None)
             described.append(content)
-            files.append((str(path), modified))
+            files.append((str(path), version))
     return replace(task, identity=content_address(described), files=tuple(files))
 
 
-def _look(path: Path, start: int, stop: int | None) -> tuple[int, int, str]:
-    """Modification time of a file in ns; number of bytes, and hash of the beginning and end, of a part of it."""
-    stat = path.stat()
-    stop = stat.st_size if stop is None else stop
-    return stat.st_mtime_ns, stop - start, probe(str(path), start, stop, stat.st_size, stat.st_mtime_ns)
+def _look(path: InputFile, start: int, stop: int | None) -> tuple[int | str, int, str]:
+    """Version of a file; number of bytes, and hash of the beginning and end, of a part of it."""
+    size, version = status_of(path)
+    stop = size if stop is None else stop
+    return version, stop - start, probe(path, start, stop, size, version)
 
 
 def _told_apart(tasks: Sequence[Task]) -> list[Task]:
