@@ -10,7 +10,6 @@ from data_pipeline.in_use import require_unused
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest
 from data_pipeline.readers.finding import matches, split_pattern
 from data_pipeline.readers.inputs import Input
-from data_pipeline.readers.remote import is_remote
 from data_pipeline.tasks.work import JOINED, KINDS, PARTIAL, work_folder
 
 # Names that a glob would find in the output and in the work folder.
@@ -51,7 +50,7 @@ def resolve_output(output: Path) -> Path:
 def check_inputs(output: Path, inputs: Iterable[Input]) -> None:
     """Raise DataError when an input holds, or would hold at the next run, files that this command writes."""
     for found in inputs:
-        if found.kind == "stdlib" or is_remote(found.value):
+        if found.kind == "stdlib" or found.is_remote:
             continue
         for own in (output, work_folder(output)):
             _refuse_inside(found, own)

@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.readers.remote import RemotePath, RemoteReader, current, is_remote
 
 InputFile = Path | RemotePath
+IN_COMMIT = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 
 
 class Status(NamedTuple):
@@ -30,9 +32,11 @@ def status_of(file: InputFile) -> Status:
     return Status(found.st_size, found.st_mtime_ns)
 
 
-def current_version(source: str) -> int | str:
-    """The version of a file now."""
-    return status_of(current(source) if is_remote(source) else Path(source)).version
+def has_changed(source: str, version: int | str) -> bool:
+    """Whether a file has another version now. What belongs to a commit of the hub cannot change."""
+    if IN_COMMIT.match(source):
+        return False
+    return status_of(current(source) if is_remote(source) else Path(source)).version != version
 
 
 def stored_size(stored: io.BufferedReader) -> int:

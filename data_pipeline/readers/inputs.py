@@ -60,6 +60,11 @@ class Input:
         """Bytes on disk."""
         return sum(status_of(path).size for path in self.files)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files are in a store."""
+        return any(isinstance(path, RemotePath) for path in self.files[:1])
+
     def kind_of(self, path: InputFile) -> Kind:
         """How one of the files is read."""
         return file_kind(path, self.read_as)
@@ -83,7 +88,7 @@ class Input:
         """
         if self.kind == "generated":
             return False
-        if isinstance(next(iter(self.files), None), RemotePath):
+        if self.is_remote:
             return versions is None or versions != self.versions
         stats = (path.stat() for path in self.files)
         return not self.files or any(max(stat.st_mtime_ns, stat.st_ctime_ns) >= time_ns for stat in stats)

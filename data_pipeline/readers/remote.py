@@ -82,21 +82,21 @@ class RemotePath:
         """Itself: stores have no links."""
         return self
 
-    def open(self, mode: str = "rb") -> "RemoteReader":
-        """Open the file for reading.
+    def open(self, mode: str = "rb", buffering: int = -1) -> "RemoteReader | _RawRemote":
+        """Open the file for reading; with a `buffering` of 0, each read is a request.
 
         Raises:
             DataError: it is not the file that was listed. ReadError: it cannot be read now.
         """
         assert mode == "rb"
-        return RemoteReader(self)
+        return RemoteReader(self) if buffering else _RawRemote(self, "none")
 
 
 class RemoteReader(io.BufferedReader):
     """An open remote file. All failures are ReadErrors, so that none is taken for broken content."""
 
     def __init__(self, path: RemotePath) -> None:
-        self._raw = _RawRemote(path)
+        self._path, self._raw = path, _RawRemote(path, "readahead")
         super().__init__(self._raw, BUFFER_BYTES)
 
     @property
@@ -106,17 +106,19 @@ class RemoteReader(io.BufferedReader):
 
     def read_again(self, size: int, start: int) -> bytes:
         """Bytes from `start` on, read anew."""
-        return self._raw.read_again(size, start)
+        with _RawRemote(self._path, "none") as raw:
+            raw.seek(start)
+            return raw.read(size)
 
 
 class _RawRemote(io.RawIOBase):
     """fsspec's file, with its exceptions translated."""
 
-    def __init__(self, path: RemotePath) -> None:
+    def __init__(self, path: RemotePath, cache: str) -> None:
         self._url = path.url
         with translated(path.url):
-            self._fs, self._name = filesystem(path.url)
-            self._file = self._fs.open(self._name, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
+            fs, name = filesystem(path.url)
+            self._file = fs.open(name, "rb", block_size=BLOCK_BYTES, cache_type=cache)
             if getattr(self._file, "size", None) is None or not self._file.seekable():
                 raise DataError(
                     f"{path.url}: the server does not say how long it is; download the file and give its path"
@@ -144,11 +146,6 @@ class _RawRemote(io.RawIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
-
-    def read_again(self, size: int, start: int) -> bytes:
-        with translated(self._url):
-            end = min(start + size, self.size)
-            return self._fs.cat_file(self._name, start=start, end=end) if start < end else b""
 
     def close(self) -> None:
         if not self.closed and hasattr(self, "_file"):

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 
 from data_pipeline.errors import ReadError
-from data_pipeline.readers.input_files import InputFile, read_again
+from data_pipeline.readers.input_files import InputFile
 
 # Raise it when a change of this package changes documents, tokens, samples or signatures of equal inputs.
 FORMAT = 2
@@ -51,11 +51,13 @@ def probe(path: InputFile, start: int, stop: int, size: int, version: int | str)
     del size, version
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with path.open("rb") as file:
-            digest.update(read_again(file, min(PROBE_BYTES, stop - start), start))
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            digest.update(file.read(min(PROBE_BYTES, stop - start)))
             tail = max(start + PROBE_BYTES, stop - PROBE_BYTES)
             if tail < stop:
-                digest.update(read_again(file, stop - tail, tail))
+                file.seek(tail)
+                digest.update(file.read(stop - tail))
     except OSError as error:
         raise ReadError.of(error, str(path)) from error
     return digest.hexdigest()

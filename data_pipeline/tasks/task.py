@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange
-from data_pipeline.readers.input_files import InputFile, current_version, status_of
+from data_pipeline.readers.input_files import InputFile, has_changed, status_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import Kind, is_compressed
 from data_pipeline.readers.remote import RemotePath, is_remote, modified
@@ -98,7 +98,7 @@ def require_unmodified(task: Task) -> None:
         DataError: one has.
     """
     for path, version in task.files:
-        if current_version(path) != version:
+        if has_changed(path, version):
             raise modified(path)
 
 
