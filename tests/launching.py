@@ -53,7 +53,7 @@ def train(*words: str | Path, ranks: int = 1, timeout: int = 240) -> subprocess.
 
 def metrics(run_folder: Path) -> list[dict]:
     """Training records of metrics.jsonl."""
-    return [record for record in records(run_folder) if "validation" not in record]
+    return [record for record in records(run_folder) if "loss" in record]
 
 
 def records(run_folder: Path) -> list[dict]:

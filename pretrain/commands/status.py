@@ -33,32 +33,34 @@ def run(arguments: argparse.Namespace) -> int:
 
 def status_of(folder: Path) -> dict[str, Any]:
     """Everything that the verb prints; figures that the run has not written are null."""
-    from pretrain.checkpoints.folder import list_checkpoints
+    from pretrain.checkpoints.folder import list_checkpoints, step_of
     from pretrain.config.run_folder import whole_records
     from pretrain.training.run_folder import is_locked, read_status
 
     start = read_status(folder)
     records = whole_records(folder)
-    training = next((record for record in reversed(records) if "validation" not in record), {})
+    training = next((record for record in reversed(records) if "loss" in record), {})
     validation = next((record for record in reversed(records) if "validation" in record), None)
-    kept = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "eta", "elapsed", "skipped")
+    checkpoints = list_checkpoints(folder)
+    kept = ("loss", "grad_norm", "tokens_per_second", "mfu", "eta", "elapsed", "skipped")
     return {
         "run": str(folder),
         "state": _state(start, is_locked(folder)),
         **{key: start.get(key) for key in ("since", "why", "host", "process", "ranks", "slurm_job", "starts", "total_steps")},
+        "step": training.get("step", step_of(checkpoints[-1]) if checkpoints else None),
         **{key: training.get(key) for key in kept},
         "seconds_since_record": _age(folder / "metrics.jsonl"),
         "validation": validation and {
             "step": validation["step"],
             "nats_per_token": {str(row["loops"]): row["nats_per_token"] for row in validation["validation"]["loops"]},
         },
-        "checkpoints": [path.name for path in list_checkpoints(folder)],
+        "checkpoints": [path.name for path in checkpoints],
         "warnings": _warnings(folder / "logs" / "rank_0.log"),
     }  # fmt: skip
 
 
 def _state(start: dict[str, Any], locked: bool | None) -> str:
-    """running, finished, stopped, failed; killed: it ended without saying so; waiting: its SLURM job is in the queue again.
+    """running, finished, stopped, failed, imported; killed: ended without saying so; waiting: its SLURM job is in the queue again.
 
     As recorded if `locked` is None.
     """
@@ -90,7 +92,7 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     yield f"{'run':<12}{status['run']}"
     yield f"{'state':<12}{_state_line(status)}"
     yield f"{'step':<12}{_step_line(status)}"
-    if status["step"] is not None:
+    if status["elapsed"] is not None:
         yield f"{'loss':<12}{_number(status['loss'])} nats/token, grad_norm {_number(status['grad_norm'])}"
     if status["validation"]:
         figures = ", ".join(
@@ -131,4 +133,5 @@ def _step_line(status: dict[str, Any]) -> str:
         eta = (
             f", eta {format_duration(status['eta'])}, last record {format_duration(status['seconds_since_record'])} ago"
         )
-    return f"{status['step']:,}{total} in {format_duration(status['elapsed'])} of training{eta}"
+    took = f" in {format_duration(status['elapsed'])} of training" if status["elapsed"] is not None else ""
+    return f"{status['step']:,}{total}{took}{eta}"

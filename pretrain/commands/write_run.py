@@ -1,6 +1,7 @@
 """Write a run folder from an exported folder: settings, tokenizer, results, and a checkpoint that holds weights only."""
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pretrain.config.load import dump_settings
 from pretrain.config.settings import Settings
 from pretrain.export.new_folder import new_folder
 from pretrain.export.record import FOLDER, RunRecord, settings_from
+from pretrain.training.run_folder import STATUS
 
 
 def write_run(output: Path, record: RunRecord, weights: dict[str, Tensor], export: Path, manifest: Manifest) -> None:
@@ -37,6 +39,12 @@ def write_run(output: Path, record: RunRecord, weights: dict[str, Tensor], expor
             (folder / "eval").mkdir(exist_ok=True)
             (folder / "eval" / name).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
         _write_checkpoint(folder / "checkpoints" / f"step_{record.step}", record, weights)
+        status = {"state": "imported", "since": time.strftime("%Y-%m-%d %H:%M:%S"), "why": _origin(record, export)}
+        (folder / STATUS).write_text(json_text(status, indent=2) + "\n", encoding="utf-8")
+
+
+def _origin(record: RunRecord, export: Path) -> str:
+    return f"from {export.resolve()}: {record.weights} weights of step {record.step} of {record.settings['run.name']}"
 
 
 def _settings(record: RunRecord, output: Path) -> Settings:

@@ -25,3 +25,8 @@ def whole_records(folder: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             records.append(json.loads(line))
     return records
+
+
+def has_record(folder: Path, kind: str, step: int) -> bool:
+    """Whether `metrics.jsonl` has a record of a step with this key: `validation` or `texts`."""
+    return any(kind in record and record["step"] == step for record in whole_records(folder))

@@ -189,6 +189,12 @@ class Log:
     """Steps between lines on the console and in metrics.jsonl; the figures are means over these steps."""
     tensorboard: bool = True
     """Also write TensorBoard files into tensorboard/ of the run folder."""
+    parts: bool = False
+    """Also log the gradient norm and the update-to-weight ratio of each part of the model, at the steps that are logged. During
+    their update every rank holds a second copy of its share of the fp32 weights."""
+    texts_every: int | None = Field(None, ge=1)
+    """Steps between samples of text, two rows at model.loop.max; empty: none. With optim.ema_decay, whose weights they are drawn
+    with, every rank meanwhile holds a second copy of its share of the fp32 weights."""
     wandb: bool = False
     """Also send the figures to Weights & Biases; offline with WANDB_MODE=offline. Needs the extra wandb."""
     trackio: bool = False

@@ -93,7 +93,8 @@ def read_run(folder: Path, name: str) -> RunFacts:
     settings = _settings(folder / "config.yaml")
     by_step: dict[tuple[bool, int], Record] = {}
     for record in _metrics(folder / "metrics.jsonl"):
-        by_step["loss" in record, record["step"]] = record
+        if "texts" not in record:
+            by_step["loss" in record, record["step"]] = record
     records = [by_step[key] for key in sorted(by_step)]
     steps = [record for record in records if "loss" in record]
     return RunFacts(folder, name, settings, steps, [r for r in records if "validation" in r])

@@ -29,8 +29,10 @@ from pretrain.training.facts import batch_facts, run_facts
 from pretrain.training.hooks.base import Hook
 from pretrain.training.hooks.checkpoints import Checkpoints
 from pretrain.training.hooks.metrics import Metrics
+from pretrain.training.hooks.parts import Parts
 from pretrain.training.hooks.recorder import Recorder
 from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
+from pretrain.training.hooks.texts import Texts
 from pretrain.training.hooks.trackers import Trackio, WandB
 from pretrain.training.hooks.validation import Validation, validation_is_missing
 from pretrain.training.loop import train
@@ -125,12 +127,15 @@ def build_run(plan: RunPlan, blend: Blend, world: World) -> TrainingRun:
 
 
 def _hooks(run: TrainingRun, stop: StopRequest) -> list[Hook]:
-    """In the order of their calls: metrics, validation, then the checkpoint that makes both permanent."""
+    """In the order of their calls: metrics, texts, validation, then the checkpoint that makes them permanent."""
     settings = run.plan.settings
     wanted = {TensorBoard: settings.log.tensorboard, WandB: settings.log.wandb, Trackio: settings.log.trackio}
     recorder = Recorder([Console(), MetricsFile(), *(sink() for sink, on in wanted.items() if on)])
     peak = peak_flops(run.world.device, settings.train.precision, settings.hardware.peak_tflops)
-    hooks: list[Hook] = [recorder, Metrics(recorder, peak)]
+    parts = Parts() if settings.log.parts else None
+    hooks: list[Hook] = [recorder, *([parts] if parts else []), Metrics(recorder, peak, parts)]
+    if settings.log.texts_every is not None:
+        hooks.append(Texts(recorder))
     if settings.eval.every is not None:
         hooks.append(Validation(evaluation_sets(run.blend, VALIDATION, check=False), recorder, stop))
     return [*hooks, Checkpoints()]

@@ -6,9 +6,11 @@ weights themselves, eight steps would change too little to see an error.)
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import torch
@@ -16,8 +18,9 @@ import torch
 from model.weights import initial_weights
 from pretrain.checkpoints.index import VOCABULARY
 from pretrain.config.load import load_settings
+from pretrain.optimizer.update_norms import PARTS
 from tests.checkpoints import weights_of
-from tests.launching import BIN, ROOT, free_port, metrics, run
+from tests.launching import BIN, ROOT, free_port, metrics, records, run
 
 RECIPE = ROOT / "tests" / "tiny.yaml"
 STEPS = 8
@@ -213,7 +216,7 @@ def launch(
     """
     layouts = list(layouts)
     (ranks,) = {layout.ranks for layout in layouts}
-    common = [f"run.dir={folder}", f"train.steps={STEPS}"]
+    common = [f"run.dir={folder}", f"train.steps={STEPS}", "log.parts=true", f"log.texts_every={STEPS}"]
     overrides = [
         [
             *common,
@@ -268,6 +271,32 @@ def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
         assert ours.keys() == theirs.keys()
         worst = max([worst, *(((ours[k] - v).norm() / v.norm()).item() for k, v in theirs.items())])
     return loss, norm, worst
+
+
+def part_deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
+    """Largest relative deviation over parts and steps: of gradient norms and of update-to-weight ratios from the reference run,
+    and of the root of the sum of the norms' squares from the global gradient norm of the same run.
+    """
+    expected, got = metrics(folder / REFERENCES[layout.model].folder), metrics(folder / layout.folder)
+    worst = {"grad_norm": 0.0, "update_ratio": 0.0}
+    total = 0.0
+    for one, other in zip(expected, got, strict=True):
+        assert list(one["parts"]) == list(other["parts"]) == list(PARTS)
+        for figure in worst:
+            pairs = [(one["parts"][part][figure], other["parts"][part][figure]) for part in PARTS]
+            worst[figure] = max([worst[figure], *(abs(b - a) / a for a, b in pairs)])
+        norm = math.hypot(*(figures["grad_norm"] for figures in other["parts"].values()))
+        total = max(total, abs(norm / other["grad_norm"] - 1))
+    return worst["grad_norm"], worst["update_ratio"], total
+
+
+def same_text(folder: Path, layout: Layout) -> float:
+    """Share of the drawn texts that equals the reference's, from 0 to 1."""
+    (one,), (other,) = (
+        [record["texts"]["drawn"] for record in records(folder / name) if "texts" in record]
+        for name in (REFERENCES[layout.model].folder, layout.folder)
+    )
+    return min(SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in zip(one, other, strict=True))
 
 
 def table_row(layout: Layout, *values: str) -> str:

@@ -1,5 +1,6 @@
 """A step whose loss or gradient is not finite, or whose loss is a spike, updates nothing and leaves no gradient behind."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pretrain.optimizer.ema import averaged_weights
 from pretrain.training.start import build_run
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.step import SPIKE_WINDOW, train_step
-from tests.launching import ROOT
+from tests.launching import BIN, ROOT, free_port, run
 
 LAYOUTS = [
     ("parallel.zero_stage=0", "train.precision=fp32"),
@@ -117,3 +118,41 @@ def test_the_comparison_sees_an_update(start):
     train_step(run, run.batches[1])
     after = state_of(run)
     assert all(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+TWO_RANKS = {
+    **{f"DP2, ZeRO-{z}, {p}": (f"parallel.zero_stage={z}", f"train.precision={p}")
+       for z in (0, 1, 2, 3) for p in ("fp32", "bf16") if z or p == "fp32"},
+    "DP2, ZeRO-2, optimizer on CPU": LAYOUTS[-2],
+    "DP2, ZeRO-3, weights on CPU": LAYOUTS[-1],
+    "TP2, ZeRO-0": ("parallel.tensor=2", "parallel.zero_stage=0"),
+    "TP2 + SP, bf16": ("parallel.tensor=2", "parallel.sequence=true", "train.precision=bf16"),
+    "PP2, ZeRO-0": ("parallel.pipeline=2", "parallel.zero_stage=0", "parallel.mid_replicas=1"),
+    "PP2, bf16": ("parallel.pipeline=2", "train.precision=bf16", "parallel.mid_replicas=1"),
+    "PP2, 2 copies of mid": ("parallel.pipeline=2", "parallel.mid_replicas=2"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus, tmp_path_factory) -> dict[str, list[dict]]:
+    """What each rank of each layout saw, from one start of two ranks."""
+    folder = tmp_path_factory.mktemp("one_bad_rank")
+    common = [f"data.path={corpus}", "train.steps=9"]
+    (folder / "layouts.json").write_text(json.dumps({name: [*common, *words] for name, words in TWO_RANKS.items()}))
+    torchrun = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    script = [ROOT / "tests/distributed/one_bad_rank.py", folder / "out.json", folder / "layouts.json"]
+    done = run([*torchrun, *script], timeout=400, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return json.loads((folder / "out.json").read_text())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", TWO_RANKS)
+def test_if_one_rank_of_two_is_bad_neither_updates(outcomes, layout):
+    """A gradient of rank 0 alone, one of rank 1 alone, a loss of rank 1 alone; the step after them is a normal one."""
+    one, other = outcomes[layout]
+    assert one["skipped"] == other["skipped"]
+    for reason in one["skipped"]:
+        assert reason is not None and re.fullmatch("the gradient norm is (inf|nan)|the loss is nan", reason)
+    assert one["changed"] == other["changed"] == []
+    assert one["afterwards"] == other["afterwards"] == [None, None]

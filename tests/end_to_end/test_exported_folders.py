@@ -229,6 +229,11 @@ def test_a_layout_comes_back_from_its_export(runs, exports, world, corpus, capsy
     assert files_of(tmp_path / "again") == files_of(exports[name])
     if name != "ZeRO-3":
         return
+    capsys.readouterr()
+    assert main(["status", str(imported)]) == 0
+    origin = f"imported (from {exports[name].resolve()}: ema weights of step 2 of {runs[name].name}) since 20"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"{'state':<12}{origin}") and lines[2] == f"{'step':<12}2" and len(lines) == 4
     tables = []
     for folder in (runs[name], imported):
         capsys.readouterr()

@@ -1,12 +1,14 @@
 """Figures through wandb (offline) and trackio, where their libraries are installed, and the message where not."""
 
+import html
 import importlib.util
 import json
 import sqlite3
+from textwrap import indent
 
 import pytest
 
-from tests.launching import ROOT, metrics, run, training_command
+from tests.launching import ROOT, metrics, records, run, training_command
 
 pytestmark = pytest.mark.end_to_end
 HAVE = {name: importlib.util.find_spec(name) is not None for name in ("wandb", "trackio")}
@@ -45,7 +47,7 @@ def test_trackio_has_every_step_once_after_a_crash(start, tmp_path):
     assert start("log.trackio=true", "checkpoint.every=3", "run.stop_after=5").returncode == 0
     for folder in (tmp_path / "run" / "checkpoints").glob("step_5*"):
         folder.rename(tmp_path / "gone")  # as if the run had been killed before this save
-    done = start("log.trackio=true")
+    done = start("log.trackio=true", "log.parts=true", "log.texts_every=8")
     assert done.returncode == 0 and "resumed from " in done.stdout, done.stderr
     (database,) = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(database) as connection:
@@ -54,17 +56,24 @@ def test_trackio_has_every_step_once_after_a_crash(start, tmp_path):
     expected = {record["step"]: record["loss"] for record in metrics(tmp_path / "run")}
     assert {step: json.loads(text)["train/loss"] for step, text in rows} == pytest.approx(expected)
     assert "validation_nats_per_token/loops_3" in json.loads(rows[3][1])
+    (texts,) = (record["texts"]["drawn"] for record in records(tmp_path / "run") if "texts" in record)
+    last = json.loads(rows[7][1])
+    assert last["texts/1"]["_value"] == indent(texts[0], "    ", lambda line: True)
+    assert last["grad_norm_by_part/mid"] == metrics(tmp_path / "run")[-1]["parts"]["mid"]["grad_norm"]
 
 
 @pytest.mark.skipif(not HAVE["wandb"], reason="needs wandb")
 def test_wandb_offline_keeps_one_run_over_two_starts(start, tmp_path):
-    for words in (("run.stop_after=5",), ()):
+    for words in (("run.stop_after=5",), ("log.texts_every=8",)):
         done = start("log.wandb=true", *words)
         assert done.returncode == 0, done.stderr
     folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
     steps = [step for folder in folders for step in logged_steps(folder)]
     assert steps == list(range(1, 9))
+    (texts,) = (record["texts"]["drawn"] for record in records(tmp_path / "run") if "texts" in record)
+    (page,) = folders[1].rglob("texts/1_*.html")
+    assert f"<pre>{html.escape(texts[0])}</pre>" in page.read_text(encoding="utf-8")
 
 
 def logged_steps(folder):

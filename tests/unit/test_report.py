@@ -52,6 +52,7 @@ def run_folder(folder: Path, loss: float, corpus: Path | None = None) -> Path:
     ]  # fmt: skip
     rows = [{"loops": s, "nats_per_token": loss - s / 50, "nats_per_token_se": 0.01} for s in (1, 2)]
     steps.append({"step": 20, "tokens": 20_000, "validation": {"loops": rows}})
+    steps.append({"step": 20, "tokens": 20_000, "texts": {"drawn": ["one"]}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in steps) + '{"step": 30, "lo')
     names = ("attention", "attention_over_share", "relative_change", "change_of_direction", "norm")
     measured = {name: {"mean": [0.5, 0.6], "standard_error": [0.1, 0.1]} for name in names}

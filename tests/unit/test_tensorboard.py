@@ -26,10 +26,12 @@ def start(folder, first, last, value, clock=None, monkeypatch=None):
                 "mfu": None,
                 "loss_by_timestep": [1.0, None],
                 "loss_by_loops": {2: 3.0},
+                "parts": {"mid": {"grad_norm": value, "update_ratio": 0.01}},
             }
         )
         figures = {"name": "", "loops": [{"loops": 1, "nats_per_token": value}]}
         sink.write_validation({"step": step, "validation": figures})
+        sink.write_texts({"step": step, "texts": {"drawn": [f"{value}\n  {step}"]}})
     sink.close()
 
 
@@ -54,6 +56,12 @@ def test_repeated_steps_are_shown_once(tmp_path, monkeypatch, later):
     expected = [*(100 + s for s in range(1, 6)), 206, 207, *(300 + s for s in range(8, 11))]
     assert shown(tmp_path, "train/loss") == list(enumerate(expected, 1))
     assert len(shown(tmp_path, "validation_nats_per_token/loops_1")) == 10
+    assert [value for _, value in shown(tmp_path, "grad_norm_by_part/mid")] == [100] * 5 + [200] * 2 + [300] * 3
+    assert len(shown(tmp_path, "update_ratio_by_part/mid")) == 10
+    texts = PluginEventAccumulator(str(tmp_path / "tensorboard"))
+    texts.Reload()
+    lines = [each.tensor_proto.string_val[0].decode().splitlines() for each in texts.Tensors("texts/1/text_summary")]
+    assert lines == [[f"    {value - step}", f"      {step}"] for step, value in enumerate(expected, 1)]
     assert len(shown(tmp_path, "loss_by_loops/2")) == len(shown(tmp_path, "loss_by_timestep/0.0")) == 10
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import text as text_summary
 
 NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
@@ -40,6 +41,10 @@ class EventFile:
         """Append the values of a step."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._append(Event(step=step, summary=Summary(value=values)))
+
+    def write_text(self, step: int, tag: str, text: str) -> None:
+        """Append a text in Markdown."""
+        self._append(Event(step=step, summary=text_summary(tag, text)))
 
     def close(self) -> None:
         """Close the file."""

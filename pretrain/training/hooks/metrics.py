@@ -10,15 +10,21 @@ import torch
 
 from pretrain.training.batches import TIMESTEP_BINS
 from pretrain.training.hooks.base import Hook
+from pretrain.training.hooks.parts import Parts
 from pretrain.training.hooks.recorder import Record, Recorder
 from pretrain.training.state import StepReport, TrainingRun
 
 
 class Metrics(Hook):
-    """Means over the steps since the last record; totals where the field is cumulative."""
+    """Means over the steps since the last record; totals where the field is cumulative.
 
-    def __init__(self, recorder: Recorder, peak_flops: float | None) -> None:
-        self._recorder, self._peak_flops = recorder, peak_flops
+    Args:
+        peak_flops: of one rank; None if unknown.
+        parts: whose figures of the last step are recorded too; None not to.
+    """
+
+    def __init__(self, recorder: Recorder, peak_flops: float | None, parts: Parts | None = None) -> None:
+        self._recorder, self._peak_flops, self._parts = recorder, peak_flops, parts
         self._reports: list[StepReport] = []
 
     def on_start(self, run: TrainingRun) -> None:
@@ -55,6 +61,7 @@ class Metrics(Hook):
         reports, flops_per_second = self._reports, (run.progress.flops - self._flops) / seconds
         taken = [report for report in reports if report.skipped is None]
         peak = self._peak_flops and self._peak_flops * run.world.size
+        parts = {"parts": self._parts.figures} if self._parts and self._parts.figures else {}
         return position(run) | {
             "loss": _mean([r.loss for r in taken]),
             "loops": _mean([r.loops for r in reports]),
@@ -70,6 +77,7 @@ class Metrics(Hook):
             "eta": _eta(run),
             "loss_by_timestep": _by_timestep(taken),
             "loss_by_loops": _by_loops(taken),
+            **parts,
         }
 
 

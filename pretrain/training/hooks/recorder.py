@@ -22,6 +22,9 @@ class Sink:
     def write_validation(self, record: Record) -> None:
         """Take the figures of one validation set; they are under the key `validation`."""
 
+    def write_texts(self, record: Record) -> None:
+        """Take samples of text; they are under the key `texts`."""
+
     def close(self) -> None:
         """Called after the last record."""
 
@@ -47,6 +50,11 @@ class Recorder(Hook):
         """Pass a validation record to every sink. For the main rank."""
         for sink in self._sinks:
             sink.write_validation(record)
+
+    def record_texts(self, record: Record) -> None:
+        """Pass a record with texts to every sink. For the main rank."""
+        for sink in self._sinks:
+            sink.write_texts(record)
 
     def on_failure(self, run: TrainingRun) -> None:
         """Close the sinks."""

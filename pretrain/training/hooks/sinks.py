@@ -1,12 +1,16 @@
 """Where figures go: the console, metrics.jsonl, TensorBoard."""
 
 import json
+from textwrap import indent
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.json_text import json_text
 from pretrain.evaluation.report import short_figures
 from pretrain.training.hooks.recorder import Record, Sink
 from pretrain.training.state import TrainingRun
+
+SHOWN = 120
+"""Characters of a text on the console."""
 
 
 class Console(Sink):
@@ -43,6 +47,14 @@ class Console(Sink):
             flush=True,
         )
 
+    def write_texts(self, record: Record) -> None:
+        """Print the beginning of the first text in one line."""
+        texts = record["texts"]
+        beginning = json.dumps(texts["drawn"][0][:SHOWN], ensure_ascii=False)
+        print(
+            f"text at step {record['step']} ({texts['weights']} weights, S={texts['loops']}): {beginning}", flush=True
+        )
+
 
 class MetricsFile(Sink):
     """`metrics.jsonl`: one JSON object per record, flushed line by line."""
@@ -59,7 +71,7 @@ class MetricsFile(Sink):
         self._file.write(json_text(record) + "\n")
         self._file.flush()
 
-    write_validation = write_training
+    write_validation = write_texts = write_training
 
     def close(self) -> None:
         """Close the file."""
@@ -76,12 +88,17 @@ class TensorBoard(Sink):
         self._file = EventFile(run.folder / "tensorboard", first_step=run.progress.step + 1)
 
     def write_training(self, record: Record) -> None:
-        """Write scalars under `train/`, `loss_by_timestep/` and `loss_by_loops/`."""
+        """Write scalars under `train/`, `loss_by_timestep/`, `loss_by_loops/`, `grad_norm_by_part/` and `update_ratio_by_part/`."""
         self._file.write(record["step"], training_scalars(record))
 
     def write_validation(self, record: Record) -> None:
         """Write the nats per token of every S under `validation_nats_per_token/`."""
         self._file.write(record["step"], validation_scalars(record))
+
+    def write_texts(self, record: Record) -> None:
+        """Write texts under `texts/`."""
+        for number, text in enumerate(record["texts"]["drawn"], 1):
+            self._file.write_text(record["step"], f"texts/{number}", as_markdown(text))
 
     def close(self) -> None:
         """Close the file."""
@@ -92,6 +109,11 @@ def training_scalars(record: Record) -> dict[str, float]:
     """The numbers of a training record, by tag."""
     bins = record["loss_by_timestep"]
     scalars = {f"train/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+    scalars |= {
+        f"{figure}_by_part/{part}": value
+        for part, figures in record.get("parts", {}).items()
+        for figure, value in figures.items()
+    }
     scalars |= {f"loss_by_timestep/{i / len(bins):.1f}": v for i, v in enumerate(bins) if v is not None}
     return scalars | {f"loss_by_loops/{loops}": v for loops, v in record["loss_by_loops"].items()}
 
@@ -101,6 +123,11 @@ def validation_scalars(record: Record) -> dict[str, float]:
     figures = record["validation"]
     tag = f"validation_nats_per_token{figures['name'] and '_' + figures['name']}"
     return {f"{tag}/loops_{f['loops']}": f["nats_per_token"] for f in figures["loops"]}
+
+
+def as_markdown(text: str) -> str:
+    """A text as Markdown that shows it as it is: indented lines."""
+    return indent(text, "    ", lambda line: True)
 
 
 def format_duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 Both read their own environment variables: WANDB_MODE=offline, WANDB_ENTITY, TRACKIO_DIR and so on.
 """
 
+import html
 import json
 import uuid
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from data_pipeline.atomic_files import write_atomic
 from pretrain.config.keys import flatten
 from pretrain.errors import UserError
 from pretrain.training.hooks.recorder import Record, Sink
-from pretrain.training.hooks.sinks import training_scalars, validation_scalars
+from pretrain.training.hooks.sinks import as_markdown, training_scalars, validation_scalars
 from pretrain.training.state import TrainingRun
 
 
@@ -38,7 +39,7 @@ class Tracker(Sink):
         self._id, self._last = known.get("id", uuid.uuid4().hex[:12]), known.get("last_step", -1)
         self._library = _import(self.name)
         self._begin(self._library, run)
-        self._waiting: tuple[int, dict[str, float]] | None = None
+        self._waiting: tuple[int, dict[str, object]] | None = None
 
     def _begin(self, library: ModuleType, run: TrainingRun) -> None:
         raise NotImplementedError
@@ -51,18 +52,27 @@ class Tracker(Sink):
         """Send the nats per token of every S."""
         self._write(record["step"], validation_scalars(record))
 
-    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Keep the scalars until those of another step come: a service takes a step once."""
+    def write_texts(self, record: Record) -> None:
+        """Send texts under `texts/`."""
+        texts = enumerate(record["texts"]["drawn"], 1)
+        self._write(record["step"], {f"texts/{number}": self._shown(self._library, text) for number, text in texts})
+
+    def _shown(self, library: ModuleType, text: str) -> object:
+        """A text as the service shows it."""
+        raise NotImplementedError
+
+    def _write(self, step: int, figures: Mapping[str, object]) -> None:
+        """Keep the figures until those of another step come: a service takes a step once."""
         if self._waiting is not None and self._waiting[0] != step:
             self._send()
         if step > self._last:
-            self._waiting = step, (self._waiting[1] if self._waiting else {}) | scalars
+            self._waiting = step, (self._waiting[1] if self._waiting else {}) | figures
 
     def _send(self) -> None:
         if self._waiting is None:
             return
-        (step, scalars), self._waiting = self._waiting, None
-        self._library.log(scalars, step=step)
+        (step, figures), self._waiting = self._waiting, None
+        self._library.log(figures, step=step)
         self._last = step
         write_atomic(
             self._path, json.dumps({"id": self._id, "last_step": step, "passed_over": self._passed_over}) + "\n"
@@ -86,6 +96,9 @@ class WandB(Tracker):
             config=_plain(settings),
         )  # fmt: skip
 
+    def _shown(self, library: ModuleType, text: str) -> object:
+        return library.Html(f"<pre>{html.escape(text)}</pre>", data_is_not_path=True)
+
 
 class Trackio(Tracker):
     """`log.trackio`: trackio, whose files stay on this machine."""
@@ -99,6 +112,9 @@ class Trackio(Tracker):
             project=settings.log.project, name=name, resume="allow", config=_plain(settings), embed=False, auto_log_gpu=False,
             auto_log_cpu=False,
         )  # fmt: skip
+
+    def _shown(self, library: ModuleType, text: str) -> object:
+        return library.Markdown(as_markdown(text))
 
 
 def _plain(settings: object) -> dict[str, object]:

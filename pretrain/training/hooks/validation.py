@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.manifest import VALIDATION
-from pretrain.config.run_folder import whole_records
+from pretrain.config.run_folder import has_record
 from pretrain.evaluation.nelbo import EvaluationStopped, Evaluator
 from pretrain.evaluation.report import evaluation_settings
 from pretrain.evaluation.result_files import save_result
@@ -67,15 +67,10 @@ class Validation(Hook):
 
 def validation_is_missing(run: TrainingRun) -> bool:
     """Whether the validation of the present step is due and was not done, because a request to stop ended it. Collective."""
-    return run.world.from_main(_is_due(run) and not _is_recorded(run) if run.world.is_main else None)
+    missing = run.world.is_main and _is_due(run) and not has_record(run.folder, "validation", run.progress.step)
+    return run.world.from_main(missing)
 
 
 def _is_due(run: TrainingRun) -> bool:
     every, progress = run.plan.settings.eval.every, run.progress
     return bool(every and progress.step and progress.step % every == 0 and not progress.skipped_in_a_row)
-
-
-def _is_recorded(run: TrainingRun) -> bool:
-    """Whether metrics.jsonl has a validation of the present step. For the main rank."""
-    records = whole_records(run.folder)
-    return any("validation" in record and record["step"] == run.progress.step for record in records)
