@@ -90,21 +90,31 @@ def _evaluate(job: Job, runs: "Sequence[LoadedRun]", tasks: "Sequence[Task]") ->
         pairs = zip(tasks, runs, computes, strict=True)
         figures, values = zip(*(_measure(job, task, run, compute, items) for task, run, compute in pairs), strict=True)
         first = values[0] if first is None else first
-        row = {**computes[0].record(), **figures[0], **_difference("change_from_first", values[0], first)}
+        metric = tasks[0].metric
+        shares = f"{metric}_low" in figures[0]
+        row = {
+            **computes[0].record(),
+            **figures[0],
+            **_difference("change_from_first", values[0], first, shares and bool(rows)),
+        }
         if len(values) > 1:
-            metric = tasks[1].metric
-            other = {name: figures[1][name] for name in (metric, f"{metric}_se")}
-            row["compared"] = other | _difference("difference", values[0], values[1])
+            of_metric = (metric, *(f"{metric}{ending}" for ending in ("_se", "_low", "_high")))
+            other = {name: figures[1][name] for name in of_metric if name in figures[1]}
+            row["compared"] = other | _difference("difference", values[0], values[1], shares)
         rows.append(row)
     return {"task": tasks[0].name, "metric": tasks[0].metric, "items": len(items), "loops": rows}
 
 
-def _difference(name: str, own: "np.ndarray", other: "np.ndarray") -> dict[str, float | None]:
-    """The paired difference of two sets of values of the same items."""
+def _difference(name: str, own: "np.ndarray", other: "np.ndarray", shares: bool) -> dict[str, float | None]:
+    """The paired difference of two sets of values of the same items; of shares with its 95% interval."""
     from pretrain.evaluation.statistics import mean_and_error
+    from pretrain.proportions import paired_difference_interval
 
     value, error = mean_and_error(own - other)
-    return {name: value, f"{name}_se": error}
+    found = {name: value, f"{name}_se": error}
+    if shares:
+        found[f"{name}_low"], found[f"{name}_high"] = paired_difference_interval(own, other)
+    return found
 
 
 def _measure(

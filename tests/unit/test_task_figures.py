@@ -149,7 +149,9 @@ def test_sudoku_from_nothing_and_from_given_cells(world, boards, tmp_path):
     model = toy_model(world, tokenizer, network, temperature=0.0)
     from_nothing = SudokuTask(boards, HeldOut(texts[:1], tokenizer), 0, 5, 0)
     figures, records = run(from_nothing, model)
-    assert figures == {"valid_boards": 1.0, "valid_boards_se": 0.0} and {r["board"] for r in records} == {texts[0]}
+    interval = {"valid_boards_low": pytest.approx(0.5655175), "valid_boards_high": 1.0}
+    assert figures == {"valid_boards": 1.0, "valid_boards_se": 0.0, **interval}
+    assert {r["board"] for r in records} == {texts[0]}
     task = SudokuTask(boards, HeldOut(texts, tokenizer), 5, 0, 0)
     figures, records = run(task, model)
     assert task.name == "sudoku4_given_5" and [record["exact"] for record in records[:3]] == [1.0, 1.0, 1.0]
@@ -172,7 +174,8 @@ def test_answers(world, tmp_path, name):
     model = toy_model(world, tokenizer, Dictated(rows, tokenizer.mask_id, tokenizer.vocab_size - 1), temperature=0.0)
     figures, records = run(AnswerTask(question, held_out), model)
     assert [record["correct"] for record in records] == [1.0, 1.0, 0.0, 1.0]
-    assert figures == {"exact_answers": 0.75, "exact_answers_se": pytest.approx(0.25)}
+    interval = {"exact_answers_low": pytest.approx(0.3006418), "exact_answers_high": pytest.approx(0.9544127)}
+    assert figures == {"exact_answers": 0.75, "exact_answers_se": pytest.approx(0.25), **interval}
     given = question.length - question.answer_length
     assert records[2]["text"][:given] == texts[2][:given] and texts[2][given - 1] in "=>"
 
