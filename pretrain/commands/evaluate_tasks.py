@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.errors import DataError
 from pretrain.commands.task_job import Job
 from pretrain.commands.task_options import TASK_OPTIONS
 from pretrain.errors import UserError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data_pipeline.dataset.blend import Blend
+    from data_pipeline.manifest import InputInfo
     from pretrain.commands.load_run import LoadedRun
     from pretrain.evaluation.tasks.task import Task
 
@@ -40,7 +42,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
 def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
     """The tasks for one of the runs. Raises UserError for options of samplers if no task draws samples, and the other way."""
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
-    from pretrain.evaluation.tasks.names import TaskMaker, TaskOptions
+    from pretrain.evaluation.tasks.names import TaskMaker, TaskOptions, untrained_task
 
     arguments = job.arguments
     given = {name: getattr(arguments, name) for name in TASK_OPTIONS}
@@ -50,6 +52,11 @@ def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
         load_prepared_tokenizer(run.tokenizer_folder, run.manifest), run.settings.data.seq_len, job.seed,
     )  # fmt: skip
     tasks = maker.make(arguments.tasks)
+    if run.world.is_main and (inputs := _trained_inputs(run)):
+        print(
+            "".join(f"{line}\n" for value in arguments.tasks if (line := untrained_task(value, run.folder, inputs))),
+            end="",
+        )
     names = {field.name for settings in (SamplerSettings, ComputeSettings) for field in fields(settings)}
     for name in sorted(names - {"loops", "adaptive"}):
         if getattr(arguments, name) is not None and not any(task.samples for task in tasks):
@@ -73,6 +80,17 @@ def _blend(arguments: argparse.Namespace, run: "LoadedRun") -> "Blend | None":
         return load_blend(find_data(run))
     except UserError:
         return None
+
+
+def _trained_inputs(run: "LoadedRun") -> "Sequence[InputInfo]":
+    """What the data of a run were prepared from; empty if that is not known: of a blend that is gone, one manifest is left."""
+    from data_pipeline.dataset.blend import BLEND_SUFFIXES, load_blend
+    from pretrain.commands.load_run import find_data
+
+    try:
+        return [info for corpus in load_blend(find_data(run)).corpora for info in corpus.manifest.inputs]
+    except (UserError, DataError):
+        return [] if run.settings.data.path.suffix in BLEND_SUFFIXES else run.manifest.inputs
 
 
 def _evaluate(job: Job, runs: "Sequence[LoadedRun]", tasks: "Sequence[Task]") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.errors import DataError
 from data_pipeline.generators.generator import Question
 from data_pipeline.generators.sudoku import SudokuBoards
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
@@ -33,14 +34,20 @@ class HeldOut:
         """Token ids of each instance and the end of the document.
 
         Raises:
-            UserError: the tokenizer has longer tokens than characters.
+            UserError: the tokenizer has no token for a character, or longer tokens than characters.
         """
-        encoded = self.tokenizer.encode_batch(list(self.texts))
+        remedy = "train on a folder that was prepared with the characters of the task"
+        try:
+            encoded = self.tokenizer.encode_batch(list(self.texts))
+        except DataError as error:
+            raise UserError(f"{self.texts[0]!r}: {error}; {remedy}") from None
         for text, ids in zip(self.texts, encoded, strict=True):
+            if (written := self.tokenizer.decode(ids.tolist())) != text:
+                raise UserError(f"{text!r}: the tokenizer of the run turns it into {written!r}; {remedy}")
             if len(ids) != len(text):
                 raise UserError(
                     f"{text!r} has {len(ids)} tokens for {len(text)} characters: the tokenizer of the run joins characters; "
-                    "train on a folder that was prepared with the characters of the task"
+                    f"{remedy}"
                 )
         return [[*ids.tolist(), self.tokenizer.eod_id] for ids in encoded]
 
