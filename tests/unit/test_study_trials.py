@@ -1,17 +1,20 @@
 """Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.stop_signals import Stopped
 from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_settings
 from pretrain.errors import UserError
 from pretrain.studies.data import corpus_folder, prepare_data
-from pretrain.studies.definition import Corpus, Measurement, load_study
+from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
+from pretrain.studies.estimate import describe
 from pretrain.studies.schedule import unit_of
 from pretrain.studies.trials import Experiment, content_key, unit_counts
 from pretrain.studies.unit import BusyError, owned
@@ -124,8 +127,27 @@ def test_a_grid_is_every_combination(experiment):
     assert len(study.grid) == 3 and unit_counts(study, study.scales["desk"]) == (27, 0)
 
 
+def test_a_signal_ends_a_dry_run_without_the_arms_that_wait(experiment, tmp_path):
+    """The process that runs is asked to end, and no further one starts."""
+    calls, stopped = [], []
+
+    class Stopping:
+        def __call__(self, words, log, slot, ranks=1):
+            calls.append(words)
+            raise Stopped(signal.SIGTERM)
+
+        def stop(self):
+            stopped.append(True)
+
+    arms = {f"arm{i}": Arm(about="", settings={"optim.beta1": f"0.{i}"}) for i in range(1, 8)}
+    study = experiment.study.model_copy(update={"arms": arms})
+    with pytest.raises(Stopped):
+        describe(replace(experiment, study=study, runs=tmp_path), Stopping(), 1, print)
+    assert stopped == [True] and len(calls) < len(arms)
+
+
 def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
-    calls = []
+    calls, said = [], []
 
     def run(words, log, slot, ranks=1):
         calls.append(words)
@@ -134,12 +156,13 @@ def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
 
     corpus = Corpus(input=("sudoku4:60",), seq_len=17)
     with pytest.raises(UserError, match=r"preparing sudoku4:60: ended with status 2(.|\n)*the reason"):
-        prepare_data(corpus, tmp_path, run)
+        prepare_data(corpus, tmp_path, run, said.append)
     assert calls[0][:3] == ["prepare", "--input", "sudoku4:60"] and "--seq-len" in calls[0]
     folder = corpus_folder(corpus, tmp_path)
+    assert said == [f"preparing the data, sudoku4:60; log: {folder}.log"], "before it takes its time"
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({}))
-    assert prepare_data(corpus, tmp_path, run) == folder and len(calls) == 1
+    assert prepare_data(corpus, tmp_path, run, said.append) == folder and len(calls) == len(said) == 1
     assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
 
 
