@@ -106,7 +106,7 @@ def test_units_and_the_dry_run(studies, capsys):
     assert measured == ["measured: plain in", "measured: looped in"]
     kept = f"kept, and used by the study: the data in {studies}/data/"
     assert said[-1].startswith(kept) and said[-1].endswith(f"the first steps in {studies}/runs")
-    assert study(*words, "--dry-run")[1].ran == [] and "measur" not in capsys.readouterr().out
+    assert study(*words, "--dry-run")[1].ran == [] and "measuring" not in capsys.readouterr().out
     status, runner = study(*words, "--unit", "1")
     assert status == 0 and runner.verbs == ["train", "evaluate", "evaluate"]
     assert "nothing to do" in capsys.readouterr().out, "the first steps were the whole training at this scale"
