@@ -1,7 +1,8 @@
 """`loopmdm evaluate RUN --lm-eval TASK ...`: tasks of EleutherAI's lm-eval, on a run or an exported folder."""
 
 import argparse
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.commands.task_job import Job, loops_part
 from pretrain.errors import UserError
 from pretrain.evaluation.compute_settings import ComputeSettings
+from pretrain.proportions import wilson_interval
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -131,7 +133,10 @@ def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, manager: "Ta
         return
     assert results is not None
     print(f"{subject.folder}, {subject.name.replace('_', ' ')}, S={compute.loops_name}\n{make_table(results)}")
-    content = {**_kept_figures(results), **subject.about, "settings": settings | {"limit": arguments.limit}}
+    intervals = share_intervals(results)
+    print("\n".join(_interval_lines(intervals)))
+    content = {**_kept_figures(results), "intervals": intervals, **subject.about}
+    content["settings"] = settings | {"limit": arguments.limit}
     output = arguments.output
     if output is not None and len(subject.computes) > 1:
         output = output.with_stem(f"{output.stem}_{loops_part([compute])}")
@@ -148,6 +153,30 @@ def _settings(job: Job, compute: ComputeSettings) -> dict[str, Any]:
         "lm_eval": list(arguments.lm_eval), "num_fewshot": arguments.num_fewshot, "likelihood": method, **masks,
         "sampler": job.sampler.record(), "seed": job.seed, **compute.record(),
     }  # fmt: skip
+
+
+def share_intervals(results: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Task -> name of a metric that is a share of its items -> 95% interval; lm-eval's standard error is 0 where all items agree.
+
+    A mean of values from 0 to 1 has the standard error of a share only if all values are 0 or 1.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for task, figures in results["results"].items():
+        count = results["n-samples"].get(task, {}).get("effective", 0)
+        for name, share in figures.items():
+            metric, comma, filtered = name.partition(",")
+            error = figures.get(f"{metric}_stderr,{filtered}")
+            if not comma or count < 2 or not isinstance(error, float) or not 0 <= share <= 1:
+                continue
+            if math.isclose(error, math.sqrt(share * (1 - share) / (count - 1)), abs_tol=1e-9):
+                found.setdefault(task, {})[name] = wilson_interval(share, count)
+    return found
+
+
+def _interval_lines(intervals: Mapping[str, Mapping[str, tuple[float, float]]]) -> Iterator[str]:
+    for task, of_task in intervals.items():
+        for name, (low, high) in of_task.items():
+            yield f"{task}, {name.removesuffix(',none')}: 95% interval {low:.4f} to {high:.4f}"
 
 
 def _kept_figures(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.errors import DataError
 from pretrain.commands.task_job import Job
 from pretrain.commands.task_options import TASK_OPTIONS
 from pretrain.errors import UserError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data_pipeline.dataset.blend import Blend
+    from data_pipeline.manifest import InputInfo
     from pretrain.commands.load_run import LoadedRun
     from pretrain.evaluation.tasks.task import Task
 
@@ -40,7 +42,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
 def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
     """The tasks for one of the runs. Raises UserError for options of samplers if no task draws samples, and the other way."""
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
-    from pretrain.evaluation.tasks.names import TaskMaker, TaskOptions
+    from pretrain.evaluation.tasks.names import TaskMaker, TaskOptions, untrained_task
 
     arguments = job.arguments
     given = {name: getattr(arguments, name) for name in TASK_OPTIONS}
@@ -50,6 +52,11 @@ def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
         load_prepared_tokenizer(run.tokenizer_folder, run.manifest), run.settings.data.seq_len, job.seed,
     )  # fmt: skip
     tasks = maker.make(arguments.tasks)
+    if run.world.is_main and (inputs := _trained_inputs(run)):
+        print(
+            "".join(f"{line}\n" for value in arguments.tasks if (line := untrained_task(value, run.folder, inputs))),
+            end="",
+        )
     names = {field.name for settings in (SamplerSettings, ComputeSettings) for field in fields(settings)}
     for name in sorted(names - {"loops", "adaptive"}):
         if getattr(arguments, name) is not None and not any(task.samples for task in tasks):
@@ -75,6 +82,17 @@ def _blend(arguments: argparse.Namespace, run: "LoadedRun") -> "Blend | None":
         return None
 
 
+def _trained_inputs(run: "LoadedRun") -> "Sequence[InputInfo]":
+    """What the data of a run were prepared from; empty if that is not known: of a blend that is gone, one manifest is left."""
+    from data_pipeline.dataset.blend import BLEND_SUFFIXES, load_blend
+    from pretrain.commands.load_run import find_data
+
+    try:
+        return [info for corpus in load_blend(find_data(run)).corpora for info in corpus.manifest.inputs]
+    except (UserError, DataError):
+        return [] if run.settings.data.path.suffix in BLEND_SUFFIXES else run.manifest.inputs
+
+
 def _evaluate(job: Job, runs: "Sequence[LoadedRun]", tasks: "Sequence[Task]") -> dict[str, Any]:
     """Figures of a task at every number of loops, with differences. Collective.
 
@@ -90,21 +108,31 @@ def _evaluate(job: Job, runs: "Sequence[LoadedRun]", tasks: "Sequence[Task]") ->
         pairs = zip(tasks, runs, computes, strict=True)
         figures, values = zip(*(_measure(job, task, run, compute, items) for task, run, compute in pairs), strict=True)
         first = values[0] if first is None else first
-        row = {**computes[0].record(), **figures[0], **_difference("change_from_first", values[0], first)}
+        metric = tasks[0].metric
+        shares = f"{metric}_low" in figures[0]
+        row = {
+            **computes[0].record(),
+            **figures[0],
+            **_difference("change_from_first", values[0], first, shares and bool(rows)),
+        }
         if len(values) > 1:
-            metric = tasks[1].metric
-            other = {name: figures[1][name] for name in (metric, f"{metric}_se")}
-            row["compared"] = other | _difference("difference", values[0], values[1])
+            of_metric = (metric, *(f"{metric}{ending}" for ending in ("_se", "_low", "_high")))
+            other = {name: figures[1][name] for name in of_metric if name in figures[1]}
+            row["compared"] = other | _difference("difference", values[0], values[1], shares)
         rows.append(row)
     return {"task": tasks[0].name, "metric": tasks[0].metric, "items": len(items), "loops": rows}
 
 
-def _difference(name: str, own: "np.ndarray", other: "np.ndarray") -> dict[str, float | None]:
-    """The paired difference of two sets of values of the same items."""
+def _difference(name: str, own: "np.ndarray", other: "np.ndarray", shares: bool) -> dict[str, float | None]:
+    """The paired difference of two sets of values of the same items; of shares with its 95% interval."""
     from pretrain.evaluation.statistics import mean_and_error
+    from pretrain.proportions import paired_difference_interval
 
     value, error = mean_and_error(own - other)
-    return {name: value, f"{name}_se": error}
+    found = {name: value, f"{name}_se": error}
+    if shares:
+        found[f"{name}_low"], found[f"{name}_high"] = paired_difference_interval(own, other)
+    return found
 
 
 def _measure(

@@ -1,12 +1,14 @@
 """Estimates with their standard errors, and the units in which they are reported. Works on numpy arrays."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.manifest import SplitInfo
+from pretrain.proportions import wilson_interval
 
 TIMESTEP_BINS = 10
 
@@ -83,6 +85,15 @@ def standard_error_of_mean(values: np.ndarray) -> float | None:
 def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
     """Mean of independent values and its standard error."""
     return float(values.mean()), standard_error_of_mean(values)
+
+
+def proportion(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
+    """Figures of independent items with the values 0 and 1 [n]: the share of ones as `name`, its standard error as `name_se`, and
+    the ends of its 95% interval as `name_low` and `name_high`.
+    """
+    share, error = mean_and_error(np.asarray(values, dtype=float))
+    low, high = wilson_interval(share, len(values))
+    return {name: share, f"{name}_se": error, f"{name}_low": low, f"{name}_high": high}
 
 
 def ratio_residuals(values: np.ndarray, by: np.ndarray) -> np.ndarray:

@@ -1,11 +1,17 @@
 """Line charts with error bars as inline SVG."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 
 from pretrain.inspection.html import label
+
+Error = float | tuple[float, float] | None
+"""A standard error, or the ends of an interval."""
+
+Place = Callable[[float, float], tuple[float, float]]
+"""(x, y) -> where it is in the picture."""
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 290, 84, 30, 20, 58
 COLOURS = 5
@@ -17,14 +23,14 @@ class Line:
 
     Attributes:
         name: in the legend.
-        points: (x, y, standard error or None).
+        points: x, y and its error.
         colour: number of a colour; curves of the same run have the same.
         dashed: distinguishes a second curve of a run.
         labels: a word at each point; empty for none.
     """
 
     name: str
-    points: Sequence[tuple[float, float, float | None]]
+    points: Sequence[tuple[float, float, Error]]
     colour: int = 0
     dashed: bool = False
     labels: Sequence[str] = ()
@@ -44,7 +50,7 @@ def line_chart(
         return "<p>Nothing to draw yet.</p>"
     places, scale = [x for line in lines for x, _, _ in line.points], log10 if logarithmic else float
     xs = _powers(places) if logarithmic else _ticks(places, least=1.0 if whole else 0.0)
-    ys = _ticks([y + sign * (error or 0.0) for line in lines for _, y, error in line.points for sign in (-1, 1)])
+    ys = _ticks([end for line in lines for _, y, error in line.points for end in _ends(y, error)])
 
     def at(x: float, y: float) -> tuple[float, float]:
         across, up = (scale(x) - scale(xs[0])) / (scale(xs[-1]) - scale(xs[0])), (y - ys[0]) / (ys[-1] - ys[0])
@@ -65,7 +71,9 @@ def line_chart(
     return f'<p class="legend">{escape(y_label)}: {legend}</p>\n<div class="wide">{picture}{"".join(parts)}</svg></div>'
 
 
-def _drawn(line: Line, points: Sequence[tuple[float, ...]], ys: Sequence[float], at) -> Iterable[str]:  # noqa: ANN001
+def _drawn(
+    line: Line, points: Sequence[tuple[float, float, float, Error, float]], ys: Sequence[float], at: Place
+) -> Iterable[str]:
     """The curve, its error bars, and its points with what they say when pointed at."""
     colour = f"var(--d{line.colour % COLOURS})"
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in points)
@@ -73,14 +81,23 @@ def _drawn(line: Line, points: Sequence[tuple[float, ...]], ys: Sequence[float],
     yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
     for x, y, value, error, place in points:
         if error:
-            low, high = at(place, value - error)[1], at(place, value + error)[1]
+            low, high = (at(place, end)[1] for end in _ends(value, error))
             yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}"/>'
         if len(points) <= 60:
-            spread = f" ± {error:.4f}" if error else ""
+            spread = _spread(error) if error else ""
             title = f"{escape(line.name)}, {_number(place)}: {value:.4f}{spread}"
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" fill="{colour}"><title>{title}</title></circle>'
     for (x, y, *_), word in zip(points, line.labels, strict=False):
         yield label(x, y + (20 if line.dashed else -9), escape(word))
+
+
+def _ends(value: float, error: Error) -> tuple[float, float]:
+    """Of an error bar."""
+    return error if isinstance(error, tuple) else (value - (error or 0.0), value + (error or 0.0))
+
+
+def _spread(error: float | tuple[float, float]) -> str:
+    return f" ({error[0]:.4f} to {error[1]:.4f})" if isinstance(error, tuple) else f" ± {error:.4f}"
 
 
 def _key(line: Line) -> str:

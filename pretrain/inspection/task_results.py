@@ -8,6 +8,7 @@ from typing import Any
 from pretrain.inspection.charts import COLOURS, Line, line_chart
 from pretrain.inspection.html import short, table
 from pretrain.inspection.run_facts import Record, RunFacts
+from pretrain.proportions import INTERVAL_NOTE, Interval, interval_of, with_error
 
 POLICY = {"loop_criterion": "{}", "loop_threshold": "below {:g}", "cache": "{} cache", "refresh": "refresh {:g}"}
 """Setting of what is computed -> how it is named after the loops."""
@@ -31,6 +32,7 @@ class Result:
         sampler: the order and its options; empty for likelihoods.
         policy: loops, cache and warm start.
         error: standard error; None if there is none.
+        interval: 95% interval of a proportion; None of other figures.
         cost: see `model.sampling.tally.Cost`; empty for likelihoods.
     """
 
@@ -41,6 +43,7 @@ class Result:
     policy: str
     value: float
     error: float | None
+    interval: Interval | None
     cost: Mapping[str, Any]
 
     @property
@@ -63,6 +66,8 @@ def task_results(runs: Sequence[RunFacts]) -> list[str]:
         if any(r.cost.get("flops_per_token") for r in results):
             parts.append(_chart(results, metric, len(runs) > 1))
         parts.append(_table(results, metric, len(runs) > 1))
+        if any(r.interval for r in results):
+            parts.append(f"<p>{INTERVAL_NOTE}</p>")
     return parts
 
 
@@ -80,7 +85,7 @@ def _of_task(run: RunFacts, record: Record) -> Iterator[Result]:
     for row in record["loops"]:
         yield Result(
             run.name, task, metric.replace("_", " "), sampler, _policy(row), row[metric], row.get(f"{metric}_se"),
-            row.get("cost") or {},
+            interval_of(row, metric), row.get("cost") or {},
         )  # fmt: skip
 
 
@@ -92,11 +97,13 @@ def _of_harness(run: RunFacts, record: Record, name: str) -> Iterator[Result]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, float):
                 continue
             error = figures.get(f"{metric}_stderr,{filtered}")
+            interval = record.get("intervals", {}).get(task, {}).get(key)
             shots = record.get("n_shot", {}).get(task, 0)
             title = f"lm-eval {task}, {shots}-shot, {record['n_samples'][task]['effective']:,} items"
             shown = metric if filtered == "none" else f"{metric} ({filtered})"
             policy = str(record["settings"].get("loops", name))
-            yield Result(run.name, title, shown, "", policy, value, error if isinstance(error, float) else None, {})
+            error = error if isinstance(error, float) else None
+            yield Result(run.name, title, shown, "", policy, value, error, tuple(interval) if interval else None, {})
 
 
 def _sampler(record: Mapping[str, Any]) -> str:
@@ -128,7 +135,7 @@ def _chart(results: Sequence[Result], metric: str, several: bool) -> str:
     drawn = []
     for (run, sampler, adaptive), found in lines.items():
         words = [run] * several + [sampler, "other loops" if adaptive else "fixed S"]
-        points = [(r.cost["flops_per_token"], r.value, r.error) for r in found]
+        points = [(r.cost["flops_per_token"], r.value, r.interval or r.error) for r in found]
         colour = samplers.index((run, sampler)) % COLOURS
         labels = ["adaptive" if r.policy.startswith("adaptive") else r.policy.split(",")[0] for r in found]
         drawn.append(Line(", ".join(words), points, colour, adaptive, labels))
@@ -141,7 +148,7 @@ def _table(results: Sequence[Result], metric: str, several: bool) -> str:
     header = ["run"] * several + ["sampler"] * sampled + ["loops", escape(metric), *shown.values()]
     rows = []
     for r in results:
-        value = f"{r.value:.4f}" + ("" if r.error is None else f" ± {r.error:.4f}")
+        value = with_error(r.value, r.error, r.interval)
         costs = ["" if r.cost.get(key) is None else _figure(r.cost[key]) for key in shown]
         rows.append([escape(r.run)] * several + [_wrapped(r.sampler)] * sampled + [_wrapped(r.policy), value, *costs])
     return table(header, rows)

@@ -11,6 +11,7 @@ from typing import Any
 from data_pipeline.generators.boards import Sudoku
 from data_pipeline.generators.names import find_generator
 from data_pipeline.generators.sudoku import SudokuBoards
+from pretrain.proportions import wilson_interval
 from pretrain.studies.blocks import Drawing
 from pretrain.studies.results import Results, TrialResult
 
@@ -36,7 +37,8 @@ def drawings(results: Results) -> list[Drawing]:
         for row in content["loops"]:
             boards = texts(first, content, row["loops"])[:SHOWN]
             valid, count = row[content["metric"]], content["items"]
-            title = f"{arm}, S = {row['loops']}: {valid:.0%} of {count} boards are valid"
+            low, high = wilson_interval(valid, count)
+            title = f"{arm}, S = {row['loops']}: {valid:.0%} of {count} boards are valid (95% interval {low:.1%} to {high:.1%})"
             found.append(Drawing(title, picture(generator, boards)))
     return found
 

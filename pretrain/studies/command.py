@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, metavar="N", help="trainings at the same time [as many as there are GPUs, else CPU cores]")
     add("--seeds", type=int, metavar="N", help="trainings of every arm at its best learning rate [as the study says]")
     add("--output", type=user_path, default=Path("studies"), metavar="DIR", help="folder of all studies [studies]")
-    add("--dry-run", action="store_true", help="show FLOPs and time; runs the first steps of every arm to measure them")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="show FLOPs and time; prepares the data and runs the first steps of every arm to measure them, and keeps both",
+    )
     add(
         "--flops",
         default="masked_head",
@@ -89,9 +93,9 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
         busy = UserError(f"{folder}: another process runs this study; wait for it")
         with locked(folder / ".lock", busy):
             if arguments.dry_run:
-                print(describe(experiment, runner, jobs))
+                print(describe(experiment, runner, jobs, _show))
                 return 0
-            run_all(experiment, runner, jobs, lambda line: print(line, flush=True))
+            run_all(experiment, runner, jobs, _show)
             print(write_results(folder, read_results(experiment), arguments.flops, _command(arguments)))
     return 0
 
@@ -101,8 +105,13 @@ def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
     study, scale = _chosen(arguments)
     output = arguments.output.absolute()
     given = [str(value) for key, value in parse_overrides(arguments.overrides)[0] if key == "data.path"]
-    data = Path(given[-1]).absolute() if given else prepare_data(scale.data, output / "data", runner)
+    data = Path(given[-1]).absolute() if given else prepare_data(scale.data, output / "data", runner, _show)
     return Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
+
+
+def _show(line: str) -> None:
+    """Print a line of progress at once."""
+    print(line, flush=True)
 
 
 def _chosen(arguments: argparse.Namespace) -> tuple[Study, Scale]:

@@ -1,6 +1,7 @@
 """The data of a study. Imports no torch."""
 
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.unit import owned
 
 
-def prepare_data(corpus: Corpus, parent: Path, run: Runner) -> Path:
+def prepare_data(corpus: Corpus, parent: Path, run: Runner, show: Callable[[str], None]) -> Path:
     """The prepared folder of a corpus, made with `loopmdm prepare` if it is not there. Other options have another folder.
 
     Raises:
@@ -24,6 +25,7 @@ def prepare_data(corpus: Corpus, parent: Path, run: Runner) -> Path:
             words += ["--seq-len", str(corpus.seq_len)] if corpus.seq_len else []
             words += ["--vocab-size", str(corpus.vocab_size)] if corpus.vocab_size else []
             log = folder.with_suffix(".log")
+            show(f"preparing the data, {' '.join(corpus.input)}; log: {log}")
             require_success(run(words, log, 0), f"preparing {' '.join(corpus.input)}", log)
     return folder
 

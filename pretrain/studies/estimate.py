@@ -1,8 +1,11 @@
 """What a study will take: FLOPs, the planner's hours, and hours at the speed of this machine. Imports no torch."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from data_pipeline.stop_signals import Stopped
 from pretrain.planning.layouts import ranked
 from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.schedule import duration
@@ -12,14 +15,17 @@ from pretrain.studies.unit import Workplace, last_record, owned
 CALIBRATION_STEPS = 20
 
 
-def describe(experiment: Experiment, run: Runner, jobs: int) -> str:
+def describe(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str], None]) -> str:
     """A table of the arms and the time of the study.
 
     The first steps of every arm are run to measure the speed. They are saved, and the study goes on from there.
+
+    Raises:
+        UserError: a training failed.
+        Stopped: a signal arrived; the trainings that were running have ended.
     """
     arms = [experiment.trial(arm, experiment.rates(arm)[0], 0) for arm in experiment.arms]
-    with ThreadPoolExecutor(jobs) as pool:
-        speeds = list(pool.map(lambda pair: _speed(experiment, pair[1], run, pair[0] % jobs), enumerate(arms)))
+    speeds = _speeds(experiment, arms, run, jobs, show)
     each = len(experiment.scale.learning_rates) + experiment.scale.seeds - 1
     lines = [f"{'arm':<24}{'trainings':>10}{'steps':>10}{'FLOPs each':>12}{'FLOP/s':>10}{'each':>9}"]
     for trial, speed in zip(arms, speeds, strict=True):
@@ -34,8 +40,39 @@ def describe(experiment: Experiment, run: Runner, jobs: int) -> str:
         f"{experiment.units} trainings, {flops:.3g} training FLOPs, without validation and measurements",
         f"this machine, {jobs} at a time: about {duration(seconds)}",
         f"by the planner, on the devices that hardware.* describes: {_planned(arms, each, jobs)}",
+        f"kept, and used by the study: the data in {experiment.data}, the first steps in {experiment.runs}",
     ]
     return "\n".join(lines)
+
+
+def _speeds(
+    experiment: Experiment, arms: Sequence[Trial], run: Runner, jobs: int, show: Callable[[str], None]
+) -> list[float]:
+    """Training FLOPs per second of every arm, see `_speed`."""
+    new = sum(not _metrics(trial).is_file() for trial in arms)
+    if new:
+        show(f"measuring the speed of {new} arms by their first {CALIBRATION_STEPS} steps, {min(jobs, new)} at a time")
+
+    def measured(number: int, trial: Trial) -> float:
+        begin, known = time.monotonic(), _metrics(trial).is_file()
+        speed = _speed(experiment, trial, run, number % jobs)
+        if not known:
+            show(f"measured: {trial.arm} in {duration(time.monotonic() - begin)}")
+        return speed
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(measured, number, trial) for number, trial in enumerate(arms)]
+        try:
+            return [future.result() for future in futures]
+        except Stopped:
+            run.stop()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _metrics(trial: Trial) -> Path:
+    return trial.folder / "metrics.jsonl"
 
 
 def _planned(arms: Sequence[Trial], each: int, jobs: int) -> str:
@@ -49,10 +86,10 @@ def _planned(arms: Sequence[Trial], each: int, jobs: int) -> str:
 def _speed(experiment: Experiment, trial: Trial, run: Runner, slot: int) -> float:
     """Training FLOPs per second of the first steps, or of what has been trained already."""
     place = Workplace(trial)
-    if not (trial.folder / "metrics.jsonl").is_file():
+    if not _metrics(trial).is_file():
         words = ["train", "--config", trial.recipe, *trial.words, f"run.stop_after={CALIBRATION_STEPS}"]
         with owned(place.folder, wait=True):
             status = run(words, place.log, slot, experiment.scale.ranks)
         require_success(status, f"the first steps of {trial.name}", place.log)
-    record = last_record(trial.folder / "metrics.jsonl")
+    record = last_record(_metrics(trial))
     return record["flops"] / record["elapsed"]

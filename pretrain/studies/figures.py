@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import UserError
+from pretrain.proportions import difference_interval, interval_of
 from pretrain.studies.definition import Rule
 from pretrain.studies.estimates import Interval, jackknife, to_tie
 from pretrain.studies.exponent import exponent_of
@@ -101,12 +102,21 @@ def _nelbo_gain(results: Results, rule: Rule) -> Interval:
 
 def _score_gain(results: Results, rule: Rule) -> Interval:
     arms = rule.arm, rule.reference or rule.arm
-    return difference(
-        results,
-        lambda r: score(r, rule.measurement, rule.option, rule.loops),
-        lambda r: score(r, rule.measurement, rule.option, rule.reference_loops),
-        arms,
-    )
+
+    def own(result: TrialResult) -> float:
+        return score(result, rule.measurement, rule.option, rule.loops)
+
+    def other(result: TrialResult) -> float:
+        return score(result, rule.measurement, rule.option, rule.reference_loops)
+
+    found = difference(results, own, other, arms)
+    content = results.best[rule.arm][0].measured[rule.measurement][rule.option]
+    if found.low != found.high or found.low is None or not interval_of(content["loops"][0], content["metric"]):
+        return found
+    # All seeds agree, such as on no valid board at all: their spread is 0, but they have a limited number of items.
+    items = content["items"] * len(results.seeds)
+    means = (float(np.mean([of(r) for r in results.best[arm]])) for of, arm in zip((own, other), arms, strict=True))
+    return Interval(found.value, *difference_interval(*means, items))
 
 
 def _loops_spent(results: Results, rule: Rule) -> Interval:

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.inspection.charts import Line
+from pretrain.inspection.charts import Error, Line
+from pretrain.proportions import interval_of, wilson_interval, with_error
 from pretrain.studies.blocks import Block, Chart, Section, Table, Text
 from pretrain.studies.definition import Measurement
 from pretrain.studies.results import Results, TrialResult
@@ -23,15 +24,16 @@ def _blocks(results: Results, name: str, measurement: Measurement) -> list[Block
         return [_probe(results, name)]
     table, points = _scores(results, name)
     varied = next(iter(measurement.vary), "")
-    return [table, *_charts(points, varied)]
+    note = "±: standard error over seeds, or over items with one seed; in parentheses, the 95% interval of a proportion over items."
+    return [table, Text(note), *_charts(points, varied)]
 
 
 def _groups(results: Results, name: str) -> dict[str, list[TrialResult]]:
     return {arm: group for arm, group in results.best.items() if name in group[0].measured}
 
 
-Scores = dict[tuple[str, str, str], tuple[float, float | None]]
-"""(arm, value of the varied option, loops) -> mean over seeds and its standard error."""
+Scores = dict[tuple[str, str, str], tuple[float, Error]]
+"""(arm, value of the varied option, loops) -> mean over seeds and its error, see `_mean`."""
 
 
 def _scores(results: Results, name: str) -> tuple[Table, Scores]:
@@ -42,20 +44,30 @@ def _scores(results: Results, name: str) -> tuple[Table, Scores]:
             metric = content["metric"]
             for number, row in enumerate(content["loops"]):
                 same = [r.measured[name][option]["loops"][number] for r in group]
-                value, error = _mean(same, metric)
+                value, error = _mean(same, metric, content["items"])
                 points[arm, option, str(row["loops"])] = value, error
                 spent = np.mean([_spent(each) for each in same])
-                shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
-                rows.append((arm, option, str(row["loops"]), f"{spent:.2f}", shown))
+                rows.append((arm, option, str(row["loops"]), f"{spent:.2f}", _shown(value, error)))
     return Table(("arm", "option", "loops", "mean loops", metric.replace("_", " ")), rows), points
 
 
-def _mean(rows: list[dict[str, Any]], metric: str) -> tuple[float, float | None]:
-    """Over seeds, with the standard error over seeds, or over items with one seed."""
+def _mean(rows: list[dict[str, Any]], metric: str, items: int) -> tuple[float, Error]:
+    """Over seeds, with the standard error over seeds, or over items with one seed.
+
+    Where all seeds agree, which says nothing about their spread, and with one seed: the 95% interval of a proportion, over the
+    items of all seeds.
+    """
     values = [row[metric] for row in rows]
-    if len(values) == 1:
-        return values[0], rows[0].get(f"{metric}_se")
-    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
+    mean = float(np.mean(values))
+    alone = len(values) == 1
+    error = rows[0].get(f"{metric}_se") if alone else float(np.std(values, ddof=1) / len(values) ** 0.5)
+    if interval_of(rows[0], metric) and (alone or not error):
+        return mean, wilson_interval(mean, items * len(values))
+    return mean, error
+
+
+def _shown(value: float, error: Error) -> str:
+    return with_error(value, None, error) if isinstance(error, tuple) else with_error(value, error or None)
 
 
 def _spent(row: dict[str, Any]) -> float:

@@ -20,6 +20,12 @@ from pretrain.studies.definition import Arm, Measurement, Scale, Study
 WITHOUT_EFFECT = ("run.dir", "run.name", "data.path", "log.", "hardware.", "checkpoint.", "parallel.timeout_minutes")
 """Keys, or beginnings of keys, that do not change what a training computes."""
 
+NEUTRAL: dict[str, Any] = {}
+"""Setting that is newer than the first studies -> the plain value (as in JSON) with which a training computes what it computed
+before there was the setting. At this value it is no part of the key, so that finished trainings stay finished. Added with the
+setting, and never changed: it is not the default, which may change. A setting from before this table has no entry.
+"""
+
 CHECKPOINTS, STEPS_BETWEEN = 10, 50
 """Checkpoints of a training, and the least number of steps between them: at most a tenth of a training is repeated after a kill."""
 
@@ -223,7 +229,7 @@ def content_key(plan: RunPlan, blend: Blend) -> str:
     values = {
         key: value
         for key, value in flatten(plan.settings).items()
-        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in WITHOUT_EFFECT)
+        if has_effect(key) and not (key in NEUTRAL and value == NEUTRAL[key])
     }
     validation = [
         {name: info.sha256 for name, info in corpus.manifest.splits[VALIDATION].files.items()}
@@ -231,6 +237,11 @@ def content_key(plan: RunPlan, blend: Blend) -> str:
         if VALIDATION in corpus.manifest.splits
     ]
     return _digest([values, blend.identity(), validation, plan.world_size])[:16]
+
+
+def has_effect(key: str) -> bool:
+    """Whether a setting changes what a training computes."""
+    return not any(key == name or (name.endswith(".") and key.startswith(name)) for name in WITHOUT_EFFECT)
 
 
 def _words(*sections: dict[str, str]) -> list[str]:

@@ -154,6 +154,20 @@ def test_two_runs_by_a_task(trained, evaluate):
     assert (trained / "run" / "eval" / "step_2_ema_addition2_steps_4_loops_4.items.jsonl").is_file()
 
 
+def test_a_task_that_training_has_not_seen(trained, evaluate, tmp_path):
+    """It is told in one line, also with instances from elsewhere; characters without a token are refused."""
+    for name in ("addition1:40", "lookup1:40"):
+        words = ["prepare", "--input", name, "--output", str(tmp_path / name[:-3]), "--workers", "1"]
+        assert loopmdm([*words, "--validation-fraction", "0.5"]) == 0
+    status, out, _, _ = evaluate("--tasks", "addition1", "--data", tmp_path / "addition1", "--limit", 2)
+    expected = f"warning: --tasks addition1: the data of {tmp_path}/run were not prepared with --input addition1:COUNT, but from "
+    assert status == 0 and out.startswith(f"{expected}sudoku4:300, addition2:100; a model that has not seen")
+    _, out, _, _ = evaluate("--tasks", "addition2", "--data", trained / "data", "--limit", 2)
+    assert "warning" not in out
+    status, out, error, _ = evaluate("--tasks", "lookup1", "--data", tmp_path / "lookup1", "--limit", 2)
+    assert status == 2 and out == "" and error.startswith("error: --tasks lookup1: ")
+
+
 def test_names_that_are_not_utf8(trained, evaluate, tmp_path):
     other = tmp_path / "bl\udce9"
     shutil.copytree(trained / "data", other)
@@ -216,6 +230,10 @@ REFUSED = {
     ("--tasks", "sudoku5"): "--tasks sudoku5: is no task, file or prepared folder. Tasks are sudoku4, sudoku6",
     ("--tasks", "gsm8k"): "--tasks gsm8k: is no task, file or prepared folder",
     ("--tasks", "sudoku6", "--given", "9"): "--tasks sudoku6: the split 'validation' of ",
+    (
+        "--tasks",
+        "sudoku6",
+    ): "--tasks sudoku6: has 37 tokens with the end of the document, more than the 17 of a row of the run",
     ("--tasks", "sudoku4", "--given", "16"): "--given 16: sudoku4 has 16 cells, of which some must be left",
     ("--tasks", "sudoku4", "--given", "-1"): "--given -1: must be at least 0",
     ("--tasks", "addition2", "--given", "3"): "--given: has no effect on these tasks; it is of sudoku",

@@ -100,6 +100,13 @@ def test_units_and_the_dry_run(studies, capsys):
     printed = capsys.readouterr().out
     assert status == 0 and runner.verbs == ["train", "train"] and "by the planner" in printed
     assert "2 trainings" in printed and "this machine, 1 at a time" in printed
+    said = printed.splitlines()
+    assert said[0] == "measuring the speed of 2 arms by their first 20 steps, 1 at a time"
+    measured = [line.rsplit(" ", 1)[0] for line in said if line.startswith("measured: ")]
+    assert measured == ["measured: plain in", "measured: looped in"]
+    kept = f"kept, and used by the study: the data in {studies}/data/"
+    assert said[-1].startswith(kept) and said[-1].endswith(f"the first steps in {studies}/runs")
+    assert study(*words, "--dry-run")[1].ran == [] and "measuring" not in capsys.readouterr().out
     status, runner = study(*words, "--unit", "1")
     assert status == 0 and runner.verbs == ["train", "evaluate", "evaluate"]
     assert "nothing to do" in capsys.readouterr().out, "the first steps were the whole training at this scale"

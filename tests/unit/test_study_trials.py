@@ -1,17 +1,23 @@
 """Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
 
 import json
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.stop_signals import Stopped
 from pretrain.cli import main as loopmdm
+from pretrain.config.keys import annotations, flatten
 from pretrain.config.load import load_settings
 from pretrain.errors import UserError
+from pretrain.studies import trials
 from pretrain.studies.data import corpus_folder, prepare_data
-from pretrain.studies.definition import Corpus, Measurement, load_study
+from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
+from pretrain.studies.estimate import describe
 from pretrain.studies.schedule import unit_of
 from pretrain.studies.trials import Experiment, content_key, unit_counts
 from pretrain.studies.unit import BusyError, owned
@@ -55,6 +61,45 @@ def test_the_key_of_a_training_follows_from_what_it_computes(experiment, data):
     plan = experiment.trial("looped", 2e-3, 0).plan
     blends = [SimpleNamespace(identity=lambda text=text: {"tokens": text}, corpora=[]) for text in "ab"]
     assert content_key(plan, blends[0]) != content_key(plan, blends[1])
+
+
+FIRST_SETTINGS = [
+    "run.seed", "run.stop_after", "run.time_limit", "model.num_layers", "model.hidden_size", "model.num_heads",
+    "model.num_kv_heads", "model.ffn_hidden_size", "model.rope_base", "model.norm_eps", "model.init_std",
+    "model.vocab_size", "model.loop.head", "model.loop.mid", "model.loop.tail", "model.loop.max", "model.loop.norm",
+    "data.seq_len", "train.steps", "train.max_flops", "train.global_batch_size", "train.micro_batch_size", "train.loops",
+    "train.loop_start", "train.loop_ramp", "train.loop_tail", "train.min_timestep", "train.timesteps", "train.loss_weight",
+    "train.complementary_masks", "train.attention", "train.noise", "train.precision", "train.max_skipped",
+    "train.spike_threshold", "train.deterministic", "train.compile", "optim.name", "optim.lr", "optim.schedule",
+    "optim.warmup_steps", "optim.decay_fraction", "optim.min_lr_ratio", "optim.beta1", "optim.beta2", "optim.eps",
+    "optim.momentum", "optim.weight_decay", "optim.clip_norm", "optim.ema_decay", "parallel.auto", "parallel.tensor",
+    "parallel.pipeline", "parallel.pipeline_split", "parallel.mid_replicas", "parallel.sequence", "parallel.zero_stage",
+    "parallel.recompute", "parallel.offload", "parallel.ds_config", "eval.every", "eval.loops", "eval.rows",
+    "eval.batch_size",
+]  # fmt: skip
+"""Settings that are in every key: those from before `NEUTRAL`. Never extended."""
+
+
+def test_a_new_setting_says_at_which_value_old_trainings_count():
+    new = {name for name in annotations() if trials.has_effect(name)} - set(FIRST_SETTINGS)
+    assert new == set(trials.NEUTRAL), (
+        "give a new setting a line in pretrain/studies/trials.py: NEUTRAL or WITHOUT_EFFECT"
+    )
+
+
+def test_a_new_setting_changes_no_key_at_its_neutral_value(experiment, monkeypatch):
+    """As if `optim.momentum` were new: at 0.95 the key is that of a configuration without it, whatever the default is."""
+    plan, blend = experiment.trial("looped", 2e-3, 0).plan, SimpleNamespace(identity=lambda: {}, corpora=[])
+    changed = replace(plan, settings=replace(plan.settings, optim=replace(plan.settings.optim, momentum=0.9)))
+    own, other = content_key(plan, blend), content_key(changed, blend)
+    assert (
+        own
+        == trials._digest([{k: v for k, v in flatten(plan.settings).items() if k in FIRST_SETTINGS}, {}, [], 1])[:16]
+    )
+    before = {k: v for k, v in flatten(plan.settings).items() if k in FIRST_SETTINGS and k != "optim.momentum"}
+    monkeypatch.setitem(trials.NEUTRAL, "optim.momentum", 0.95)
+    assert content_key(plan, blend) == trials._digest([before, {}, [], 1])[:16] != own
+    assert content_key(changed, blend) == other
 
 
 def test_a_training_has_the_budget_and_is_validated_along_the_way(experiment):
@@ -124,8 +169,33 @@ def test_a_grid_is_every_combination(experiment):
     assert len(study.grid) == 3 and unit_counts(study, study.scales["desk"]) == (27, 0)
 
 
+def test_a_signal_ends_a_dry_run_without_the_arms_that_wait(experiment, tmp_path):
+    """The process that runs is asked to end, and no further one starts."""
+    started, stopped = [], threading.Event()
+
+    class Stopping:
+        """As `Subprocesses`: the first command gets the signal, another one ends when it is asked to, no further one starts."""
+
+        def __call__(self, words, log, slot, ranks=1):
+            if stopped.is_set():
+                return 1
+            started.append(words)
+            if len(started) == 1:
+                raise Stopped(signal.SIGTERM)
+            return 1 if stopped.wait(10) else 0
+
+        def stop(self):
+            stopped.set()
+
+    arms = {f"arm{i}": Arm(about="", settings={"optim.beta1": f"0.{i}"}) for i in range(1, 8)}
+    study = experiment.study.model_copy(update={"arms": arms})
+    with pytest.raises(Stopped):
+        describe(replace(experiment, study=study, runs=tmp_path), Stopping(), 1, print)
+    assert stopped.is_set() and len(started) <= 2
+
+
 def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
-    calls = []
+    calls, said = [], []
 
     def run(words, log, slot, ranks=1):
         calls.append(words)
@@ -134,12 +204,13 @@ def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
 
     corpus = Corpus(input=("sudoku4:60",), seq_len=17)
     with pytest.raises(UserError, match=r"preparing sudoku4:60: ended with status 2(.|\n)*the reason"):
-        prepare_data(corpus, tmp_path, run)
+        prepare_data(corpus, tmp_path, run, said.append)
     assert calls[0][:3] == ["prepare", "--input", "sudoku4:60"] and "--seq-len" in calls[0]
     folder = corpus_folder(corpus, tmp_path)
+    assert said == [f"preparing the data, sudoku4:60; log: {folder}.log"], "before it takes its time"
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({}))
-    assert prepare_data(corpus, tmp_path, run) == folder and len(calls) == 1
+    assert prepare_data(corpus, tmp_path, run, said.append) == folder and len(calls) == len(said) == 1
     assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
 
 

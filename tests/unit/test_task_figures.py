@@ -3,6 +3,7 @@
 import json
 import math
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from pretrain.evaluation.statistics import ratio_and_error
 from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask
 from pretrain.evaluation.tasks.generated import AnswerTask, HeldOut, SudokuTask
+from pretrain.evaluation.tasks.names import untrained_task
 from pretrain.evaluation.tasks.question_file import read_prompt, read_questions
 from pretrain.evaluation.tasks.questions import Question, QuestionTask, last_number
 from pretrain.evaluation.tasks.report import format_task
@@ -149,7 +151,9 @@ def test_sudoku_from_nothing_and_from_given_cells(world, boards, tmp_path):
     model = toy_model(world, tokenizer, network, temperature=0.0)
     from_nothing = SudokuTask(boards, HeldOut(texts[:1], tokenizer), 0, 5, 0)
     figures, records = run(from_nothing, model)
-    assert figures == {"valid_boards": 1.0, "valid_boards_se": 0.0} and {r["board"] for r in records} == {texts[0]}
+    interval = {"valid_boards_low": pytest.approx(0.5655175), "valid_boards_high": 1.0}
+    assert figures == {"valid_boards": 1.0, "valid_boards_se": 0.0, **interval}
+    assert {r["board"] for r in records} == {texts[0]}
     task = SudokuTask(boards, HeldOut(texts, tokenizer), 5, 0, 0)
     figures, records = run(task, model)
     assert task.name == "sudoku4_given_5" and [record["exact"] for record in records[:3]] == [1.0, 1.0, 1.0]
@@ -172,7 +176,8 @@ def test_answers(world, tmp_path, name):
     model = toy_model(world, tokenizer, Dictated(rows, tokenizer.mask_id, tokenizer.vocab_size - 1), temperature=0.0)
     figures, records = run(AnswerTask(question, held_out), model)
     assert [record["correct"] for record in records] == [1.0, 1.0, 0.0, 1.0]
-    assert figures == {"exact_answers": 0.75, "exact_answers_se": pytest.approx(0.25)}
+    interval = {"exact_answers_low": pytest.approx(0.3006418), "exact_answers_high": pytest.approx(0.9544127)}
+    assert figures == {"exact_answers": 0.75, "exact_answers_se": pytest.approx(0.25), **interval}
     given = question.length - question.answer_length
     assert records[2]["text"][:given] == texts[2][:given] and texts[2][given - 1] in "=>"
 
@@ -181,6 +186,34 @@ def test_a_tokenizer_that_joins_characters_is_refused(corpus):
     tokenizer = load_prepared_tokenizer(corpus, load_manifest(corpus))
     with pytest.raises(UserError, match=r"'aaaa bbbb' has \d tokens for 9 characters: the tokenizer of the run joins"):
         _ = HeldOut(["aaaa bbbb"], tokenizer).rows
+
+
+def test_characters_without_a_token_are_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^'1234': .*tokenizer.json: has no token for '34'; .*; train on a folder that was"
+    ):
+        _ = HeldOut(["1234"], toy_tokenizer(tmp_path, "12")).rows
+    with_unknown = SimpleNamespace(
+        eod_id=9,
+        encode_batch=lambda texts: [np.zeros(len(text), int) for text in texts],
+        decode=lambda ids: "?" * len(ids),
+    )
+    with pytest.raises(
+        UserError, match=r"^'1234': the tokenizer of the run turns it into '\?\?\?\?'; train on a folder"
+    ):
+        _ = HeldOut(["1234"], with_unknown).rows
+
+
+def test_inputs_of_training_that_are_other_tasks():
+    inputs = [
+        SimpleNamespace(kind="generated", input="sudoku6:99@3"),
+        *[SimpleNamespace(kind="file", input="sudoku4:x")] * 3,
+    ]
+    assert untrained_task("sudoku6", Path("r"), inputs) == untrained_task("q.jsonl", Path("r"), inputs) == ""
+    expected = (
+        "warning: --tasks sudoku4: the data of r were not prepared with --input sudoku4:COUNT, but from sudoku6:99@3, "
+    )
+    assert untrained_task("sudoku4", Path("r"), inputs).startswith(f"{expected}sudoku4:x, sudoku4:x, ...; a model")
 
 
 @pytest.mark.parametrize("retokenized", [False, True])

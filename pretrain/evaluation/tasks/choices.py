@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
 from pretrain.evaluation.likelihood import Text
-from pretrain.evaluation.statistics import mean_and_error
+from pretrain.evaluation.statistics import proportion
 from pretrain.evaluation.tasks.questions import QUESTION
 from pretrain.evaluation.tasks.rows import digest, nats_of_texts
 from pretrain.evaluation.tasks.task import Record, TaskModel
@@ -104,12 +104,8 @@ class ChoiceTask:
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
         """See `Task`. `accuracy_per_byte` divides a choice's nats by its bytes, as lm-eval's `acc_norm`."""
-        mean, error = mean_and_error(self.values(records))
-        normalized = mean_and_error(np.array([record["correct_per_byte"] for record in records]))
-        return {
-            "accuracy": mean, "accuracy_se": error,
-            "accuracy_per_byte": normalized[0], "accuracy_per_byte_se": normalized[1],
-        }  # fmt: skip
+        normalized = proportion("accuracy_per_byte", [record["correct_per_byte"] for record in records])
+        return proportion("accuracy", self.values(records)) | normalized
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.errors import DataError
 from data_pipeline.generators.generator import Question
 from data_pipeline.generators.sudoku import SudokuBoards
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
-from pretrain.evaluation.statistics import mean_and_error
+from pretrain.evaluation.statistics import mean_and_error, proportion
 from pretrain.evaluation.tasks.rows import digest
 from pretrain.evaluation.tasks.task import Record, TaskModel
 
@@ -33,14 +34,20 @@ class HeldOut:
         """Token ids of each instance and the end of the document.
 
         Raises:
-            UserError: the tokenizer has longer tokens than characters.
+            UserError: the tokenizer has no token for a character, or longer tokens than characters.
         """
-        encoded = self.tokenizer.encode_batch(list(self.texts))
+        remedy = "train on a folder that was prepared with the characters of the task"
+        try:
+            encoded = self.tokenizer.encode_batch(list(self.texts))
+        except DataError as error:
+            raise UserError(f"{self.texts[0]!r}: {error}; {remedy}") from None
         for text, ids in zip(self.texts, encoded, strict=True):
+            if (written := self.tokenizer.decode(ids.tolist())) != text:
+                raise UserError(f"{text!r}: the tokenizer of the run turns it into {written!r}; {remedy}")
             if len(ids) != len(text):
                 raise UserError(
                     f"{text!r} has {len(ids)} tokens for {len(text)} characters: the tokenizer of the run joins characters; "
-                    "train on a folder that was prepared with the characters of the task"
+                    f"{remedy}"
                 )
         return [[*ids.tolist(), self.tokenizer.eod_id] for ids in encoded]
 
@@ -117,11 +124,11 @@ class SudokuTask:
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
         """See `Task`. `exact_solutions` are those of the puzzles; a puzzle has one."""
-        mean, error = mean_and_error(self.values(records))
-        figures = {"valid_boards": mean, "valid_boards_se": error}
-        names = {"exact_solutions": "exact", "given_cells": "given"} if self.given else {}
-        for name, key in names.items():
-            figures[name], figures[f"{name}_se"] = mean_and_error(np.array([float(record[key]) for record in records]))
+        figures = proportion("valid_boards", self.values(records))
+        if self.given:
+            figures |= proportion("exact_solutions", [record["exact"] for record in records])
+            given = mean_and_error(np.array([float(record["given"]) for record in records]))
+            figures["given_cells"], figures["given_cells_se"] = given
         return figures
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
@@ -167,8 +174,7 @@ class AnswerTask:
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
         """See `Task`."""
-        mean, error = mean_and_error(self.values(records))
-        return {"exact_answers": mean, "exact_answers_se": error}
+        return proportion("exact_answers", self.values(records))
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""

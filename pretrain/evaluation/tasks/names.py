@@ -7,10 +7,11 @@ from pathlib import Path
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.generators.arithmetic import Arithmetic
+from data_pipeline.generators.generator import Generator
 from data_pipeline.generators.lookup import Lookup
 from data_pipeline.generators.names import KNOWN, find_generator
 from data_pipeline.generators.sudoku import SudokuBoards
-from data_pipeline.manifest import MANIFEST_NAME
+from data_pipeline.manifest import MANIFEST_NAME, InputInfo
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
 from pretrain.evaluation.causal_lm import check_scorer
@@ -26,6 +27,7 @@ GENERATIVE = "generative"
 DEFAULT_SAMPLES = 256
 """Samples of tasks that draw from nothing."""
 DEFAULT_ANSWER_LENGTH = 256
+SHOWN_INPUTS = 3
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class TaskMaker:
             case "answers":
                 question = find_generator(value)
                 assert isinstance(question, (Arithmetic, Lookup))
-                return AnswerTask(question, HeldOut(self._instances(value), self.tokenizer))
+                return AnswerTask(question, self._held_out(question, self._instances(value)))
             case "documents":
                 return self._documents(Path(value))
             case "choices":
@@ -131,7 +133,25 @@ class TaskMaker:
         # Without given cells any text of the length will do.
         texts = self._instances(value) if given else [boards.text(0, 0)]
         count = self.options.limit or DEFAULT_SAMPLES
-        return SudokuTask(boards, HeldOut(texts, self.tokenizer), given, count, self.seed)
+        return SudokuTask(boards, self._held_out(boards, texts), given, count, self.seed)
+
+    def _held_out(self, generator: Generator, texts: Sequence[str]) -> HeldOut:
+        """Instances that the model can hold and write.
+
+        Raises:
+            UserError: its rows are too short, or its tokenizer cannot write them.
+        """
+        if generator.length + 1 > self.seq_len:
+            raise UserError(
+                f"--tasks {generator.name}: has {generator.length + 1} tokens with the end of the document, more than the "
+                f"{self.seq_len} of a row of the run; train with longer rows"
+            )
+        held_out = HeldOut(texts, self.tokenizer)
+        try:
+            _ = held_out.rows
+        except UserError as error:
+            raise UserError(f"--tasks {generator.name}: {error}") from None
+        return held_out
 
     def _instances(self, name: str) -> list[str]:
         """The instances of a generator in the validation split, each once.
@@ -141,9 +161,7 @@ class TaskMaker:
         """
         found: dict[str, None] = {}
         for corpus in self._require_blend(name).corpora:
-            if self.split in corpus.manifest.splits and any(
-                info.kind == "generated" and info.input.startswith(f"{name}:") for info in corpus.manifest.inputs
-            ):
+            if self.split in corpus.manifest.splits and _has_inputs_of(name, corpus.manifest.inputs):
                 documents = Documents(corpus.path, self.split)
                 found |= dict.fromkeys(
                     text for text in map(documents.text, range(len(documents))) if _is_of(name, text)
@@ -207,6 +225,21 @@ class TaskMaker:
         if count < LEAST_SAMPLES:
             raise UserError(f"--limit {count}: a distance of distributions needs at least {LEAST_SAMPLES} samples")
         return GenerativeTask(self.options.scorer, reference, count, self.tokenizer)
+
+
+def untrained_task(value: str, run: Path, inputs: Sequence[InputInfo]) -> str:
+    """A warning if a generated task is none of the inputs of the training data, else nothing."""
+    if find_generator(value) is None or _has_inputs_of(value, inputs):
+        return ""
+    others = ", ".join(info.input for info in inputs[:SHOWN_INPUTS]) + ", ..." * (len(inputs) > SHOWN_INPUTS)
+    return (
+        f"warning: --tasks {value}: the data of {run} were not prepared with --input {value}:COUNT, but from {others}; a model "
+        "that has not seen the format scores about 0"
+    )
+
+
+def _has_inputs_of(name: str, inputs: Sequence[InputInfo]) -> bool:
+    return any(info.kind == "generated" and info.input.startswith(f"{name}:") for info in inputs)
 
 
 def _is_of(name: str, text: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer
 from pretrain.errors import UserError
-from pretrain.evaluation.statistics import mean_and_error
+from pretrain.evaluation.statistics import proportion
 from pretrain.evaluation.tasks.rows import answer_row, digest
 from pretrain.evaluation.tasks.task import Record, TaskModel
 
@@ -98,11 +98,8 @@ class QuestionTask:
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
         """See `Task`."""
-        mean, error = mean_and_error(self.values(records))
-        answered = mean_and_error(np.array([float(record["number"] is not None) for record in records]))
-        return {
-            "exact_match": mean, "exact_match_se": error, "with_a_number": answered[0], "with_a_number_se": answered[1],
-        }  # fmt: skip
+        answered = proportion("with_a_number", [record["number"] is not None for record in records])
+        return proportion("exact_match", self.values(records)) | answered
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""

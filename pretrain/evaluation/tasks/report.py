@@ -6,9 +6,11 @@ from typing import Any
 
 from model.sampling.tally import Cost
 from pretrain.evaluation.compute_settings import ComputeSettings
+from pretrain.proportions import INTERVAL_NOTE, interval_of, with_error
 
 COMPUTE = tuple(field.name for field in fields(ComputeSettings))
 NOT_SHOWN = (*COMPUTE, "compared", "cost", "change_from_first")
+SPREAD = ("_se", "_low", "_high")
 
 
 def format_task(result: Mapping[str, Any], others: Sequence[str]) -> str:
@@ -19,29 +21,28 @@ def format_task(result: Mapping[str, Any], others: Sequence[str]) -> str:
         others: what each result is compared with.
     """
     lines = [f"{result['task']}: {result['items']:,} items"]
-    first = result["loops"][0]["loops"]
+    first, metric = result["loops"][0]["loops"], result["metric"]
     for row in result["loops"]:
         figures = [
-            f"{name.replace('_', ' ')} {with_error(row[name], row.get(f'{name}_se'))}"
+            f"{name.replace('_', ' ')} {_shown(row, name)}"
             for name in row
-            if not name.endswith("_se") and name not in NOT_SHOWN
+            if not name.endswith(SPREAD) and name not in NOT_SHOWN
         ]
         lines.append(f"S={row['loops']:<4} {', '.join(figures)}")
-        metric = result["metric"].replace("_", " ")
+        about = metric.replace("_", " ")
         if row["loops"] != first:
-            change = with_error(row["change_from_first"], row["change_from_first_se"], "+")
-            lines.append(f"       {metric} against S={first}: {change}")
+            lines.append(f"       {about} against S={first}: {_shown(row, 'change_from_first', '+')}")
         for name in others:
             compared = row["compared"]
-            value = with_error(compared[result["metric"]], compared[f"{result['metric']}_se"])
-            difference = with_error(compared["difference"], compared["difference_se"], "+")
-            lines.append(f"       {metric} of {name}: {value}; this run minus it: {difference}")
+            difference = _shown(compared, "difference", "+")
+            lines.append(f"       {about} of {name}: {_shown(compared, metric)}; this run minus it: {difference}")
         if cost := row.get("cost"):
             lines.append(f"       {Cost(**cost).describe()}")
+    if interval_of(result["loops"][0], metric):
+        lines.append(INTERVAL_NOTE)
     return "\n".join(lines)
 
 
-def with_error(value: float, error: float | None, sign: str = "") -> str:
-    """A value and its standard error."""
-    shown = f"{value:{sign}.4f}"
-    return shown if error is None else f"{shown} ± {error:.4f}"
+def _shown(figures: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """A figure with its spread."""
+    return with_error(figures[name], figures.get(f"{name}_se"), interval_of(figures, name), sign)

@@ -107,7 +107,9 @@ class Task(Protocol):
         """Put these items to the model. Collective: every rank gets the records."""
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
-        """Figures of all items, each with a standard error under its name with `_se`. Collective: on every rank."""
+        """Figures of all items, each with a standard error under its name with `_se`, a proportion also with the ends of its 95%
+        interval under `_low` and `_high`. Collective: on every rank.
+        """
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """What each item contributes to the main figure, which is their mean, fp64 [records]."""
