@@ -45,12 +45,12 @@ def describe(checkpoint: Path, verify: bool) -> dict[str, Any]:
     Args:
         verify: compare everything with its checksums, not only the sizes of the files.
     """
-    from pretrain.checkpoints.folder import read_state, step_of
+    from pretrain.checkpoints.folder import has_index, read_state, step_of
     from pretrain.checkpoints.retention import validation_figures
     from pretrain.errors import UserError
 
     figures = validation_figures(checkpoint.parents[1], step_of(checkpoint))
-    problem = problem_of(checkpoint, verify)
+    problem, checksums = problem_of(checkpoint, verify), has_index(checkpoint)
     try:
         layout = read_state(checkpoint).get("layout", {})
     except UserError as error:
@@ -58,7 +58,8 @@ def describe(checkpoint: Path, verify: bool) -> dict[str, Any]:
     return {
         "step": step_of(checkpoint),
         "bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
-        "verified": verify and problem is None,
+        "checksums": checksums,
+        "verified": verify and checksums and problem is None,
         "problem": problem,
         "layout": layout,
         "validation": {str(s): nats for s, nats in figures.items()},
@@ -92,7 +93,8 @@ def print_table(found: list[dict[str, Any]]) -> None:
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
-    state = one["problem"] or ("every byte as written" if one["verified"] else "whole")
+    whole = "whole" if one["checksums"] else "whole, without checksums"
+    state = one["problem"] or ("every byte as written" if one["verified"] else whole)
     validation = ", ".join(f"S={loops} {nats:.4f}" for loops, nats in one["validation"].items())
     return str(one["step"]), f"{one['bytes'] / 2**30:.3f}", state, _layout(one["layout"]), validation
 

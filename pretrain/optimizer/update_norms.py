@@ -43,7 +43,8 @@ class UpdateNorms:
         squares = torch.zeros(len(PARTS), 3, dtype=torch.float64)
         norms, self._norms = self._norms, []
         if norms:
-            values = torch.stack([norm for *_, norm in norms]).double().square().cpu()
+            device = norms[0][2].device  # a part of the optimizer may be on the CPU
+            values = torch.stack([norm.to(device) for *_, norm in norms]).double().square().cpu()
             for (part, which, _), square in zip(norms, values, strict=True):
                 squares[part, which] += square
         return squares

@@ -27,6 +27,7 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
 from pretrain.optimizer.muon import Muon
 from pretrain.parallel.gather import gather_weight
+from pretrain.parallel.only_data import only_data
 from pretrain.parallel.pieces import Pieces, locate_weights
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import DeepSpeedMpu, World
@@ -164,18 +165,19 @@ class Engine:
         """Switch between training and evaluation mode."""
         self._engine.train(training)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write the weights, optimizer states and averaged weights of all ranks under `folder/tag`. Collective."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-
     def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote on the same layout. Collective.
+        """Read what DeepSpeed's `save_checkpoint` wrote on the same layout: the older format. Collective.
 
         States come from the checkpoint, hyperparameters from the settings of this start: `load_checkpoint` would bring
         back the old betas, epsilon and weight decay, and with ZeRO-1, ZeRO-2 and bf16 the old `optim.clip_norm`.
         """
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
         current = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self._engine.load_checkpoint(str(folder), tag=tag)
+        with only_data(LossScaler, ZeroStageEnum, fragment_address):
+            self._engine.load_checkpoint(str(folder), tag=tag)
         for group, hyperparameters in zip(self.optimizer.param_groups, current, strict=True):
             group.update(hyperparameters)
         if self.zero_stage:
@@ -222,8 +224,7 @@ class Engine:
         for stage, names in enumerate(self._names):
             for name in names:
                 self._world.enter_phase("gathering weights")
-                own = self._world.stage == stage
-                part = self._unsharded(parameters[name]) if own else None
+                part = self._unsharded(parameters[name]) if self._world.stage == stage else None
                 yield name, gather_weight(self._world, name, stage, part)
 
     def _unsharded(self, parameter: nn.Parameter) -> Tensor:

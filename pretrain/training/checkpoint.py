@@ -144,7 +144,10 @@ def _load(run: TrainingRun, chosen: Path) -> str | None:
     run.world.raise_on_all_ranks(error)
     state, index, problem = run.world.from_main((state, index, problem))
     if problem is None and index is None:
-        run.engine.load(chosen, SHARDS)
+        try:
+            run.engine.load(chosen, SHARDS)
+        except UserError as refused:
+            raise UserError(f"{chosen}: {refused}") from None
     elif problem is None:
         problem = _fill(run, chosen, index)
     if problem is None:

@@ -93,7 +93,7 @@ def one_save(run: "TrainingRun", name: str) -> Figures:
     beside: list[float] = []
     if name == "DeepSpeed":
         saved = run.folder / "deepspeed"
-        still = whole = timed(run, lambda: run.engine.save(saved, "one"))
+        still = whole = timed(run, lambda: run.engine._engine.save_checkpoint(str(saved), "one", save_latest=False))
     else:
         saved = run.folder / "checkpoints"
         begin = time.perf_counter()

@@ -1,9 +1,11 @@
 """Saves and resumes of a run: beside training, after damage, and from checkpoints of the older format."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,9 +158,19 @@ def test_the_only_checkpoint_is_damaged(start):
     assert (folder / "checkpoints" / "step_2" / MARK).is_file()
 
 
+class Harmful:
+    """Its pickle makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_checkpoint_of_the_older_format_still_loads_on_its_layout(start, corpus, world, tmp_path, stage):
-    """Written as it was before: DeepSpeed's shards, and a mark without a list."""
+    """Written as it was before: DeepSpeed's shards, and a mark without a list. No code in them is run."""
     words = [f"parallel.zero_stage={stage}"]
     whole = start(*words, name="whole")
     common = [f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run", "train.steps=6", "checkpoint.every=2"]
@@ -171,13 +183,20 @@ def test_a_checkpoint_of_the_older_format_still_loads_on_its_layout(start, corpu
         run.progress.step += 1
     folder = tmp_path / "run" / "checkpoints" / "step_2"
     folder.mkdir(parents=True)
-    run.engine.save(folder, SHARDS)
+    run.engine._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
     state = {"progress": asdict(run.progress), "layout": asdict(_layout(run)), "data": blend.identity()}
     (folder / "state.json").write_text(json.dumps(state | {"settings": flatten(run.plan.settings)}))
     (folder / MARK).write_text("This checkpoint is whole.\n")
     other = "parallel.zero_stage=2" if stage != 2 else "parallel.zero_stage=1"
     with pytest.raises(UserError, match=rf"cannot resume: zero_stage was {stage}, now 2"):
         start(other)
+    file, *_ = sorted((folder / SHARDS).glob("*.pt"))
+    file.rename(tmp_path / "sound.pt")
+    torch.save({"module": Harmful(tmp_path / "harmed")}, file)
+    with pytest.raises(UserError, match=r"step_2: a file with shards would run .*\.system; .* do not use the folder"):
+        start(*words)
+    assert not (tmp_path / "harmed").exists()
+    (tmp_path / "sound.pt").rename(file)
     start(*words)
     assert losses(tmp_path / "run") == losses(whole)[2:]
     assert same_tensors(whole / "checkpoints" / "step_6", tmp_path / "run" / "checkpoints" / "step_6")

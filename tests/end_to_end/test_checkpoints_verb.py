@@ -57,6 +57,18 @@ def test_a_changed_byte_is_found_by_verify_only_and_kept_by_prune(run, capsys):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_4", "step_6"]
 
 
+def test_a_checkpoint_of_the_older_format_is_not_called_verified(run, capsys):
+    """It has no checksums, like what `loopmdm import` writes."""
+    (run / "checkpoints" / "step_4" / "index.json").unlink()
+    assert main(["checkpoints", str(run), "--verify"]) == 0
+    states = ["every byte as written", "whole, without checksums", "every byte as written"]
+    for state, line in zip(states, capsys.readouterr().out.splitlines()[1:], strict=True):
+        assert f"  {state}  " in line
+    assert main(["checkpoints", str(run), "--verify", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [(one["checksums"], one["verified"]) for one in records] == [(True, True), (False, False), (True, True)]
+
+
 def test_odd_requests(run, tmp_path, capsys):
     assert main(["checkpoints", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
