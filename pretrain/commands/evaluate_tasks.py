@@ -29,6 +29,12 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
     runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
     of_runs = [_tasks(job, run) for run in runs]
+    names = [task.name for task in of_runs[0]]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if arguments.output is not None and twice:
+        raise UserError(
+            f"--output {arguments.output}: two tasks are named {twice}, and one file would hold both; leave it out"
+        )
     saved: list[str] = []
     for tasks in zip(*of_runs, strict=True):
         result = _evaluate(job, runs, tasks)

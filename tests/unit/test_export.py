@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data_pipeline.manifest import load_manifest
+from data_pipeline.manifest import load_manifest, sha256_of
+from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer, load_tokenizer
 from model.architecture import Architecture, LoopSplit
 from model.reference import reference_logits
@@ -244,8 +245,6 @@ def test_ids_with_gaps(tmp_path, call):
     fields["model"]["vocab"]["zzz"] = 305
     file.write_text(json.dumps(fields))
     manifest = json.loads((run / "tokenizer" / "manifest.json").read_text())
-    from data_pipeline.manifest import sha256_of
-
     manifest["tokenizer"] |= {"vocab_size": 306, "mask_id": 306, "sha256": sha256_of(file)}
     (run / "tokenizer" / "manifest.json").write_text(json.dumps(manifest | {"vocab_size": 307}))
     config = run / "config.yaml"
@@ -290,3 +289,20 @@ def test_the_code_in_an_export_imports_nothing_of_this_project(exports):
         assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
         found = set(re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE))
         assert found <= {"dataclasses", "collections", "pathlib", "shutil", "torch", "transformers", "sentencepiece"}
+
+
+def test_characters_of_a_task_alone(tmp_path, call):
+    """The tokenizer of generated data has no token for other texts, and refuses them."""
+    run = make_run(tmp_path / "run", "huggingface")
+    file, path = run / "tokenizer" / "tokenizer.json", run / "tokenizer" / "manifest.json"
+    file.write_text(character_tokenizer("1234"))
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"] |= {"vocab_size": 4, "eod_id": 4, "pad_id": 4, "mask_id": 5, "sha256": sha256_of(file)}
+    path.write_text(json.dumps(manifest | {"vocab_size": 6}))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("vocab_size: 301", "vocab_size: 6"))
+    shutil.rmtree(run / "checkpoints")
+    add_checkpoint(run, 3)
+    assert call("export", run, tmp_path / "x")[0] == 0
+    theirs, settings = loaded(tmp_path / "x")
+    assert theirs.encode("1432").ids == [0, 3, 2, 1] and theirs.token_to_id(settings["mask_token"]) == 5

@@ -62,10 +62,18 @@ def run(task, model, items=None, kept=None):
 @pytest.mark.parametrize(
     ("text", "number"),
     [("it is 1,234.50 dollars", "1234.5"), ("3 + 4 = 7.", "7"), ("#### -12", "-12"), ("18.0", "18"), ("x .5", "0.5"),
-     ("1,000", "1000"), ("none", None), ("9-3", "-3")],
+     ("1,000", "1000"), ("none", None), ("9-3", "-3"), ("-$12", "-12"), ("$-1,250.00", "-1250"), ("\u22127", "-7"),
+     ("1,2,3", "3"), ("x=3,y=12,345", "12345"), ("12,3456", "3456"), ("-0", "0"), ("12 $", "12"), ("1,234,", "1234")],
 )  # fmt: skip
 def test_the_last_number(text, number):
     assert last_number(text) == (None if number is None else Decimal(number))
+
+
+def test_long_numbers_are_compared_to_their_last_digit():
+    """Products of numbers of 20 digits have 40."""
+    digits = "1234567890" * 4
+    assert last_number(f"= {digits}") == last_number(f"{digits}.0") != last_number(digits[:-1] + "1")
+    assert str(last_number(f"{digits[:-1]}1")) == digits[:-1] + "1"
 
 
 def test_questions_are_right_when_the_last_number_is(world, letters):

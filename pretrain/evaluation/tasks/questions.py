@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Context, Decimal
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,8 @@ from pretrain.evaluation.statistics import proportion
 from pretrain.evaluation.tasks.rows import answer_row, digest
 from pretrain.evaluation.tasks.task import Record, TaskModel
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+NUMBER = re.compile(r"(?P<minus>[-\u2212])?[$€£]?(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+"""Commas separate thousands, else numbers; a minus is a hyphen or the sign of its own, also before a currency."""
 QUESTION = "{question}"
 DEFAULT_PROMPT = f"Question: {QUESTION}\nAnswer:"
 DEFAULT_UNTIL = ("Question:",)
@@ -108,8 +109,12 @@ class QuestionTask:
 
 def last_number(text: str) -> Decimal | None:
     """The last number of a text; 1,000.0 is 1000. None if there is none."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")).normalize() if found else None
+    found = list(NUMBER.finditer(text))
+    if not found:
+        return None
+    digits = found[-1]["digits"].replace(",", "")
+    number = Decimal(digits).normalize(Context(prec=len(digits)))  # the usual context rounds to 28 digits
+    return number.copy_negate() if found[-1]["minus"] and number else number
 
 
 def question_of(source: str, question: str, answer: str) -> Question:
