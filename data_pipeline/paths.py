@@ -4,8 +4,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from data_pipeline.readers.hub import HUB
-from data_pipeline.readers.remote import LOCAL, is_remote
-from data_pipeline.typed_words import home_expanded
+from data_pipeline.typed_words import home_expanded, without_protocol
 
 
 def user_path(text: str) -> Path:
@@ -14,13 +13,10 @@ def user_path(text: str) -> Path:
     Raises:
         ArgumentTypeError: it is empty, a URL, or there is no such home folder.
     """
-    if is_remote(text):
-        raise ArgumentTypeError(
-            f"{text}: only --input takes URLs; give a local or shared folder, and copy it with the tool of the store, such as "
-            "aws s3 sync, gcloud storage rsync or hf upload"
-        )
-    text = text.removeprefix(LOCAL)
-    return Path(user_input(text))
+    try:
+        return Path(user_input(without_protocol(text)))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text}: {error}") from None
 
 
 def user_input(text: str) -> str:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+LOCAL = "file://"
+
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
 _BYTES = re.compile(
     r"(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)(e[0-9]{1,2})?)\s*((?P<unit>[kmgt])(?P<binary>i)?)?b?", re.IGNORECASE
@@ -65,15 +68,30 @@ def path_of(word: str | Path) -> Path:
     """A path with `~`, `$NAME` and `${NAME}` expanded.
 
     Raises:
-        ValueError: it is empty, or names a user or an environment variable that does not exist.
+        ValueError: it is empty, a URL, or names a user or an environment variable that does not exist.
     """
-    text = os.path.expandvars(str(word))
+    text = without_protocol(os.path.expandvars(str(word)))
     unset = re.search(r"\$(\w+|\{[^}]*\})", text)
     if unset:
         raise ValueError(f"the environment variable {unset[1].strip('{}')} is not set; set it or write the path out")
     if not text:
         raise ValueError("is empty; give a path")
     return Path(home_expanded(text))
+
+
+def is_remote(text: str) -> bool:
+    """Whether a text is a URL of another protocol than `file://`."""
+    return URL.match(text) is not None and not text.startswith(LOCAL)
+
+
+def without_protocol(text: str) -> str:
+    """A path without `file://`. Raises ValueError for the URL of another protocol."""
+    if is_remote(text):
+        raise ValueError(
+            "only loopmdm prepare --input takes URLs; copy it to a local or shared folder with the tool of the store, such as "
+            "aws s3 sync, gcloud storage rsync or hf download, and give that"
+        )
+    return text.removeprefix(LOCAL)
 
 
 def home_expanded(text: str) -> str:

@@ -8,8 +8,9 @@ from data_pipeline.errors import DataError, ReadError
 from data_pipeline.readers.compression import open_decompressed
 from data_pipeline.readers.hub import split_name
 from data_pipeline.readers.kinds import file_kind
-from data_pipeline.readers.remote import RemotePath, is_remote, translated
+from data_pipeline.readers.remote import RemotePath, translated
 from data_pipeline.readers.remote_finding import files_under
+from data_pipeline.typed_words import is_remote
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder

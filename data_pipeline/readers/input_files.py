@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.readers.remote import RemotePath, RemoteReader, current, is_remote
+from data_pipeline.readers.remote import RemotePath, RemoteReader, current
+from data_pipeline.typed_words import is_remote
 
 InputFile = Path | RemotePath
 IN_COMMIT = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")

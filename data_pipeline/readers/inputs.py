@@ -18,8 +18,9 @@ from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, ope
 from data_pipeline.readers.hub_files import hub_files
 from data_pipeline.readers.input_files import InputFile, status_of
 from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records
-from data_pipeline.readers.remote import LOCAL, RemotePath, is_remote
+from data_pipeline.readers.remote import RemotePath
 from data_pipeline.readers.remote_finding import find_remote
+from data_pipeline.typed_words import LOCAL, is_remote
 
 STDLIB = "stdlib:"
 # Tests are half of the text and unlike the rest; not all distributions have idlelib; the others are not the library.

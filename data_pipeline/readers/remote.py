@@ -7,19 +7,17 @@ environment variables and configuration files.
 import errno
 import io
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import DataError, ReadError
+from data_pipeline.typed_words import URL
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-LOCAL = "file://"
 # How much is read at once, and kept per open file. A multiple of the delay of a request at usual rates.
 BLOCK_BYTES = 4 << 20
 BUFFER_BYTES = 1 << 20
@@ -34,11 +32,6 @@ CREDENTIALS = {
     "hf": "run hf auth login, or set HF_TOKEN",
 }
 NO_NUMBER = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
-
-
-def is_remote(value: str) -> bool:
-    """Whether a value of `--input` or the source of a range is a URL of another protocol than `file://`."""
-    return URL.match(value) is not None and not value.startswith(LOCAL)
 
 
 @dataclass(frozen=True)

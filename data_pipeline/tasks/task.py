@@ -20,9 +20,10 @@ from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange
 from data_pipeline.readers.input_files import InputFile, has_changed, status_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import Kind, is_compressed
-from data_pipeline.readers.remote import RemotePath, is_remote, modified
+from data_pipeline.readers.remote import RemotePath, modified
 from data_pipeline.readers.rows import row_group_bytes
 from data_pipeline.tasks.addresses import content_address, probe
+from data_pipeline.typed_words import is_remote
 
 # Enough tasks per input that the last ones do not leave workers idle for long, and few enough for the file system.
 AIMED_TASKS = 256

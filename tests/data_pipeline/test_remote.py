@@ -1,5 +1,6 @@
 """Remote inputs give the bytes of local ones, also after a kill, and a store that fails is told from broken content."""
 
+import argparse
 import bz2
 import gzip
 import json
@@ -8,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -15,15 +17,19 @@ from conftest import make_texts, write_jsonl
 from object_store import endpoint, store  # noqa: F401 (fixtures)
 from pyarrow import parquet
 
+from data_pipeline import prepare as prepare_verb
+from data_pipeline import verify as verify_verb
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.filters import ActiveFilters
 from data_pipeline.readers import remote
 from data_pipeline.readers.inputs import resolve_input
 from data_pipeline.rejects import RecordCounter
+from data_pipeline.tasks.addresses import PROBE_BYTES
 from data_pipeline.tasks.reading import task_documents
 from data_pipeline.tasks.task import cut_into_tasks, require_unmodified
+from data_pipeline.typed_words import path_of
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture
@@ -68,21 +74,25 @@ def test_remote_inputs_give_the_bytes_of_local_ones(prepare, store, folder, tmp_
     assert len(cut_into_tasks([resolve_input(f"{url}{pattern}")])) >= 4
 
 
-def command(url, output):
-    words = ["--input", url, "--output", output, "--vocab-size", 400, "--seq-len", 32, "--workers", 2]
+def command(url, output, tokenizer):
+    words = ["--input", url, "--output", output, "--tokenizer", tokenizer, "--seq-len", 32, "--workers", 2]
     return [sys.executable, "-m", "data_pipeline.prepare", *map(str, words)]
 
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(480)
-def test_kills_change_nothing(store, folder, tmp_path):  # noqa: F811
+def test_kills_change_nothing(store, folder, tokenizer_file, tmp_path):  # noqa: F811
     (folder / "a.jsonl.gz").unlink()
     (folder / "b.jsonl.bz2").unlink()
     url = store.upload(folder, "data")
-    subprocess.run(command(folder, tmp_path / "undisturbed"), check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        command(folder, tmp_path / "undisturbed", tokenizer_file), check=True, capture_output=True, timeout=120
+    )
     seconds, kills = random.Random(0), 0
     for _ in range(KILLS):
-        process = subprocess.Popen(command(url, tmp_path / "data"), stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command(url, tmp_path / "data", tokenizer_file), stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             process.wait(timeout=seconds.uniform(2, 12))
         except subprocess.TimeoutExpired:
@@ -90,7 +100,7 @@ def test_kills_change_nothing(store, folder, tmp_path):  # noqa: F811
             kills += 1
         process.wait(timeout=30)
     assert kills > 0
-    subprocess.run(command(url, tmp_path / "data"), check=True, capture_output=True, timeout=120)
+    subprocess.run(command(url, tmp_path / "data", tokenizer_file), check=True, capture_output=True, timeout=120)
     assert output_bytes(tmp_path / "data") == output_bytes(tmp_path / "undisturbed")
 
 
@@ -188,8 +198,12 @@ def test_a_store_that_fails_in_the_middle_is_not_broken_content(prepare, store, 
     url = store.put("x.jsonl.gz", gzip.compress(several_tasks.read_bytes(), 1))
     words = ("--input", url, "--output", tmp_path / "data")
 
-    def fail(*_):
-        raise ValueError("the connection was lost")
+    real = s3fs.S3File._fetch_range
+
+    def fail(file, start, end):
+        if end - start > PROBE_BYTES:
+            raise ValueError("the connection was lost")
+        return real(file, start, end)
 
     with monkeypatch.context() as patch:
         patch.setattr(s3fs.S3File, "_fetch_range", fail)
@@ -202,3 +216,19 @@ def test_a_store_that_fails_in_the_middle_is_not_broken_content(prepare, store, 
 def test_a_file_url_is_a_path(prepare, jsonl, tmp_path):
     assert prepare("--input", f"file://{jsonl}", "--output", tmp_path / "data").code == 0
     assert resolve_input(f"file://{jsonl.parent}/*.jsonl").files == (jsonl,)
+
+
+@pytest.mark.parametrize("verb", [prepare_verb, verify_verb])
+def test_other_options_refuse_urls(verb, capsys):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    words = ["--output", "s3://bucket/data"] if verb is prepare_verb else ["s3://bucket/data"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "s3://bucket/data: only loopmdm prepare --input takes URLs; copy it" in capsys.readouterr().err
+
+
+def test_blends_and_configurations_refuse_urls():
+    with pytest.raises(ValueError, match="aws s3 sync"):
+        path_of("s3://bucket/data")
+    assert path_of("file:///data/mine") == Path("/data/mine")
