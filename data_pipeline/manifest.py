@@ -104,11 +104,14 @@ class InputInfo(_Record):
     tokens: int | None = Field(
         default=None, ge=0, description="of all splits; None in folders written before it was counted"
     )
+    rejected: dict[str, int] | None = Field(
+        default=None, description="records left out by cause; None in folders written before they were counted by input"
+    )
     digest: str = Field(description="BLAKE2b over the digests of the tasks, each over those of its documents")
 
 
 class Manifest(_Record):
-    """The whole manifest. It has no time stamp and no machine name, so equal runs write equal bytes."""
+    """The whole manifest. It has no time stamp and no machine name, so equal runs of equal software write equal bytes."""
 
     format_version: Literal[2] = FORMAT_VERSION
     tokenizer: TokenizerInfo
@@ -120,6 +123,13 @@ class Manifest(_Record):
     inputs: list[InputInfo]
     options: dict[str, str | bool | int | float | None]
     records: dict[str, int] = Field(description="rejected records by cause")
+    provenance: dict[str, FileInfo] = Field(
+        default={},
+        description="files of `data_pipeline.provenance`, which training does not need; none in older folders",
+    )
+    versions: dict[str, str] = Field(
+        default={}, description="of the packages that wrote the folder; none in older ones"
+    )
     text_loss: TextLoss | None = Field(default=None, description="None if the sampled texts come back from their ids")
 
     @model_serializer(mode="wrap")

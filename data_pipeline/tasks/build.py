@@ -25,7 +25,7 @@ from data_pipeline.tasks.report import say_tokenizer
 from data_pipeline.tasks.results import DigestJob, ResultJob
 from data_pipeline.tasks.sampling import SampleJob, TextSample, collect_sample
 from data_pipeline.tasks.sharing import do_tasks
-from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
+from data_pipeline.tasks.signatures import SignatureJob, describe_found, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
@@ -211,16 +211,17 @@ class Build:
     def find_duplicates(self, tasks: Sequence[Task]) -> None:
         """Put the decisions about duplicates into the work folder."""
         if (folder := self._decisions_folder(tasks)) and folder.is_dir():
+            print(describe_found(folder, self.options.duplicates), flush=True)
             return
         job = SignatureJob(self.work.folder, self.options)
         self._do_missing("looking for duplicates", job, tasks)
         folder = self._decisions_folder(tasks)
-        if folder.is_dir():
-            return
-        remove_partial(folder)  # of a process that was killed: its files may be large
-        with result_folder(folder, lambda: True) as partial:
-            print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
-            find_duplicates(job, tasks, partial, self.workers)
+        if not folder.is_dir():
+            remove_partial(folder)  # of a process that was killed: its files may be large
+            with result_folder(folder, lambda: True) as partial:
+                print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
+                find_duplicates(job, tasks, partial, self.workers)
+        print(describe_found(folder, self.options.duplicates), flush=True)
 
     def _do_missing(self, verb: str, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Do the tasks that are not done."""

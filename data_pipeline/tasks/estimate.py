@@ -159,7 +159,7 @@ def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
     if signatures.options.duplicates != "keep":
         work_bytes = signatures.result(task).stat().st_size + documents * Decisions.SIZE
     tokens = sum(shard.tokens for shard in shards)
-    output_bytes = sum(info.bytes for shard in shards for info in shard.files.values())
+    output_bytes = sum(info.bytes for shard in shards for info in (*shard.files.values(), shard.places))
     output_bytes += _plan_bytes(documents, tokens, signatures.options)
     return Part(task, documents, tokens, output_bytes, work_bytes, record.counts)
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -23,12 +24,14 @@ from data_pipeline.manifest import (
 from data_pipeline.packing.pack_plan import lacks_text, plan_files, write_plan
 from data_pipeline.rejects import Cause
 from data_pipeline.replace import replace_folder
+from data_pipeline.tasks.addresses import versions
 from data_pipeline.tasks.build import Build, require_text
 from data_pipeline.tasks.completeness import UNREADABLE, require_complete
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.shards import ShardWriter, Source, WrittenShard, cut_into_shards
+from data_pipeline.tasks.sources import CorpusSources, RepeatedExamples, write_provenance
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder, remove_partial
@@ -51,7 +54,7 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     job = build.token_job(tasks)
     build.compare(job, tasks)
     done = _require_all_done(job, tasks)
-    counts = CorpusCounts(tasks, (record.counts for record in done))
+    counts = CorpusCounts(tasks, (record.counts for record in done), RepeatedExamples(tasks, job.decisions))
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
     require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
@@ -87,6 +90,8 @@ def _write_output(
         inputs=_describe_inputs(build, tasks, done),
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
+        provenance=write_provenance(CorpusSources(build.inputs, tasks), job, done, build.options.splits, folder),
+        versions=versions(),
         text_loss=loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, build.options),
     )
 
@@ -188,6 +193,7 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRec
                 documents=sum(record.counts.accepted for record in of_input),
                 tokens=sum(shard.tokens for record in of_input for shard in record.shards.values()),
                 digest=input_digest(record.digest for record in of_input),
+                rejected=dict(sorted(sum((Counter(record.counts.rejected) for record in of_input), Counter()).items())),
             )
         )
     return described

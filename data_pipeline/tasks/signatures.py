@@ -3,6 +3,8 @@
 One process decides, by queries over the files of all tasks. The result does not depend on the number of workers.
 """
 
+import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +24,32 @@ from data_pipeline.dedup import (
     NEAR,
     SIGNATURE_BYTES,
     Decisions,
+    Duplicates,
     near_keys,
 )
 from data_pipeline.manifest import VALIDATION
+from data_pipeline.provenance import TableWriter
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.addresses import content_address, software
-from data_pipeline.tasks.duplicate_search import Repeated, find_repeated
+from data_pipeline.tasks.duplicate_search import RepeatedOfTask, find_repeated
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import Report
 from data_pipeline.tasks.reading import new_digest, reported, task_documents
 from data_pipeline.tasks.results import ResultJob
 from data_pipeline.tasks.task import Task, require_unmodified, task_name
 from data_pipeline.tasks.work import SIGNATURES, result_folder
+
+FOUND_NAME = "found.json"
+REPEATS = pyarrow.schema(
+    {
+        "is_exact": pyarrow.bool_(),
+        "ranges": pyarrow.uint32(),
+        "places": pyarrow.int64(),
+        "first_tasks": pyarrow.uint32(),
+        "first_ranges": pyarrow.uint32(),
+        "first_places": pyarrow.int64(),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +72,11 @@ class SignatureJob(ResultJob):
         """Write the task's signatures, all or nothing."""
         options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
         digests, bands, signatures, digest = bytearray(), bytearray(), bytearray(), new_digest()
+        places = array("q")
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         for document in reported(documents, report):
             digests += document.digest
+            places.extend((counter.file_range, document.place))
             digest.update(document.digest)
             if self.near:
                 keys, signature = near_keys(document)
@@ -66,7 +84,7 @@ class SignatureJob(ResultJob):
                 signatures += signature
         require_unmodified(task)
         with result_folder(self.path(task), lambda: self.result_digest(task) == digest.hexdigest()) as folder:
-            _file(folder).write_bytes(signature_file(digests, bands, signatures))
+            _file(folder).write_bytes(signature_file(digests, places, bands, signatures))
             (folder / "digest").write_text(digest.hexdigest())
         self.digests.keep(task, digest.hexdigest())
 
@@ -84,10 +102,16 @@ def _file(folder: Path) -> Path:
     return folder / "signatures.parquet"
 
 
-def signature_file(digests: bytes, bands: bytes, signatures: bytes) -> memoryview:
-    """The content of a file of signatures; of exact duplicates only without bands and signatures."""
+def signature_file(digests: bytes, places: Sequence[int], bands: bytes, signatures: bytes) -> memoryview:
+    """The content of a file of signatures; of exact duplicates only without bands and signatures.
+
+    Args:
+        places: the file range and the place of each document in turn, [2 * documents].
+    """
     halves = np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
+    ranges, starts = np.array(places, np.int64).reshape(-1, 2).T
     columns = {"high": halves[:, 0], "low": halves[:, 1]}
+    columns |= {"file_range": ranges.astype(np.uint32), "place": np.ascontiguousarray(starts)}
     if bands or not digests:
         keys = np.frombuffer(bands, "<u8").reshape(-1, BANDS)
         columns |= {f"band{i}": np.ascontiguousarray(keys[:, i]) for i in range(BANDS)}
@@ -101,13 +125,30 @@ def signature_file(digests: bytes, bands: bytes, signatures: bytes) -> memoryvie
 
 
 def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path, threads: int) -> None:
-    """Write what is decided about the documents of each task to `folder/NUMBER`, see `Decisions`."""
+    """Write what is decided about the documents of each task to `folder/NUMBER`, see `Decisions`, and what they repeat."""
     files = {task.number: job.result(task) for task in tasks}
     with find_repeated(files, job.near, folder / "spill", threads) as repeated:
         for number, file in files.items():
-            digests = _digests(file)
-            decisions = _decisions(len(digests), repeated, number, job.options)
+            digests, of_task = _digests(file), repeated.of_task(number)
+            decisions = _decisions(len(digests), of_task, job.options)
             (folder / task_name(number)).write_bytes(Decisions.pack(digests, decisions))
+            if of_task.positions.size:
+                with TableWriter(repeats_file(folder, number), REPEATS) as table:
+                    table.append(*(getattr(of_task, name) for name in REPEATS.names))
+        (folder / FOUND_NAME).write_text(json.dumps({"documents": repeated.documents, "groups": repeated.groups}))
+
+
+def repeats_file(decisions: Path, number: int) -> Path:
+    """Which documents those of a task repeat, a file with the columns `REPEATS`; missing where none does."""
+    return decisions / f"{task_name(number)}.repeats.parquet"
+
+
+def describe_found(decisions: Path, duplicates: Duplicates) -> str:
+    """What the search for duplicates found, for the user."""
+    found = json.loads((decisions / FOUND_NAME).read_text())
+    kind = "the text of" if duplicates == "exact" else "the text of, or nearly the text of,"
+    end = "; all are kept, each group in one split" if duplicates == "together" else ""
+    return f"duplicates: {found['documents']:,} documents have {kind} one of {found['groups']:,} earlier ones{end}"
 
 
 def _digests(file: Path) -> NDArray[np.uint8]:
@@ -117,13 +158,12 @@ def _digests(file: Path) -> NDArray[np.uint8]:
     return halves.astype(">u8").view(np.uint8).reshape(-1, 16)
 
 
-def _decisions(documents: int, repeated: Repeated, number: int, options: Options) -> NDArray[np.uint8]:
+def _decisions(documents: int, repeated: RepeatedOfTask, options: Options) -> NDArray[np.uint8]:
     """What is decided about a task's documents, [documents]."""
     decisions = np.zeros(documents, np.uint8)  # KEPT
-    positions, is_exact, firsts = repeated.of_task(number)
     if options.duplicates == "together":
-        in_validation = [options.split_of_digest(first.tobytes()) == VALIDATION for first in firsts]
-        decisions[positions] = np.where(in_validation, KEPT_IN_VALIDATION, KEPT_IN_TRAIN)
+        in_validation = [options.split_of_digest(each.tobytes()) == VALIDATION for each in repeated.first_digests]
+        decisions[repeated.positions] = np.where(in_validation, KEPT_IN_VALIDATION, KEPT_IN_TRAIN)
     else:
-        decisions[positions] = np.where(is_exact, EXACT, NEAR)
+        decisions[repeated.positions] = np.where(repeated.is_exact, EXACT, NEAR)
     return decisions

@@ -32,7 +32,9 @@ def write_source(prefix, lengths, first):
         writer.append(np.arange(first, first + sum(lengths)) % 251, np.array(lengths, np.int64))
     paths = {suffix: prefix.with_suffix(suffix) for suffix in (".bin", ".idx")}
     files = {s: FileInfo(bytes=path.stat().st_size, sha256=sha256_of(path)) for s, path in paths.items()}
-    return Source(prefix, ShardInfo(documents=len(lengths), tokens=sum(lengths), bytes=0, files=files))
+    return Source(
+        prefix, ShardInfo(documents=len(lengths), tokens=sum(lengths), bytes=0, files=files, places=files[".idx"])
+    )
 
 
 def greedy(lengths, limit):
