@@ -78,7 +78,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
-    from data_pipeline.tasks.row_length import require_text_for_a_row
+    from data_pipeline.tasks.row_length import few_documents_note, require_text_for_a_row
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = args.output and resolve_output(args.output)
@@ -96,6 +96,8 @@ def _prepare(args: argparse.Namespace) -> None:
     require_text_for_a_row(inputs, options.seq_len)
     _mention_repeated_files(inputs)
     _mention_unread(inputs)
+    if note := few_documents_note(inputs, options.validation_fraction):
+        print(note, file=sys.stderr, flush=True)
     restore_interrupted(output)
     if is_up_to_date(output, inputs, options, args.overwrite):
         remove_joined_work(output)

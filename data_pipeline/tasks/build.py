@@ -17,7 +17,7 @@ from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import wrong_key
 from data_pipeline.tasks.addresses import content_address, software
-from data_pipeline.tasks.completeness import lacks_the_key, no_text
+from data_pipeline.tasks.completeness import lacks_the_key, no_text, require_rows
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import first_texts
 from data_pipeline.tasks.options import Options
@@ -97,7 +97,8 @@ class Build:
         """Do the tasks that are not done; returns when all are, by this process or others.
 
         Raises:
-            DataError: a record was rejected under `strict`, tasks were set aside, or the disk has too little space.
+            DataError: a record was rejected under `strict`, tasks were set aside, the disk has too little space, or a split
+                will have no row.
         """
         job = self.token_job(tasks)
         self.compare(job, tasks)
@@ -108,6 +109,9 @@ class Build:
         joined = _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
         require_space(self.work.folder, _token_bytes(missing, job.vocab_size) + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
+        done = [job.record(task) for task in tasks]
+        if None not in done:
+            require_rows(done, self.options)
 
     def _after_first_texts(self, job: TokenJob, tasks: Sequence[Task]) -> TokenJob:
         """Look at some texts, choose the faster way to encode them, and say what the tokenizer does to them."""

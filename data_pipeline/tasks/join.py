@@ -13,7 +13,6 @@ from data_pipeline.errors import DataError
 from data_pipeline.indexed import Shard, token_dtype
 from data_pipeline.manifest import (
     MANIFEST_NAME,
-    TRAIN,
     FileInfo,
     InputInfo,
     Manifest,
@@ -21,12 +20,12 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.packing.pack_plan import lacks_text, plan_files, write_plan
+from data_pipeline.packing.pack_plan import plan_files, write_plan
 from data_pipeline.rejects import Cause
 from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.addresses import versions
 from data_pipeline.tasks.build import Build, require_text
-from data_pipeline.tasks.completeness import UNREADABLE, require_complete
+from data_pipeline.tasks.completeness import UNREADABLE, require_complete, require_rows
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
@@ -58,6 +57,7 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
     require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
+    require_rows(done, build.options)
     remove_partial(build.work.folder / JOINED)
     with partial_folder(build.work.folder / JOINED) as folder:
         manifest = _write_output(build, job, folder, tasks, done, counts)
@@ -142,8 +142,6 @@ def _join_split(
         shards.append(Shard.of_sizes(stem, dtype, of_shard[".bin"].bytes, of_shard[".idx"].bytes))
     documents, tokens = sum(source.info.documents for source in sources), sum(source.info.tokens for source in sources)
     plan = write_plan(folder, split, shards, *options.row_format)
-    if lacks_text(plan, split):
-        raise DataError(_explain_no_rows(split, documents, tokens, options))
     for name in plan_files(split, *options.row_format):
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     return SplitInfo(
@@ -164,18 +162,6 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) -> str:
-    problem = (
-        f"the {split} split has {tokens:,} tokens in {documents:,} documents, fewer than one row of {options.seq_len:,}"
-    )
-    if split == TRAIN:
-        return f"{problem}; give more text or a smaller --seq-len"
-    return (
-        f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
-        "a smaller --seq-len, or --validation-fraction 0 for no validation split"
-    )
 
 
 def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> list[InputInfo]:
