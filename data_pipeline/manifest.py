@@ -121,6 +121,10 @@ class Manifest(_Record):
     shuffle: bool = Field(default=False, description="whether the documents were shuffled before they were packed")
     splits: dict[str, SplitInfo]
     inputs: list[InputInfo]
+    against: list[InputInfo] = Field(
+        default=[],
+        description="texts of other corpora that duplicates were looked for in; nothing of them is in the folder",
+    )
     options: dict[str, str | bool | int | float | None]
     records: dict[str, int] = Field(description="rejected records by cause")
     provenance: dict[str, FileInfo] = Field(

@@ -125,12 +125,7 @@ class Provenance:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        self._path = folder / f"{split}{PLACES_SUFFIX}"
-        try:
-            self._sources = parquet.ParquetFile((folder / SOURCES_NAME).open("rb"))
-            self._places = parquet.ParquetFile(self._path.open("rb"))
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{self._path}: {error}; prepare the data again with --overwrite") from error
+        self._sources, self._places = (_opened(folder / name) for name in (SOURCES_NAME, f"{split}{PLACES_SUFFIX}"))
 
     def __len__(self) -> int:
         return self._places.metadata.num_rows
@@ -139,6 +134,13 @@ class Provenance:
         """The source of document `i` of the split, 0 .. documents - 1."""
         source, place = _row(self._places, i)
         return DocumentSource(*_row(self._sources, source), place)
+
+
+def _opened(path: Path) -> parquet.ParquetFile:
+    try:
+        return parquet.ParquetFile(path.open("rb"))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: {error}; prepare the data again with --overwrite") from error
 
 
 def _row(file: parquet.ParquetFile, i: int) -> tuple:

@@ -7,6 +7,7 @@ may run `tokens` at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -69,12 +70,19 @@ class Build:
     Attributes:
         work: the work folder.
         workers: number of processes.
+        against: texts of other corpora; documents that repeat them are duplicates.
     """
 
     work: Work
     inputs: Sequence[Input]
     options: Options
     workers: int
+    against: Sequence[Input] = ()
+
+    @cached_property
+    def against_tasks(self) -> list[Task]:
+        """The tasks of the texts that are compared with and not written."""
+        return cut_into_tasks(self.against)
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Put the tokenizer into the work folder, trained if none is given, and find duplicates if asked for.
@@ -168,7 +176,7 @@ class Build:
 
     def _decisions_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the decisions are or will be; None while the documents have not been read."""
-        corpus = self._corpus(tasks)
+        corpus = self._corpus([*self.against_tasks, *tasks])
         return corpus and self.work.folder / DECISIONS / content_address(
             corpus, self.options.of_documents(), METHOD, software("rensa")
         )
@@ -218,13 +226,16 @@ class Build:
             print(describe_found(folder, self.options.duplicates), flush=True)
             return
         job = SignatureJob(self.work.folder, self.options)
+        if self.against:
+            self._do_missing("reading what to compare with", job, self.against_tasks)
+            job.require_documents(self.against, self.against_tasks)
         self._do_missing("looking for duplicates", job, tasks)
         folder = self._decisions_folder(tasks)
         if not folder.is_dir():
             remove_partial(folder)  # of a process that was killed: its files may be large
             with result_folder(folder, lambda: True) as partial:
                 print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
-                find_duplicates(job, tasks, partial, self.workers)
+                find_duplicates(job, self.against_tasks, tasks, partial, self.workers)
         print(describe_found(folder, self.options.duplicates), flush=True)
 
     def _do_missing(self, verb: str, job: ResultJob, tasks: Sequence[Task]) -> None:

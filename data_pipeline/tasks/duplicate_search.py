@@ -89,7 +89,7 @@ SELECT r.id, r.is_exact, d.file_range, d.place, r.first, f.file_range AS first_r
 FROM ({repeated}) AS r JOIN documents AS d ON d.id = r.id JOIN documents AS f ON f.id = r.first ORDER BY r.id
 """
 OF_TASK = "SELECT * FROM repeated WHERE id >= ? AND id < ? ORDER BY id"
-TOTALS = "SELECT count(*), count(DISTINCT first) FROM repeated"
+TOTALS = "SELECT count(*), count(DISTINCT first) FROM repeated WHERE id >= ?"
 
 
 class RepeatedOfTask(NamedTuple):
@@ -114,15 +114,14 @@ class RepeatedOfTask(NamedTuple):
 
 
 class Repeated:
-    """The documents of a corpus that repeat earlier ones.
-
-    Attributes:
-        documents, groups: how many there are, and how many documents they repeat.
-    """
+    """The documents of a corpus that repeat earlier ones."""
 
     def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
         self._connection = connection
-        self.documents, self.groups = connection.execute(TOTALS).fetchone()
+
+    def totals(self, first_task: int) -> tuple[int, int]:
+        """How many there are in the tasks from `first_task` on, and how many different documents they repeat."""
+        return self._connection.execute(TOTALS, [first_task << POSITION_BITS]).fetchone()
 
     def of_task(self, number: int) -> RepeatedOfTask:
         """Those of one task."""

@@ -29,6 +29,7 @@ from data_pipeline.tasks.completeness import UNREADABLE, require_complete, requi
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.results import DigestJob
 from data_pipeline.tasks.shards import ShardWriter, Source, WrittenShard, cut_into_shards
 from data_pipeline.tasks.sources import CorpusSources, RepeatedExamples, write_provenance
 from data_pipeline.tasks.task import Task, cut_into_tasks
@@ -53,7 +54,8 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     job = build.token_job(tasks)
     build.compare(job, tasks)
     done = _require_all_done(job, tasks)
-    counts = CorpusCounts(tasks, (record.counts for record in done), RepeatedExamples(tasks, job.decisions))
+    sources = CorpusSources.of(build, tasks)
+    counts = CorpusCounts(tasks, (record.counts for record in done), RepeatedExamples(sources, job.decisions))
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
     require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
@@ -88,9 +90,10 @@ def _write_output(
             for split in sources
         },
         inputs=_describe_inputs(build, tasks, done),
+        against=[_describe_compared(build, i) for i in range(len(build.against))],
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
-        provenance=write_provenance(CorpusSources(build.inputs, tasks), job, done, build.options.splits, folder),
+        provenance=write_provenance(CorpusSources.of(build, tasks), job, done, build.options.splits, folder),
         versions=versions(),
         text_loss=loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, build.options),
     )
@@ -183,6 +186,20 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRec
             )
         )
     return described
+
+
+def _describe_compared(build: Build, number: int) -> InputInfo:
+    found, digests = build.against[number], DigestJob(build.work.folder, build.options)
+    tasks = [task for task in build.against_tasks if task.input == number]
+    return InputInfo(
+        input=found.name,
+        kind=found.kind,
+        files=len(found.files),
+        bytes=found.num_bytes,
+        documents=0,
+        tokens=0,
+        digest=input_digest(digests.digest(task) or "" for task in tasks),
+    )
 
 
 def input_digest(digests: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ One process decides, by queries over the files of all tasks. The result does not
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ from data_pipeline.dedup import (
     Duplicates,
     near_keys,
 )
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import VALIDATION
 from data_pipeline.provenance import TableWriter
+from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.duplicate_search import RepeatedOfTask, find_repeated
@@ -97,6 +100,16 @@ class SignatureJob(ResultJob):
         """The file of a finished task."""
         return _file(self.path(task))
 
+    def require_documents(self, inputs: Sequence[Input], tasks: Sequence[Task]) -> None:
+        """Raise DataError when a value of `--against` gave no document, so that nothing would be compared with it."""
+        found = Counter(dict.fromkeys(range(len(inputs)), 0))
+        for task in tasks:
+            found[task.input] += parquet.read_metadata(self.result(task)).num_rows
+        if empty := [inputs[i].value for i, documents in found.items() if not documents]:
+            raise DataError(
+                f"--against {empty[0]} gives no document; it is read with the same --text-key and filters as the inputs"
+            )
+
 
 def _file(folder: Path) -> Path:
     return folder / "signatures.parquet"
@@ -124,18 +137,30 @@ def signature_file(digests: bytes, places: Sequence[int], bands: bytes, signatur
     return memoryview(buffer.getvalue())
 
 
-def find_duplicates(job: SignatureJob, tasks: Sequence[Task], folder: Path, threads: int) -> None:
-    """Write what is decided about the documents of each task to `folder/NUMBER`, see `Decisions`, and what they repeat."""
-    files = {task.number: job.result(task) for task in tasks}
+def find_duplicates(
+    job: SignatureJob, against: Sequence[Task], tasks: Sequence[Task], folder: Path, threads: int
+) -> None:
+    """Write what is decided about the documents of each task to `folder/NUMBER`, see `Decisions`, and what they repeat.
+
+    Those of the tasks `against` come first in the search; nothing is decided about them. In the files of `repeats_file` they
+    are numbered from `len(tasks)` on.
+    """
+    before = len(against)
+    files = {i: job.result(task) for i, task in enumerate([*against, *tasks])}
     with find_repeated(files, job.near, folder / "spill", threads) as repeated:
-        for number, file in files.items():
-            digests, of_task = _digests(file), repeated.of_task(number)
+        for number, task in enumerate(tasks):
+            digests, of_task = _digests(job.result(task)), repeated.of_task(before + number)
+            firsts = np.where(
+                of_task.first_tasks < before, of_task.first_tasks + len(tasks), of_task.first_tasks - before
+            )
+            of_task = of_task._replace(first_tasks=firsts)
             decisions = _decisions(len(digests), of_task, job.options)
             (folder / task_name(number)).write_bytes(Decisions.pack(digests, decisions))
             if of_task.positions.size:
                 with TableWriter(repeats_file(folder, number), REPEATS) as table:
                     table.append(*(getattr(of_task, name) for name in REPEATS.names))
-        (folder / FOUND_NAME).write_text(json.dumps({"documents": repeated.documents, "groups": repeated.groups}))
+        documents, groups = repeated.totals(before)
+        (folder / FOUND_NAME).write_text(json.dumps({"documents": documents, "groups": groups}))
 
 
 def repeats_file(decisions: Path, number: int) -> Path:

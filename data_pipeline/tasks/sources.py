@@ -4,9 +4,10 @@ The files of the tasks are read one after the other, so memory does not grow wit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from data_pipeline.provenance import (
 )
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import Example
+from data_pipeline.tasks.build import Build
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.signatures import repeats_file
 from data_pipeline.tasks.task import Task
@@ -37,11 +39,18 @@ class CorpusSources:
     """The files, datasets and generators that the tasks read.
 
     Attributes:
-        tasks: of the corpus, in order.
+        inputs: of the corpus, then those that it was compared with.
+        tasks: of all of them, in order.
     """
 
     inputs: Sequence[Input]
     tasks: Sequence[Task]
+
+    @classmethod
+    def of(cls, build: Build, tasks: Sequence[Task]) -> Self:
+        """Those of a run with these tasks."""
+        against = (replace(task, input=task.input + len(build.inputs)) for task in build.against_tasks)
+        return cls([*build.inputs, *build.against], [*tasks, *against])
 
     @cached_property
     def _numbers(self) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
@@ -87,7 +96,7 @@ def write_provenance(
     for split in splits:
         names.append(f"{split}{PLACES_SUFFIX}")
         with TableWriter(folder / names[-1], PLACES) as table:
-            for task, record in zip(sources.tasks, done, strict=True):
+            for task, record in zip(sources.tasks, done, strict=False):  # those after the corpus's own are not written
                 if split in record.shards:
                     path = job.path(task) / names[-1]
                     _require_unchanged(path, record.shards[split].places)
@@ -95,7 +104,7 @@ def write_provenance(
                     table.append(sources.of_ranges(task.number, ranges), places)
     if job.decisions:
         names.append(DUPLICATES_NAME)
-        _write_duplicates(sources, job.decisions, folder / DUPLICATES_NAME)
+        _write_duplicates(sources, len(done), job.decisions, folder / DUPLICATES_NAME)
     return {name: FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)) for name in names}
 
 
@@ -106,13 +115,13 @@ def _require_unchanged(path: Path, info: FileInfo) -> None:
         )
 
 
-def _write_duplicates(sources: CorpusSources, decisions: Path, path: Path) -> None:
+def _write_duplicates(sources: CorpusSources, tasks: int, decisions: Path, path: Path) -> None:
     with TableWriter(path, DUPLICATES) as table:
-        for task in sources.tasks:
-            file = repeats_file(decisions, task.number)
+        for number in range(tasks):
+            file = repeats_file(decisions, number)
             if file.exists():
                 is_exact, ranges, places, first_tasks, first_ranges, first_places = read_columns(file)
-                of, first = sources.of_ranges(task.number, ranges), sources.of_ranges(first_tasks, first_ranges)
+                of, first = sources.of_ranges(number, ranges), sources.of_ranges(first_tasks, first_ranges)
                 table.append(of, places, first, first_places, is_exact)
 
 
@@ -124,7 +133,7 @@ class RepeatedExamples:
         decisions: folder of the decisions about duplicates; None when all are kept.
     """
 
-    tasks: Sequence[Task]
+    sources: CorpusSources
     decisions: Path | None
 
     def __call__(self, task: Task, example: Example) -> str:
@@ -135,5 +144,5 @@ class RepeatedExamples:
             repeats_file(self.decisions, task.number)
         )
         (found,) = np.flatnonzero((ranges == example.file_range) & (places == example.place))
-        first = self.tasks[first_tasks[found]].ranges[first_ranges[found]]
+        first = self.sources.tasks[first_tasks[found]].ranges[first_ranges[found]]
         return f"repeats {shown_place(first.shown, first.kind, int(first_places[found]))} ({example.why})"

@@ -10,7 +10,7 @@ from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.manifest import InputInfo, Manifest
-from data_pipeline.provenance import DocumentSource, Provenance
+from data_pipeline.provenance import PLACES_SUFFIX, SOURCES_NAME, DocumentSource, Provenance
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
 from model.noise import Stream, uniform
 from pretrain.errors import UserError
@@ -151,7 +151,9 @@ def collect(arguments: argparse.Namespace) -> Facts:
 
 
 def _provenance(dataset: PackedDataset, arguments: argparse.Namespace) -> Provenance | None:
-    return Provenance(arguments.folder, arguments.split) if dataset.manifest.provenance else None
+    # They may have been left out of a copy: training does not need them.
+    is_known = all((arguments.folder / name).is_file() for name in (SOURCES_NAME, f"{arguments.split}{PLACES_SUFFIX}"))
+    return Provenance(arguments.folder, arguments.split) if dataset.manifest.provenance and is_known else None
 
 
 def _documents(arguments: argparse.Namespace, stream: TokenStream) -> list[int]:

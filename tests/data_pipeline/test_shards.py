@@ -225,7 +225,7 @@ def test_a_shard_of_more_than_2_31_tokens(tmp_path):
 
 def info_of(folder, shard):
     files = {s: FileInfo(bytes=(folder / (shard.stem + s)).stat().st_size, sha256="") for s in (".bin", ".idx")}
-    return ShardInfo(documents=shard.documents, tokens=shard.tokens, bytes=0, files=files)
+    return ShardInfo(documents=shard.documents, tokens=shard.tokens, bytes=0, files=files, places=files[".idx"])
 
 
 def planned(folder, shard, packing, seq_len):
