@@ -9,8 +9,8 @@ A place is the byte at which a line of JSON begins, after decompression, or the 
 for a file that is one document. Documents are in the order of their sources, so that a row takes two or three bytes.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -120,33 +120,36 @@ class Provenance:
     Args:
         folder: a prepared folder.
 
-    Raises:
-        DataError: a file is missing or damaged.
+    Reading raises DataError when a file is missing or damaged.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        self._sources, self._places = (_opened(folder / name) for name in (SOURCES_NAME, f"{split}{PLACES_SUFFIX}"))
+        self._sources, self._places = folder / SOURCES_NAME, folder / f"{split}{PLACES_SUFFIX}"
 
     def __len__(self) -> int:
-        return self._places.metadata.num_rows
+        with _opened(self._places) as file:
+            return file.metadata.num_rows
 
     def of_document(self, i: int) -> DocumentSource:
-        """The source of document `i` of the split, 0 .. documents - 1."""
+        """The source of document `i` of the split, 0 .. documents - 1. Raises DataError when a file is damaged."""
         source, place = _row(self._places, i)
         return DocumentSource(*_row(self._sources, source), place)
 
 
-def _opened(path: Path) -> parquet.ParquetFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
     try:
-        return parquet.ParquetFile(path.open("rb"))
-    except (OSError, pyarrow.ArrowException) as error:
+        with path.open("rb") as source, parquet.ParquetFile(source) as file:
+            yield file
+    except (OSError, IndexError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: {error}; prepare the data again with --overwrite") from error
 
 
-def _row(file: parquet.ParquetFile, i: int) -> tuple:
+def _row(path: Path, i: int) -> tuple:
     """The values of row `i`; reads its row group only."""
     group, position = divmod(i, ROWS_PER_GROUP)
-    return tuple(column[position].as_py() for column in file.read_row_group(group).columns)
+    with _opened(path) as file:
+        return tuple(column[position].as_py() for column in file.read_row_group(group).columns)
 
 
 def read_columns(path: Path) -> list[NDArray]:

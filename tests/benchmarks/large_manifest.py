@@ -186,8 +186,8 @@ PHASES = {
 """Those that make what others need are not part of a job, and are not printed."""
 
 
-def measured(phase: str, folder: Path, tasks: int, documents: int) -> tuple[float, float]:
-    """Run a phase in a process of its own; returns its seconds and its peak memory in MiB."""
+def measured(phase: str, folder: Path, tasks: int, documents: int) -> tuple[float, float, float]:
+    """Run a phase in a process of its own; returns its seconds, those of the processor, and its peak memory in MiB."""
     command = [
         sys.executable,
         __file__,
@@ -202,8 +202,8 @@ def measured(phase: str, folder: Path, tasks: int, documents: int) -> tuple[floa
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{phase}: {done.stderr}")
-    seconds, memory = done.stdout.split()[-2:]
-    return float(seconds), float(memory)
+    seconds, of_processor, memory = map(float, done.stdout.split()[-3:])
+    return seconds, of_processor, memory
 
 
 def main() -> None:
@@ -221,19 +221,17 @@ def main() -> None:
         begin = time.perf_counter()
         PHASES[arguments.phase](arguments.folder, arguments.tasks, documents)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{time.perf_counter() - begin:.2f} {peak:.0f}")
+        print(f"{time.perf_counter() - begin:.2f} {time.process_time():.2f} {peak:.0f}")
         return
     folder = arguments.folder or Path(tempfile.mkdtemp())
     total = documents * arguments.tasks
     print(f"{total:,} documents of {total * TEXT_BYTES / 1e9:,.1f} GB of text in {arguments.tasks:,} tasks")
     for phase in (phase for phase in PHASES if phase not in arguments.skip):
-        seconds, memory = measured(phase, folder, arguments.tasks, documents)
+        seconds, of_processor, memory = measured(phase, folder, arguments.tasks, documents)
         if not phase.startswith("make_"):
             at_target = seconds * TARGET_BYTES / (total * TEXT_BYTES)
-            print(
-                f"{phase:14} {seconds:8.1f} s, {memory:6,.0f} MiB; in proportion, {at_target:,.0f} s for 10 TB",
-                flush=True,
-            )
+            times = f"{seconds:8.1f} s, {of_processor:8.1f} s of the processor"
+            print(f"{phase:14} {times}, {memory:6,.0f} MiB; in proportion, {at_target:,.0f} s for 10 TB", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from conftest import make_texts, write_jsonl
 from test_prepare import documents_of, folder_bytes
 
 from data_pipeline import provenance as module
+from data_pipeline.errors import DataError
 from data_pipeline.generators.names import parse_generated
 from data_pipeline.manifest import load_manifest
 from data_pipeline.provenance import PLACES, Provenance, TableWriter
@@ -162,3 +163,6 @@ def test_a_changed_place_is_noticed(prepared, verify):
     path.write_bytes(content)
     result = verify(prepared)
     assert result.code == 2 and "train.places.parquet has changed" in result.err
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"train\.places\.parquet: .*; prepare the data again"):
+        Provenance(prepared, "train").of_document(0)
