@@ -18,7 +18,7 @@ from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import wrong_key
 from data_pipeline.tasks.addresses import content_address, software
-from data_pipeline.tasks.completeness import lacks_the_key, no_text, require_rows
+from data_pipeline.tasks.completeness import NOT_READ, lacks_the_key, no_text, require_rows
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import first_texts
 from data_pipeline.tasks.options import Options
@@ -28,7 +28,7 @@ from data_pipeline.tasks.sampling import SampleJob, TextSample, collect_sample
 from data_pipeline.tasks.sharing import do_tasks
 from data_pipeline.tasks.signatures import SignatureJob, describe_found, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
-from data_pipeline.tasks.task_records import CorpusCounts
+from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.special_tokens import CONFIG_NAME, config_of
@@ -117,8 +117,13 @@ class Build:
         joined = _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
         require_space(self.work.folder, _token_bytes(missing, job.vocab_size) + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
-        done = [job.record(task) for task in tasks]
-        if None not in done:
+        self._require_rows([job.record(task) for task in tasks])
+
+    def _require_rows(self, done: Sequence[TaskRecord | None]) -> None:
+        """Say now, and not only at the join, that a split has no row. Where texts were not read, the join says more."""
+        counts = [record.counts for record in done if record]
+        was_read = all(each.rejected.keys().isdisjoint(NOT_READ) for each in counts)
+        if len(counts) == len(done) and was_read and any(each.accepted for each in counts):
             require_rows(done, self.options)
 
     def _after_first_texts(self, job: TokenJob, tasks: Sequence[Task]) -> TokenJob:

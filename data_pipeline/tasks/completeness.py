@@ -16,6 +16,8 @@ from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts, TaskRec
 
 # Records that should have been texts. Empty texts, and what filters and the search for duplicates leave out, are not.
 UNREADABLE = (Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.NOT_TEXT, Cause.MISSING_KEY, Cause.NOT_A_STRING)
+# What a reader rejects, so what `--strict` stops at.
+NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 MAX_LISTED = 50
 ACCEPT = "--accept-broken-files"
 

@@ -21,11 +21,10 @@ from data_pipeline.manifest import (
     write_manifest,
 )
 from data_pipeline.packing.pack_plan import plan_files, write_plan
-from data_pipeline.rejects import Cause
 from data_pipeline.replace import replace_folder
 from data_pipeline.tasks.addresses import versions
 from data_pipeline.tasks.build import Build, require_text
-from data_pipeline.tasks.completeness import UNREADABLE, require_complete, require_rows
+from data_pipeline.tasks.completeness import NOT_READ, require_complete, require_rows
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
@@ -36,9 +35,6 @@ from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder, remove_partial
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
-
-# What a reader rejects, so what `--strict` stops at.
-NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
