@@ -1,6 +1,7 @@
 """Tokenize one task into shards of its own."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -160,13 +161,13 @@ class _Shard:
     tokens: int = 0
     bytes: int = 0
     _texts: list[str] = field(default_factory=list)
-    _places: list[tuple[int, int]] = field(default_factory=list)
+    _places: "array[int]" = field(default_factory=lambda: array("q"))  # file range and place of each document in turn
     _pending: int = 0
 
     def add(self, document: Document, file_range: int) -> None:
         """Add a document of the task's file range of that index."""
-        self._places.append((file_range, document.place))
-        if len(self._places) == BATCH_PLACES:
+        self._places.extend((file_range, document.place))
+        if len(self._places) == 2 * BATCH_PLACES:
             self._write_places()
         if document.is_long:
             self.flush()
@@ -212,8 +213,8 @@ class _Shard:
         self._write_places()
 
     def _write_places(self) -> None:
-        self.places.append(*np.array(self._places, np.int64).reshape(-1, 2).T)
-        self._places = []
+        self.places.append(*np.array(self._places).reshape(-1, 2).T)
+        self._places = array("q")
 
     def describe(self, folder: Path, split: str) -> ShardInfo:
         files = {suffix: _describe_file(folder / f"{split}{suffix}") for suffix in SHARD_SUFFIXES}
