@@ -6,6 +6,7 @@ In scripts without spaces every character counts as a word.
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import re
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.filters import ActiveFilters, Limit
-from data_pipeline.paths import user_path
+from data_pipeline.paths import user_input
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
+from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.kinds import file_kind
 
 DEFAULT_WORDS = 13
@@ -140,12 +142,12 @@ def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
     """Declare `--decontaminate` and its parameter."""
     parser.add_argument(
         "--decontaminate",
-        type=user_path,
+        type=user_input,
         nargs="+",
         action="extend",
-        metavar="FILE",
+        metavar="PATH",
         help="leave out documents that share a run of words with these evaluation texts: every string of .jsonl or .parquet "
-        "files, or whole text files",
+        "files, or whole text files; folders and globs are taken as for --input",
     )
     parser.add_argument(
         "--decontaminate-words",
@@ -156,16 +158,20 @@ def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
     )
 
 
-def decontaminating(filters: ActiveFilters, paths: Sequence[Path] | None, num_words: int) -> ActiveFilters:
-    """Add decontamination to some filters, if there are files of evaluation texts.
+def decontaminating(filters: ActiveFilters, values: Sequence[str] | None, num_words: int) -> ActiveFilters:
+    """Add decontamination to some filters, if there are evaluation texts.
+
+    Args:
+        values: files, folders and globs.
 
     Raises:
         DataError: a file cannot be read or holds no text, or all texts are too short.
     """
-    if not paths:
+    if not values:
         return filters
     if num_words < 2:
         raise DataError(f"--decontaminate-words {num_words}: give at least 2; 13 is usual, 8 finds shorter texts")
+    paths = [path for value in values for path in _files(value)]
     evaluation = EvaluationTexts(((path.name, text) for path in paths for text in _read(path)), num_words)
     if not len(evaluation):
         raise DataError(
@@ -178,6 +184,19 @@ def decontaminating(filters: ActiveFilters, paths: Sequence[Path] | None, num_wo
         flush=True,
     )
     return Decontamination(filters.limits, evaluation)
+
+
+def _files(value: str) -> Sequence[Path]:
+    path = Path(value)
+    if path.is_dir():
+        found = files_of_folder(path)
+    elif not path.exists() and glob.has_magic(value):
+        found = files_of_pattern(value)
+    else:
+        return [path]
+    if not found.files:
+        raise DataError(f"--decontaminate {value}: {'the folder holds' if path.is_dir() else 'matches'} no file")
+    return found.files
 
 
 def _read(path: Path) -> Iterator[str]:

@@ -30,7 +30,7 @@ MIN_EQUAL_BYTES = math.ceil(SIGNATURE_BYTES * (SIMILARITY + (1 - SIMILARITY) / 2
 # An odd number near 2**64 divided by the golden ratio: the high byte of a product depends on all bits of the factor.
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
 # What decides signatures and decisions, for their addresses.
-METHOD = (2, BANDS, ROWS, SIMILARITY)
+METHOD = (3, BANDS, ROWS, SIMILARITY)
 # Decisions. A document that is kept belongs to the split of its own text, or to the split of the first of its near copies.
 KEPT, EXACT, NEAR, KEPT_IN_TRAIN, KEPT_IN_VALIDATION = range(5)
 CAUSES = {EXACT: Cause.DUPLICATE, NEAR: Cause.NEAR_DUPLICATE}

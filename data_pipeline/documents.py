@@ -23,11 +23,13 @@ class Document:
             A long text is read from its file each time; ReadError is raised when it is not the same text.
         num_bytes: its size in UTF-8.
         digest: its BLAKE2b-128 hash, which decides its split.
+        place: where it is in its source, see `data_pipeline.provenance`.
     """
 
     chunks: Iterable[str]
     num_bytes: int
     digest: bytes
+    place: int = 0
 
     @property
     def text(self) -> str:
@@ -77,13 +79,14 @@ def build_document(value: TextValue, text_key: str) -> Document | Rejection:
     Raises:
         OSError, MemoryError: the system reported a failure. ReadError: two reads gave different content.
     """
-    content, number = value
+    content, number, start = value
     if content is None:
         return Rejection(Cause.EMPTY, number, f"{text_key!r} holds null")
     if not isinstance(content, str | LongText):
         return Rejection(Cause.NOT_A_STRING, number, f"{text_key!r} holds {_described(content, text_key)}")
-    found = _examine(content, number)
-    if isinstance(found, Rejection) and isinstance(content, LongText) and found != _examine(content, number):
+    place = (number or 0) if start is None else start
+    found = _examine(content, number, place)
+    if isinstance(found, Rejection) and isinstance(content, LongText) and found != _examine(content, number, place):
         raise ReadError.differs(str(content.path), found.why)
     return found
 
@@ -97,7 +100,7 @@ def _described(content: object, text_key: str) -> str:
     return f"an object; name one of its keys with --text-key: {listed(names)}"
 
 
-def _examine(content: str | LongText, number: int | None) -> Document | Rejection:
+def _examine(content: str | LongText, number: int | None, place: int) -> Document | Rejection:
     num_bytes, digest, is_blank = 0, _new_digest(), True
     try:
         for chunk in chunks_of(content):
@@ -118,7 +121,7 @@ def _examine(content: str | LongText, number: int | None) -> Document | Rejectio
     if is_blank:
         return Rejection(Cause.EMPTY, number, "only white space")
     chunks = _SameText(content, digest.digest()) if isinstance(content, LongText) else chunks_of(content)
-    return Document(chunks, num_bytes, digest.digest())
+    return Document(chunks, num_bytes, digest.digest(), place)
 
 
 def _new_digest() -> "hashlib.blake2b":

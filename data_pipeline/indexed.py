@@ -194,6 +194,11 @@ class Index:
         """Positions of the first tokens, and lengths, of some documents; [n] each."""
         return self._byte_offsets[documents] // self.dtype.itemsize, self.lengths[documents]
 
+    def document_at(self, position: int) -> int:
+        """The document that holds the token at a position."""
+        # `bisect` reads about thirty entries. Of several documents that begin there, all but the last have no tokens.
+        return bisect_right(self._byte_offsets, position * self.dtype.itemsize) - 1
+
     def bytes_of(self, first: int, stop: int) -> int:
         """Size of the tokens of the documents `first` .. `stop` - 1, with first < stop."""
         last = int(self._byte_offsets[stop - 1]) + int(self.lengths[stop - 1]) * self.dtype.itemsize

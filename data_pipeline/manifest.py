@@ -104,6 +104,9 @@ class InputInfo(_Record):
     tokens: int | None = Field(
         default=None, ge=0, description="of all splits; None in folders written before it was counted"
     )
+    rejected: dict[str, int] | None = Field(
+        default=None, description="records left out by cause; None in folders written before they were counted by input"
+    )
     digest: str = Field(description="BLAKE2b over the digests of the tasks, each over those of its documents")
     versions: str | None = Field(default=None, description="hash of the versions of remote files; None for local ones")
 
@@ -114,7 +117,7 @@ class InputInfo(_Record):
 
 
 class Manifest(_Record):
-    """The whole manifest. It has no time stamp and no machine name, so equal runs write equal bytes."""
+    """The whole manifest. It has no time stamp and no machine name, so equal runs of equal software write equal bytes."""
 
     format_version: Literal[2] = FORMAT_VERSION
     tokenizer: TokenizerInfo
@@ -124,8 +127,19 @@ class Manifest(_Record):
     shuffle: bool = Field(default=False, description="whether the documents were shuffled before they were packed")
     splits: dict[str, SplitInfo]
     inputs: list[InputInfo]
+    against: list[InputInfo] = Field(
+        default=[],
+        description="texts of other corpora that duplicates were looked for in; nothing of them is in the folder",
+    )
     options: dict[str, str | bool | int | float | None]
     records: dict[str, int] = Field(description="rejected records by cause")
+    provenance: dict[str, FileInfo] = Field(
+        default={},
+        description="files of `data_pipeline.provenance`, which training does not need; none in older folders",
+    )
+    versions: dict[str, str] = Field(
+        default={}, description="of the packages that wrote the folder; none in older ones"
+    )
     text_loss: TextLoss | None = Field(default=None, description="None if the sampled texts come back from their ids")
 
     @model_serializer(mode="wrap")

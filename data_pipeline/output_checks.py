@@ -21,10 +21,14 @@ WRITTEN = (
     "train-00000.idx",
     "train.pack.concat-8-shuffled.json",
     "train.pack.concat-8-shuffled.starts.npy",
+    "train.places.parquet",
+    "sources.parquet",
 )
 WRITTEN_BY_TASKS = (
     f"tokens/{'0' * 32}/train.bin",
     f"tokens/{'0' * 32}/train.idx",
+    f"tokens/{'0' * 32}/train.places.parquet",
+    f"signatures/{'0' * 32}/signatures.parquet",
     f"samples/{'0' * 32}/sample.jsonl",
     f"shards/{'0' * 32}/shard.bin",
     f"shards/{'0' * 32}/shard.idx",
@@ -122,7 +126,8 @@ def _manifest_of(folder: Path) -> Manifest | None:
 
 
 def _names(manifest: Manifest) -> set[str]:
-    return {MANIFEST_NAME, manifest.tokenizer.file, *(name for info in manifest.splits.values() for name in info.files)}
+    files = (name for info in manifest.splits.values() for name in info.files)
+    return {MANIFEST_NAME, manifest.tokenizer.file, *manifest.provenance, *files}
 
 
 def _is_work_folder(folder: Path) -> bool:

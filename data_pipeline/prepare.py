@@ -78,11 +78,12 @@ def _prepare(args: argparse.Namespace) -> None:
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
-    from data_pipeline.tasks.row_length import require_text_for_a_row
+    from data_pipeline.tasks.row_length import few_documents_note, require_text_for_a_row
     from data_pipeline.tasks.work import WorkRemovedError, remove_joined_work
 
     output = args.output and resolve_output(args.output)
     inputs = [resolve_input(value, args.read_as) for value in args.input]
+    against = [resolve_input(value, args.read_as) for value in args.against or []]
     if args.read_as:
         require_use(args.read_as, inputs)
     options = _options(args, inputs)
@@ -91,21 +92,23 @@ def _prepare(args: argparse.Namespace) -> None:
         _mention_unread(inputs)
         print(estimate(inputs, options, _workers(args), output))
         return
-    check_inputs(output, inputs)
-    require_known_kinds(inputs)
+    check_inputs(output, [*inputs, *against])
+    require_known_kinds([*inputs, *against])
     require_text_for_a_row(inputs, options.seq_len)
     _mention_repeated_files(inputs)
     _mention_unread(inputs)
+    if note := few_documents_note(inputs, options.validation_fraction):
+        print(note, file=sys.stderr, flush=True)
     restore_interrupted(output)
-    if is_up_to_date(output, inputs, options, args.overwrite):
+    if is_up_to_date(output, inputs, options, args.overwrite, against):
         remove_joined_work(output)
         print(f"{args.output}: already prepared, nothing to do")
         return
     check_output(output)
     try:
-        _build(args, output, inputs, options)
+        _build(args, output, inputs, options, against)
     except WorkRemovedError:
-        if not is_up_to_date(output, inputs, options, overwrite=False):
+        if not is_up_to_date(output, inputs, options, overwrite=False, against=against):
             raise
         print(f"{args.output}: prepared, joined by another process")
 
@@ -114,7 +117,9 @@ def _workers(args: argparse.Namespace) -> int:
     return args.workers or len(os.sched_getaffinity(0))
 
 
-def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", options: "Options") -> None:
+def _build(
+    args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", options: "Options", against: "Sequence[Input]"
+) -> None:
     """Do the phases that were asked for."""
     from data_pipeline.tasks.build import Build, Share, run_phases
     from data_pipeline.tasks.join import join
@@ -122,7 +127,7 @@ def _build(args: argparse.Namespace, output: Path, inputs: "Sequence[Input]", op
     from data_pipeline.tasks.work import open_work, remove_work
 
     with open_work(output, args.stage) as work:
-        build = Build(work, inputs, options, _workers(args))
+        build = Build(work, inputs, options, _workers(args), against)
         tasks = run_phases(build, args.stage, Share(args.task_index, args.task_count))
         if args.stage in ("start", "tokens"):
             print(f"stage {args.stage} is done for all {len(tasks):,} tasks")

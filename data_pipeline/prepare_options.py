@@ -178,6 +178,15 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         help="leave out documents that came before: exact ones (white space counts), or also near ones, found by MinHash and "
         "compared; together: keep them all, near ones in one split (default: keep)",
     )
+    group.add_argument(
+        "--against",
+        type=user_input,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="with --duplicates: texts of other corpora of a mixture, given as for --input, that count as earlier ones and are "
+        "not written; read with the same --text-key and filters",
+    )
     add_decontamination_options(group)
 
 
@@ -205,6 +214,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("input", "output"):
         if not getattr(args, name) and not (name == "output" and args.estimate):
             raise DataError(f"--{name} is missing; usage: loopmdm prepare --input PATH... --output DIR")
+    if args.against and args.duplicates == "keep":
+        raise DataError("--against: say which documents count as duplicates, with --duplicates exact, near or together")
     if args.vocab_size < 1:
         raise DataError(f"--vocab-size {args.vocab_size}: a tokenizer has 256 ids for bytes and some more")
     if args.seq_len is not None:
@@ -215,6 +226,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise DataError(f"--max-rejected {args.max_rejected:g}: give a share from 0 to 1")
     if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least one process is needed")
+    _check_machines(args)
+
+
+def _check_machines(args: argparse.Namespace) -> None:
     if not 0 <= args.task_index < args.task_count:
         raise DataError(
             f"--task-index {args.task_index} --task-count {args.task_count}: give an index from 0 to below the count"

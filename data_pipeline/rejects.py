@@ -64,6 +64,7 @@ class Example(BaseModel):
     Attributes:
         file_range: index of its file range within the task.
         number, why: see `Rejection`.
+        place: of a document that repeats another one, where it is in the file, see `data_pipeline.provenance`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
@@ -72,6 +73,7 @@ class Example(BaseModel):
     file_range: int = Field(alias="span")  # its name in task records
     number: int | None
     why: str
+    place: int | None = None
 
 
 class BrokenFile(BaseModel):
@@ -123,6 +125,11 @@ class RecordCounter:
         self._accepted_before = 0
 
     @property
+    def file_range(self) -> int:
+        """Index of the present file range."""
+        return len(self.lines) - 1
+
+    @property
     def key_is_wrong(self) -> bool:
         """Whether the corpus begins with `MISSING_KEY_LIMIT` records without the text key."""
         missing = self.rejected[Cause.MISSING_KEY]
@@ -139,20 +146,20 @@ class RecordCounter:
         self.accepted += 1
         self._last_accepted = number
 
-    def reject(self, rejection: Rejection) -> None:
-        """Count rejected records."""
+    def reject(self, rejection: Rejection, place: int | None = None) -> None:
+        """Count rejected records. `place` is as in `Example`."""
         self.rejected[rejection.cause] += rejection.count
         self.other_keys.update(rejection.keys)
         if rejection.cause == Cause.BROKEN_FILE:
             self._add_broken(rejection)
         if sum(example.cause == rejection.cause for example in self.examples) < MAX_EXAMPLES:
-            place = {"file_range": len(self.lines) - 1, "number": rejection.number}
-            self.examples.append(Example(cause=rejection.cause, why=rejection.why, **place))
+            where = {"file_range": self.file_range, "number": rejection.number, "place": place}
+            self.examples.append(Example(cause=rejection.cause, why=rejection.why, **where))
 
     def _add_broken(self, rejection: Rejection) -> None:
         self.broken.append(
             BrokenFile(
-                file_range=len(self.lines) - 1,
+                file_range=self.file_range,
                 why=rejection.why,
                 documents=self.accepted - self._accepted_before,
                 last=self.last,
@@ -160,10 +167,10 @@ class RecordCounter:
             )
         )
 
-    def reject_last_accepted(self, cause: str, why: str) -> None:
-        """Count the document accepted last as rejected after all."""
+    def reject_last_accepted(self, cause: str, why: str, place: int) -> None:
+        """Count the document accepted last, which is at `place`, as rejected after all."""
         self.accepted -= 1
-        self.reject(Rejection(cause, self._last_accepted, why))
+        self.reject(Rejection(cause, self._last_accepted, why), place)
 
 
 def wrong_key(text_key: str, other_keys: Counter[str], value: str | None = None) -> DataError:

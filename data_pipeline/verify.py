@@ -29,7 +29,10 @@ def run(args: argparse.Namespace) -> int:
 def verify_and_report(folder: Path) -> None:
     """Verify a folder and print what was checked. Raises DataError as `verify` does."""
     manifest = verify(folder)
-    files = [info for split in manifest.splits.values() for info in split.files.values()]
+    files = [
+        *(info for split in manifest.splits.values() for info in split.files.values()),
+        *manifest.provenance.values(),
+    ]
     size = sum(info.bytes for info in files)
     print(f"{folder}: the tokenizer and {len(files)} files of {size / 1e6:,.1f} MB match the manifest")
 
@@ -49,6 +52,9 @@ def verify(folder: Path) -> Manifest:
 
 def _check_content(folder: Path, manifest: Manifest) -> None:
     check_hash(folder / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    for file, info in manifest.provenance.items():
+        check_size(folder / file, info.bytes)
+        check_hash(folder / file, info.sha256)
     for name, split in manifest.splits.items():
         for file, info in split.files.items():
             check_size(folder / file, info.bytes)

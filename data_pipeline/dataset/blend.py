@@ -175,10 +175,7 @@ def load_blend(path: Path) -> Blend:
     without = [entry for entry in entries if entry.weight is None]
     if 0 < len(without) < len(entries):
         raise DataError(f"{path}: {without[0].path} has no weight; give every corpus a weight, or none")
-    try:
-        manifests = [load_manifest(path.parent / entry.path) for entry in entries]
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    manifests = [_manifest(path, entry.path) for entry in entries]
     corpora = tuple(
         Corpus(
             path.parent / entry.path,
@@ -192,6 +189,15 @@ def load_blend(path: Path) -> Blend:
     for problem in _incompatibilities(corpora):
         raise DataError(f"{path}: {problem}")
     return Blend(path, corpora)
+
+
+def _manifest(file: Path, folder: Path) -> Manifest:
+    try:
+        return load_manifest(file.parent / folder)
+    except DataError as error:
+        relative = not folder.is_absolute() and not (file.parent / folder).exists()
+        hint = f" (it names {folder}, which is relative to the folder of the blend file, {file.parent})" * relative
+        raise DataError(f"{file}: {error}{hint}") from error
 
 
 def _digest(hashes: Iterable[str]) -> str:

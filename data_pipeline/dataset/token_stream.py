@@ -57,6 +57,11 @@ class TokenStream:
         start = index.start(number)
         return self._tokens(shard)[start : start + int(index.lengths[number])]
 
+    def document_at(self, position: int) -> int:
+        """The document that holds the token at a position."""
+        shard = self._shard_of(position)
+        return self._first_documents[shard] + self._index(shard).document_at(position - self._starts[shard])
+
     def lengths(self, step: int) -> NDArray[np.int32]:
         """Tokens of every `step`-th document of each shard, [documents]."""
         # One index at a time: they are not needed again.

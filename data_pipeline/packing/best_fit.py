@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# Measured: about 90 here, and 50 of the caller.
+PACKING_BYTES = 140
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -28,20 +31,17 @@ class PackedRows:
     lengths: NDArray[np.int32]
 
 
-def best_fit(lengths: NDArray[np.integer], seq_len: int, order: NDArray[np.int64] | None = None) -> PackedRows:
-    """Pack documents of `lengths` tokens, [documents], into rows of at most `seq_len`.
+def best_fit(positions: NDArray[np.integer], lengths: NDArray[np.integer], seq_len: int) -> PackedRows:
+    """Pack documents into rows of at most `seq_len` tokens. Takes `PACKING_BYTES` of memory per document.
 
     Args:
-        order: a permutation of the documents, in which they are placed; None for that of the stream.
+        positions: of the first token of each document in the stream, in the order in which they are placed, [documents].
+        lengths: their tokens, [documents].
 
     The full rows of long documents come first. Every token is in exactly one segment, and every segment lies in one document.
     Documents without tokens have no segment.
     """
-    sizes = lengths.astype(np.int64)
-    positions = np.cumsum(sizes) - sizes
-    if order is not None:
-        sizes, positions = sizes[order], positions[order]
-    full, rest = np.divmod(sizes, seq_len)
+    full, rest = np.divmod(lengths.astype(np.int64), seq_len)
     full_starts = np.repeat(positions - seq_len * (np.cumsum(full) - full), full) + seq_len * np.arange(full.sum())
     items = np.flatnonzero(rest)
     rows, num_rows = assign_rows(rest[items], seq_len)

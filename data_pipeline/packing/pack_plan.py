@@ -22,8 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_pipeline.errors import DataError
 from data_pipeline.indexed import Shard
 from data_pipeline.manifest import TRAIN, Packing, RowFormat
-from data_pipeline.packing.best_fit import best_fit
-from data_pipeline.packing.shuffled import document_order, write_concat
+from data_pipeline.packing.shuffled import write_best_fit, write_concat
 
 ARRAYS = ("row_starts", "starts", "lengths")
 # Far above what is trained; the time and memory to pack grow with it.
@@ -93,23 +92,9 @@ def write_plan(
         if shuffle:
             write_concat(folder, shards, seq_len, array_files)
     else:
-        lengths = read_lengths(folder, shards)
-        order = document_order(np.arange(lengths.size), lengths.size) if shuffle and lengths.size else None
-        packed = best_fit(lengths, seq_len, order)
-        counts = _counts(form, packed.row_starts.size - 1, total, 0)
-        for path, name in zip(array_files, ARRAYS, strict=True):
-            np.save(path, getattr(packed, name))
+        counts = _counts(form, write_best_fit(folder, shards, seq_len, shuffle, array_files), total, 0)
     counts_file.write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return counts
-
-
-def read_lengths(folder: Path, shards: Sequence[Shard]) -> NDArray[np.int32]:
-    """Tokens of every document, [documents]; one index is open at a time."""
-    lengths, done = np.empty(sum(shard.documents for shard in shards), np.int32), 0
-    for shard in shards:
-        lengths[done : done + shard.documents] = shard.index(folder).lengths
-        done += shard.documents
-    return lengths
 
 
 def lacks_text(plan: PlanCounts, split: str) -> bool:

@@ -133,7 +133,7 @@ def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterato
             load = partial(_load_line, content) if content.strip() else None
         if not ends and not packed:
             file.require_end(position)
-        found = _parse(load, text_key, number) if load else BlankLine(number)
+        found = _parse(load, text_key, number, start) if load else BlankLine(number)
         if isinstance(found, Rejection) and found.cause != Cause.MISSING_KEY and not packed:
             _confirm_line(file, content, start)
         del load, content
@@ -162,7 +162,7 @@ def _first_line(file: BinaryIO, file_range: FileRange) -> int:
     return position
 
 
-def _parse(load: Callable[[], object], text_key: str, number: int) -> TextValue | Rejection:
+def _parse(load: Callable[[], object], text_key: str, number: int, start: int) -> TextValue | Rejection:
     """The text value of the record that `load` returns."""
     try:
         record = load()
@@ -179,7 +179,7 @@ def _parse(load: Callable[[], object], text_key: str, number: int) -> TextValue 
     path = key_path(record, text_key)
     if path is None:
         return missing_key(text_key, number, key_names(record))
-    return TextValue(reduce(getitem, path, record), number)
+    return TextValue(reduce(getitem, path, record), number, start)
 
 
 def _load_line(line: bytes) -> object:

@@ -11,10 +11,12 @@ class TextValue(NamedTuple):
     Attributes:
         content: any value of JSON or of a column, or a `LongText`.
         number: line of the record within the file range, or its row in the file; None for a whole file.
+        start: byte of the file, after decompression, at which its line begins; None for what is no line.
     """
 
     content: object
     number: int | None
+    start: int | None = None
 
 
 class BlankLine(NamedTuple):

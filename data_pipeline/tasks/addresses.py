@@ -6,9 +6,11 @@ a result be made again.
 
 import hashlib
 import json
+import platform
 import unicodedata
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.input_files import InputFile
@@ -17,6 +19,7 @@ from data_pipeline.readers.input_files import InputFile
 FORMAT = 2
 # A file's beginning and end change with most edits; edits between them are noticed by the modification time.
 PROBE_BYTES = 64 << 10
+PACKAGES = ("loopmdm", "numpy", "pyarrow", "datasets", "duckdb", "rensa", "sentencepiece", "tokenizers")
 
 
 def content_address(*parts: object) -> str:
@@ -36,6 +39,15 @@ def software(*packages: str) -> dict[str, str | int]:
         "unicode": unicodedata.unidata_version,
         **{package: version(package) for package in packages},
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that make the output, for the manifest; without those not installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @cache

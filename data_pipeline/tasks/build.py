@@ -7,6 +7,7 @@ may run `tokens` at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import wrong_key
 from data_pipeline.tasks.addresses import content_address, software
-from data_pipeline.tasks.completeness import lacks_the_key, no_text
+from data_pipeline.tasks.completeness import NOT_READ, lacks_the_key, no_text, require_rows
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import first_texts
 from data_pipeline.tasks.options import Options
@@ -25,9 +26,9 @@ from data_pipeline.tasks.report import say_tokenizer
 from data_pipeline.tasks.results import DigestJob, ResultJob
 from data_pipeline.tasks.sampling import SampleJob, TextSample, collect_sample
 from data_pipeline.tasks.sharing import do_tasks
-from data_pipeline.tasks.signatures import SignatureJob, find_duplicates
+from data_pipeline.tasks.signatures import SignatureJob, describe_found, find_duplicates
 from data_pipeline.tasks.task import Task, cut_into_tasks
-from data_pipeline.tasks.task_records import CorpusCounts
+from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.special_tokens import CONFIG_NAME, config_of
@@ -69,12 +70,19 @@ class Build:
     Attributes:
         work: the work folder.
         workers: number of processes.
+        against: texts of other corpora; documents that repeat them are duplicates.
     """
 
     work: Work
     inputs: Sequence[Input]
     options: Options
     workers: int
+    against: Sequence[Input] = ()
+
+    @cached_property
+    def against_tasks(self) -> list[Task]:
+        """The tasks of the texts that are compared with and not written."""
+        return cut_into_tasks(self.against)
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Put the tokenizer into the work folder, trained if none is given, and find duplicates if asked for.
@@ -97,7 +105,8 @@ class Build:
         """Do the tasks that are not done; returns when all are, by this process or others.
 
         Raises:
-            DataError: a record was rejected under `strict`, tasks were set aside, or the disk has too little space.
+            DataError: a record was rejected under `strict`, tasks were set aside, the disk has too little space, or a split
+                will have no row.
         """
         job = self.token_job(tasks)
         self.compare(job, tasks)
@@ -108,6 +117,14 @@ class Build:
         joined = _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
         require_space(self.work.folder, _token_bytes(missing, job.vocab_size) + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
+        self._require_rows([job.record(task) for task in tasks])
+
+    def _require_rows(self, done: Sequence[TaskRecord | None]) -> None:
+        """Say now, and not only at the join, that a split has no row. Where texts were not read, the join says more."""
+        counts = [record.counts for record in done if record]
+        was_read = all(each.rejected.keys().isdisjoint(NOT_READ) for each in counts)
+        if len(counts) == len(done) and was_read and any(each.accepted for each in counts):
+            require_rows(done, self.options)
 
     def _after_first_texts(self, job: TokenJob, tasks: Sequence[Task]) -> TokenJob:
         """Look at some texts, choose the faster way to encode them, and say what the tokenizer does to them."""
@@ -164,7 +181,7 @@ class Build:
 
     def _decisions_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the decisions are or will be; None while the documents have not been read."""
-        corpus = self._corpus(tasks)
+        corpus = self._corpus([*self.against_tasks, *tasks])
         return corpus and self.work.folder / DECISIONS / content_address(
             corpus, self.options.of_documents(), METHOD, software("rensa")
         )
@@ -211,16 +228,20 @@ class Build:
     def find_duplicates(self, tasks: Sequence[Task]) -> None:
         """Put the decisions about duplicates into the work folder."""
         if (folder := self._decisions_folder(tasks)) and folder.is_dir():
+            print(describe_found(folder, self.options.duplicates), flush=True)
             return
         job = SignatureJob(self.work.folder, self.options)
+        if self.against:
+            self._do_missing("reading what to compare with", job, self.against_tasks)
+            job.require_documents(self.against, self.against_tasks)
         self._do_missing("looking for duplicates", job, tasks)
         folder = self._decisions_folder(tasks)
-        if folder.is_dir():
-            return
-        remove_partial(folder)  # of a process that was killed: its files may be large
-        with result_folder(folder, lambda: True) as partial:
-            print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
-            find_duplicates(job, tasks, partial, self.workers)
+        if not folder.is_dir():
+            remove_partial(folder)  # of a process that was killed: its files may be large
+            with result_folder(folder, lambda: True) as partial:
+                print(f"comparing the signatures of {len(tasks):,} tasks to find duplicates", flush=True)
+                find_duplicates(job, self.against_tasks, tasks, partial, self.workers)
+        print(describe_found(folder, self.options.duplicates), flush=True)
 
     def _do_missing(self, verb: str, job: ResultJob, tasks: Sequence[Task]) -> None:
         """Do the tasks that are not done."""

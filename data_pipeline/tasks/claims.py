@@ -86,9 +86,14 @@ def process_name() -> str:
 
 
 class Claims:
-    """The claims that this process holds, in one folder; a context manager that keeps them fresh and gives them back."""
+    """The claims that this process holds, in one folder; a context manager that keeps them fresh and gives them back.
+
+    Attributes:
+        taken_over: names whose claims were those of processes that are gone.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.taken_over: set[str] = set()
         self._folder = folder
         self._lifetime = LIFETIME
         self._held: dict[str, Lock] = {}
@@ -120,6 +125,7 @@ class Claims:
             if not owner.is_gone:
                 return owner
             _break(path, owner)
+            self.taken_over.add(name)
         lock = _MachineLock(str(path), max(1, int(self._lifetime)), SEPARATOR)
         try:
             lock.lock(timeout=0)

@@ -6,16 +6,18 @@ from itertools import islice
 
 from data_pipeline.dedup import CAUSES
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import TRAIN, Manifest
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import BrokenFile, Cause, listed, wrong_key
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.task import Task
-from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts
+from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts, TaskRecord
 
 # Records that should have been texts. Empty texts, and what filters and the search for duplicates leave out, are not.
 UNREADABLE = (Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.NOT_TEXT, Cause.MISSING_KEY, Cause.NOT_A_STRING)
+# What a reader rejects, so what `--strict` stops at.
+NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 MAX_LISTED = 50
 ACCEPT = "--accept-broken-files"
 
@@ -48,6 +50,28 @@ def require_complete(
     problems += _unreadable_records(corpus, options.max_rejected)
     if problems:
         raise DataError("the inputs were not read completely, so no output is written:\n" + "\n".join(problems))
+
+
+def require_rows(done: Sequence[TaskRecord], options: Options) -> None:
+    """Raise DataError when a split will have no row, or the training split less text than one, by the records of all tasks."""
+    for split in options.splits:
+        parts = [record.shards[split] for record in done if split in record.shards]
+        documents, tokens = sum(part.documents for part in parts), sum(part.tokens for part in parts)
+        # Best fit fills a row with padding, which must not be most of what is trained on.
+        if tokens < (1 if options.packing == "best_fit" and split != TRAIN else options.seq_len):
+            raise DataError(_explain_no_rows(split, documents, tokens, options))
+
+
+def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) -> str:
+    problem = (
+        f"the {split} split has {tokens:,} tokens in {documents:,} documents, fewer than one row of {options.seq_len:,}"
+    )
+    if split == TRAIN:
+        return f"{problem}; give more text or a smaller --seq-len"
+    return (
+        f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
+        "a smaller --seq-len, or --validation-fraction 0 for no validation split"
+    )
 
 
 def lacks_the_key(counts: CorpusCounts) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -85,9 +85,32 @@ WHERE c.id <> c.first
 """
 REPEATED = """
 CREATE TABLE repeated AS
-SELECT r.id, r.is_exact, d.high, d.low FROM ({repeated}) AS r JOIN documents AS d ON d.id = r.first ORDER BY r.id
+SELECT r.id, r.is_exact, d.file_range, d.place, r.first, f.file_range AS first_range, f.place AS first_place, f.high, f.low
+FROM ({repeated}) AS r JOIN documents AS d ON d.id = r.id JOIN documents AS f ON f.id = r.first ORDER BY r.id
 """
-OF_TASK = "SELECT id - ? AS position, is_exact, high, low FROM repeated WHERE id >= ? AND id < ? ORDER BY id"
+OF_TASK = "SELECT * FROM repeated WHERE id >= ? AND id < ? ORDER BY id"
+TOTALS = "SELECT count(*), count(DISTINCT first) FROM repeated WHERE id >= ?"
+
+
+class RepeatedOfTask(NamedTuple):
+    """The documents of a task that repeat earlier ones of the corpus, in order; each array is [n].
+
+    Attributes:
+        positions: among the documents of the task.
+        is_exact: whether it has the text of an earlier document.
+        ranges, places: index of its file range within the task, and its place there, see `data_pipeline.provenance`.
+        first_tasks, first_ranges, first_places: the same of the first document of its cluster.
+        first_digests: digest of that document, [n, 16].
+    """
+
+    positions: NDArray[np.int64]
+    is_exact: NDArray[np.bool_]
+    ranges: NDArray[np.uint32]
+    places: NDArray[np.int64]
+    first_tasks: NDArray[np.int64]
+    first_ranges: NDArray[np.uint32]
+    first_places: NDArray[np.int64]
+    first_digests: NDArray[np.uint8]
 
 
 class Repeated:
@@ -96,18 +119,25 @@ class Repeated:
     def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
         self._connection = connection
 
-    def of_task(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.uint8]]:
-        """Those of one task, in order.
+    def totals(self, first_task: int) -> tuple[int, int]:
+        """How many there are in the tasks from `first_task` on, and how many different documents they repeat."""
+        return self._connection.execute(TOTALS, [first_task << POSITION_BITS]).fetchone()
 
-        Returns:
-            Their positions in the task [n], whether each has the text of an earlier document [n], and the digest of the first
-            document of their cluster, [n, 16].
-        """
+    def of_task(self, number: int) -> RepeatedOfTask:
+        """Those of one task."""
         begin = number << POSITION_BITS
-        query = self._connection.execute(OF_TASK, [begin, begin, (number + 1) << POSITION_BITS])
-        found = query.fetchnumpy()
+        found = self._connection.execute(OF_TASK, [begin, (number + 1) << POSITION_BITS]).fetchnumpy()
         digests = np.column_stack([found["high"], found["low"]]).astype(">u8").view(np.uint8).reshape(-1, 16)
-        return np.asarray(found["position"], np.int64), np.asarray(found["is_exact"], bool), digests
+        return RepeatedOfTask(
+            positions=np.asarray(found["id"], np.int64) - begin,
+            is_exact=np.asarray(found["is_exact"], bool),
+            ranges=np.asarray(found["file_range"], np.uint32),
+            places=np.asarray(found["place"], np.int64),
+            first_tasks=np.asarray(found["first"], np.int64) >> POSITION_BITS,
+            first_ranges=np.asarray(found["first_range"], np.uint32),
+            first_places=np.asarray(found["first_place"], np.int64),
+            first_digests=digests,
+        )
 
 
 @contextmanager
@@ -116,7 +146,8 @@ def find_repeated(signatures: Mapping[int, Path], near: bool, spill: Path, threa
 
     Args:
         signatures: number of each task -> its file of signatures: Parquet with the columns `high` and `low`, the halves of the
-            documents' digests, and for near duplicates `band0` and so on and `signature`, see `near_keys`.
+            documents' digests, `file_range` and `place`; for near duplicates also `band0` and so on and `signature`, see
+            `near_keys`.
         near: whether to look for near duplicates as well as for exact ones.
         spill: folder for what exceeds the memory limit; removed at the end.
 

@@ -1,6 +1,7 @@
 """Tokenize one task into shards of its own."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from data_pipeline.documents import Document
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.manifest import TRAIN, VALIDATION, FileInfo, TokenizerInfo, sha256_of
+from data_pipeline.provenance import PLACES, PLACES_SUFFIX, TableWriter
 from data_pipeline.rejects import RecordCounter
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.processes import Report
@@ -28,6 +30,7 @@ from data_pipeline.tokenizers.tokenizers import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 512
+BATCH_PLACES = 1 << 13
 SHARD_SUFFIXES = (".bin", ".idx")
 
 
@@ -92,11 +95,12 @@ class TokenJob(ResultJob):
             for document, split in decided:
                 if split not in shards:
                     writer = stack.enter_context(IndexedWriter(folder / split, self.vocab_size))
-                    shards[split] = _Shard(writer, tokenizer, self.tokenizer.eod_id, report)
-                shards[split].add(document)
+                    places = stack.enter_context(TableWriter(folder / f"{split}{PLACES_SUFFIX}", PLACES))
+                    shards[split] = _Shard(writer, places, tokenizer, self.tokenizer.eod_id, report)
+                shards[split].add(document, counter.file_range)
             for shard in shards.values():
-                shard.flush()
-        infos = {split: shard.describe(folder / split) for split, shard in sorted(shards.items())}
+                shard.finish()
+        infos = {split: shard.describe(folder, split) for split, shard in sorted(shards.items())}
         return TaskRecord(
             address=self.address(task), digest=digest.hexdigest(), counts=RecordCounts.of(counter), shards=infos
         )
@@ -116,7 +120,7 @@ class TokenJob(ResultJob):
                 if decisions.digest(count) != document.digest:
                     raise self._other_documents(task, decisions, counter)
                 if cause := decisions.cause(count):
-                    counter.reject_last_accepted(cause, f"digest {document.digest.hex()}")
+                    counter.reject_last_accepted(cause, f"digest {document.digest.hex()}", document.place)
                     count += 1
                     continue
             yield document, self._split(document, decisions, count)
@@ -131,7 +135,7 @@ class TokenJob(ResultJob):
 
     def _other_documents(self, task: Task, decisions: Decisions, counter: RecordCounter) -> Exception:
         """The error for documents other than those that were decided about: which of the two reads was wrong?"""
-        file_range = task.ranges[len(counter.lines) - 1]
+        file_range = task.ranges[counter.file_range]
         options = self.options
         again = task_documents(task, RecordCounter(), options.text_key, options.filters)
         found = [document.digest for document in again]
@@ -149,6 +153,7 @@ class _Shard:
     """One split's documents on their way to a file, tokenized in batches."""
 
     writer: IndexedWriter
+    places: TableWriter
     tokenizer: Tokenizer
     eod_id: int
     report: Report
@@ -156,9 +161,14 @@ class _Shard:
     tokens: int = 0
     bytes: int = 0
     _texts: list[str] = field(default_factory=list)
+    _places: "array[int]" = field(default_factory=lambda: array("q"))  # file range and place of each document in turn
     _pending: int = 0
 
-    def add(self, document: Document) -> None:
+    def add(self, document: Document, file_range: int) -> None:
+        """Add a document of the task's file range of that index."""
+        self._places.extend((file_range, document.place))
+        if len(self._places) == 2 * BATCH_PLACES:
+            self._write_places()
         if document.is_long:
             self.flush()
             self._add_long(document)
@@ -197,9 +207,19 @@ class _Shard:
             self.report(0, len(chunk.encode("utf-8")), 0)
             yield chunk
 
-    def describe(self, prefix: Path) -> ShardInfo:
-        files = {suffix: _describe_file(prefix.with_suffix(suffix)) for suffix in SHARD_SUFFIXES}
-        return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files)
+    def finish(self) -> None:
+        """Write what is left."""
+        self.flush()
+        self._write_places()
+
+    def _write_places(self) -> None:
+        self.places.append(*np.array(self._places).reshape(-1, 2).T)
+        self._places = array("q")
+
+    def describe(self, folder: Path, split: str) -> ShardInfo:
+        files = {suffix: _describe_file(folder / f"{split}{suffix}") for suffix in SHARD_SUFFIXES}
+        places = _describe_file(folder / f"{split}{PLACES_SUFFIX}")
+        return ShardInfo(documents=self.documents, tokens=self.tokens, bytes=self.bytes, files=files, places=places)
 
 
 def _describe_file(path: Path) -> FileInfo:

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data_pipeline.dedup import Decisions
+from data_pipeline.packing.best_fit import PACKING_BYTES
+from data_pipeline.packing.shuffled import PACKED_DOCUMENTS
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import is_compressed
@@ -78,7 +80,7 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
             f"{name:10} about {value:,.0f}" + (f" (±{error / max(1, value):.0%})" if error is not None else "")
         )
     lines.append(_time(seconds, scale, workers))
-    lines.append(_memory(options, workers))
+    lines.append(_memory(options, workers, _scaled(found, lambda part: part.documents)[0]))
     lines.append(_disk(found, output))
     if options.duplicates != "keep":
         lines.append("duplicates are those within the sample; a whole corpus has more")
@@ -159,7 +161,7 @@ def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
     if signatures.options.duplicates != "keep":
         work_bytes = signatures.result(task).stat().st_size + documents * Decisions.SIZE
     tokens = sum(shard.tokens for shard in shards)
-    output_bytes = sum(info.bytes for shard in shards for info in shard.files.values())
+    output_bytes = sum(info.bytes for shard in shards for info in (*shard.files.values(), shard.places))
     output_bytes += _plan_bytes(documents, tokens, signatures.options)
     return Part(task, documents, tokens, output_bytes, work_bytes, record.counts)
 
@@ -204,10 +206,13 @@ def _time(seconds: Seconds, scale: float, workers: int) -> str:
     return f"{'time':10} about {duration(whole)} ({', '.join(phases)}) with {workers_shown}; the join is not included"
 
 
-def _memory(options: Options, workers: int) -> str:
+def _memory(options: Options, workers: int, documents: float) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     search = "" if options.duplicates == "keep" else f"; the search for duplicates may use {MEMORY_LIMIT}"
-    return f"{'memory':10} about {_size(peak * (workers + 1))} for {workers + 1} processes{search}"
+    packing = ""
+    if options.packing == "best_fit":
+        packing = f"; packing takes about {_size(PACKING_BYTES * min(documents, PACKED_DOCUMENTS))}"
+    return f"{'memory':10} about {_size(peak * (workers + 1))} for {workers + 1} processes{search}{packing}"
 
 
 def _disk(found: Sequence[tuple[Sequence[Task], Sequence[Part]]], output: Path | None) -> str:

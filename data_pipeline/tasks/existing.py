@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_files, load_manifest
+from data_pipeline.manifest import MANIFEST_NAME, InputInfo, Manifest, check_files, load_manifest
 from data_pipeline.readers.inputs import Input
 from data_pipeline.tasks.completeness import unaccepted
 from data_pipeline.tasks.join import input_digest
@@ -13,8 +13,10 @@ from data_pipeline.tasks.reading import read_digest
 from data_pipeline.tasks.task import cut_into_tasks
 
 
-def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overwrite: bool) -> bool:
-    """Whether `output` already holds what these inputs and options result in.
+def is_up_to_date(
+    output: Path, inputs: Sequence[Input], options: Options, overwrite: bool, against: Sequence[Input] = ()
+) -> bool:
+    """Whether `output` already holds what these inputs and options, compared with the texts `against`, result in.
 
     Inputs are compared by name, number of files and bytes. When one of them may have been modified since the folder was
     written, its documents are read again and compared by digest.
@@ -32,7 +34,7 @@ def is_up_to_date(output: Path, inputs: Sequence[Input], options: Options, overw
     if overwrite:
         return False
     manifest = load_manifest(output)
-    if difference := _difference(output, manifest, inputs, options):
+    if difference := _difference(output, manifest, inputs, options, against):
         raise DataError(f"{output} is already prepared, but {difference}; {_remedy(output, manifest, options)}")
     if problem := unaccepted(manifest, options):
         raise DataError(
@@ -53,13 +55,18 @@ def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
     return "replace it with --overwrite"
 
 
-def _difference(output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options) -> str | None:
+def _difference(
+    output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options, against: Sequence[Input]
+) -> str | None:
     """The first difference between what was asked for and what the folder holds, in words."""
     asked, there = options.record(), _recorded(manifest, options)
     for name in sorted(asked.keys() | there.keys()):
         if asked.get(name) != there.get(name):
             return f"with {name} {_shown(there, name)} instead of {_shown(asked, name)}"
-    return _input_difference(output, manifest, inputs, options)
+    made = (output / MANIFEST_NAME).stat().st_mtime_ns
+    return _input_difference(made, manifest.inputs, inputs, options, "inputs") or _input_difference(
+        made, manifest.against, against, options, "texts to compare with"
+    )
 
 
 def _recorded(manifest: Manifest, options: Options) -> dict[str, str | int | float | None]:
@@ -73,19 +80,21 @@ def _shown(options: dict[str, str | int | float | None], name: str) -> str:
     return "unset" if value is None else str(value)
 
 
-def _input_difference(output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options) -> str | None:
-    values_there = [info.input for info in manifest.inputs]
+def _input_difference(
+    made: int, there: Sequence[InputInfo], inputs: Sequence[Input], options: Options, name: str
+) -> str | None:
+    """The first difference between values of the command line and those of a manifest that was made at a time in ns."""
+    values_there = [info.input for info in there]
     if [found.name for found in inputs] != values_there:
-        return f"from the inputs {' '.join(values_there)}"
-    made = (output / MANIFEST_NAME).stat().st_mtime_ns
+        return f"from the {name} {' '.join(values_there) or '(none)'}"
     modified = []
-    for i, (found, info) in enumerate(zip(inputs, manifest.inputs, strict=True)):
+    for i, (found, info) in enumerate(zip(inputs, there, strict=True)):
         if (found.kind, len(found.files), found.num_bytes) != (info.kind, info.files, info.bytes):
             return f"the input {found.value} has changed since"
         modified += [i] if found.may_have_changed_since(made, info.versions) else []
     tasks = cut_into_tasks(inputs) if modified else []
     for i in modified:
         digests = (read_digest(task, options) for task in tasks if task.input == i)
-        if input_digest(digests) != manifest.inputs[i].digest:
+        if input_digest(digests) != there[i].digest:
             return f"the input {inputs[i].value} has changed since"
     return None

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -12,7 +13,6 @@ from data_pipeline.errors import DataError
 from data_pipeline.indexed import Shard, token_dtype
 from data_pipeline.manifest import (
     MANIFEST_NAME,
-    TRAIN,
     FileInfo,
     InputInfo,
     Manifest,
@@ -20,22 +20,21 @@ from data_pipeline.manifest import (
     sha256_of,
     write_manifest,
 )
-from data_pipeline.packing.pack_plan import lacks_text, plan_files, write_plan
-from data_pipeline.rejects import Cause
+from data_pipeline.packing.pack_plan import plan_files, write_plan
 from data_pipeline.replace import replace_folder
+from data_pipeline.tasks.addresses import versions
 from data_pipeline.tasks.build import Build, require_text
-from data_pipeline.tasks.completeness import UNREADABLE, require_complete
+from data_pipeline.tasks.completeness import NOT_READ, require_complete, require_rows
 from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
+from data_pipeline.tasks.results import DigestJob
 from data_pipeline.tasks.shards import ShardWriter, Source, WrittenShard, cut_into_shards
+from data_pipeline.tasks.sources import CorpusSources, RepeatedExamples, write_provenance
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, JOINED_MANIFEST, REPLACED, partial_folder, remove_partial
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
-
-# What a reader rejects, so what `--strict` stops at.
-NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 
 
 def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
@@ -51,10 +50,12 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     job = build.token_job(tasks)
     build.compare(job, tasks)
     done = _require_all_done(job, tasks)
-    counts = CorpusCounts(tasks, (record.counts for record in done))
+    sources = CorpusSources.of(build, tasks)
+    counts = CorpusCounts(tasks, (record.counts for record in done), RepeatedExamples(sources, job.decisions))
     require_text(counts, build.options)
     _require_none_rejected(counts, build.options)
     require_complete(build.inputs, tasks, [record.counts for record in done], counts, build.options)
+    require_rows(done, build.options)
     remove_partial(build.work.folder / JOINED)
     with partial_folder(build.work.folder / JOINED) as folder:
         manifest = _write_output(build, job, folder, tasks, done, counts)
@@ -85,8 +86,11 @@ def _write_output(
             for split in sources
         },
         inputs=_describe_inputs(build, tasks, done),
+        against=[_describe_compared(build, i) for i in range(len(build.against))],
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
+        provenance=write_provenance(CorpusSources.of(build, tasks), job, done, build.options.splits, folder),
+        versions=versions(),
         text_loss=loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, build.options),
     )
 
@@ -137,8 +141,6 @@ def _join_split(
         shards.append(Shard.of_sizes(stem, dtype, of_shard[".bin"].bytes, of_shard[".idx"].bytes))
     documents, tokens = sum(source.info.documents for source in sources), sum(source.info.tokens for source in sources)
     plan = write_plan(folder, split, shards, *options.row_format)
-    if lacks_text(plan, split):
-        raise DataError(_explain_no_rows(split, documents, tokens, options))
     for name in plan_files(split, *options.row_format):
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
     return SplitInfo(
@@ -161,18 +163,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) -> str:
-    problem = (
-        f"the {split} split has {tokens:,} tokens in {documents:,} documents, fewer than one row of {options.seq_len:,}"
-    )
-    if split == TRAIN:
-        return f"{problem}; give more text or a smaller --seq-len"
-    return (
-        f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
-        "a smaller --seq-len, or --validation-fraction 0 for no validation split"
-    )
-
-
 def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRecord]) -> list[InputInfo]:
     described = []
     of_inputs: list[list[TaskRecord]] = [[] for _ in build.inputs]
@@ -189,9 +179,24 @@ def _describe_inputs(build: Build, tasks: Sequence[Task], done: Sequence[TaskRec
                 tokens=sum(shard.tokens for record in of_input for shard in record.shards.values()),
                 digest=input_digest(record.digest for record in of_input),
                 versions=found.versions,
+                rejected=dict(sorted(sum((Counter(record.counts.rejected) for record in of_input), Counter()).items())),
             )
         )
     return described
+
+
+def _describe_compared(build: Build, number: int) -> InputInfo:
+    found, digests = build.against[number], DigestJob(build.work.folder, build.options)
+    tasks = [task for task in build.against_tasks if task.input == number]
+    return InputInfo(
+        input=found.name,
+        kind=found.kind,
+        files=len(found.files),
+        bytes=found.num_bytes,
+        documents=0,
+        tokens=0,
+        digest=input_digest(digests.digest(task) or "" for task in tasks),
+    )
 
 
 def input_digest(digests: Iterable[str]) -> str:

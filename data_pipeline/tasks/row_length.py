@@ -27,5 +27,20 @@ def require_text_for_a_row(inputs: Sequence[Input], seq_len: int) -> None:
         )
 
 
+def few_documents_note(inputs: Sequence[Input], fraction: float) -> str | None:
+    """What to expect of the validation split where each file is one document and they are few; None if they are enough."""
+    files = [(found, path) for found in inputs if found.kind in PLAIN for path in found.files]
+    are_all = all(found.kind in PLAIN for found in inputs) and all(
+        found.kind_of(path) == "text" for found, path in files
+    )
+    if not are_all or not 0 < len(files) * fraction < 1:
+        return None
+    return (
+        f"note: each of the {len(files):,} files is one document, and the validation split gets {fraction:g} of them, chosen by "
+        f"hash: with a probability of {(1 - fraction) ** len(files):.0%} none, which is an error after the work; give a larger "
+        "--validation-fraction, or 0 for no such split"
+    )
+
+
 def _is_plain(path: Path) -> bool:
     return path.suffix.lower() != ".parquet" and not is_compressed(path)

@@ -18,7 +18,7 @@ from data_pipeline.tasks.claims import Owner, process_name
 from data_pipeline.tasks.processes import Failure, Report, run_tasks
 from data_pipeline.tasks.report import Progress
 from data_pipeline.tasks.task import Task
-from data_pipeline.tasks.work import ATTEMPTS, Work, remove_partial
+from data_pipeline.tasks.work import ATTEMPTS, Work, remove_partial, results_with_partial
 
 # After the first time.
 RETRIES = 2
@@ -56,6 +56,9 @@ class _Queue:
         self._look_at = 0.0
         self._is_waiting = self._has_finished = False
         self._failures = 0
+        # Listed once: with many results, listing their folder for each task takes longer than the tasks.
+        folders = {job.path(task).parent for task in tasks}
+        self._left = {folder / name for folder in folders for name in results_with_partial(folder)}
         self.set_aside: dict[int, tuple[Task, list[str]]] = {}
 
     @property
@@ -131,7 +134,9 @@ class _Queue:
         if len(failed := self._attempts(task)) > RETRIES:
             self._set_aside(task, failed)
             return False
-        remove_partial(self._job.path(task))
+        path = self._job.path(task)
+        if path in self._left or self._name(task) in self._work.claims.taken_over:
+            remove_partial(path)
         return True
 
     def _set_aside(self, task: Task, failed: list[str]) -> None:

@@ -1,13 +1,14 @@
 """The record that a finished task leaves: its counts, what was left out, and the files it wrote."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.manifest import FileInfo
+from data_pipeline.provenance import PLACES_SUFFIX
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.rejects import MAX_EXAMPLES, MAX_KEYS, BrokenFile, Example, RecordCounter
 from data_pipeline.tasks.task import Task
@@ -43,12 +44,16 @@ class RecordCounts(_Record):
 
 
 class ShardInfo(_Record):
-    """A task's part of one split, with its files by suffix; tokens include the end-of-document ids."""
+    """A task's part of one split, with its files by suffix; tokens include the end-of-document ids.
+
+    `places` describes the file with the file range and the place of each document.
+    """
 
     documents: int
     tokens: int
     bytes: int
     files: dict[str, FileInfo]
+    places: FileInfo
 
 
 class TaskRecord(_Record):
@@ -80,13 +85,16 @@ def _is_complete(folder: Path, record: TaskRecord) -> bool:
     files = (
         (folder / f"{split}{suffix}", info)
         for split, shard in record.shards.items()
-        for suffix, info in shard.files.items()
+        for suffix, info in (*shard.files.items(), (PLACES_SUFFIX, shard.places))
     )
     return all(path.is_file() and path.stat().st_size == info.bytes for path, info in files)
 
 
 class CorpusCounts:
     """The counts of all tasks together, in the order of the corpus.
+
+    Args:
+        why: says why an example was left out.
 
     Attributes:
         accepted: documents.
@@ -96,7 +104,13 @@ class CorpusCounts:
         other_keys: keys of the records that lack the text key.
     """
 
-    def __init__(self, tasks: Sequence[Task], counts: Iterable[RecordCounts]) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        counts: Iterable[RecordCounts],
+        why: Callable[[Task, Example], str] = lambda task, example: example.why,
+    ) -> None:
+        self._why = why
         self.accepted = 0
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
@@ -119,4 +133,4 @@ class CorpusCounts:
         shown = self.examples.setdefault(example.cause, [])
         if len(shown) < MAX_EXAMPLES:
             number = None if example.number is None else example.number + lines_before
-            shown.append(f"{task.ranges[example.file_range].place(number)}: {example.why}")
+            shown.append(f"{task.ranges[example.file_range].place(number)}: {self._why(task, example)}")

@@ -191,6 +191,11 @@ def remove_partial(final: Path) -> None:
             shutil.rmtree(removed)
 
 
+def results_with_partial(folder: Path) -> set[str]:
+    """Names of the results in a folder of which there are partial ones: of killed processes, or of those at work."""
+    return {path.name.partition(PARTIAL)[0] for path in folder.glob(f"*{PARTIAL}*")}
+
+
 def _enter(folder: Path, stage: str) -> tuple[bool, Path]:
     """Create the folder, if it is missing, and this process's file in it; returns whether it was missing, and the file."""
     presence = folder / PROCESSES / f"{process_name()}-{token_hex(4)}"

@@ -8,6 +8,7 @@ from data_pipeline.paths import user_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
+    parser.description = "Documents, rows and samples are numbered from 0."
     add = parser.add_argument
     add(
         "folder",
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of documents to show, evenly spaced over the split [2]",
     )
+    add("--document", type=int, action="append", metavar="I", help="show document I instead; can be repeated")
     add("--rows", type=int, default=2, metavar="N", help="number of rows to show, evenly spaced over the split [2]")
     add("--row", type=int, action="append", metavar="I", help="show row I instead; can be repeated")
     add(
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None and arguments.html.is_dir():
         raise UserError(f"--html {arguments.html}: is a folder; give a file name")
     if arguments.folder.is_file():
-        if arguments.html or arguments.row or arguments.sample:
+        if arguments.html or arguments.row or arguments.sample or arguments.document:
             raise UserError(
                 f"{arguments.folder} is a blend file, which has no rows of its own; give the folder of one of its corpora"
             )

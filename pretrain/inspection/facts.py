@@ -10,6 +10,7 @@ from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.shuffle import SampleOrder
 from data_pipeline.dataset.token_stream import TokenStream
 from data_pipeline.manifest import InputInfo, Manifest
+from data_pipeline.provenance import PLACES_SUFFIX, SOURCES_NAME, DocumentSource, Provenance
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
 from model.noise import Stream, uniform
 from pretrain.errors import UserError
@@ -39,10 +40,13 @@ class DocumentView:
     """The beginning of one document, as text.
 
     Attributes:
+        number: its position in the split, from 0.
+        source: where it was read; None in folders that do not say it.
         hidden: number of tokens after those in `pieces`.
     """
 
     number: int
+    source: DocumentSource | None
     tokens: int
     pieces: list[Piece]
     hidden: int
@@ -53,11 +57,14 @@ class PartView:
     """A document's part of a row.
 
     Attributes:
+        number, source: of the document, as in `DocumentView`.
         tokens: number of tokens in the part; `pieces` may hold fewer.
         pieces: its beginning.
         note: says if the document begins or ends in another row; empty for a whole document.
     """
 
+    number: int
+    source: DocumentSource | None
     tokens: int
     pieces: list[Piece]
     note: str
@@ -116,20 +123,47 @@ class Facts:
         return 1 - info.padded_tokens / (info.rows * self.manifest.seq_len)
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """The split that is shown; `provenance` is None in folders that do not say where their documents come from."""
+
+    dataset: PackedDataset
+    stream: TokenStream
+    tokenizer: PreparedTokenizer
+    provenance: Provenance | None
+
+    def source(self, document: int) -> DocumentSource | None:
+        """Where a document was read, if that is known."""
+        return self.provenance and self.provenance.of_document(document)
+
+
 def collect(arguments: argparse.Namespace) -> Facts:
     """Collect. Raises DataError for a damaged folder, UserError for a row or sample that does not exist."""
     dataset = PackedDataset(arguments.folder, arguments.split)
     manifest = dataset.manifest
     stream = TokenStream(arguments.folder, manifest.shards(arguments.split))
-    tokenizer = load_prepared_tokenizer(arguments.folder, manifest)
-    rows = [
-        _row(dataset, stream, tokenizer, row, sample, arguments) for row, sample in _wanted(arguments, dataset.num_rows)
-    ]
-    documents = [
-        _document(stream, tokenizer, number, arguments.max_tokens)
-        for number in _spread(arguments.documents, stream.num_documents)
-    ]
+    shown = _Shown(
+        dataset, stream, load_prepared_tokenizer(arguments.folder, manifest), _provenance(dataset, arguments)
+    )
+    rows = [_row(shown, row, sample, arguments) for row, sample in _wanted(arguments, dataset.num_rows)]
+    documents = [_document(shown, number, arguments.max_tokens) for number in _documents(arguments, stream)]
     return Facts(arguments.folder, arguments.split, manifest, _histogram(stream), documents, rows, arguments.seed)
+
+
+def _provenance(dataset: PackedDataset, arguments: argparse.Namespace) -> Provenance | None:
+    # They may have been left out of a copy: training does not need them.
+    is_known = all((arguments.folder / name).is_file() for name in (SOURCES_NAME, f"{arguments.split}{PLACES_SUFFIX}"))
+    return Provenance(arguments.folder, arguments.split) if dataset.manifest.provenance and is_known else None
+
+
+def _documents(arguments: argparse.Namespace, stream: TokenStream) -> list[int]:
+    """The documents to show: those asked for, or some."""
+    asked = arguments.document or []
+    if outside := [i for i in asked if not 0 <= i < stream.num_documents]:
+        raise UserError(
+            f"--document {outside[0]}: the {arguments.split} split has documents 0 to {stream.num_documents - 1}"
+        )
+    return asked or _spread(arguments.documents, stream.num_documents)
 
 
 def _wanted(arguments: argparse.Namespace, num_rows: int) -> list[tuple[int, int | None]]:
@@ -150,20 +184,15 @@ def _spread(wanted: int, existing: int) -> list[int]:
     return [i * existing // count for i in range(count)]
 
 
-def _document(stream: TokenStream, tokenizer: PreparedTokenizer, number: int, most: int) -> DocumentView:
-    ids = stream.document(number)
+def _document(split: _Shown, number: int, most: int) -> DocumentView:
+    ids = split.stream.document(number)
     shown = ids[:most].tolist()
-    return DocumentView(number, len(ids), pieces_of(tokenizer, shown, np.ones(len(shown))), len(ids) - len(shown))
+    pieces = pieces_of(split.tokenizer, shown, np.ones(len(shown)))
+    return DocumentView(number, split.source(number), len(ids), pieces, len(ids) - len(shown))
 
 
-def _row(
-    dataset: PackedDataset,
-    stream: TokenStream,
-    tokenizer: PreparedTokenizer,
-    number: int,
-    sample: int | None,
-    arguments: argparse.Namespace,
-) -> RowView:
+def _row(split: _Shown, number: int, sample: int | None, arguments: argparse.Namespace) -> RowView:
+    dataset, stream, tokenizer = split.dataset, split.stream, split.tokenizer
     index = np.array([number])
     ids, owners = dataset.rows(index)[0], dataset.document_ids(index)[0]
     tokens = int((owners >= 0).sum())
@@ -183,7 +212,10 @@ def _row(
         notes = ["begins in another row"] if owner in begun else []
         notes += ["continues in another row"] if ids[places[-1]] != tokenizer.eod_id else []
         seen = places[places < shown]
-        parts.append(PartView(places.size, pieces_of(tokenizer, ids[seen].tolist(), draws[seen]), ", ".join(notes)))
+        last = np.searchsorted(segments.columns, places[0], side="right") - 1  # the segment that the part begins in
+        document = stream.document_at(int(segments.starts[last] + places[0] - segments.columns[last]))
+        pieces = pieces_of(tokenizer, ids[seen].tolist(), draws[seen])
+        parts.append(PartView(document, split.source(document), places.size, pieces, ", ".join(notes)))
     return RowView(
         number, sample, parts, int(owners.max()) + 1, tokens, dataset.seq_len - tokens, hidden=tokens - shown
     )

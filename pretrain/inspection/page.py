@@ -65,7 +65,7 @@ def _splits(facts: Facts) -> str:
 
 
 def _sources(facts: Facts) -> str:
-    header = ("input", "files", "on disk", "documents", "tokens", f"share of {facts.share_of}", "")
+    header = ("input", "files", "on disk", "documents", "tokens", "left out", f"share of {facts.share_of}", "")
     rows = [
         (
             escape(each.input),
@@ -73,6 +73,7 @@ def _sources(facts: Facts) -> str:
             size_of(each.bytes),
             f"{each.documents:,}",
             "?" if each.tokens is None else f"{each.tokens:,}",
+            escape(", ".join(f"{count:,} {cause}" for cause, count in (each.rejected or {}).items())),
             f"{share:.1%}",
             f'<span class="bar" style="width:{share:.2%}"></span>',
         )
@@ -117,6 +118,7 @@ def _quantiles(facts: Facts) -> str:
 def _document(view: DocumentView, facts: Facts) -> str:
     documents = facts.manifest.splits[facts.split].documents
     place = f"in {escape(facts.split)}, {view.tokens:,} tokens"
+    place += f", from {escape(str(view.source))}" if view.source else ""
     return (
         f"<h3>Document {view.number:,} of {documents:,} <span class=soft>{place}</span></h3>\n"
         f'<div class="text">{_pieces(view.pieces)}{_hidden(view.hidden)}</div>'
@@ -139,10 +141,11 @@ def _row(view: RowView, facts: Facts) -> str:
     facts_of_row = f"{view.documents:,} document{'s' * (view.documents != 1)}{met}"
     parts = []
     for number, part in enumerate(view.parts):
-        note = f", {part.note}" if part.note else ""
+        note = "".join(f", {each}" for each in (part.note, part.source and f"from {escape(str(part.source))}") if each)
         parts.append(
-            f'<div class="doc{" cut" if note else ""}" style="--d:var(--d{number % DOCUMENT_COLOURS})">'
-            f'<span class="label">document {number}: {part.tokens:,} tokens{note}</span>{_pieces(part.pieces, draws=True)}</div>'
+            f'<div class="doc{" cut" if part.note else ""}" style="--d:var(--d{number % DOCUMENT_COLOURS})">'
+            f'<span class="label">document {part.number:,}: {part.tokens:,} tokens{note}</span>'
+            f"{_pieces(part.pieces, draws=True)}</div>"
         )
     parts.append(_hidden(view.hidden))
     if view.padding:

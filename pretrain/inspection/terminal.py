@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline.dataset.blend import Blend
+from data_pipeline.manifest import InputInfo
 from data_pipeline.split_table import aligned, split_table
 from pretrain.inspection.facts import DocumentView, Facts, RowView
 from pretrain.inspection.pieces import Piece
@@ -86,7 +87,12 @@ def _sources(facts: Facts, style: Style) -> list[str]:
         )
         for each, share in facts.sources
     ]
-    return list(aligned([header, *table]))
+    left_out = [f"{each.input}: {', '.join(_left_out(each))} left out" for each, _ in facts.sources if each.rejected]
+    return [*aligned([header, *table]), *left_out]
+
+
+def _left_out(source: InputInfo) -> Iterator[str]:
+    return (f"{count:,} {cause}" for cause, count in (source.rejected or {}).items())
 
 
 def _count(number: int | None) -> str:
@@ -120,6 +126,7 @@ def _bar(share: float) -> str:
 def _document(view: DocumentView, facts: Facts, style: Style) -> list[str]:
     documents = facts.manifest.splits[facts.split].documents
     title = f"document {view.number:,} of {documents:,} in {facts.split}: {view.tokens:,} tokens"
+    title += f", from {view.source}" if view.source else ""
     return [style.paint(title, BOLD), *_flow(view.pieces, style), *_hidden(view.hidden, style)]
 
 
@@ -132,9 +139,9 @@ def _row(view: RowView, facts: Facts, style: Style, timestep: float) -> list[str
     lines = [style.paint(title, BOLD)]
     for masked, heading in ((None, "unmasked"), (timestep, f"masked at t = {timestep:g}")):
         lines.append(style.paint(heading, DIM))
-        for number, part in enumerate(view.parts):
-            note = f"; {part.note}" if part.note else ""
-            lines.append(style.paint(f"┌ document {number}, {part.tokens:,} tokens{note}", DIM))
+        for part in view.parts:
+            note = "".join(f"; {each}" for each in (part.note, part.source and f"from {part.source}") if each)
+            lines.append(style.paint(f"┌ document {part.number:,}, {part.tokens:,} tokens{note}", DIM))
             lines += _flow(part.pieces, style, masked)
         lines += _hidden(view.hidden, style)
         if view.padding and not view.hidden:

@@ -87,6 +87,24 @@ def test_documents_with_evaluation_texts_are_left_out(prepare, tmp_path, texts):
     assert "with decontaminate_words 13 instead of unset" in prepare(*words[:4]).err
 
 
+def test_evaluation_texts_are_found_in_folders_and_by_globs(prepare, tmp_path, texts):
+    path = write_jsonl(tmp_path / "x.jsonl", [*texts, QUESTION, QUESTION.replace("rivers", "lakes")])
+    folder = tmp_path / "sets" / "inner"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text(QUESTION)
+    (folder / "b.jsonl").write_text(json.dumps({"question": QUESTION.replace("rivers", "lakes")}))
+    (folder / "README.md").write_text(texts[0])
+    for value, left_out in ((tmp_path / "sets", 2), (tmp_path / "*" / "*" / "*.txt", 2), (folder / "a[.]txt", 2)):
+        output = tmp_path / "data"
+        result = prepare("--input", path, "--output", output, "--decontaminate", value, "--overwrite")
+        assert result.code == 0, result.err
+        assert load_manifest(output).records == {"evaluation text": left_out}
+    for value, said in ((tmp_path / "*.none", "matches no file"), (tmp_path / "empty", "the folder holds no file")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        result = prepare("--input", path, "--output", tmp_path / "other", "--decontaminate", value)
+        assert result.code == 2 and f"--decontaminate {value}: {said}" in result.err
+
+
 def test_evaluation_files_that_cannot_be_used_are_named(prepare, tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", make_texts(5))
     bad = tmp_path / "bad.jsonl"

@@ -77,14 +77,22 @@ def test_the_search_finds_what_plain_python_finds(tmp_path, monkeypatch, near, t
     for number, part in parts.items():
         keys = (np.array(bands, "<u8").tobytes() for _, bands, _ in part) if near else ()
         signatures = (signature for *_, signature in part) if near else ()
-        content = signature_file(b"".join(each[0] for each in part), b"".join(keys), b"".join(signatures))
+        places = [number for i in range(len(part)) for number in (i % 3, 10 * i)]
+        content = signature_file(b"".join(each[0] for each in part), places, b"".join(keys), b"".join(signatures))
         files[number] = folder / f"{number}"
         files[number].write_bytes(content)
     found = {}
     with find_repeated(files, near, folder / "spill", threads) as repeated:
         for number in files:
-            for position, is_exact, first in zip(*repeated.of_task(number), strict=True):
+            of_task = repeated.of_task(number)
+            for position, is_exact, first in zip(
+                of_task.positions, of_task.is_exact, of_task.first_digests, strict=True
+            ):
                 found[57 * number + position] = (is_exact, first.tobytes())
+            assert (of_task.ranges == of_task.positions % 3).all() and (of_task.places == 10 * of_task.positions).all()
+            firsts = 57 * of_task.first_tasks + of_task.first_places // 10
+            assert [documents[i][0] for i in firsts] == [each.tobytes() for each in of_task.first_digests]
+            assert (of_task.first_ranges == of_task.first_places // 10 % 3).all()
     want = expected(documents, near)
     assert found == {i: (is_exact, documents[first][0]) for i, (is_exact, first) in want.items()}
     assert len(want) > 20 and (not near or {True, False} == {is_exact for is_exact, _ in want.values()})

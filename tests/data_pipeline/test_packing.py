@@ -173,14 +173,19 @@ def test_rows_are_those_of_textbook_best_fit_decreasing(sizes):
     assert count <= 2 * -(-sum(lengths) // capacity)
 
 
+def packed_of(lengths, seq_len, order=slice(None)):
+    """Documents of these lengths, one after the other in the stream, placed in an order."""
+    return best_fit((np.cumsum(lengths) - lengths)[order], np.asarray(lengths)[order], seq_len)
+
+
 @pytest.mark.parametrize("seq_len", [512, 2048])
 def test_padding_is_little_on_lengths_as_of_text(seq_len):
     rng = np.random.default_rng(1)
     lengths = np.exp(rng.normal(5.5, 1.3, 100_000)).astype(np.int64) + 1
-    packed = best_fit(lengths, seq_len)
+    packed = packed_of(lengths, seq_len)
     assert packed.lengths.sum() == lengths.sum()
     assert (packed.row_starts.size - 1) * seq_len / lengths.sum() < 1.001
-    again = best_fit(lengths, seq_len)
+    again = packed_of(lengths, seq_len)
     assert all(np.array_equal(getattr(packed, n), getattr(again, n)) for n in ("row_starts", "starts", "lengths"))
 
 
@@ -395,12 +400,12 @@ def test_shuffled_concat_rows_are_the_permuted_documents(shards, seq_len, block)
 def test_shuffled_best_fit_rows_hold_the_documents_and_not_their_neighbors():
     lengths = np.full(4000, 8)
     order = document_order(np.arange(4000), 4000)
-    for packed, near in ((best_fit(lengths, 32), True), (best_fit(lengths, 32, order), False)):
+    for packed, near in ((packed_of(lengths, 32), True), (packed_of(lengths, 32, order), False)):
         documents = packed.starts.reshape(-1, 4) // 8
         assert sorted(documents.ravel()) == list(range(4000)) and packed.row_starts.size == 1001
         assert (np.median(np.abs(np.diff(documents))) == 1) == near
     mixed = np.random.default_rng(0).integers(1, 40, 500)
-    plain, other = (best_fit(mixed, 32, each) for each in (None, document_order(np.arange(500), 500)))
+    plain, other = (packed_of(mixed, 32, each) for each in (slice(None), document_order(np.arange(500), 500)))
     assert plain.row_starts.size == other.row_starts.size and plain.lengths.sum() == other.lengths.sum()
     assert {*zip(plain.starts, plain.lengths, strict=True)} == {*zip(other.starts, other.lengths, strict=True)}
 

@@ -162,6 +162,8 @@ def test_workers_and_reruns_give_the_same_bytes(prepare, jsonl, tmp_path):
     assert set(first) == {
         "manifest.json",
         "tokenizer.model",
+        "sources.parquet",
+        *(f"{split}.places.parquet" for split in ("train", "validation")),
         *(f"{split}-00000.{suffix}" for split in ("train", "validation") for suffix in ("bin", "idx")),
         *(name for split in ("train", "validation") for name in plan_files(split, "concat", 32, True)),
     }

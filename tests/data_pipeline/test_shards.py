@@ -32,7 +32,9 @@ def write_source(prefix, lengths, first):
         writer.append(np.arange(first, first + sum(lengths)) % 251, np.array(lengths, np.int64))
     paths = {suffix: prefix.with_suffix(suffix) for suffix in (".bin", ".idx")}
     files = {s: FileInfo(bytes=path.stat().st_size, sha256=sha256_of(path)) for s, path in paths.items()}
-    return Source(prefix, ShardInfo(documents=len(lengths), tokens=sum(lengths), bytes=0, files=files))
+    return Source(
+        prefix, ShardInfo(documents=len(lengths), tokens=sum(lengths), bytes=0, files=files, places=files[".idx"])
+    )
 
 
 def greedy(lengths, limit):
@@ -223,7 +225,7 @@ def test_a_shard_of_more_than_2_31_tokens(tmp_path):
 
 def info_of(folder, shard):
     files = {s: FileInfo(bytes=(folder / (shard.stem + s)).stat().st_size, sha256="") for s in (".bin", ".idx")}
-    return ShardInfo(documents=shard.documents, tokens=shard.tokens, bytes=0, files=files)
+    return ShardInfo(documents=shard.documents, tokens=shard.tokens, bytes=0, files=files, places=files[".idx"])
 
 
 def planned(folder, shard, packing, seq_len):

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.dataset.samples import Samples
+from data_pipeline.manifest import load_manifest
+from data_pipeline.packing.shuffled import document_order
 from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
 from model.noise import masks
 from pretrain.cli import main
@@ -170,7 +172,8 @@ def test_a_document_that_spans_rows_is_marked(corpus, capsys):
     out = inspect(capsys, corpus, "--row", 1, "--documents", 0)
     assert "begins in another row" in out
     whole = inspect(capsys, corpus, "--row", 0, "--documents", 0)
-    assert "┌ document 0, 32 tokens; continues in another row" in whole
+    first = document_order(np.arange(1), load_manifest(corpus).splits["train"].documents)[0]
+    assert f"┌ document {first:,}, 32 tokens; continues in another row" in whole
 
 
 def test_nothing_to_show_but_figures(corpus, tmp_path, capsys):

@@ -158,7 +158,7 @@ DATA_PIPELINE_LEVELS = (
     {"errors", "stop_signals", "json_text"},
     {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words", "generators", "permutation"},
     {"manifest", "readers"},
-    {"split_table", "documents", "packing", "tokenizers", "paths", "in_use"},
+    {"split_table", "documents", "provenance", "packing", "tokenizers", "paths", "in_use"},
     {"filters", "dedup", "dataset", "verify", "repack", "replace"},
     {"tasks", "decontamination"},
     {"output_checks", "prepare_options"},
