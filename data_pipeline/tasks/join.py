@@ -195,6 +195,7 @@ def _describe_compared(build: Build, number: int) -> InputInfo:
         bytes=found.num_bytes,
         documents=0,
         tokens=0,
+        versions=found.versions,
         digest=input_digest(digests.digest(task) or "" for task in tasks),
     )
 
