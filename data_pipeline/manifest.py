@@ -196,10 +196,22 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder, or "
             f"its copy is incomplete; {PREPARE_HINT.format(folder=folder)}"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """Validate the content of a manifest.
+
+    Args:
+        name: of the file, for errors.
+
+    Raises:
+        DataError: broken JSON, another format version, or a wrong field.
+    """
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise DataError(_explain(path, error)) from error
+        raise DataError(_explain(name, error)) from error
 
 
 def replaced_folders(folder: Path) -> list[Path]:
@@ -234,7 +246,7 @@ def write_manifest(folder: Path, manifest: Manifest, inputs_read: int) -> None:
     write_atomic(folder / MANIFEST_NAME, text, modified_ns=inputs_read)
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _explain(path: str, error: ValidationError) -> str:
     """The first problem of an invalid manifest, in words."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])

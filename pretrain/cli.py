@@ -20,6 +20,7 @@ VERBS = {
     "prepare": ("data_pipeline.prepare", "text -> tokenizer, token documents and packed rows"),
     "verify": ("data_pipeline.verify", "compare every byte of a prepared folder with its manifest"),
     "repack": ("data_pipeline.repack", "change the rows of a prepared folder without tokenizing again"),
+    "copy": ("data_pipeline.copy_folder", "copy a prepared folder to an object store or from one"),
     "inspect": ("pretrain.inspection.command", "show documents, rows and masks of a prepared folder, as text or HTML"),
     "plan": ("pretrain.planning.command", "compare all layouts of a recipe on N ranks: memory, traffic, bubble, time"),
     "train": ("pretrain.main", "train a recipe; the same as python pretrain/main.py"),

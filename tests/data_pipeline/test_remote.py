@@ -254,7 +254,9 @@ def test_other_options_refuse_urls(verb, capsys):
     words = ["--output", "s3://bucket/data"] if verb is prepare_verb else ["s3://bucket/data"]
     with pytest.raises(SystemExit):
         parser.parse_args(words)
-    assert "s3://bucket/data: only loopmdm prepare --input takes URLs; copy it" in capsys.readouterr().err
+    assert (
+        "s3://bucket/data: a URL is taken only by loopmdm prepare --input and loopmdm copy" in capsys.readouterr().err
+    )
 
 
 def test_blends_and_configurations_refuse_urls():

@@ -159,7 +159,7 @@ DATA_PIPELINE_LEVELS = (
     {"atomic_files", "exit_status", "rejects", "indexed", "yaml_files", "typed_words", "generators", "permutation"},
     {"manifest", "readers"},
     {"split_table", "documents", "provenance", "packing", "tokenizers", "paths", "in_use"},
-    {"filters", "dedup", "dataset", "verify", "repack", "replace"},
+    {"filters", "dedup", "dataset", "verify", "repack", "replace", "copy_folder"},
     {"tasks", "decontamination"},
     {"output_checks", "prepare_options"},
     {"prepare"},
