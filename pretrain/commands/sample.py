@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
     mask_id = loaded.settings.model.mask_id
-    length = loaded.settings.data.seq_len if arguments.length is None else arguments.length
+    length = _length(arguments.length, loaded)
     rows = [prompt.row(tokenizer, mask_id, length) for prompt in prompts]
     _check_rows(settings, prompts, rows, mask_id)
     compute = compute.resolved(loaded.settings.model.loop.max)
@@ -109,6 +110,17 @@ def draw(
     )
     work = loaded.world.sum(tally.values() * loaded.world.holds_loss)
     return samples, Cost.of(work, sum(len(s.steps) - s.steps.count(-1) for s in samples), time.perf_counter() - begin)
+
+
+def _length(asked: int | None, loaded: "LoadedRun") -> int:
+    """Tokens per sample; warns of more than a row of training has."""
+    trained = loaded.settings.data.seq_len
+    if asked is not None and asked > trained and loaded.world.is_main:
+        print(
+            f"warning: --length {asked:,}: the run was trained on rows of {trained:,} tokens; longer texts may be worse",
+            file=sys.stderr,
+        )
+    return trained if asked is None else asked
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -145,6 +145,13 @@ def test_what_means_nothing_is_refused(words, sample, capsys):
     assert f"error: {REFUSED[words]}" in error
 
 
+def test_longer_texts_than_rows_are_warned_of(sample):
+    assert "--length" not in sample("--num-samples", "1", "--length", "32")[2]
+    status, _, error, result = sample("--num-samples", "1", "--length", "33")
+    assert status == 0 and len(result["tokens"][0]) == 33
+    assert "warning: --length 33: the run was trained on rows of 32 tokens" in error
+
+
 def test_damaged_weights_are_named(run, sample, monkeypatch):
     from pretrain.commands.load_run import LoadedRun
 
