@@ -159,6 +159,7 @@ def test_a_prepared_folder_of_boards(prepared):
     assert validation and not set(train) & set(validation)
     assert manifest.inputs[0].model_dump(exclude={"digest"}) == {
         "input": "sudoku4:600@5", "kind": "generated", "files": 0, "bytes": 0, "documents": 600, "tokens": 10_200,
+        "rejected": {},
     }  # fmt: skip
 
 
