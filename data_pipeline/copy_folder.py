@@ -70,6 +70,8 @@ class StoredFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        if not is_remote(self.url):
+            raise DataError(f"{url}: names no bucket or host")
         self._fs, self._root = filesystem(self.url)
 
     def __str__(self) -> str:
@@ -168,14 +170,22 @@ def download(source: StoredFolder, folder: Path) -> str:
     partial = folder.with_name(f"{folder.name}.copying")
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial, DataError(f"another process copies to {folder}; wait until it has finished")):
-        if any(partial.iterdir()) and not _has(partial / UNFINISHED_NAME, content):
-            raise DataError(f"{partial} has something else, or an unfinished copy of other data; remove it")
+        _require_own(partial, content)
         write_atomic(partial / UNFINISHED_NAME, content)
         for name, sha256 in names.items():
             _fetch(source, name, sha256, partial)
         (partial / UNFINISHED_NAME).rename(partial / MANIFEST_NAME)
         move_into_place(partial, folder)
     return f"{folder}: {len(names)} files, all as in the manifest"
+
+
+def _require_own(partial: Path, content: bytes) -> None:
+    """Raise DataError if a folder has something else than an unfinished copy of this manifest's data."""
+    for path in partial.glob(f"{UNFINISHED_NAME}.partial-*"):  # of a process killed while it wrote the first file
+        path.unlink()
+    names = (UNFINISHED_NAME, MANIFEST_NAME)  # the second if it was killed after the last file
+    if any(partial.iterdir()) and not any(_has(partial / name, content) for name in names):
+        raise DataError(f"{partial} has something else, or an unfinished copy of other data; remove it")
 
 
 def _has(path: Path, content: bytes) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.filters import ActiveFilters, Limit
-from data_pipeline.paths import user_input
+from data_pipeline.paths import user_pattern
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.kinds import file_kind
@@ -142,7 +142,7 @@ def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
     """Declare `--decontaminate` and its parameter."""
     parser.add_argument(
         "--decontaminate",
-        type=user_input,
+        type=user_pattern,
         nargs="+",
         action="extend",
         metavar="PATH",

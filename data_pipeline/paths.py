@@ -8,13 +8,18 @@ from data_pipeline.typed_words import home_expanded, without_protocol
 
 
 def user_path(text: str) -> Path:
-    """A path of the command line with its `~` replaced; a `type` of argparse.
+    """A path of the command line with its `~` replaced; a `type` of argparse. Raises as `user_pattern`."""
+    return Path(user_pattern(text))
+
+
+def user_pattern(text: str) -> str:
+    """A path of this machine, which may be a pattern, with its `~` replaced.
 
     Raises:
         ArgumentTypeError: it is empty, a URL, or there is no such home folder.
     """
     try:
-        return Path(user_input(without_protocol(text)))
+        return user_input(without_protocol(text))
     except ValueError as error:
         raise ArgumentTypeError(f"{text}: {error}") from None
 

@@ -88,8 +88,8 @@ def without_protocol(text: str) -> str:
     """A path without `file://`. Raises ValueError for the URL of another protocol."""
     if is_remote(text):
         raise ValueError(
-            "a URL is taken only by loopmdm prepare --input and loopmdm copy; copy a prepared folder with: loopmdm copy URL DIR, "
-            "other files with the tool of the store, such as aws s3 sync, and give the local or shared folder"
+            "URLs are taken only by --input and --against of loopmdm prepare and by loopmdm copy; copy a prepared folder with: "
+            "loopmdm copy URL DIR, other files with the tool of the store, such as aws s3 sync, and give the path of the copy"
         )
     return text.removeprefix(LOCAL)
 

@@ -27,6 +27,10 @@ class Store:
         """Delete an object."""
         self._fs.rm(f"{BUCKET}/{name}")
 
+    def empty(self, name):
+        """Delete all objects of a folder."""
+        self._fs.rm(f"{BUCKET}/{name}", recursive=True)
+
 
 @pytest.fixture(scope="session")
 def endpoint():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,22 +53,48 @@ def test_there_and_back(data, store, tmp_path):  # noqa: F811
 @pytest.mark.end_to_end
 @pytest.mark.timeout(400)
 def test_kills_leave_no_manifest_and_are_made_up_for(data, store, tmp_path):  # noqa: F811
-    begin = time.monotonic()
-    subprocess.run(command(data, "s3://corpus/undisturbed"), check=True, timeout=120)
-    duration = time.monotonic() - begin
-    rng, back = random.Random(0), tmp_path / "back"
+    sizes = {name: len(content) for name, content in contents(data).items()}
+
+    def is_whole(target):
+        found = StoredFolder(target).sizes() if target == URL else {p.name: p.stat().st_size for p in target.iterdir()}
+        return found == sizes
+
+    back, rng = tmp_path / "back", random.Random(0)
     for source, target in ((data, URL), (URL, back)):
-        for _ in range(KILLS):
+        begin = time.monotonic()
+        subprocess.run(command(source, f"{target}.undisturbed"), check=True, timeout=120)
+        duration, kills = time.monotonic() - begin, 0
+        while kills < KILLS:
             process = subprocess.Popen(command(source, target), start_new_session=True)
             try:
                 process.wait(timeout=rng.uniform(0.5, 1.0) * duration)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
-            if target == URL and "manifest.json" in (there := StoredFolder(URL).sizes()):
-                assert {name: there[name] for name in contents(data)} == {n: len(c) for n, c in contents(data).items()}
+            kills += process.returncode == -signal.SIGKILL
+            if target == URL and "manifest.json" in StoredFolder(URL).sizes():
+                assert sizes.items() <= StoredFolder(URL).sizes().items()
+                store.empty("data")
+            elif target == back and back.exists():
+                assert is_whole(back)
+                shutil.rmtree(back)
         subprocess.run(command(source, target), check=True, timeout=120)
+        assert is_whole(target)
     assert contents(back) == contents(data)
+
+
+@pytest.mark.parametrize("at", ["_fetch", "move_into_place"])
+def test_a_copy_that_was_stopped_anywhere_goes_on(data, store, tmp_path, monkeypatch, at):  # noqa: F811
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    copy_folder(str(data), URL)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"data_pipeline.copy_folder.{at}", stop)
+        copy_folder(URL, str(tmp_path / "back"))
+    (tmp_path / "back.copying" / f"{UNFINISHED_NAME}.partial-1").write_text("{")
+    copy_folder(URL, str(tmp_path / "back"))
+    assert contents(tmp_path / "back") == contents(data)
 
 
 def test_an_unfinished_copy_goes_on(data, store, tmp_path, monkeypatch):  # noqa: F811
@@ -137,6 +164,7 @@ def test_what_cannot_be_meant(data, store, tmp_path):  # noqa: F811
         (("s3://corpus/none", tmp_path / "b"), "s3://corpus/none holds no prepared data"),
         (("s3://nobucket/none", tmp_path / "b"), "nobucket"),
         ((tmp_path / "none", URL), "no prepared data folder at"),
+        ((data, "s3://"), "s3://: names no bucket or host"),
         ((data, "nothing://x/y"), "fsspec does not know this protocol"),
     ):
         with pytest.raises(DataError, match=problem):

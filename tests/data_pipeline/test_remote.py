@@ -247,16 +247,13 @@ def test_a_file_url_is_a_path(prepare, jsonl, tmp_path):
     assert resolve_input(f"file://{jsonl.parent}/*.jsonl").files == (jsonl,)
 
 
-@pytest.mark.parametrize("verb", [prepare_verb, verify_verb])
-def test_other_options_refuse_urls(verb, capsys):
+@pytest.mark.parametrize("words", [["--output"], ["--decontaminate"], []])
+def test_other_options_refuse_urls(words, capsys):
     parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    words = ["--output", "s3://bucket/data"] if verb is prepare_verb else ["s3://bucket/data"]
+    (prepare_verb if words else verify_verb).add_arguments(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args(words)
-    assert (
-        "s3://bucket/data: a URL is taken only by loopmdm prepare --input and loopmdm copy" in capsys.readouterr().err
-    )
+        parser.parse_args([*words, "s3://bucket/data"])
+    assert "s3://bucket/data: URLs are taken only by --input and --against of" in capsys.readouterr().err
 
 
 def test_blends_and_configurations_refuse_urls():
