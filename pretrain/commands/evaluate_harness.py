@@ -166,7 +166,9 @@ def share_intervals(results: Mapping[str, Any]) -> dict[str, dict[str, tuple[flo
         for name, share in figures.items():
             metric, comma, filtered = name.partition(",")
             error = figures.get(f"{metric}_stderr,{filtered}")
-            if not comma or count < 2 or not isinstance(error, float) or not 0 <= share <= 1:
+            if not comma or count < 2 or not isinstance(error, float) or not isinstance(share, int | float):
+                continue
+            if not 0 <= share <= 1:
                 continue
             if math.isclose(error, math.sqrt(share * (1 - share) / (count - 1)), abs_tol=1e-9):
                 found.setdefault(task, {})[name] = wilson_interval(share, count)

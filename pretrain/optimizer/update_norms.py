@@ -17,6 +17,7 @@ PARTS = ("embedding", "head", "mid", "tail", "final_norm", "lm_head")
 """The modules of `LoopedDenoiser` that have weights. The name of a weight begins with one of them."""
 
 GRADIENT, WEIGHTS, CHANGE = range(3)
+CHUNK = 1 << 12
 
 
 class UpdateNorms:
@@ -44,7 +45,8 @@ class UpdateNorms:
         norms, self._norms = self._norms, []
         if norms:
             device = norms[0][2].device  # a part of the optimizer may be on the CPU
-            values = torch.stack([norm.to(device) for *_, norm in norms]).double().square().cpu()
+            return torch.linalg.vector_norm(values)
+        values = torch.stack([norm.to(device) for *_, norm in norms]).double().square().cpu()
             for (part, which, _), square in zip(norms, values, strict=True):
                 squares[part, which] += square
         return squares
@@ -72,7 +74,14 @@ class UpdateNorms:
     def _add(self, which: int, values: Tensor, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             part = PARTS.index(piece.name.partition(".")[0])
-            self._norms.append((part, which, torch.linalg.vector_norm(piece.of(values))))
+            self._norms.append((part, which, _norm(piece.of(values))))
+
+
+def _norm(values: Tensor) -> Tensor:
+    """Euclidean norm of a vector. On a CPU torch adds the squares in one sum, which for 6e7 numbers in fp32 is wrong by up to 3%."""
+    if values.device.type == "cpu":
+        values = torch.stack([torch.linalg.vector_norm(chunk) for chunk in values.split(CHUNK)]).double()
+    return torch.linalg.vector_norm(values)
 
 
 def part_figures(squares: Tensor, grad_norm: float, clip_norm: float) -> dict[str, dict[str, float]]:

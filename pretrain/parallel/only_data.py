@@ -28,10 +28,8 @@ def only_data(*classes: type) -> Iterator[None]:
             yield
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"would run {found[1]}" if found else str(error).splitlines()[0]
-        raise UserError(
-            f"a file with shards {what}; checkpoints of this project do not: do not use the folder"
-        ) from None
+        what = f"holds {found[1]}, which is not plain data and might run code" if found else "is no file of torch.save"
+        raise UserError(f"a file with shards {what}; files of this project are not so: do not use the folder") from None
     finally:
         os.environ.pop(FORCED)
         if before is not None:

@@ -49,12 +49,12 @@ def _speeds(
     experiment: Experiment, arms: Sequence[Trial], run: Runner, jobs: int, show: Callable[[str], None]
 ) -> list[float]:
     """Training FLOPs per second of every arm, see `_speed`."""
-    new = sum(not _metrics(trial).is_file() for trial in arms)
+    new = sum(_missing_steps(trial) > 0 for trial in arms)
     if new:
         show(f"measuring the speed of {new} arms by their first {CALIBRATION_STEPS} steps, {min(jobs, new)} at a time")
 
     def measured(number: int, trial: Trial) -> float:
-        begin, known = time.monotonic(), _metrics(trial).is_file()
+        begin, known = time.monotonic(), not _missing_steps(trial)
         speed = _speed(experiment, trial, run, number % jobs)
         if not known:
             show(f"measured: {trial.arm} in {duration(time.monotonic() - begin)}")
@@ -75,6 +75,12 @@ def _metrics(trial: Trial) -> Path:
     return trial.folder / "metrics.jsonl"
 
 
+def _missing_steps(trial: Trial) -> int:
+    """Steps until the speed is known; an earlier measurement may have been stopped in its first steps."""
+    done = last_record(_metrics(trial)).get("step", 0)
+    return max(0, min(CALIBRATION_STEPS, trial.plan.total_steps) - done)
+
+
 def _planned(arms: Sequence[Trial], each: int, jobs: int) -> str:
     """Time by the planner at the share of the peak that it assumes, which a small model does not reach."""
     seconds = sum(trial.plan.total_steps * ranked([trial.plan])[0].seconds for trial in arms) * each / jobs
@@ -86,8 +92,8 @@ def _planned(arms: Sequence[Trial], each: int, jobs: int) -> str:
 def _speed(experiment: Experiment, trial: Trial, run: Runner, slot: int) -> float:
     """Training FLOPs per second of the first steps, or of what has been trained already."""
     place = Workplace(trial)
-    if not _metrics(trial).is_file():
-        words = ["train", "--config", trial.recipe, *trial.words, f"run.stop_after={CALIBRATION_STEPS}"]
+    if missing := _missing_steps(trial):
+        words = ["train", "--config", trial.recipe, *trial.words, f"run.stop_after={missing}"]
         with owned(place.folder, wait=True):
             status = run(words, place.log, slot, experiment.scale.ranks)
         require_success(status, f"the first steps of {trial.name}", place.log)

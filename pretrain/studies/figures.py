@@ -1,5 +1,6 @@
 """The figures of a study that its verdict and its page use, as estimates over seeds."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,7 +112,8 @@ def _score_gain(results: Results, rule: Rule) -> Interval:
 
     found = difference(results, own, other, arms)
     content = results.best[rule.arm][0].measured[rule.measurement][rule.option]
-    if found.low != found.high or found.low is None or not interval_of(content["loops"][0], content["metric"]):
+    agree = found.low is not None and math.isclose(found.low, found.high, abs_tol=1e-9)
+    if not agree or not interval_of(content["loops"][0], content["metric"]):
         return found
     # All seeds agree, such as on no valid board at all: their spread is 0, but they have a limited number of items.
     items = content["items"] * len(results.seeds)

@@ -61,7 +61,8 @@ def _mean(rows: list[dict[str, Any]], metric: str, items: int) -> tuple[float, E
     mean = float(np.mean(values))
     alone = len(values) == 1
     error = rows[0].get(f"{metric}_se") if alone else float(np.std(values, ddof=1) / len(values) ** 0.5)
-    if interval_of(rows[0], metric) and (alone or not error):
+    # Equal values have a deviation of up to 1e-16 for rounding.
+    if interval_of(rows[0], metric) and (alone or error < 1e-9):
         return mean, wilson_interval(mean, items * len(values))
     return mean, error
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,18 @@ def owned(folder: Path, wait: bool, sleep: Callable[[float], None] = time.sleep)
 def last_record(path: Path) -> dict[str, Any]:
     """The last whole line of a file of JSON objects; empty if there is none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
+        size, window = path.stat().st_size, 1 << 16
+        while True:
+            with path.open("rb") as file:
+                file.seek(max(0, size - window))
+                lines = file.read(window).decode("utf-8", errors="replace").splitlines()
+            for line in reversed(lines):
+                with suppress(ValueError):
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        return record
+            if window >= size:
+                return {}
+            window *= 4  # a line with texts may be long
     except OSError:
         return {}
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            return record
-    return {}

@@ -193,7 +193,10 @@ def test_a_checkpoint_of_the_older_format_still_loads_on_its_layout(start, corpu
     file, *_ = sorted((folder / SHARDS).glob("*.pt"))
     file.rename(tmp_path / "sound.pt")
     torch.save({"module": Harmful(tmp_path / "harmed")}, file)
-    with pytest.raises(UserError, match=r"step_2: a file with shards would run .*\.system; .* do not use the folder"):
+    with pytest.raises(
+        UserError,
+        match=r"step_2: a file with shards holds .*\.system, which is not plain data .* do not use the folder",
+    ):
         start(*words)
     assert not (tmp_path / "harmed").exists()
     (tmp_path / "sound.pt").rename(file)

@@ -162,6 +162,15 @@ def test_the_tables_of_a_study():
     assert _scores(study_results((0.25,)), "boards")[0].rows[0][-1] == "0.2500 (0.1755 to 0.3430)"
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.29, 0.7])
+def test_seeds_that_agree_up_to_rounding_agree(share):
+    """The standard deviation of three equal numbers may be 3e-17."""
+    results = study_results((share,) * 3, (share,) * 3)
+    assert " ± " not in _scores(results, "boards")[0].rows[0][-1]
+    found = figure(results, Rule(figure="score_gain", measurement="boards", arm="a1", reference="a0", holds=0.1))
+    assert found.high - found.low > 0.01
+
+
 def test_the_verdict_on_seeds_that_agree_is_not_certain():
     rule = Rule(figure="score_gain", measurement="boards", arm="a1", reference="a0", holds=0.1)
     found = figure(study_results((0.0, 0.0), (0.0, 0.0)), rule)

@@ -1,5 +1,6 @@
 """Reports of studies: what breaks a board, both forms of a report, lines of progress, merged definitions."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from pretrain.studies import schedule
 from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text, html_page, markdown
 from pretrain.studies.boards import broken, picture
 from pretrain.studies.definition import load_study
+from pretrain.studies.estimate import CALIBRATION_STEPS, _missing_steps
 from pretrain.studies.schedule import Progress, duration
 from pretrain.studies.unit import last_record
 
@@ -84,6 +86,23 @@ def test_the_last_record_of_a_file_that_is_being_written(tmp_path, text, step):
     path.write_text(text)
     assert last_record(path).get("step") == step
     assert last_record(tmp_path / "missing") == {}
+
+
+def test_a_measurement_that_was_stopped_goes_on(tmp_path):
+    trial = SimpleNamespace(folder=tmp_path, plan=SimpleNamespace(total_steps=100))
+    assert _missing_steps(trial) == CALIBRATION_STEPS
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "flops": 1.0, "elapsed": 9.0}\n')
+    assert _missing_steps(trial) == CALIBRATION_STEPS - 2
+    trial.plan.total_steps = 2
+    assert _missing_steps(trial) == 0
+
+
+def test_the_last_record_may_be_long(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2, "texts": "x" * 200_000}) + "\n")
+    assert last_record(path)["step"] == 2
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "texts": "' + "x" * 200_000)
+    assert last_record(path)["step"] == 1
 
 
 def test_what_a_definition_takes_over(tmp_path):

@@ -15,8 +15,12 @@ from pretrain.evaluation.statistics import proportion
 from pretrain.evaluation.tasks.rows import answer_row, digest
 from pretrain.evaluation.tasks.task import Record, TaskModel
 
-NUMBER = re.compile(r"(?P<minus>[-\u2212])?[$€£]?(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-"""Commas separate thousands, else numbers; a minus is a hyphen or the sign of its own, also before a currency."""
+NUMBER = re.compile(
+    r"(?P<minus>-(?=[.\d])|(?<![.\d])[-\u2212])?[$€£]?"
+    r"(?P<digits>(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+)
+"""Commas separate thousands (also lakhs), else numbers. A minus is a hyphen before digits, or, unless a number comes before it, a
+hyphen before a currency or the sign of its own."""
 QUESTION = "{question}"
 DEFAULT_PROMPT = f"Question: {QUESTION}\nAnswer:"
 DEFAULT_UNTIL = ("Question:",)
@@ -99,12 +103,17 @@ class QuestionTask:
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
         """See `Task`."""
-        answered = proportion("with_a_number", [record["number"] is not None for record in records])
+        numbers = [self._scored(record)["number"] for record in records]
+        answered = proportion("with_a_number", [number is not None for number in numbers])
         return proportion("exact_match", self.values(records)) | answered
 
     def values(self, records: Sequence[Record]) -> np.ndarray:
         """See `Task`."""
-        return np.array([record["correct"] for record in records])
+        return np.array([self._scored(record)["correct"] for record in records])
+
+    def _scored(self, record: Record) -> Record:
+        """The record with the answer read again: an earlier version may have stored what it read otherwise."""
+        return self._record(record["item"], record["answer"])
 
 
 def last_number(text: str) -> Decimal | None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
+from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
 from model.denoiser import Inputs
 from model.sampling.generate import SamplingPlan, generate
 from model.sampling.order import Ancestral
@@ -30,14 +30,18 @@ class Texts(Hook):
     on logits, so under ZeRO-3, where a forward pass is a collective, all ranks make the same calls. Its numbers are those of
     `model/sampling/randomness.py`, so training's do not change.
 
-    A request to stop comes first. The next start makes up for the texts.
+    A request to stop comes first. The next start makes up for the texts; wandb and trackio, which take a step once, do not get
+    those.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._tokenizer: PreparedTokenizer | None = None
 
     def on_start(self, run: TrainingRun) -> None:
         """Draw what is due after the restored step, unless that was done."""
+        if run.world.is_main:  # the data may be moved during the run
+            self._tokenizer = load_prepared_tokenizer(run.blend.corpora[0].path, run.blend.manifest)
         missing = run.world.is_main and _is_due(run) and not has_record(run.folder, "texts", run.progress.step)
         if run.world.from_main(missing):
             self._draw(run)
@@ -62,10 +66,10 @@ class Texts(Hook):
             self._record(run, rows)
 
     def _record(self, run: TrainingRun, rows: Tensor) -> None:
-        tokenizer = load_prepared_tokenizer(run.blend.corpora[0].path, run.blend.manifest)
+        assert self._tokenizer is not None, "on_start was not called"
         settings = run.plan.settings
         about = {"weights": "ema" if settings.optim.ema_decay else "raw", "loops": settings.model.loop.max}
-        drawn = [tokenizer.decode(row) for row in rows.tolist()]
+        drawn = [self._tokenizer.decode(row) for row in rows.tolist()]
         texts = {"texts": about | {"denoising_steps": DENOISING_STEPS, "drawn": drawn}}
         self._recorder.record_texts(position(run) | {"elapsed": run.progress.elapsed} | texts)
 
