@@ -74,7 +74,7 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
-    from data_pipeline.readers.inputs import require_known_kinds, require_use, resolve_input
+    from data_pipeline.readers.inputs import require_known_kinds, require_use, require_versions, resolve_input
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
@@ -94,6 +94,8 @@ def _prepare(args: argparse.Namespace) -> None:
         return
     check_inputs(output, [*inputs, *against])
     require_known_kinds([*inputs, *against])
+    if args.stage != "all":
+        require_versions([*inputs, *against])
     require_text_for_a_row(inputs, options.seq_len)
     _mention_repeated_files(inputs)
     _mention_unread(inputs)

@@ -33,11 +33,11 @@ def status_of(file: InputFile) -> Status:
     return Status(found.st_size, found.st_mtime_ns)
 
 
-def has_changed(source: str, version: int | str) -> bool:
-    """Whether a file has another version now. What belongs to a commit of the hub cannot change."""
+def has_changed(source: str, status: Status) -> bool:
+    """Whether a file has another size or version now. What belongs to a commit of the hub cannot change."""
     if IN_COMMIT.match(source):
         return False
-    return status_of(current(source) if is_remote(source) else Path(source)).version != version
+    return status_of(current(source) if is_remote(source) else Path(source)) != status
 
 
 def stored_size(stored: io.BufferedReader) -> int:

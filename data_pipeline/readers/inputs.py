@@ -153,6 +153,16 @@ def _checked(found: Input) -> Input:
     return found
 
 
+def require_versions(inputs: Sequence[Input]) -> None:
+    """Raise DataError when nothing tells the version of a remote file: a later run cannot know whether it has changed."""
+    for path in (path for found in inputs for path in found.files):
+        if isinstance(path, RemotePath) and not path.version:
+            raise DataError(
+                f"{path}: the server tells neither an ETag nor when it was modified, so that --stage cannot know whether it is the "
+                "same in all stages; leave --stage out, or download the file and give its path"
+            )
+
+
 def require_known_kinds(inputs: Sequence[Input]) -> None:
     """Raise DataError when an input holds files that are not read as anything. The reason is that of the first."""
     for found in inputs:

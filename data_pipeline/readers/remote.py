@@ -17,13 +17,15 @@ from data_pipeline.typed_words import URL
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from fsspec.spec import AbstractBufferedFile
 
 # How much is read at once, and kept per open file. A multiple of the delay of a request at usual rates.
 BLOCK_BYTES = 4 << 20
 BUFFER_BYTES = 1 << 20
 # What tells the content of an object from that of another one, by the names that the libraries use in `info`; the first that
 # is there. They are the same in a listing and for a single object.
-VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
+VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "Content-MD5", "Digest", "generation", "mtime")
+VERSIONS += ("LastModified", "Last-Modified", "last_modified", "created")
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 DRIVERS |= dict.fromkeys(("abfs", "abfss", "az"), "adlfs")
 CREDENTIALS = {
@@ -31,6 +33,7 @@ CREDENTIALS = {
     "gs": "run gcloud auth application-default login; for a public bucket set FSSPEC_GS_TOKEN=anon",
     "hf": "run hf auth login, or set HF_TOKEN",
 }
+NO_RANGES = "the server does not send parts of files (ranges); download the file and give its path"
 NO_NUMBER = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
 
 
@@ -88,6 +91,8 @@ class RemotePath:
 class RemoteReader(io.BufferedReader):
     """An open remote file. All failures are ReadErrors, so that none is taken for broken content."""
 
+    _second: "_RawRemote | None" = None
+
     def __init__(self, path: RemotePath) -> None:
         self._path, self._raw = path, _RawRemote(path, "readahead")
         super().__init__(self._raw, BUFFER_BYTES)
@@ -99,9 +104,16 @@ class RemoteReader(io.BufferedReader):
 
     def read_again(self, size: int, start: int) -> bytes:
         """Bytes from `start` on, read anew."""
-        with _RawRemote(self._path, "none") as raw:
-            raw.seek(start)
-            return raw.read(size)
+        if self._second is None:
+            self._second = _RawRemote(self._path, "none")
+        self._second.seek(start)
+        return self._second.read(size)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._second is not None:
+            self._second.close()
+        super().close()
 
 
 class _RawRemote(io.RawIOBase):
@@ -110,14 +122,8 @@ class _RawRemote(io.RawIOBase):
     def __init__(self, path: RemotePath, cache: str) -> None:
         self._url = path.url
         with translated(path.url):
-            fs, name = filesystem(path.url)
-            self._file = fs.open(name, "rb", block_size=BLOCK_BYTES, cache_type=cache)
-            if getattr(self._file, "size", None) is None or not self._file.seekable():
-                raise DataError(
-                    f"{path.url}: the server does not say how long it is; download the file and give its path"
-                )
+            self._file, self.size = _opened(path.url, cache)
             details = getattr(self._file, "details", None) or {}
-        self.size = self._file.size
         # `details` of an open file is what was asked for when it was opened, so this is no further request.
         if path.size is not None and (path.size != self.size or _differ(path.version, version_of(details))):
             raise modified(path.url)
@@ -144,6 +150,22 @@ class _RawRemote(io.RawIOBase):
         if not self.closed and hasattr(self, "_file"):
             self._file.close()
         super().close()
+
+
+def _opened(url: str, cache: str) -> tuple["AbstractBufferedFile | io.BytesIO", int]:
+    """fsspec's file, which can be read from any place, and its size."""
+    fs, name = filesystem(url)
+    file = fs.open(name, "rb", block_size=BLOCK_BYTES, cache_type=cache)
+    size = getattr(file, "size", None)
+    if size is not None and file.seekable():
+        return file, size
+    # Over HTTP, a stream; also of an empty file.
+    file.close()
+    size = fs.info(name).get("size")
+    if size == 0:
+        return io.BytesIO(), 0
+    why = NO_RANGES if size else "the server does not say how long it is; download the file and give its path"
+    raise DataError(f"{url}: {why}")
 
 
 def _differ(listed: str, opened: str) -> bool:
@@ -180,7 +202,7 @@ def protocol_of(url: str) -> str:
 
 def version_of(info: Mapping[str, Any]) -> str:
     """What `fsspec`'s description of a file says of its content; "" for nothing."""
-    return next((str(info[key]) for key in VERSIONS if info.get(key) is not None), "")
+    return next((str(info[key]) for key in VERSIONS if info.get(key)), "")
 
 
 def current(url: str) -> RemotePath:
@@ -227,6 +249,8 @@ def reason(url: str, error: Exception) -> str:
     said = next(iter(str(error).splitlines()), "") or name
     if error.__cause__:
         said += f"; {type(error.__cause__).__name__}: {error.__cause__}"
+    if "range requests" in said:
+        return NO_RANGES
     if "Credential" in name or "credentials" in said.lower():
         return f"no usable credentials ({said}): {credentials}"
     if isinstance(error, PermissionError):

@@ -3,7 +3,7 @@
 import glob
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.readers.finding import ANY_FOLDERS, matches
@@ -11,6 +11,11 @@ from data_pipeline.readers.hub import SAVED_DATASET_FILES
 from data_pipeline.readers.kinds import describes_data
 from data_pipeline.readers.remote import RemotePath, filesystem, protocol_of, translated, version_of
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+# Their libraries list all that lies under a folder at once, and raise what goes wrong.
+FLAT = frozenset(("s3", "s3a", "gs", "gcs", "hf"))
 # Of `s3://bucket/name` between slashes: protocol, nothing, bucket.
 BUCKET_PARTS = 3
 
@@ -31,6 +36,8 @@ def find_remote(value: str) -> FoundRemote:
     Raises:
         DataError: there is no such thing, or the store cannot be reached; says why.
     """
+    if not value.partition("://")[2].strip("/"):
+        raise DataError(f"--input {value}: names no bucket or host")
     url = value.rstrip("/")
     if glob.has_magic("/".join(url.split("/")[:BUCKET_PARTS])):
         raise DataError(f"--input {value}: a pattern cannot stand for a bucket or host; write it out")
@@ -58,7 +65,7 @@ def _info(url: str) -> Mapping[str, Any] | None:
 
 
 def _of_folder(url: str) -> FoundRemote:
-    found = [(parts, path) for parts, path in _under(url, None) if not any(part.startswith(".") for part in parts)]
+    found = [(parts, path) for parts, path in _under(url) if not any(part.startswith(".") for part in parts)]
     saved = next((path for _, path in found if path.name in SAVED_DATASET_FILES), None)
     if saved:
         raise DataError(f"--input {url}: {saved} belongs to a saved dataset; copy its folder here, and give that")
@@ -69,26 +76,48 @@ def _of_pattern(url: str) -> FoundRemote:
     pieces = url.split("/")
     fixed = next(i for i, piece in enumerate(pieces) if glob.has_magic(piece))
     pattern = tuple(pieces[fixed:])
-    depth = None if ANY_FOLDERS in pattern else len(pattern)
-    found = [path for parts, path in _under("/".join(pieces[:fixed]), depth) if matches(parts, pattern)]
+    found = [path for parts, path in _under("/".join(pieces[:fixed]), pattern) if matches(parts, pattern)]
     names_files = not glob.has_magic(pattern[-1][:1])
     return _sorted_out("glob", found, None, all_are_data=names_files)
 
 
-def _under(url: str, depth: int | None) -> Iterator[tuple[tuple[str, ...], RemotePath]]:
-    """All files under a folder, each with the parts of its name there."""
+def _under(url: str, pattern: tuple[str, ...] = (ANY_FOLDERS,)) -> Iterator[tuple[tuple[str, ...], RemotePath]]:
+    """The files under a folder, each with the parts of its name there; maybe without some that do not match the pattern."""
     fs, root = filesystem(url)
     fs.invalidate_cache()
-    for name, info in fs.find(root, maxdepth=depth, detail=True).items():
+    is_flat = ANY_FOLDERS in pattern and protocol_of(url) in FLAT
+    for info in fs.find(root, detail=True).values() if is_flat else _walk(fs, root, root, pattern):
         # A name that ends with a slash is an empty object that marks a folder.
-        if info["type"] == "file" and not name.endswith("/"):
-            inside = name.removeprefix(root.rstrip("/")).lstrip("/")
-            yield tuple(inside.split("/")), _described(f"{url}/{inside}", info)
+        if info["type"] == "file" and not info["name"].endswith("/"):
+            parts = _parts(info["name"], root)
+            yield parts, _described("/".join((url, *parts)), info)
+
+
+def _walk(fs: "AbstractFileSystem", root: str, folder: str, pattern: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    """What lies under a folder. Not `walk` or `find` of fsspec: they leave out the folders that cannot be listed."""
+    # Stores with empty names, such as `a//b`, list a folder in itself.
+    listed = [info for info in fs.ls(folder, detail=True) if info["name"].rstrip("/") != folder.rstrip("/")]
+    yield from listed
+    for info in listed:
+        if info["type"] == "directory" and _leads_to_matches(_parts(info["name"].rstrip("/"), root), pattern):
+            yield from _walk(fs, root, info["name"], pattern)
+
+
+def _parts(name: str, root: str) -> tuple[str, ...]:
+    return tuple(name.removeprefix(root.rstrip("/")).removeprefix("/").split("/"))
+
+
+def _leads_to_matches(folder: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the names of files in a folder, or below it, may match a pattern."""
+    if ANY_FOLDERS in pattern[: len(folder)]:
+        before = pattern.index(ANY_FOLDERS)
+        return matches(folder[:before], pattern[:before])
+    return len(folder) < len(pattern) and matches(folder, pattern[: len(folder)])
 
 
 def files_under(url: str) -> Iterator[RemotePath]:
     """All files under a folder."""
-    return (path for _, path in _under(url, None))
+    return (path for _, path in _under(url))
 
 
 def _described(url: str, info: Mapping[str, Any]) -> RemotePath:

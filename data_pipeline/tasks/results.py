@@ -1,7 +1,8 @@
 """When the result of a task can be used: the digest of the documents that it was made from is that of the documents now.
 
 That digest is kept for files of certain modification times, in `OUTPUT.work/documents`. As long as the times are the same,
-nothing is read. After `touch` or a copy the documents are read again, once for all kinds of results, and compared.
+nothing is read. After `touch` or a copy the documents are read again, once for all kinds of results, and compared. So they are in
+each run where a server tells no version of a file.
 """
 
 from abc import ABC, abstractmethod
@@ -34,8 +35,8 @@ class DigestJob:
 
     def path(self, task: Task) -> Path:
         """The file that holds the digest."""
-        modified = [time for _, time in task.files]
-        return self.work / DOCUMENTS / content_address(task.identity, modified, self.options.of_documents(), software())
+        address = content_address(task.identity, task.versions, self.options.of_documents(), software())
+        return self.work / DOCUMENTS / address
 
     def digest(self, task: Task) -> str | None:
         """The digest, None if the documents have not been read since the files were modified."""

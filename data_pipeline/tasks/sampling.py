@@ -93,8 +93,7 @@ class SampleJob:
 
     def path(self, task: Task) -> Path:
         """The folder of a task's sample. Files that were touched are read again, which is not much."""
-        modified = [time for _, time in task.files]
-        address = content_address(task.identity, modified, self.options.of_documents(), self.limit, software())
+        address = content_address(task.identity, task.versions, self.options.of_documents(), self.limit, software())
         return self.work / SAMPLES / address
 
     def is_done(self, task: Task) -> bool:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from secrets import token_hex
 
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.file_ranges import WITHOUT_BYTES, FileRange
-from data_pipeline.readers.input_files import InputFile, has_changed, status_of
+from data_pipeline.readers.input_files import InputFile, Status, has_changed, status_of
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import Kind, is_compressed
 from data_pipeline.readers.remote import RemotePath, modified
@@ -44,19 +45,26 @@ class Task:
         input: index of the `--input` value that it belongs to.
         ranges: what it reads, in order.
         identity: hash of the format, range, size, beginning and end of what it reads; the same wherever the files lie.
-        files: the files that it reads, each with its version (`Status`); none for a converted dataset or a generator.
+        files: the files that it reads, each as it was then; none for a converted dataset or a generator.
+        run: the process that cut it, if nothing tells the version of one of the files; else empty.
     """
 
     number: int
     input: int
     ranges: tuple[FileRange, ...]
     identity: str
-    files: tuple[tuple[str, int | str], ...] = ()
+    files: tuple[tuple[str, Status], ...] = ()
+    run: str = ""
 
     @property
     def num_bytes(self) -> int:
         """Approximate size on disk."""
         return sum(each.num_bytes for each in self.ranges)
+
+    @property
+    def versions(self) -> list[int | str]:
+        """As long as they are the same, so are the documents."""
+        return [status.version for _, status in self.files] + [self.run] * bool(self.run)
 
     @property
     def shown(self) -> str:
@@ -86,9 +94,9 @@ def cut_into_tasks(inputs: Sequence[Input]) -> list[Task]:
     for i, found in enumerate(inputs):
         size = max(_task_size(_num_bytes(found)), smallest)
         tasks += (Task(0, i, tuple(group), "") for group in _grouped(found, _file_ranges(found, size), size))
-    look = cache(_look)  # all tasks of a dataset have the same files
+    look, run = cache(_look), _this_run()  # all tasks of a dataset have the same files
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        tasks = list(pool.map(lambda task: _identified(inputs[task.input], task, look), tasks))
+        tasks = list(pool.map(lambda task: _identified(inputs[task.input], task, look, run), tasks))
     return _told_apart(tasks)
 
 
@@ -98,8 +106,8 @@ def require_unmodified(task: Task) -> None:
     Raises:
         DataError: one has.
     """
-    for path, version in task.files:
-        if has_changed(path, version):
+    for path, status in task.files:
+        if has_changed(path, status):
             raise modified(path)
 
 
@@ -199,7 +207,7 @@ def _parquet_ranges(whole: FileRange, size: int) -> Iterator[FileRange]:
 
 
 def _identified(
-    found: Input, task: Task, look: Callable[[InputFile, int, int | None], tuple[int | str, int, str]]
+    found: Input, task: Task, look: Callable[[InputFile, int, int | None], tuple[Status, int, str]], run: str
 ) -> Task:
     """The task with its identity and its files. `look` is `_look`, or remembers what it returned."""
     described: list[object] = [found.fingerprint]
@@ -210,17 +218,24 @@ def _identified(
         described.append([each.kind, suffix, each.start, each.stop])
         for path in sources:
             # Row groups and rows are not bytes: there, the whole file is looked at.
-            version, *content = look(path, each.start, each.stop) if each.kind == "lines" else look(path, 0, None)
+            status, *content = look(path, each.start, each.stop) if each.kind == "lines" else look(path, 0, None)
             described.append(content)
-            files.append((str(path), version))
-    return replace(task, identity=content_address(described), files=tuple(files))
+            files.append((str(path), status))
+    is_known = all(status.version != "" for _, status in files)
+    return replace(task, identity=content_address(described), files=tuple(files), run="" if is_known else run)
 
 
-def _look(path: InputFile, start: int, stop: int | None) -> tuple[int | str, int, str]:
-    """Version of a file; number of bytes, and hash of the beginning and end, of a part of it."""
-    size, version = status_of(path)
-    stop = size if stop is None else stop
-    return version, stop - start, probe(path, start, stop, size, version)
+@cache
+def _this_run() -> str:
+    """A name that no other process has, also later."""
+    return token_hex(8)
+
+
+def _look(path: InputFile, start: int, stop: int | None) -> tuple[Status, int, str]:
+    """Size and version of a file; number of bytes, and hash of the beginning and end, of a part of it."""
+    status = status_of(path)
+    stop = status.size if stop is None else stop
+    return status, stop - start, probe(path, start, stop, *status)
 
 
 def _told_apart(tasks: Sequence[Task]) -> list[Task]:
