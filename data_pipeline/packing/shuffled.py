@@ -110,10 +110,10 @@ def write_best_fit(folder: Path, shards: Sequence[Shard], seq_len: int, shuffle:
     with ExitStack() as stack:
         row_starts, starts, lengths = (stack.enter_context(each) for each in _array_files(paths))
         for block in visit(folder, shards, PACKED_DOCUMENTS):
-            packed = best_fit(block.starts, block.lengths, seq_len)
-            row_starts.append(packed.row_starts[:-1] + starts.size)
-            starts.append(packed.starts)
-            lengths.append(packed.lengths)
+            for packed in best_fit(block.starts, block.lengths, seq_len):
+                row_starts.append(packed.row_starts[:-1] + starts.size)
+                starts.append(packed.starts)
+                lengths.append(packed.lengths)
         row_starts.append(np.array([lengths.size]))
         return row_starts.size - 1
 

@@ -37,14 +37,17 @@ def open_dataset(value: str) -> "Dataset":
         saved = dataset_folder(value) is not None
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library raises its own exceptions, the hub's, and many built-in ones
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise ReadError.of(error, name) from error
-        if isinstance(error, UnicodeEncodeError):
-            raise DataError(
-                f"--input {value}: the datasets library reads no folder whose name is not UTF-8; rename it"
-            ) from error
-        raise DataError(f"--input {value}: {type(error).__name__}: {error}") from error
+        raise library_error(value, error) from error
     return _pick_split(value, loaded, split)
+
+
+def library_error(value: str, error: Exception) -> DataError | ReadError:
+    """What to raise for an exception of the datasets library at an `--input` value."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return ReadError.of(error, split_name(value)[0])
+    if isinstance(error, UnicodeEncodeError):
+        return DataError(f"--input {value}: the datasets library reads no folder whose name is not UTF-8; rename it")
+    return DataError(f"--input {value}: {type(error).__name__}: {error}")
 
 
 def split_name(value: str) -> tuple[str, str | None, str | None]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.readers.compression import open_decompressed
-from data_pipeline.readers.hub import split_name
+from data_pipeline.readers.hub import library_error, split_name
 from data_pipeline.readers.kinds import file_kind
 from data_pipeline.readers.remote import RemotePath, translated
 from data_pipeline.readers.remote_finding import files_under
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
 BEGINNING_BYTES = 1 << 10
+OFFLINE_HINT = "run the same command again, or, to convert a copy in the cache of the library, set HF_HUB_OFFLINE=1 on all machines"
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,18 @@ class HubFiles:
 def hub_files(value: str) -> HubFiles | None:
     """The files of `hf:NAME[:CONFIG][@SPLIT]`, in the order of the library; None for a dataset that has to be converted.
 
-    These are other formats than Parquet and JSON lines, parts of splits such as `train[:10%]`, and datasets in the library's
-    cache while the hub cannot be reached.
+    These are other formats than Parquet and JSON lines, parts of splits such as `train[:10%]`, and all datasets in offline mode.
 
     Raises:
-        DataError: no such dataset, or the hub cannot be reached.
+        DataError: no such dataset, or the hub cannot be reached. Several machines have to cut the same tasks, so a failure does
+            not make this one convert a dataset that the others read from the hub.
     """
-    from datasets import load_dataset_builder
+    import datasets
 
-    name, config, split = split_name(value)
-    try:
-        builder = load_dataset_builder(name, config)
-    except Exception:  # the library raises many; `open_dataset` meets and explains them again
+    if datasets.config.HF_HUB_OFFLINE:
         return None
+    _, _, split = split_name(value)
+    builder = _builder(value)
     urls = (builder.config.data_files or {}).get(split or "train", []) if _is_read_as_it_is(builder) else []
     if not urls or not all(is_remote(url) and "@" in url for url in urls):
         return None
@@ -54,6 +54,25 @@ def hub_files(value: str) -> HubFiles | None:
             return _checked(urls)
     except ReadError as error:
         raise DataError(f"--input {value}: {error.strerror}") from error
+
+
+def _builder(value: str) -> "DatasetBuilder":
+    """What the library makes of a dataset while the hub is reached; see `hub_files` for what it raises."""
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name, config, _ = split_name(value)
+    try:
+        builder = load_dataset_builder(name, config)
+    except Exception as error:  # the library raises its own exceptions, the hub's, and many built-in ones
+        raised = library_error(value, error)
+        if isinstance(error, OSError) and isinstance(raised, DataError) and not isinstance(error, DatasetsError):
+            raised = DataError(f"{raised}; {OFFLINE_HINT}")
+        raise raised from error
+    if isinstance(builder, Cache):
+        raise DataError(f"--input {value}: the hub does not answer, or has no such dataset any more; {OFFLINE_HINT}")
+    return builder
 
 
 def _is_read_as_it_is(builder: "DatasetBuilder") -> bool:

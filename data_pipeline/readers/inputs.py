@@ -247,9 +247,14 @@ def _resolve_stdlib() -> Input:
 
 
 def _resolve_dataset(value: str) -> Input:
-    folder = dataset_folder(value)
-    if folder is None and (found := hub_files(value)):
+    if dataset_folder(value) is None and (found := hub_files(value)):
         return Input(value, "hub", found.files, found.root)
+    return converted_dataset(value)
+
+
+def converted_dataset(value: str) -> Input:
+    """A saved dataset, or one of the hub, as its library reads it, which converts those of the hub. Raises as `open_dataset`."""
+    folder = dataset_folder(value)
     dataset = open_dataset(value)
     files = _sorted(folder, folder.rglob("*.arrow")) if folder else []
     return Input(value, "datasets", tuple(files), folder, len(dataset), dataset._fingerprint)

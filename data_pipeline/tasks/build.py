@@ -27,7 +27,7 @@ from data_pipeline.tasks.results import DigestJob, ResultJob
 from data_pipeline.tasks.sampling import SampleJob, TextSample, collect_sample
 from data_pipeline.tasks.sharing import do_tasks
 from data_pipeline.tasks.signatures import SignatureJob, describe_found, find_duplicates
-from data_pipeline.tasks.task import Task, cut_into_tasks
+from data_pipeline.tasks.task import Task, cut_against, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
 from data_pipeline.tasks.work import DECISIONS, TOKENIZERS, Work, remove_partial, require_space, result_folder
 from data_pipeline.tokenizers.characters import character_tokenizer
@@ -82,7 +82,7 @@ class Build:
     @cached_property
     def against_tasks(self) -> list[Task]:
         """The tasks of the texts that are compared with and not written."""
-        return cut_into_tasks(self.against)
+        return cut_against(self.inputs, self.against)
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Put the tokenizer into the work folder, trained if none is given, and find duplicates if asked for.
@@ -182,8 +182,9 @@ class Build:
     def _decisions_folder(self, tasks: Sequence[Task]) -> Path | None:
         """Where the decisions are or will be; None while the documents have not been read."""
         corpus = self._corpus([*self.against_tasks, *tasks])
+        # The same tasks may be an input in one run and compared with in another, which decides and numbers otherwise.
         return corpus and self.work.folder / DECISIONS / content_address(
-            corpus, self.options.of_documents(), METHOD, software("rensa")
+            corpus, len(self.against_tasks), self.options.of_documents(), METHOD, software("rensa")
         )
 
     def _corpus(self, tasks: Sequence[Task]) -> str | None:

@@ -167,12 +167,12 @@ def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
 
 
 def _plan_bytes(documents: int, tokens: int, options: Options) -> int:
-    """Arrays of the pack plan (`data_pipeline.packing.pack_plan`): 12 bytes per segment, 8 per row."""
+    """Arrays of the pack plan (`data_pipeline.packing.pack_plan`), at most: 12 bytes per segment, 8 per row."""
     if options.packing == "concat" and not options.shuffle:
         return 0
     rows = tokens // options.seq_len
-    segments = documents + (rows if options.packing == "concat" else 0)
-    return 12 * segments + 8 * rows
+    # Also with best_fit: a long document is cut at each row that it fills.
+    return 12 * (documents + rows) + 8 * rows
 
 
 def _scaled(

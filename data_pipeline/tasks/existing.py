@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, InputInfo, Manifest, check_files, load_manifest
-from data_pipeline.readers.inputs import Input
+from data_pipeline.readers.inputs import Input, converted_dataset
 from data_pipeline.tasks.completeness import unaccepted
 from data_pipeline.tasks.join import input_digest
 from data_pipeline.tasks.options import Options
@@ -87,8 +87,11 @@ def _input_difference(
     values_there = [info.input for info in there]
     if [found.name for found in inputs] != values_there:
         return f"from the {name} {' '.join(values_there) or '(none)'}"
+    inputs = [_as_recorded(found, info) for found, info in zip(inputs, there, strict=True)]
     modified = []
     for i, (found, info) in enumerate(zip(inputs, there, strict=True)):
+        if (found.kind, info.kind) == ("datasets", "hub"):
+            return f"from files of the hub for {found.value}, which is converted now (in offline mode, or it has other files)"
         if (found.kind, len(found.files), found.num_bytes) != (info.kind, info.files, info.bytes):
             return f"the input {found.value} has changed since"
         modified += [i] if found.may_have_changed_since(made, info.versions) else []
@@ -98,3 +101,8 @@ def _input_difference(
         if input_digest(digests) != there[i].digest:
             return f"the input {inputs[i].value} has changed since"
     return None
+
+
+def _as_recorded(found: Input, info: InputInfo) -> Input:
+    """The input, cut into tasks as it was then: offline, and by earlier versions, each dataset of the hub is converted."""
+    return converted_dataset(found.value) if (found.kind, info.kind) == ("hub", "datasets") else found

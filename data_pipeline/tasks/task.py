@@ -89,6 +89,19 @@ def cut_into_tasks(inputs: Sequence[Input]) -> list[Task]:
     Raises:
         ReadError: a file cannot be read.
     """
+    return _told_apart([_cut(inputs)])[0]
+
+
+def cut_against(inputs: Sequence[Input], against: Sequence[Input]) -> list[Task]:
+    """The tasks of `against`, whose identities differ from those of other files in `inputs` that look the same.
+
+    The tasks of `inputs` are the same with and without `against`. Raises as `cut_into_tasks` does.
+    """
+    return _told_apart([_cut(inputs), _cut(against)])[1] if against else []
+
+
+def _cut(inputs: Sequence[Input]) -> list[Task]:
+    """The tasks of some inputs, without their numbers; different files that look the same have the same identity."""
     smallest = min(_power_of_two(sum(map(_num_bytes, inputs)) // MAX_TASKS), LARGEST_TASK)
     tasks: list[Task] = []
     for i, found in enumerate(inputs):
@@ -96,8 +109,7 @@ def cut_into_tasks(inputs: Sequence[Input]) -> list[Task]:
         tasks += (Task(0, i, tuple(group), "") for group in _grouped(found, _file_ranges(found, size), size))
     look, run = cache(_look), _this_run()  # all tasks of a dataset have the same files
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        tasks = list(pool.map(lambda task: _identified(inputs[task.input], task, look, run), tasks))
-    return _told_apart(tasks)
+        return list(pool.map(lambda task: _identified(inputs[task.input], task, look, run), tasks))
 
 
 def require_unmodified(task: Task) -> None:
@@ -238,13 +250,17 @@ def _look(path: InputFile, start: int, stop: int | None) -> tuple[Status, int, s
     return status, stop - start, probe(path, start, stop, *status)
 
 
-def _told_apart(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks, numbered; different files that look the same get different identities, the same file given twice does not."""
+def _told_apart(corpora: Sequence[Sequence[Task]]) -> list[list[Task]]:
+    """The tasks of some corpora that share a work folder, numbered within each.
+
+    Different files that look the same get different identities, the same file given twice does not.
+    """
     alike: dict[str, dict[tuple[str, ...], int]] = {}
-    numbered = []
-    for number, task in enumerate(tasks):
+
+    def told_apart(number: int, task: Task) -> Task:
         seen = alike.setdefault(task.identity, {})
         which = seen.setdefault(tuple(each.source for each in task.ranges), len(seen))
         identity = content_address(task.identity, which) if which else task.identity
-        numbered.append(replace(task, number=number, identity=identity))
-    return numbered
+        return replace(task, number=number, identity=identity)
+
+    return [[told_apart(number, task) for number, task in enumerate(tasks)] for tasks in corpora]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pyarrow.parquet
 import pytest
@@ -9,6 +10,7 @@ from conftest import make_texts, write_jsonl
 from test_prepare import all_texts, documents_of, folder_bytes
 
 from data_pipeline.manifest import load_manifest
+from data_pipeline.tasks import addresses
 
 
 @pytest.fixture
@@ -57,6 +59,25 @@ def test_a_changed_corpus_is_compared_with_again(prepare, corpora, tmp_path):
     assert all_texts(tmp_path / "data") == sorted([texts[59], *texts[60:70], *texts[71:]])
 
 
+@pytest.mark.parametrize("same_time", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_corpus_that_looks_like_the_input_is_another_one(prepare, tmp_path, same_time, workers):
+    """Same size, beginning and end, so that the two files look the same to what tasks are identified by."""
+    texts = make_texts(600)
+    web, code = tmp_path / "web.jsonl", tmp_path / "code.jsonl"
+    write_jsonl(web, texts)
+    changed = [text.replace("lattice", "LATTICE").replace("river", "RIVER") for text in texts[150:450]]
+    write_jsonl(code, [*texts[:150], *changed, *texts[450:]])
+    assert web.stat().st_size == code.stat().st_size
+    assert web.read_bytes()[: addresses.PROBE_BYTES] == code.read_bytes()[: addresses.PROBE_BYTES]
+    assert web.read_bytes()[-addresses.PROBE_BYTES :] == code.read_bytes()[-addresses.PROBE_BYTES :]
+    if same_time:
+        shutil.copystat(web, code)
+    words = ("--input", code, "--duplicates", "exact", "--against", web, "--workers", workers)
+    assert prepare(*words, "--output", tmp_path / "data").code == 0
+    assert all_texts(tmp_path / "data") == sorted(changed)
+
+
 def test_near_copies_in_two_corpora_are_in_one_split(prepare, tmp_path):
     pytest.importorskip("rensa")
     texts = make_texts(150)
@@ -77,6 +98,23 @@ def test_in_phases_the_bytes_are_the_same(prepare, corpora, tmp_path):
     for stage in ("start", "tokens", "join"):
         assert prepare(*words, "--output", tmp_path / "data", "--stage", stage).code == 0
     assert folder_bytes(tmp_path / "data") == folder_bytes(tmp_path / "at_once")
+
+
+def test_the_same_files_in_other_roles_are_decided_about_again(prepare, tmp_path):
+    """In one work folder: two inputs first, then the first of them only to compare with, and the other way round."""
+    texts = make_texts(60)
+    web = write_jsonl(tmp_path / "web.jsonl", texts[:40])
+    code = write_jsonl(tmp_path / "code.jsonl", texts[20:])
+    more = ("--duplicates", "exact", "--validation-fraction", 0)
+    both, against = ("--input", web, code, *more), ("--input", code, "--against", web, *more)
+    for order in ((both, against), (against, both)):
+        output = tmp_path / f"data-{order[0] is both}"
+        for given in order:
+            for stage in ("start", "tokens"):
+                result = prepare(*given, "--output", output, "--stage", stage)
+                assert result.code == 0, result.err
+        assert prepare(*order[1], "--output", output, "--stage", "join").code == 0
+        assert all_texts(output) == sorted(texts[40:] if order[1] is against else texts)
 
 
 def test_what_cannot_be_compared_with_is_refused(prepare, prepared, corpora, tmp_path):

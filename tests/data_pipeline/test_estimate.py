@@ -70,6 +70,18 @@ def test_an_estimate_of_everything_is_exact(prepare, jsonl, texts, tmp_path):
     assert "more until it is joined" in result.out and "may use 4GB" in result.out and "for 4 processes" in result.out
 
 
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_the_disk_for_the_rows_of_long_documents_is_estimated(prepare, tmp_path, packing):
+    """Rows of 8 tokens, so that their plan is as large as the tokens."""
+    path = write_jsonl(tmp_path / "long.jsonl", ["\n".join(make_texts(20, seed=i)) for i in range(40)])
+    words = ("--input", path, "--output", tmp_path / "data", "--seq-len", 8, "--pack", packing)
+    words += ("--validation-fraction", 0)
+    stated = re.search(r"^disk +about ([\d.]+) MB for the output", prepare(*words, "--estimate").out, re.MULTILINE)
+    assert prepare(*words).code == 0
+    size = sum(each.stat().st_size for each in (tmp_path / "data").iterdir() if each.suffix in (".bin", ".npy"))
+    assert 1e6 * float(stated[1]) == pytest.approx(size, rel=0.1)
+
+
 def test_an_estimate_names_what_is_left_out(prepare, tmp_path):
     lines = [f'{{"text": "some words of text {i}"}}\n' if i % 4 else '{"body": "x"}\n' for i in range(400)]
     (tmp_path / "a.jsonl").write_text("".join(lines))

@@ -23,7 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.indexed import IndexedWriter, Shard
 from data_pipeline.manifest import load_manifest
 from data_pipeline.packing import shuffled
-from data_pipeline.packing.best_fit import assign_rows, best_fit
+from data_pipeline.packing.best_fit import PackedRows, assign_rows, best_fit
 from data_pipeline.packing.pack_plan import load_plan, plan_files, write_plan
 from data_pipeline.packing.shuffled import document_order
 from data_pipeline.tokenizers.tokenizers import load_tokenizer
@@ -175,7 +175,10 @@ def test_rows_are_those_of_textbook_best_fit_decreasing(sizes):
 
 def packed_of(lengths, seq_len, order=slice(None)):
     """Documents of these lengths, one after the other in the stream, placed in an order."""
-    return best_fit((np.cumsum(lengths) - lengths)[order], np.asarray(lengths)[order], seq_len)
+    parts = [*best_fit((np.cumsum(lengths) - lengths)[order], np.asarray(lengths)[order], seq_len)]
+    per_row = np.concatenate([np.diff(part.row_starts) for part in parts])
+    starts, sizes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("starts", "lengths"))
+    return PackedRows(np.cumsum([0, *per_row]), starts, sizes)
 
 
 @pytest.mark.parametrize("seq_len", [512, 2048])
