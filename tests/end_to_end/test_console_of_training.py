@@ -1,5 +1,6 @@
 """Commands on a terminal that is not UTF-8, and a training whose reader goes away."""
 
+import re
 import subprocess
 import sys
 
@@ -47,4 +48,4 @@ def test_a_training_and_the_verbs_print_ascii_and_log_utf8(corpus, tmp_path):
         capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.isascii() and b" +/- " in done.stdout and b"+ document 0" in done.stdout
+    assert done.stdout.isascii() and b" +/- " in done.stdout and re.search(rb"\+ document \d+, ", done.stdout)

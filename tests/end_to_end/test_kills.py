@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -44,7 +45,8 @@ def start_and_kill(words, run, delay):
         time.sleep(0.01)
     time.sleep(delay)
     for one in [*process.children(recursive=True), process]:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+            one.kill()
     process.wait()
 
 
