@@ -131,7 +131,7 @@ remove_broken() {
 }
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0; }
-extras=$(sed -n '/extras_require/,/^    }/s/^        "\([a-z]*\)": \[.*/\1/p' setup.py)
+extras=$(sed -n '/extras_require/,/^    }/s/^        "\([a-z0-9]*\)": \[.*/\1/p' setup.py)
 for extra in "$@"; do
     grep -qxF "$extra" <<< "$extras" || die "no extra named '$extra' in setup.py; it has: $(paste -sd ' ' <<< "$extras")"
 done

@@ -16,7 +16,7 @@ from pretrain.evaluation.tasks.rows import answer_row, digest
 from pretrain.evaluation.tasks.task import Record, TaskModel
 
 NUMBER = re.compile(
-    r"(?P<minus>-(?=[.\d])|(?<![.\d])[-\u2212])?[$€£]?"
+    r"(?P<minus>-(?=[.\d])|(?<![.\d])[-\u2212])?[$\u20ac\u00a3]?"
     r"(?P<digits>(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 )
 """Commas separate thousands (also lakhs), else numbers. A minus is a hyphen before digits, or, unless a number comes before it, a
