@@ -5,6 +5,7 @@ command goes on.
 """
 
 import argparse
+import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from data_pipeline.exit_status import exit_status
 from data_pipeline.in_use import hold
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, parse_manifest, sha256_of
 from data_pipeline.paths import user_path
-from data_pipeline.readers.remote import filesystem, translated
+from data_pipeline.readers.remote import RemotePath, filesystem, translated
+from data_pipeline.readers.remote_finding import files_under
 from data_pipeline.typed_words import is_remote
 
 UNFINISHED_NAME = "copying.json"
@@ -78,13 +80,9 @@ class StoredFolder:
         return self.url
 
     def sizes(self) -> dict[str, int]:
-        """Names of the files and their sizes in bytes; empty if there is no such folder."""
+        """Names of the files and their sizes in bytes. A store that has folders has to have this one."""
         with translated(self.url):
-            self._fs.invalidate_cache()
-            found = self._fs.find(self._root, detail=True)
-        # A name that ends with a slash is an empty object that marks a folder.
-        files = {name: info["size"] for name, info in found.items() if info["type"] == "file" and name[-1] != "/"}
-        return {name.removeprefix(self._root.rstrip("/")).lstrip("/"): size for name, size in files.items()}
+            return {path.relative_to(RemotePath(self.url)): path.size or 0 for path in files_under(self.url)}
 
     def read(self, name: str) -> bytes:
         """The content of a small file."""
@@ -125,7 +123,7 @@ def upload(folder: Path, target: StoredFolder) -> str:
         content = (folder / MANIFEST_NAME).read_bytes()
         names = _hashes(parse_manifest(content, str(folder / MANIFEST_NAME)))
         sizes = {name: (folder / name).stat().st_size for name in names}
-        there = target.sizes()
+        there = _sizes_or_none(target)
         _require_same(target, there, content)
         if MANIFEST_NAME not in there:
             target.write(UNFINISHED_NAME, content)
@@ -144,6 +142,15 @@ def upload(folder: Path, target: StoredFolder) -> str:
         if held:
             held.close()
     return f"{target}: {len(missing)} of {len(names)} files written" if missing else f"{target}: already there"
+
+
+def _sizes_or_none(target: StoredFolder) -> dict[str, int]:
+    try:
+        return target.sizes()
+    except ReadError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return {}
 
 
 def _require_same(target: StoredFolder, there: dict[str, int], content: bytes) -> None:

@@ -114,14 +114,14 @@ def _planned(
     new: RowFormat,
 ) -> SplitInfo:
     """Write a split's new plan and flush it to the disk; returns the split's new entry in the manifest."""
+    if lacks_text(split, info.tokens, new):
+        raise DataError(
+            f"the {split} split of {folder} has {info.tokens:,} tokens, fewer than one row of {new.seq_len:,}; "
+            "choose a smaller --seq-len"
+        )
     for name in plan_files(split, *new):
         (folder / name).unlink(missing_ok=True)  # a run that has mapped the old file keeps it
     plan = write_plan(folder, split, shards, *new)
-    if lacks_text(plan, split):
-        raise DataError(
-            f"the {split} split of {folder} has {info.tokens:,} tokens, fewer than one row of {plan.seq_len:,}; "
-            "choose a smaller --seq-len"
-        )
     files = {name: file for name, file in info.files.items() if name not in plan_files(split, *old)}
     for name in plan_files(split, *new):
         sync(folder / name)

@@ -97,9 +97,11 @@ def write_plan(
     return counts
 
 
-def lacks_text(plan: PlanCounts, split: str) -> bool:
-    """Whether a split has no row, or the training split less text than one row, which best_fit would fill with padding."""
-    return plan.rows == 0 or (split == TRAIN and plan.tokens + plan.dropped_tokens < plan.seq_len)
+def lacks_text(split: str, tokens: int, form: RowFormat) -> bool:
+    """Whether a split of so many tokens has no row, or the training split less text than one, which best_fit would fill with
+    padding.
+    """
+    return tokens < (1 if form.packing == "best_fit" and split != TRAIN else form.seq_len)
 
 
 def _counts(form: RowFormat, rows: int, tokens: int, dropped: int) -> PlanCounts:

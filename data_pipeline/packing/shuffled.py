@@ -22,7 +22,7 @@ from data_pipeline.permutation import Permutation, key_of
 KEY = key_of("document order")
 BLOCK_DOCUMENTS = 1 << 20
 BLOCK_SEGMENTS = 1 << 21
-# Packed together by best fit, in about 0.6 GB: of so many, nearly all rows become full.
+# Packed together by best fit, in about 0.7 GB: of so many, nearly all rows become full.
 PACKED_DOCUMENTS = 1 << 22
 
 

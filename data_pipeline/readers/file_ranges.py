@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.kinds import Kind
 from data_pipeline.readers.remote import RemotePath
 
@@ -37,7 +38,7 @@ class FileRange:
     remote: RemotePath | None = None
 
     @property
-    def file(self) -> Path | RemotePath:
+    def file(self) -> InputFile:
         """The file that the range belongs to."""
         return self.remote or Path(self.source)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.errors import DataError
-from data_pipeline.readers.remote import RemotePath
+from data_pipeline.readers.input_files import InputFile
 
 ReadAs = Literal["text", "jsonl", "parquet"]
 Kind = Literal["lines", "text", "parquet", "dataset", "generated"]
@@ -55,7 +55,7 @@ OTHER_NAMES = _words(
 )
 
 
-def file_kind(path: Path | RemotePath, read_as: ReadAs | None = None) -> Kind:
+def file_kind(path: InputFile, read_as: ReadAs | None = None) -> Kind:
     """How a file is read.
 
     Args:
@@ -89,7 +89,7 @@ def _kind_of_suffix(name: str, suffix: str) -> Kind | None:
     return "text" if suffix in TEXT_SUFFIXES or describes_data(name) else None
 
 
-def names_records(path: Path | RemotePath) -> bool:
+def names_records(path: InputFile) -> bool:
     """Whether the suffix says that a file holds records: JSON lines or Parquet."""
     inner = Path(path.stem) if is_compressed(path) else path
     return inner.suffix.lower() in JSON_SUFFIXES | PARQUET_SUFFIXES
@@ -104,6 +104,6 @@ def describes_data(name: str) -> bool:
     return not names_records(Path(lower)) and DESCRIPTIONS.fullmatch(lower.partition(".")[0]) is not None
 
 
-def is_compressed(path: Path | RemotePath) -> bool:
+def is_compressed(path: InputFile) -> bool:
     """Whether a file has to be decompressed from its beginning, so that it cannot be cut into ranges."""
     return path.suffix.lower() in COMPRESSED_SUFFIXES

@@ -7,6 +7,7 @@ from itertools import islice
 from data_pipeline.dedup import CAUSES
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import TRAIN, Manifest
+from data_pipeline.packing.pack_plan import lacks_text
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input
 from data_pipeline.rejects import BrokenFile, Cause, listed, wrong_key
@@ -57,8 +58,7 @@ def require_rows(done: Sequence[TaskRecord], options: Options) -> None:
     for split in options.splits:
         parts = [record.shards[split] for record in done if split in record.shards]
         documents, tokens = sum(part.documents for part in parts), sum(part.tokens for part in parts)
-        # Best fit fills a row with padding, which must not be most of what is trained on.
-        if tokens < (1 if options.packing == "best_fit" and split != TRAIN else options.seq_len):
+        if lacks_text(split, tokens, options.row_format):
             raise DataError(_explain_no_rows(split, documents, tokens, options))
 
 

@@ -58,7 +58,7 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     require_rows(done, build.options)
     remove_partial(build.work.folder / JOINED)
     with partial_folder(build.work.folder / JOINED) as folder:
-        manifest = _write_output(build, job, folder, tasks, done, counts)
+        manifest = _write_output(build, job, folder, sources, done, counts)
         write_manifest(folder, manifest, inputs_read)
     (build.work.folder / JOINED_MANIFEST).write_text(sha256_of(folder / MANIFEST_NAME))
     replace_folder(folder, output, build.work.folder / REPLACED)
@@ -66,9 +66,10 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
 
 
 def _write_output(
-    build: Build, job: TokenJob, folder: Path, tasks: Sequence[Task], done: Sequence[TaskRecord], counts: CorpusCounts
+    build: Build, job: TokenJob, folder: Path, corpus: CorpusSources, done: Sequence[TaskRecord], counts: CorpusCounts
 ) -> Manifest:
     """Everything but the manifest, which is returned."""
+    tasks = corpus.tasks[: len(done)]  # without those that it was compared with
     _link(job.tokenizer_file, folder / job.tokenizer.file)
     sources = {split: _sources(job, split, tasks, done) for split in build.options.splits}
     shards = {split: cut_into_shards(of_split, build.options.shard_size) for split, of_split in sources.items()}
@@ -89,7 +90,7 @@ def _write_output(
         against=[_describe_compared(build, i) for i in range(len(build.against))],
         options=build.options.record(),
         records={str(cause): count for cause, count in sorted(counts.rejected.items())},
-        provenance=write_provenance(CorpusSources.of(build, tasks), job, done, build.options.splits, folder),
+        provenance=write_provenance(corpus, job, done, build.options.splits, folder),
         versions=versions(),
         text_loss=loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, build.options),
     )

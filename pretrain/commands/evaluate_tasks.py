@@ -1,6 +1,7 @@
 """`loopmdm evaluate RUN --tasks ...`: tasks at several numbers of loops, and differences to another run."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -59,10 +60,9 @@ def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
     )  # fmt: skip
     tasks = maker.make(arguments.tasks)
     if run.world.is_main and (inputs := _trained_inputs(run)):
-        print(
-            "".join(f"{line}\n" for value in arguments.tasks if (line := untrained_task(value, run.folder, inputs))),
-            end="",
-        )
+        for value in arguments.tasks:
+            if line := untrained_task(value, run.folder, inputs):
+                print(line, file=sys.stderr)
     names = {field.name for settings in (SamplerSettings, ComputeSettings) for field in fields(settings)}
     for name in sorted(names - {"loops", "adaptive"}):
         if getattr(arguments, name) is not None and not any(task.samples for task in tasks):

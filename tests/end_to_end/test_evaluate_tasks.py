@@ -159,11 +159,11 @@ def test_a_task_that_training_has_not_seen(trained, evaluate, tmp_path):
     for name in ("addition1:40", "lookup1:40"):
         words = ["prepare", "--input", name, "--output", str(tmp_path / name[:-3]), "--workers", "1"]
         assert loopmdm([*words, "--validation-fraction", "0.5"]) == 0
-    status, out, _, _ = evaluate("--tasks", "addition1", "--data", tmp_path / "addition1", "--limit", 2)
+    status, _, error, _ = evaluate("--tasks", "addition1", "--data", tmp_path / "addition1", "--limit", 2)
     expected = f"warning: --tasks addition1: the data of {tmp_path}/run were not prepared with --input addition1:COUNT, but from "
-    assert status == 0 and out.startswith(f"{expected}sudoku4:300, addition2:100; a model that has not seen")
-    _, out, _, _ = evaluate("--tasks", "addition2", "--data", trained / "data", "--limit", 2)
-    assert "warning" not in out
+    assert status == 0 and error.startswith(f"{expected}sudoku4:300, addition2:100; a model that has not seen")
+    _, out, error, _ = evaluate("--tasks", "addition2", "--data", trained / "data", "--limit", 2)
+    assert "warning" not in out + error
     status, out, error, _ = evaluate("--tasks", "lookup1", "--data", tmp_path / "lookup1", "--limit", 2)
     assert status == 2 and out == "" and error.startswith("error: --tasks lookup1: ")
 
