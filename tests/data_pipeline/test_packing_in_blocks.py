@@ -64,7 +64,7 @@ def test_full_rows_are_not_all_in_memory(tmp_path, monkeypatch):
 def test_an_estimate_says_what_packing_needs(prepare, jsonl, monkeypatch):
     words = ("--input", jsonl, "--estimate", "--pack")
     assert "packing" not in prepare(*words, "concat").out
-    assert "; packing takes about 0.0 MB" in prepare(*words, "best_fit").out
+    assert "; packing takes about 0.1 MB" in prepare(*words, "best_fit").out
     monkeypatch.setattr("data_pipeline.tasks.estimate.PACKING_BYTES", 10**7)
     assert "; packing takes about 3.0 GB" in prepare(*words, "best_fit").out
     monkeypatch.setattr("data_pipeline.tasks.estimate.PACKED_DOCUMENTS", 20)
