@@ -4,7 +4,8 @@
 #   bash launchers/test.sh [--fast] [pytest options]
 #
 # --fast runs the tests that need one process and the few end-to-end tests marked `fast`: about 4 minutes of CPU time.
-# Without it all tests run. Other arguments go to pytest, such as -k EXPRESSION or a path.
+# Without it all tests run. Other arguments go to pytest, such as -k EXPRESSION or a path. As many processes run tests as there
+# are cores, up to 8; `-n 0` runs them in one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,10 +15,13 @@ if [[ ${1:-} == --fast ]]; then
     selection=(-m "fast or not (distributed or end_to_end)")
 fi
 
+cores=$(nproc)
+workers=$((cores < 8 ? cores : 8))
+
 bash launchers/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
 
 ruff check .
 ruff format --check .
 codespell
-python -m pytest "${selection[@]}" "$@"
+python -m pytest --numprocesses "$workers" --dist loadfile "${selection[@]}" "$@"

@@ -20,6 +20,14 @@ filter_library_warnings()
 from model.architecture import Architecture, LoopSplit  # noqa: E402
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print the tables that tests record, in whichever process they ran."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "table":
+                terminalreporter.write_line(f"\n{value}")
+
+
 @pytest.fixture(scope="session")
 def world():
     """Process groups of one rank, as `loopmdm evaluate` makes them."""

@@ -51,6 +51,14 @@ def train(*words: str | Path, ranks: int = 1, timeout: int = 240) -> subprocess.
     return done
 
 
+def shape_of(words: Sequence[str]) -> list[str]:
+    """The overrides that divide the ranks, as a key to sort jobs by.
+
+    Ranks that go on to a job of another shape keep the process groups of the one before, and four threads for each group.
+    """
+    return sorted(word for word in words if word.startswith(("parallel.tensor=", "parallel.pipeline=")))
+
+
 def metrics(run_folder: Path) -> list[dict]:
     """Training records of metrics.jsonl."""
     return [record for record in records(run_folder) if "loss" in record]

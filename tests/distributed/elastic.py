@@ -23,6 +23,7 @@ from pretrain.training.checkpoint import restore, saver_of, start_save
 from pretrain.training.start import build_run
 from pretrain.training.state import TrainingRun
 from pretrain.training.step import train_step
+from tests.launching import shape_of
 
 SAVED, MORE = 3, 2
 
@@ -64,6 +65,6 @@ def do(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     filter_library_warnings()
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in sorted(json.loads(Path(sys.argv[1]).read_text()), key=lambda job: shape_of(job["words"])):
         do(job)
     leave_world()

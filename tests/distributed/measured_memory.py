@@ -55,7 +55,7 @@ if __name__ == "__main__":
     from pretrain.training.step import train_step
 
     layouts = json.loads(Path(sys.argv[3]).read_text())
-    for overrides in layouts[:: len(layouts) // 3]:
+    for overrides in layouts[:: max(1, len(layouts) // 3)]:
         peak_of_steps([*overrides, *SMALL])
     pairs = [peak_of_steps(overrides) for overrides in layouts]
     Path(f"{sys.argv[1]}.{read_launcher()[0]}").write_text(json.dumps(pairs))

@@ -12,13 +12,14 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.machine.library_warnings import filter_library_warnings
 from pretrain.parallel.launcher import read_launcher
+from tests.launching import shape_of
 
 if __name__ == "__main__":
     filter_library_warnings()
     from pretrain.parallel.world import leave_world
     from pretrain.training.start import run_training
 
-    for overrides in json.loads(Path(sys.argv[2]).read_text()):
+    for overrides in sorted(json.loads(Path(sys.argv[2]).read_text()), key=shape_of):
         settings = load_settings(sys.argv[1], overrides)
         blend = load_blend(settings.data.path)
         run_training(make_run_plan(settings, blend.manifest, read_launcher()[1]), blend, resume=True)

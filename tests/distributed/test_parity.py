@@ -104,11 +104,10 @@ def test_texts_drawn_in_training_equal_those_of_one_rank(runs, layout):
     assert same_text(runs, layout) > 0.9
 
 
-def test_readme_has_the_rows_of_the_table(runs, capsys):
-    """The table is printed as measured here; its copy in tests/README.md must have the same rows."""
+def test_readme_has_the_rows_of_the_table(runs, record_property):
+    """The table is printed at the end as measured here; its copy in tests/README.md must have the same rows."""
     rows = [(layout, deviations(runs, layout)) for layout in LAYOUTS]
-    with capsys.disabled():
-        print("\n" + table(rows))
+    record_property("table", table(rows))
     shown = (ROOT / "tests" / "README.md").read_text().splitlines()
     for layout in LAYOUTS:
         assert any(line.startswith(table_row(layout, "", "", "").rstrip() + " ") for line in shown), layout.name
