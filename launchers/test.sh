@@ -24,4 +24,4 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 codespell
-python -m pytest --numprocesses "$workers" --dist loadfile "${selection[@]}" "$@"
+python -m pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
