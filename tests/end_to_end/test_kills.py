@@ -19,7 +19,7 @@ from tests.checkpoints import tensors_of
 from tests.launching import ROOT, environment, metrics, train, training_command
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.distributed]
-KILLS = int(os.environ.get("LOOPMDM_KILLS", "3"))
+KILLS = int(os.environ.get("LOOPMDM_KILLS", "2"))
 STEPS = 4 * KILLS + 4
 RECIPE = ROOT / "tests" / "tiny.yaml"
 LAYOUTS = [
