@@ -12,7 +12,7 @@ from pretrain.config.overrides import parse_overrides
 from pretrain.errors import UserError
 from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.data import prepare_data
-from pretrain.studies.definition import MAX_SEEDS, Scale, Study, find_scale, load_study, study_names
+from pretrain.studies.definition import DECIDED, MAX_SEEDS, Scale, Study, find_scale, load_study, study_names
 from pretrain.studies.estimate import describe
 from pretrain.studies.output import write_results
 from pretrain.studies.processes import Runner, Subprocesses, visible_gpus
@@ -104,9 +104,16 @@ def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
     """The study at its scale, with its data prepared."""
     study, scale = _chosen(arguments)
     output = arguments.output.absolute()
-    given = [str(value) for key, value in parse_overrides(arguments.overrides)[0] if key == "data.path"]
+    overrides = parse_overrides(arguments.overrides)[0]
+    for key, _ in overrides:
+        if key in DECIDED and key != "data.path":
+            raise UserError(f"{key} is decided by the study; give {DECIDED[key]}")
+    given = [str(value) for key, value in overrides if key == "data.path"]
     data = Path(given[-1]).absolute() if given else prepare_data(scale.data, output / "data", runner, _show)
-    return Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
+    experiment = Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
+    if len(experiment.blend.corpora) > 1:
+        raise UserError(f"data.path={given[-1]}: a study needs one prepared folder, not a mixture of several")
+    return experiment
 
 
 def _show(line: str) -> None:

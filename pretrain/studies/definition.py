@@ -14,12 +14,17 @@ MAX_SEEDS = 10
 
 DECIDED = {
     "optim.lr": "learning_rates in scales, which all arms share, or learning_rate_factor of an arm",
-    "run.seed": "seeds in scales",
+    "run.seed": "seeds in scales, or --seeds",
+    "run.stop_after": "train.steps, or flops in scales",
+    "run.time_limit": "train.steps, or flops in scales",
+    "eval.every": "points in scales",
+    "eval.loops": "curve, or loops in scales",
+    "eval.rows": "rows in scales",
     "data.path": "data in scales, or data.path=FOLDER on the command line",
     "run.dir": "--output on the command line",
     "run.name": "nothing: run folders are named by their content",
 }
-"""Settings that a definition cannot have -> what to give instead."""
+"""Settings that neither a definition nor the command line can have -> what to give instead."""
 
 Loops = tuple[str, ...]
 """Numbers of loops as `loopmdm evaluate --loops` takes them: `4`, `1-6-1`, `adaptive:1-12`."""

@@ -16,13 +16,21 @@ class Interval:
 
     Attributes:
         value: None if the quantity does not exist, such as the FLOPs at which a curve reaches a level that it never reaches.
+        undecided: whether it exists or not depends on which seeds are taken, or was not trained for long enough to see.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    undecided: bool = False
 
     def __str__(self) -> str:
+        if self.undecided:
+            return (
+                "not reached by some seeds, or not yet"
+                if self.value is None
+                else f"{self.value:.3g} (not by all seeds)"
+            )
         if self.value is None:
             return "not reached"
         spread = "" if self.low is None or self.high is None else f" ({self.low:.3g} to {self.high:.3g})"
@@ -39,11 +47,11 @@ def jackknife(statistic: Callable[[Sequence[int]], float | None], seeds: Sequenc
         log: compute the interval of the logarithm, for a ratio.
     """
     whole, count = statistic(seeds), len(seeds)
-    if whole is None or count < 2:
+    if count < 2:
         return Interval(whole)
     parts = [statistic([s for s in seeds if s != left]) for left in seeds]
-    if any(part is None for part in parts):
-        return Interval(whole)
+    if whole is None or any(part is None for part in parts):
+        return Interval(whole, undecided=any((part is None) != (whole is None) for part in parts))
     scale, back = (math.log, math.exp) if log else (float, float)
     centre = scale(whole)
     pseudo = np.array([count * centre - (count - 1) * scale(part) for part in parts if part is not None])
@@ -95,6 +103,10 @@ def to_tie(curves: Sequence[Curve], reference: Sequence[Curve]) -> float | None:
     curves reaches the mean of the reference's last values. None if it does not get there.
     """
     level = float(np.mean([y[-1] for _, y in reference]))
-    end = float(np.mean([x[-1] for x, _ in reference]))
     position = position_of(mean_curve(curves), level)
-    return None if position is None else end / position
+    return None if position is None else end_of(reference) / position
+
+
+def end_of(curves: Sequence[Curve]) -> float:
+    """Mean of the last positions."""
+    return float(np.mean([x[-1] for x, _ in curves]))

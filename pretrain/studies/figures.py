@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,15 @@ import numpy as np
 from pretrain.errors import UserError
 from pretrain.proportions import difference_interval, interval_of
 from pretrain.studies.definition import Rule
-from pretrain.studies.estimates import Interval, jackknife, to_tie
+from pretrain.studies.estimates import Interval, end_of, jackknife, to_tie
 from pretrain.studies.exponent import exponent_of
 from pretrain.studies.results import Results, TrialResult
 
 VERDICTS = ("holds", "not at this scale", "does not hold")
+
+SAME_LENGTH = 1.05
+"""Without the reference's loss at its end, a training shows that it needs more than the reference if the reference was at most this
+factor longer."""
 
 Verdict = tuple[str, list[tuple[Rule, Interval, str]]]
 """One of `VERDICTS`, and for each rule its figure and its own verdict."""
@@ -42,6 +47,8 @@ def verdict(results: Results) -> Verdict:
 
 def judge(rule: Rule, found: Interval) -> str:
     """One of `VERDICTS`. Without an interval, with one seed, the estimate alone decides."""
+    if found.undecided:
+        return "not at this scale"
     if found.value is None:
         return "does not hold"
     low = found.value if found.low is None else found.low
@@ -56,12 +63,15 @@ def judge(rule: Rule, found: Interval) -> str:
 
 def tie(results: Results, arm: str, axis: str, reference: str, loops: str | None = None) -> Interval:
     """`to_tie` of an arm with another one, see `estimates`."""
-    own, other = results.best[arm], results.best[reference]
+    own = [result.curve(axis, loops) for result in results.best[arm]]
+    other = [result.curve(axis) for result in results.best[reference]]
 
     def ratio(seeds: Sequence[int]) -> float | None:
-        return to_tie([own[s].curve(axis, loops) for s in seeds], [other[s].curve(axis) for s in seeds])
+        return to_tie([own[s] for s in seeds], [other[s] for s in seeds])
 
-    return jackknife(ratio, results.seeds, log=True)
+    found = jackknife(ratio, results.seeds, log=True)
+    ended_early = found.value is None and end_of(other) > SAME_LENGTH * end_of(own)
+    return replace(found, undecided=found.undecided or ended_early)
 
 
 def difference(results: Results, value: Callable[[TrialResult], float], other: Callable[[TrialResult], float],

@@ -25,18 +25,16 @@ class TrialResult:
     """A training and what was measured on it.
 
     Attributes:
-        validations: along the training, then the final one: step, tokens, flops, seconds, and `loops`, the figures at each S.
+        validations: of the raw weights, along the training, then the final one: step, tokens, flops, seconds, and `loops`, the
+            figures at each S.
         measured: measurement -> value of the varied option -> result of the command.
+        end: like the final validation, of the averaged weights if the training averages them.
     """
 
     trial: Trial
     validations: Sequence[Record]
     measured: dict[str, dict[str, Record]]
-
-    @property
-    def end(self) -> Record:
-        """The final figures."""
-        return self.validations[-1]
+    end: Record
 
     def figures(self, loops: str | int | None = None) -> Record:
         """Final figures at a number of loops, S_max if None: `nats_per_token`, `bits_per_byte` and others."""
@@ -83,7 +81,9 @@ def read_trial(experiment: Experiment, trial: Trial) -> TrialResult:
     for command in experiment.commands(trial).values():
         measured.setdefault(command.measurement, {})[command.option] = _read(place.result(command))
     validations = [_validation(r, r["validation"]) for r in facts.validations if r["step"] < last["step"]]
-    return TrialResult(trial, [*validations, _validation(last, measured.pop("nelbo")[""])], measured)
+    nelbo = measured.pop("nelbo")[""]
+    raw = measured.pop("nelbo-raw", {"": nelbo})[""]
+    return TrialResult(trial, [*validations, _validation(last, raw)], measured, _validation(last, nelbo))
 
 
 def best_rates(experiment: Experiment) -> dict[str, float]:

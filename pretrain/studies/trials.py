@@ -207,6 +207,9 @@ class Experiment:
         loops = ",".join(str(s) for s in trial.plan.settings.eval.loops)
         nelbo = ["evaluate", "--loops", loops, "--rows", str(self.scale.rows), "--batch-size", "128"]
         found = {"nelbo": Command("nelbo", "", tuple(nelbo))}
+        if trial.plan.settings.optim.ema_decay > 0:
+            # Validations along a training have the raw weights: so must the end of its curve.
+            found["nelbo-raw"] = Command("nelbo-raw", "", (*nelbo, "--weights", "raw"))
         for name, measurement in self.study.measurements.items():
             if not measurement.arms or trial.arm in measurement.arms:
                 found |= {c.name: c for c in self._measured(name, measurement, trial)}

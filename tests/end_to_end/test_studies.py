@@ -176,6 +176,9 @@ WRONG = {
     "sudoku --jobs 0": "--jobs 0: must be at least 1",
     "speedrun --scale cluster": "--scale cluster: the study speedrun has the scales smoke, desk",
     "sudoku train.stepps=3": "arm plain: 1 problem in the configuration",
+    "sudoku run.seed=5": "run.seed is decided by the study; give seeds in scales, or --seeds",
+    "sudoku optim.lr=1e-3": "optim.lr is decided by the study; give learning_rates in scales",
+    "sudoku eval.loops=1": "eval.loops is decided by the study; give curve, or loops in scales",
     "": "NAME: give a study, one of: adaptive",
 }
 
@@ -185,6 +188,16 @@ def test_what_cannot_be_run_is_refused(words, studies, capsys):
     smoke_scale = [] if "--scale" in words else ["--scale", "smoke"]
     assert loopmdm(["study", *words.split(), *smoke_scale, "--output", str(studies)]) == 2
     assert WRONG[words] in capsys.readouterr().err
+
+
+def test_a_mixture_is_refused_before_training(studies, tmp_path, capsys):
+    """Its evaluation writes a file per corpus."""
+    smoke("sudoku", studies)
+    data = next((studies / "data").iterdir())
+    (tmp_path / "mixture.yaml").write_text(f"corpora: [{{path: {data}, weight: 1}}, {{path: {data}, weight: 1}}]\n")
+    words = ["study", "sudoku", "--scale", "smoke", "--output", str(studies), f"data.path={tmp_path / 'mixture.yaml'}"]
+    assert loopmdm(words) == 2
+    assert "a study needs one prepared folder" in capsys.readouterr().err
 
 
 BROKEN = {

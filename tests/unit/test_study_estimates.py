@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pretrain.studies.accounting import CONVENTIONS, Work
 from pretrain.studies.definition import Rule
 from pretrain.studies.estimates import T_975, Interval, jackknife, mean_curve, position_of, to_tie
 from pretrain.studies.exponent import Point, fit
-from pretrain.studies.figures import judge
+from pretrain.studies.figures import judge, tie
 
 
 def falling(factor=1.0, end=1e13, points=7, shift=0.0):
@@ -77,7 +78,30 @@ def test_the_interval_of_a_ratio_is_taken_of_its_logarithm():
 
 def test_a_seed_that_decides_alone_leaves_no_interval():
     found = jackknife(lambda seeds: 2.0 if 0 in seeds else None, range(3))
-    assert found == Interval(2.0) and str(Interval(None)) == "not reached"
+    assert found == Interval(2.0, undecided=True) and str(found) == "2 (not by all seeds)"
+    found = jackknife(lambda seeds: 2.0 if len(seeds) == 2 and 0 not in seeds else None, range(3))
+    assert found == Interval(None, undecided=True) and str(found).startswith("not reached by some seeds")
+    found = jackknife(lambda seeds: None, range(3))
+    assert found == Interval(None) and str(found) == "not reached"
+
+
+@pytest.mark.parametrize(
+    ("ends", "seconds", "expected"),
+    [
+        ((2.01, 2.01, 1.94), 600, "not at this scale"),  # the last seed decides alone
+        ((2.01, 2.01, 2.01), 1000, "does not hold"),
+        ((2.01, 2.01, 2.01), 600, "not at this scale"),  # with the time of the reference it might get there
+        ((1.90, 1.91, 1.90), 600, "holds"),
+    ],
+)
+def test_a_tie_that_some_seeds_miss_decides_nothing(ends, seconds, expected):
+    def trained(end, seconds):
+        x = np.geomspace(10, seconds, 6)
+        return SimpleNamespace(curve=lambda axis, loops=None: (x, np.linspace(3.0, end, 6)))
+
+    best = {"plain": [trained(2.0, 1000) for _ in ends], "looped": [trained(end, seconds) for end in ends]}
+    found = tie(SimpleNamespace(best=best, seeds=range(3)), "looped", "seconds", "plain")
+    assert judge(Rule(figure="seconds_to_tie", holds=1), found) == expected
 
 
 def test_the_conventions_give_the_published_numbers_of_steps():
@@ -132,6 +156,8 @@ RULES = [
     ({"holds": 2.3, "fails": 1}, Interval(3.2, 1.9, 5.0), "not at this scale"),
     ({"holds": 2.3, "fails": 1}, Interval(0.8, 0.7, 0.9), "does not hold"),
     ({"holds": 2.3, "fails": 1}, Interval(None), "does not hold"),
+    ({"holds": 2.3, "fails": 1}, Interval(None, undecided=True), "not at this scale"),
+    ({"holds": 2.3, "fails": 1}, Interval(4.0, undecided=True), "not at this scale"),
     ({"holds": 0}, Interval(-0.1), "does not hold"),
     ({"holds": 0}, Interval(0.1), "holds"),
     ({"holds": 45, "below": True}, Interval(40.0, 38.0, 42.0), "holds"),

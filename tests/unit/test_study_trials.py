@@ -116,6 +116,15 @@ def test_a_training_has_the_budget_and_is_validated_along_the_way(experiment):
     assert budget.plan.settings.train.max_flops == 8e8
 
 
+def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_curve(experiment):
+    trial = experiment.trial("looped", 2e-3, 0)
+    assert "nelbo-raw" not in experiment.commands(trial)
+    averaging = replace(experiment, overrides=("optim.ema_decay=0.9",))
+    found = averaging.commands(averaging.trial("looped", 2e-3, 0))
+    assert found["nelbo"].words == experiment.commands(trial)["nelbo"].words
+    assert found["nelbo-raw"].words == (*found["nelbo"].words, "--weights", "raw")
+
+
 @pytest.mark.parametrize(("arm", "loops"), [("plain", ["1"]), ("looped", ["1", "6", "12", "adaptive:1-12"])])
 def test_a_model_is_measured_up_to_twice_its_loops(experiment, arm, loops):
     assert experiment.trial(arm, 2e-3, 0).loops_of(("1", "12", "13", "adaptive:1-12")) == loops
