@@ -5,13 +5,14 @@ N_once and N_rec are the weights of the layers that run once and of the looped b
 weights; phi = 0: it is worth nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from pretrain.studies.estimates import Interval
-from pretrain.studies.results import Results
+from pretrain.studies.results import Results, TrialResult
 
 RESAMPLES = 200
 PHIS, POWERS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.1, 0.3, 0.6, 1.0)
@@ -41,7 +42,7 @@ class Fit:
     """A fit.
 
     Attributes:
-        phi: with its bootstrap interval over the trainings.
+        phi: with its bootstrap interval over the arms.
         alpha, beta, floor: of the fit of all trainings; `floor` is E.
         error: root mean square of the residuals, nats per token.
     """
@@ -55,25 +56,26 @@ class Fit:
 
 def exponent_of(results: Results) -> Fit:
     """The fit to all trainings of a study."""
-    return fit([
-        Point(
-            once=r.trial.plan.settings.model.parameter_count()["head"]
-            + r.trial.plan.settings.model.parameter_count()["tail"],
-            looped=r.trial.plan.settings.model.parameter_count()["mid"],
-            loops=r.mean_loops,
-            tokens=r.end["tokens"],
-            nelbo=r.nelbo(),
-        )
-        for group in results.best.values() for r in group
-    ])  # fmt: skip
+    return fit([[_point(result) for result in group] for group in results.best.values()])
 
 
-def fit(points: list[Point], resamples: int = RESAMPLES) -> Fit:
-    """Least squares, with a bootstrap interval of phi."""
-    data = np.array([[p.once, p.looped, p.loops, p.tokens, p.nelbo] for p in points])
+def _point(result: TrialResult) -> Point:
+    count = result.trial.plan.settings.model.parameter_count()
+    return Point(count["head"] + count["tail"], count["mid"], result.mean_loops, result.end["tokens"], result.nelbo())
+
+
+def fit(arms: Sequence[Sequence[Point]], resamples: int = RESAMPLES) -> Fit:
+    """Least squares, with a bootstrap interval of phi.
+
+    Args:
+        arms: the trainings of each arm. Whole arms are drawn anew: seeds of one arm share how far it lies from the law.
+    """
+    groups = [np.array([[p.once, p.looped, p.loops, p.tokens, p.nelbo] for p in points]) for points in arms]
+    data = np.concatenate(groups)
     best, error = _search(data)
     rng = np.random.default_rng(0)
-    found = [_search(data[rng.integers(0, len(data), len(data))], best)[0][0] for _ in range(resamples)]
+    draws = [rng.integers(0, len(groups), len(groups)) for _ in range(resamples)]
+    found = [_search(np.concatenate([groups[g] for g in drawn]), best)[0][0] for drawn in draws]
     low, high = np.quantile(found, (0.025, 0.975))
     floor = float(_linear(data, *best)[0][0])
     return Fit(Interval(float(best[0]), float(low), float(high)), float(best[1]), float(best[2]), floor, error)

@@ -198,7 +198,7 @@ def _exponent(results: Results) -> list[Block]:
         for group in results.best.values() for r in group
     ]  # fmt: skip
     about = (
-        f"L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta: phi = {fit.phi} (bootstrap over trainings), alpha {fit.alpha:.2f}, "
+        f"L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta: phi = {fit.phi} (bootstrap over arms), alpha {fit.alpha:.2f}, "
         f"beta {fit.beta:.2f}, E {fit.floor:.3f}; residuals {fit.error:.4f} nats per token."
     )
     return [Text(about), Table(("arm", "mean S", "tokens", "FLOPs", "NELBO at S_max"), rows)]
