@@ -204,7 +204,8 @@ def start_world(ranks: tuple[int, int, int], shape: Shape | None = None) -> Worl
     if parallel_state.is_initialized() and _megatron_shape() != (shape.tensor, shape.pipeline):
         parallel_state.destroy_model_parallel()
     if not parallel_state.is_initialized():
-        parallel_state.initialize_model_parallel(shape.tensor, shape.pipeline)
+        # Its gloo groups beside those of NCCL would be used by nothing, and open a second network among the hosts.
+        parallel_state.initialize_model_parallel(shape.tensor, shape.pipeline, create_gloo_process_groups=False)
     if device.type == "cpu":
         use_cpu_for_cuda()
         _share_cores()
