@@ -285,6 +285,13 @@ def test_a_stopped_task_goes_on(world, letters, tmp_path):
     assert other.path.name == "s_2.items.jsonl" and not other.records
 
 
+def test_answers_may_have_line_separators(tmp_path):
+    records = [{"item": 0, "answer": "a\u2028b\u2029c\x85d"}, {"item": 1, "answer": "e"}]
+    ItemFile(tmp_path, "s", {}).add(records, [1.0])
+    again = ItemFile(tmp_path, "s", {})
+    assert list(again.records.values()) == records and again.path.name == "s.items.jsonl"
+
+
 def test_a_folder_that_cannot_be_written_keeps_items_in_memory(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     kept = ItemFile(tmp_path / "file" / "eval", "s", {})
