@@ -226,7 +226,7 @@ def test_a_run_and_its_export_have_equal_scores(folder, capsys):
         "--order",
         "left-to-right",
     ]
-    (folder / "toy_answers.yaml").write_text((folder / "toy_answers.yaml").read_text().replace("20", "9"))
+    (folder / "toy_answers.yaml").write_text((folder / "toy_answers.yaml").read_text().replace("toks: 20", "toks: 9"))
     assert loopmdm(["evaluate", str(run_folder), *words, "--weights", "ema"]) == 0
     assert loopmdm(["evaluate", str(export), *words, "--batch-size", "4"]) == 0
     assert "S=3" in capsys.readouterr().out
