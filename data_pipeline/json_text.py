@@ -1,4 +1,4 @@
-"""JSON as the standard has it: without NaN and infinities, and file names as it can hold them."""
+"""JSON as the standard has it: without NaN and infinities, and file names as it can hold them; and files of it, line by line."""
 
 import json
 import math
@@ -27,6 +27,12 @@ def _finite(value: Any) -> Any:
         case list() | tuple():
             return [_finite(each) for each in value]
     return value
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file of JSON objects. `str.splitlines` also splits at characters of their texts, such as U+2028."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def shown_name(path: str | Path) -> str:

@@ -194,8 +194,8 @@ def _may_be_renamed(folder: Path) -> bool:
 def _is_mount_point(path: Path) -> bool:
     """Whether something is mounted at a path; `os.path.ismount` misses a folder of the same disk."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().removesuffix(b"\n").split(b"\n")
     except OSError:
         return path.is_mount()
-    mounted = (line.split()[4].encode("utf-8", "surrogateescape") for line in lines)
+    mounted = (line.split(b" ")[4] for line in lines)
     return os.fsencode(path) in (point.decode("unicode_escape").encode("latin-1") for point in mounted)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.sampling.parts import parts_of
+
 Criterion = Literal["direction", "state", "logit-lens", "prediction"]
 """What is compared at a position before and after pass k. With h the hidden state H(k), u = h / |h| and p the prediction:
 
@@ -120,6 +122,18 @@ def run_passes(one_pass: OnePass, states: Tensor, limits: Tensor, settled: Settl
     return Looped(finished, loops)
 
 
+class Predicted(NamedTuple):
+    """What the network has predicted after a pass.
+
+    Attributes:
+        logits: of the wanted positions, row by row [m, v].
+        rows: number of the row of each, int64 [m].
+    """
+
+    logits: Tensor
+    rows: Tensor
+
+
 class Judge:
     """`Settled` by a criterion.
 
@@ -138,9 +152,7 @@ class Judge:
         agree: Callable[[Tensor], Tensor],
     ) -> None:
         self._settling, self._wanted, self._predict, self._agree = settling, wanted, predict, agree
-        self._predicted = torch.empty(
-            0
-        )  # log-probabilities after the previous pass, at the wanted positions of all rows
+        self._predicted = Predicted(torch.empty(0), torch.empty(0))  # after the previous pass
 
     def __call__(self, before: Tensor, after: Tensor, number: int, rows: Tensor) -> Tensor:
         """See `Settled`."""
@@ -158,18 +170,22 @@ class Judge:
 
     def _change_of_prediction(self, after: Tensor, wanted: Tensor, number: int, rows: Tensor) -> Tensor:
         """KL(p_k || p_(k-1)) of the wanted positions of these rows [s, n]; infinite after the first pass."""
-        log_p = self._predict(after, rows).double().log_softmax(dim=-1)
+        logits, before = self._predict(after, rows), self._predicted
         row, column = wanted.t().nonzero(as_tuple=True)
         change = torch.full(wanted.shape, float("inf"), dtype=torch.float64, device=wanted.device)
-        if number == 1:
-            self._predicted = log_p
-            return change
-        here = torch.zeros_like(self._wanted[0]).index_fill(0, rows, True)  # rows that are still in the batch
-        here = here[self._wanted.t().nonzero(as_tuple=True)[0]]
-        difference = torch.where(log_p.isfinite(), log_p - self._predicted[here], 0)  # [MASK] is impossible in both
-        change[column, row] = (log_p.exp() * difference).sum(dim=-1)
-        self._predicted[here] = log_p
+        if number > 1:
+            same = torch.isin(before.rows, rows).nonzero().squeeze(1)  # positions of rows that are still in the batch
+            found = [divergence(logits[part], before.logits[same[part]]) for part in parts_of(logits)]
+            change[column, row] = torch.cat(found)
+        self._predicted = Predicted(logits, rows[row])
         return change
+
+
+def divergence(after: Tensor, before: Tensor) -> Tensor:
+    """KL(p || q) of the predictions of logits [m, v] after and before a pass, float64 [m]."""
+    log_p, log_q = (logits.double().log_softmax(dim=-1) for logits in (after, before))
+    difference = torch.where(log_p.isfinite(), log_p - log_q, 0)  # [MASK] is impossible in both
+    return (log_p.exp() * difference).sum(dim=-1)
 
 
 def change_of_state(criterion: Criterion, before: Tensor, after: Tensor) -> Tensor:

@@ -7,13 +7,11 @@ from torch import Tensor
 
 from model.sampling.drawing import Drawing
 from model.sampling.guidance import Guidance
+from model.sampling.parts import parts_of
 from model.sampling.query import Denoise, Query
 from model.sampling.randomness import Use, uniform
 from model.sampling.scores import Score, rounded
 from model.sampling.state import Prediction, State
-
-ELEMENTS = 2**20
-"""Logits that are drawn from at once: bounds the memory of their float64 copies."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Predictor:
             return Prediction(tokens, scores)
         logits = self._logits(state, wanted)
         drawn, sureness = [], []
-        for part in torch.arange(len(row), device=row.device).split(max(1, ELEMENTS // logits.shape[-1])):
+        for part in parts_of(logits):
             keys = (state.samples[row[part]], position[part])
             fixed = tokens[row[part], position[part]]
             drawn.append(torch.where(fixed == state.mask_id, self._draw(state, keys, logits[part]), fixed))

@@ -13,8 +13,7 @@ from pretrain.evaluation.compute_settings import ComputeSettings
 from pretrain.proportions import wilson_interval
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
-
+    from pretrain.evaluation.harness import Tasks
     from pretrain.evaluation.tasks.task import TaskModel
     from pretrain.parallel.world import World
 
@@ -46,10 +45,10 @@ def run_harness(arguments: argparse.Namespace) -> int:
     """Evaluate the tasks at every number of loops, print lm-eval's tables, write `eval/step_N_WEIGHTS_lm_eval_TASKS_....json`."""
     from pretrain.evaluation.exported import is_export
 
-    job, manager = Job.of(arguments), _task_manager(arguments)
+    job, tasks = Job.of(arguments), _tasks(arguments)
     subject = _export(job) if is_export(arguments.folder) else _run(job)
     for compute in subject.computes:
-        _evaluate(job, subject, compute, manager)
+        _evaluate(job, subject, compute, tasks)
     return 0
 
 
@@ -86,30 +85,32 @@ def _export(job: Job) -> Subject:
     return Subject(arguments.folder, "export", {"weights": "export"}, world, list(job.computes), model)
 
 
-def _task_manager(arguments: argparse.Namespace) -> "TaskManager":
-    """lm-eval's tasks.
+def _tasks(arguments: argparse.Namespace) -> "Tasks":
+    """lm-eval's tasks, or those of a folder.
 
     Raises:
         UserError: lm-eval is not installed, a folder is not there, or a task is unknown.
     """
     try:
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks  # noqa: F401
     except ImportError as error:
         raise UserError(f"--lm-eval: needs the package lm-eval, 0.4.13 or newer ({error}); {INSTALL}") from None
+    from pretrain.evaluation.harness import Tasks
+
     path = arguments.lm_eval_path
     if path is not None and not path.is_dir():
         raise UserError(f"--lm-eval-path {path}: no such folder; give the folder of task files in lm-eval's YAML")
-    manager = TaskManager(include_path=str(path) if path is not None else None, include_defaults=path is None)
+    tasks = Tasks(include_path=str(path) if path is not None else None, include_defaults=path is None)
     for name in arguments.lm_eval:
-        if not manager.match_tasks([name]):
+        if not tasks.match_tasks([name]):
             where = (
                 f"in {path}" if path is not None else "among those of lm-eval; --lm-eval-path names a folder of others"
             )
             raise UserError(f"--lm-eval {name}: no such task {where}")
-    return manager
+    return tasks
 
 
-def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, manager: "TaskManager") -> None:
+def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, tasks: "Tasks") -> None:
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
@@ -122,12 +123,12 @@ def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, manager: "Ta
     stem = f"{subject.name}_lm_eval_{'-'.join(arguments.lm_eval)}_{loops_part([compute])}"
     kept = ItemFile(subject.folder / "eval", stem, settings) if is_main else None
     harness = DiffusionHarness(
-        subject.model(compute), settings["likelihood"], settings.get("masks", 1), kept,
+        subject.model(compute), settings["likelihood"], settings.get("masks", 1), tasks, kept,
         lambda line: print(line, flush=True) if is_main else None,
     )  # fmt: skip
     results = simple_evaluate(
         model=harness, tasks=list(arguments.lm_eval), num_fewshot=arguments.num_fewshot, limit=arguments.limit,
-        task_manager=manager, log_samples=False,
+        task_manager=tasks, log_samples=False,
     )  # fmt: skip
     if not is_main:
         return

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.json_text import lines_of
 from pretrain.errors import UserError
 
 
@@ -21,7 +22,7 @@ def check_run_folder(folder: Path) -> None:
 def whole_records(folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`. A line that is being written, or that a crash has cut short, is left out."""
     path, records = folder / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in lines_of(path.read_text(encoding="utf-8")) if path.exists() else []:
         with suppress(ValueError):
             records.append(json.loads(line))
     return records

@@ -2,17 +2,18 @@
 
 Log-likelihoods are those of `pretrain.evaluation.likelihood`, by default the Monte-Carlo bound with the same random numbers for
 all continuations of a context; generation uses the samplers. Every rank gives all requests to this adapter, and the ranks share
-the work inside; a request's answer depends on its text alone, not on the other requests.
+the work inside; a request's answer depends on its text and on which of its repeats it is, not on the other requests.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
 
 from pretrain.errors import UserError
 from pretrain.evaluation.item_files import ItemFile
@@ -59,22 +60,45 @@ class _Requests:
         return [{"item": item, "answer": answer} for item, answer in zip(items, answers, strict=True)]
 
 
+class Tasks(TaskManager):
+    """The tasks that lm-eval knows.
+
+    Attributes:
+        greedy: names of the loaded ones that use whether greedy decoding gives one of several continuations.
+    """
+
+    greedy: frozenset[str] = frozenset()
+
+    def load(self, task_list: Any) -> Any:
+        """Called by lm-eval, which sets the seeds before: some tasks shuffle their choices when they are loaded."""
+        loaded = super().load(task_list)
+        self.greedy = frozenset(name for name, task in loaded["tasks"].items() if "exact_match" in task.aggregation())
+        return loaded
+
+
 class DiffusionHarness(TemplateLM):
     """A model as lm-eval sees it.
 
     Args:
         model: the model and its sampler.
         method, masks: how likelihoods are computed, see `nats_of_texts`.
+        tasks: from which the requests come.
         kept: answers of an earlier run, to which new ones are added; None on ranks other than the main one.
         say: prints progress.
     """
 
     def __init__(
-        self, model: TaskModel, method: str, masks: int, kept: ItemFile | None, say: Callable[[str], None]
+        self,
+        model: TaskModel,
+        method: str,
+        masks: int,
+        tasks: Tasks,
+        kept: ItemFile | None,
+        say: Callable[[str], None],
     ) -> None:
         super().__init__()
         self.model, self.method, self.masks = model, method, masks
-        self._kept, self._say = kept, say
+        self._tasks, self._kept, self._say = tasks, kept, say
 
     @property
     def eot_token_id(self) -> int:
@@ -93,17 +117,16 @@ class DiffusionHarness(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation given its context, and whether greedy decoding gives it.
 
-        The second is computed for documents with one continuation only: multiple choice, with several, does not use it.
+        The second is computed for documents with one continuation and for all of tasks that use it; else it is False.
         """
-        pairs = [request.args for request in requests]
-        alone = Counter((request.task_name, request.doc_id) for request in requests)
-        wanted = [
-            (context, text, alone[request.task_name, request.doc_id] == 1)
-            for request, (context, text) in zip(requests, pairs, strict=True)
-        ]
+        pairs = defaultdict(set)
+        for request in requests:
+            pairs[request.task_name, request.doc_id].add(request.args)
         made = []
-        for one in wanted:
-            key, text = _number(KEY_BITS, "loglikelihood", *one), self._continuation(*one[:2])
+        for request in requests:
+            alone = len(pairs[request.task_name, request.doc_id]) == 1
+            one = (*request.args, alone or request.task_name in self._tasks.greedy)
+            key, text = _number(KEY_BITS, "loglikelihood", *one), self._continuation(*request.args)
             made.append(_Request(key, len(text.tokens), (key, text, one)))
         return [(log_p, bool(greedy)) for log_p, greedy in self._answers("loglikelihood", made, self._loglikelihoods)]
 
@@ -119,12 +142,17 @@ class DiffusionHarness(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """A continuation of each context, up to one of the texts that end it, by the sampler of the command line.
 
-        Of the request's options `until`, `max_gen_toks`, `do_sample`, `temperature` and `top_p` count.
+        Of the request's options `until`, `max_gen_toks`, `do_sample`, `temperature` and `top_p` count. A document's request that
+        comes again, as lm-eval's `repeats` has it, is answered anew.
         """
-        made = []
+        made, asked = [], Counter()
         for request in requests:
             context, options = request.args
             key = _number(KEY_BITS, "generate_until", context, sorted(options.items(), key=str), request.idx)
+            same = (request.task_name, request.doc_id, key)
+            if asked[same]:
+                key = _number(KEY_BITS, "repeat", key, asked[same])
+            asked[same] += 1
             row, given = self._prompt_row(context, options)
             made.append(_Request(key, len(row), (key, row, given, options)))
         return self._answers("generate_until", made, self._generated)
@@ -135,7 +163,7 @@ class DiffusionHarness(TemplateLM):
     def _answers(
         self, kind: str, requests: Sequence[_Request], compute: Callable[[Sequence[Any]], list[Any]]
     ) -> list[Any]:
-        """The answers to requests. Equal requests have one answer."""
+        """The answers to requests. Those with one key have one answer."""
         task = _Requests(f"lm-eval {kind}", {request.key: request for request in requests}, compute)
         records = run_task(task, self.model, list(task.of_key), self._kept, self._say)
         found = {record["item"]: record["answer"] for record in records}
@@ -159,9 +187,9 @@ class DiffusionHarness(TemplateLM):
         texts = [text for _, text, _ in contents]
         groups = [_number(GROUP_BITS, context) << WINDOW_BITS for _, _, (context, *_) in contents]
         nats = nats_of_texts(self.model, texts, groups, self.method, self.masks)
-        single = [i for i, (*_, (*_, alone)) in enumerate(contents) if alone and len(texts[i].targets)]
-        numbers = [contents[i][0] for i in single]
-        greedy = dict(zip(single, self._is_greedy([texts[i] for i in single], numbers), strict=True))
+        asked = [i for i, (*_, (*_, wanted)) in enumerate(contents) if wanted and len(texts[i].targets)]
+        numbers = [contents[i][0] for i in asked]
+        greedy = dict(zip(asked, self._is_greedy([texts[i] for i in asked], numbers), strict=True))
         return [(-value, greedy.get(i, False)) for i, value in enumerate(nats.tolist())]
 
     def _is_greedy(self, texts: Sequence[Text], numbers: Sequence[int]) -> list[bool]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.json_text import json_text
+from data_pipeline.json_text import json_text, lines_of
 
 
 class ItemFile:
@@ -63,7 +63,7 @@ class ItemFile:
         """Take over the records of a file with these settings; False if it has others. A line cut off by a kill is removed."""
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8", errors="replace").splitlines()
+        lines = lines_of(whole.decode("utf-8", errors="replace"))
         try:
             if not lines or json.loads(lines[0]) != json.loads(header):
                 return False

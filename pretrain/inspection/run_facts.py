@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.json_text import lines_of
 from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
 from pretrain.config.run_folder import check_run_folder
@@ -113,7 +114,7 @@ def _settings(path: Path) -> Record:
 def _metrics(path: Path) -> Iterator[Record]:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = lines_of(path.read_text(encoding="utf-8"))
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)

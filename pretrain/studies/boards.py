@@ -5,12 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.generators.boards import Sudoku
 from data_pipeline.generators.names import find_generator
 from data_pipeline.generators.sudoku import SudokuBoards
+from data_pipeline.json_text import lines_of
 from pretrain.proportions import wilson_interval
 from pretrain.studies.blocks import Drawing
 from pretrain.studies.results import Results, TrialResult
@@ -48,15 +48,11 @@ def texts(result: TrialResult, content: dict[str, Any], loops: str | int) -> lis
     settings = {key: value for key, value in content["settings"].items() if key not in ("compute", "limit")}
     wanted = [settings | compute for compute in content["settings"]["compute"] if compute["loops"] == loops]
     for path in sorted((result.trial.folder / "eval").glob("*.items.jsonl")):
-        header, *records = map(json.loads, _lines(path))
+        header, *records = map(json.loads, lines_of(path.read_text(encoding="utf-8")))
         if [header["settings"]] == wanted:
             boards = {record["item"]: record["board"] for record in records if "board" in record}
             return [SPECIAL.sub(NO_SYMBOL, boards[item]) for item in sorted(boards)]
     return []
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 def picture(generator: SudokuBoards, boards: Sequence[str]) -> str:

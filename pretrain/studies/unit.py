@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic_files import locked, write_atomic
-from data_pipeline.json_text import json_text
+from data_pipeline.json_text import json_text, lines_of
 from pretrain.errors import UserError
 from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.trials import Command, Experiment, Trial
@@ -110,7 +110,7 @@ def last_record(path: Path) -> dict[str, Any]:
         while True:
             with path.open("rb") as file:
                 file.seek(max(0, size - window))
-                lines = file.read(window).decode("utf-8", errors="replace").splitlines()
+                lines = lines_of(file.read(window).decode("utf-8", errors="replace"))
             for line in reversed(lines):
                 with suppress(ValueError):
                     record = json.loads(line)

@@ -268,15 +268,15 @@ def test_a_mount_point_is_refused_before_the_work(jsonl, tokenizer_file, tmp_pat
     assert not (tmp_path / "out.work").exists()
 
 
-def test_mount_points_with_spaces_are_found(tmp_path, monkeypatch):
+def test_mount_points_with_spaces_and_line_separators_are_found(tmp_path, monkeypatch):
     from data_pipeline import output_checks
 
-    line = f"36 35 98:0 / {tmp_path}/my\\040d\\303\\241ta rw,noatime - ext4 /dev/sda rw\n"
-    original = Path.read_text
-    monkeypatch.setattr(
-        Path, "read_text", lambda p, **k: line if str(p) == "/proc/self/mountinfo" else original(p, **k)
-    )
+    names = ("my\\040d\\303\\241ta", "a\u2028b\u00a0c")
+    lines = "".join(f"36 35 98:0 / {tmp_path}/{name} rw,noatime - ext4 /dev/sda rw\n" for name in names).encode()
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: lines if str(p) == "/proc/self/mountinfo" else original(p))
     assert output_checks._is_mount_point(tmp_path / "my dáta")
+    assert output_checks._is_mount_point(tmp_path / "a\u2028b\u00a0c")
     assert not output_checks._is_mount_point(tmp_path / "my")
 
 

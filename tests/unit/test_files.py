@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 
 from pretrain.checkpoints.folder import MARK, latest_checkpoint, list_checkpoints, prune, read_state
 from pretrain.checkpoints.weights import load_into
+from pretrain.config.run_folder import has_record, whole_records
 from pretrain.errors import UserError
+from pretrain.inspection.run_facts import read_run
 from pretrain.training.hooks.sinks import Console, MetricsFile, format_duration
 from pretrain.training.run_folder import require_shared_folder
 from pretrain.training.stop_request import StopRequest
@@ -91,6 +93,19 @@ def test_metrics_file_drops_steps_that_will_be_repeated(tmp_path):
     sink.write_training({"step": 6, "loss": 1.0})
     sink.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_texts_of_metrics_may_have_line_separators(tmp_path):
+    """Characters at which `str.splitlines` splits, though not the lines of a file."""
+    sink = MetricsFile()
+    (tmp_path / "config.yaml").write_text("model: {}\ntrain: {}\n")
+    records = [{"step": 1, "texts": {"drawn": ["a\u2028b\u2029c\x85d"]}}, {"step": 2, "loss": 1.0}]
+    for start in range(2):
+        sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=start)))
+        sink.write_training(records[start])
+        sink.close()
+    assert whole_records(tmp_path) == records and has_record(tmp_path, "texts", 1)
+    assert read_run(tmp_path, "a").steps == records[1:]
 
 
 def test_console_line(capsys):

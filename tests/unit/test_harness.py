@@ -9,11 +9,10 @@ import pytest
 pytest.importorskip("lm_eval", minversion="0.4.13")
 
 from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager
 
 from pretrain.cli import main as loopmdm
 from pretrain.errors import UserError
-from pretrain.evaluation.harness import DiffusionHarness
+from pretrain.evaluation.harness import DiffusionHarness, Tasks
 from pretrain.evaluation.item_files import ItemFile
 from pretrain.evaluation.likelihood import Text, chain_rule
 from tests.exports import make_run
@@ -72,15 +71,16 @@ def model(world, tmp_path):
     return toy_model(world, tokenizer, HashedDenoiser(tokenizer.vocab_size - 1), seq_len=40, order="left-to-right")
 
 
-def harness(model, method="left-to-right", kept=None):
-    return DiffusionHarness(model, method, 8, kept, lambda line: None)
+def harness(model, method="left-to-right"):
+    return DiffusionHarness(model, method, 8, Tasks(include_defaults=False), None, lambda line: None)
 
 
-def results(folder, adapter, *tasks):
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
+def results(folder, model, *names, kept=None):
+    tasks = Tasks(include_path=str(folder), include_defaults=False)
     found = simple_evaluate(
-        model=adapter, tasks=list(tasks), task_manager=manager, bootstrap_iters=10, log_samples=True
-    )
+        model=DiffusionHarness(model, "left-to-right", 8, tasks, kept, lambda line: None),
+        tasks=list(names), task_manager=tasks, bootstrap_iters=10, log_samples=True,
+    )  # fmt: skip
     return found["results"], found["samples"]
 
 
@@ -92,7 +92,7 @@ def nats(model, context, *texts):
 def test_tasks_from_local_files(folder, model):
     """Every figure of lm-eval against the likelihoods and samples themselves."""
     kept = ItemFile(folder / "eval", "s", {})
-    found, samples = results(folder, harness(model, kept=kept), *TASKS)
+    found, samples = results(folder, model, *TASKS, kept=kept)
     right = []
     for doc, sample in zip(DOCS, samples["toy_choices"], strict=True):
         expected = nats(model, doc["question"], *(f" {choice}" for choice in doc["choices"]))
@@ -121,7 +121,7 @@ def test_tasks_from_local_files(folder, model):
     assert found["toy_texts"]["bits_per_byte,none"] == pytest.approx(total / np.log(2) / size, rel=1e-6)
     again = ItemFile(folder / "eval", "s", {})
     silent = toy_model(model.world, model.tokenizer, lambda query: 1 / 0, 40, order="left-to-right")
-    assert results(folder, harness(silent, kept=again), *TASKS)[0] == found
+    assert results(folder, silent, *TASKS, kept=again)[0] == found
 
 
 def request(*args, doc=0, idx=0):
@@ -156,6 +156,53 @@ def test_greedy_continuations_are_told(model):
     assert [adapter.loglikelihood([request("one", one)])[0][1] for one in (text, other)] == [True, False]
 
 
+def greedy_text(model, context, length):
+    """What the sampler fills in after a context, without random numbers."""
+    ids = model.tokenizer.encode_batch([context])[0].tolist()
+    drawn = toy_model(model.world, model.tokenizer, model.network(), 40, order="left-to-right", temperature=0.0)
+    (sample,) = drawn.fill([[*ids, *[model.tokenizer.mask_id] * length]], [0])
+    return model.tokenizer.decode(sample.tokens[len(ids) :])
+
+
+def test_multiple_choice_may_use_greedy_continuations(folder, model):
+    """As webqs has it, alone or in a group: `exact_match` of several choices, here of the right one and another."""
+    lines = []
+    for i in range(4):
+        right = greedy_text(model, f"q{i}", 3)
+        choices = [right[:-1] + ("a" if right[-1] != "a" else "b"), right]
+        lines.append(json.dumps({"question": f"q{i}", "choices": choices, "answer": int(i > 0)}))
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    task = (folder / "toy_choices.yaml").read_text().replace("metric: acc_norm", "metric: exact_match")
+    (folder / "toy_choices.yaml").write_text(task + 'target_delimiter: ""\nrepeats: 2\n')
+    (folder / "toy_group.yaml").write_text("group: toy_group\ntask: [toy_choices]\n")
+    for name in ("toy_choices", "toy_group"):
+        found, samples = results(folder, model, name)
+        assert found["toy_choices"]["exact_match,none"] == 0.75
+        assert [[said for _, said in sample["filtered_resps"]] for sample in samples["toy_choices"]] == [
+            [False, True]
+        ] * 4
+
+
+def test_repeats_are_answered_anew(folder, model):
+    """The first answer is that of a task without repeats, and all are kept."""
+    task = (folder / "toy_answers.yaml").read_text().replace("do_sample: false", "do_sample: true, temperature: 1.0")
+    (folder / "toy_answers.yaml").write_text(task)
+    (once,) = results(folder, model, "toy_answers")[1].values()
+    (folder / "toy_answers.yaml").write_text(task + "repeats: 4\n")
+    kept = ItemFile(folder / "eval", "s", {})
+    (found,) = results(folder, model, "toy_answers", kept=kept)[1].values()
+    assert [sample["resps"][0][0] for sample in found] == [sample["resps"][0][0] for sample in once]
+    assert all(len(set(sample["resps"][0])) == 4 for sample in found) and len(kept.records) == 4 * len(DOCS)
+    silent = toy_model(model.world, model.tokenizer, lambda query: 1 / 0, 40, order="left-to-right")
+    again = ItemFile(folder / "eval", "s", {})
+    assert results(folder, silent, "toy_answers", kept=again)[1]["toy_answers"] == found
+
+
+def test_a_single_continuation_stays_one_when_it_is_repeated(model):
+    adapter, one = harness(model), request("one", greedy_text(model, "one", 4))
+    assert [greedy for _, greedy in adapter.loglikelihood([one] * 3)] == [True] * 3
+
+
 def test_what_cannot_be_answered_is_named(model):
     with pytest.raises(UserError, match=r"^lm-eval: a continuation has 60 tokens, more than the 40 of a row"):
         harness(model).loglikelihood([request("a", "b" * 60)])
@@ -179,7 +226,7 @@ def test_a_run_and_its_export_have_equal_scores(folder, capsys):
         "--order",
         "left-to-right",
     ]
-    (folder / "toy_answers.yaml").write_text((folder / "toy_answers.yaml").read_text().replace("20", "9"))
+    (folder / "toy_answers.yaml").write_text((folder / "toy_answers.yaml").read_text().replace("toks: 20", "toks: 9"))
     assert loopmdm(["evaluate", str(run_folder), *words, "--weights", "ema"]) == 0
     assert loopmdm(["evaluate", str(export), *words, "--batch-size", "4"]) == 0
     assert "S=3" in capsys.readouterr().out

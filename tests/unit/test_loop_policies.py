@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.flops import FlopsModel
+from model.sampling import parts
 from model.sampling.network import Compute, LoopedNetwork
 from model.sampling.passes import Judge, LoopPolicy, Settling, change_of_state, run_passes
 from tests.tiny_networks import PLANS, fill, prompts, query_of, sharp_model
@@ -98,6 +100,37 @@ def test_the_prediction_settles_by_its_kullback_leibler_divergence():
             judge(states, states, number, torch.arange(2))
         number = 3
         assert judge(states[:, 1:], states[:, 1:], 3, torch.tensor([1])).tolist() == expected
+
+
+def test_predictions_are_compared_a_part_at_a_time(monkeypatch):
+    """No float64 copy has more than the logits of a part; the figures are those of all at once."""
+    monkeypatch.setattr(parts, "ELEMENTS", 3 * 50)
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            nonlocal largest
+            found = operator(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+                largest = max(largest, found.numel())
+            return found
+
+    wanted = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+    row = wanted.t().nonzero(as_tuple=True)[0]
+    drawn = torch.randn(3, len(row), 50, generator=torch.Generator().manual_seed(1))
+    logits = iter((drawn[0], drawn[1], drawn[2][row != 1]))
+    judge = Judge(Settling(0.1, "prediction"), wanted, lambda states, rows: next(logits), lambda decision: decision)
+    with Sizes():
+        changes = [
+            judge.change(drawn, drawn, k, torch.tensor(rows))
+            for k, rows in ((1, [0, 1, 2, 3]), (2, [0, 1, 2, 3]), (3, [0, 2, 3]))
+        ]
+    assert changes[0].isinf().all() and largest <= 3 * 50
+    for k, rows in ((1, [0, 1, 2, 3]), (2, [0, 2, 3])):
+        log_p, log_q = (drawn[i].double().log_softmax(dim=-1) for i in (k, k - 1))
+        each = torch.zeros(wanted.t().shape, dtype=torch.float64)
+        each[wanted.t()] = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+        assert torch.equal(changes[k], (each.t().sum(dim=0) / wanted.sum(dim=0))[rows])
 
 
 @pytest.mark.parametrize("loops", [1, 3, 7])

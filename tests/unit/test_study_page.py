@@ -8,10 +8,11 @@ import pytest
 
 from data_pipeline.generators.boards import Sudoku
 from data_pipeline.generators.names import find_generator
+from pretrain.evaluation.item_files import ItemFile
 from pretrain.inspection.charts import Line
 from pretrain.studies import schedule
 from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text, html_page, markdown
-from pretrain.studies.boards import broken, picture
+from pretrain.studies.boards import broken, picture, texts
 from pretrain.studies.definition import load_study
 from pretrain.studies.estimate import CALIBRATION_STEPS, _missing_steps
 from pretrain.studies.schedule import Progress, duration
@@ -35,6 +36,13 @@ def test_a_picture_has_every_cell_and_marks_the_broken_ones():
     first, second, _ = drawn.split("<g ")[1:]
     assert first.count("--wrong") == 0 and second.count("--wrong") == 3
     assert re.findall(r'class="symbol">(.)<', first) == list(VALID)
+
+
+def test_boards_are_found_beside_answers_with_line_separators(tmp_path):
+    for name, settings, record in (("a", {}, {"answer": "a\u2028b"}), ("b", {"loops": 2}, {"board": VALID})):
+        ItemFile(tmp_path / "eval", name, settings).add([{"item": 0, **record}], [])
+    result = SimpleNamespace(trial=SimpleNamespace(folder=tmp_path))
+    assert texts(result, {"settings": {"compute": [{"loops": 2}]}}, 2) == [VALID]
 
 
 REPORT = Report(
@@ -79,11 +87,18 @@ def test_progress_and_the_time_that_is_left(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "step"), [("", None), ('{"step": 1}\n{"step": 2}\n{"st', 2), ('{"step": 1}\n', 1), ("3\n", None)]
+    ("text", "step"),
+    [
+        ("", None),
+        ('{"step": 1}\n{"step": 2}\n{"st', 2),
+        ('{"step": 1}\n', 1),
+        ("3\n", None),
+        ('{"step": 1}\n{"step": 2, "texts": "a\u2028{}\u2028"}\n', 2),
+    ],
 )
 def test_the_last_record_of_a_file_that_is_being_written(tmp_path, text, step):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     assert last_record(path).get("step") == step
     assert last_record(tmp_path / "missing") == {}
 

@@ -285,6 +285,32 @@ def test_a_stopped_task_goes_on(world, letters, tmp_path):
     assert other.path.name == "s_2.items.jsonl" and not other.records
 
 
+def test_answers_may_have_line_separators(tmp_path):
+    records = [{"item": 0, "answer": "a\u2028b\u2029c\x85d"}, {"item": 1, "answer": "e"}]
+    ItemFile(tmp_path, "s", {}).add(records, [1.0])
+    again = ItemFile(tmp_path, "s", {})
+    assert list(again.records.values()) == records and again.path.name == "s.items.jsonl"
+
+
+def test_the_sizes_of_a_task_are_asked_for_once(world, letters):
+    """They may be made anew whenever they are asked for."""
+
+    class Counted:
+        name, asked = "w", 0
+
+        @property
+        def sizes(self):
+            self.asked += 1
+            return [3, 1, 2, 1]
+
+        def run(self, model, items):
+            return [{"item": item} for item in items]
+
+    task = Counted()
+    records = run_task(task, toy_model(world, letters, None, batch_size=1), range(4), None, print)
+    assert [record["item"] for record in records] == [0, 1, 2, 3] and task.asked == 1
+
+
 def test_a_folder_that_cannot_be_written_keeps_items_in_memory(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     kept = ItemFile(tmp_path / "file" / "eval", "s", {})

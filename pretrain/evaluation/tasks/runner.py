@@ -31,7 +31,8 @@ def run_task(
     world = model.world
     found: dict[int, Record] = world.from_main(kept.records if kept is not None else {})
     # Items with rows of equal length go through the network together. Their results do not depend on it.
-    waiting = sorted((item for item in items if item not in found), key=lambda item: (task.sizes[item], item))
+    sizes = task.sizes
+    waiting = sorted((item for item in items if item not in found), key=lambda item: (sizes[item], item))
     at_once = 2 * model.scorer.batch_size * world.data_parallel_size
     begin = shown = time.monotonic()
     for start in range(0, len(waiting), at_once):

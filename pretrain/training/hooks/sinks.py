@@ -4,7 +4,7 @@ import json
 from textwrap import indent
 
 from data_pipeline.atomic_files import write_atomic
-from data_pipeline.json_text import json_text
+from data_pipeline.json_text import json_text, lines_of
 from pretrain.evaluation.report import short_figures
 from pretrain.training.hooks.recorder import Record, Sink
 from pretrain.training.state import TrainingRun
@@ -145,10 +145,10 @@ def format_duration(seconds: float) -> str:
 def _lines_until(text: str, step: int) -> list[str]:
     """The complete lines of steps up to `step`; a line truncated by a crash is dropped."""
     kept = []
-    for line in text.splitlines(keepends=True):
+    for line in lines_of(text[: text.rfind("\n") + 1]):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
     return kept
