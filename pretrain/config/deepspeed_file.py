@@ -14,6 +14,7 @@ from pretrain.config.deepspeed_keys import (
     DEEPSPEED_KEYS,
     DERIVED_DEEPSPEED_KEYS,
     FAULTY_WHEN_TRUE,
+    OFFLOAD_DEVICES,
     REMOVED_DEEPSPEED_KEYS,
     UNUSED_DEEPSPEED_KEYS,
 )
@@ -21,6 +22,9 @@ from pretrain.config.settings import Settings
 from pretrain.errors import Problem
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+
+OFFLOAD_LEVELS = ("none", "optimizer", "parameters")
+"""`parallel.offload`: each level also offloads what the one before it does."""
 
 DEFAULT_REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default for `reduce_bucket_size`: how many gradients it reduces at once."""
@@ -71,11 +75,11 @@ def _lines_of(key: str, text: str) -> list[int]:
 
 
 def deepspeed_file_problems(settings: Settings) -> Iterator[Problem]:
-    """A rule (see `rules`): the file can be read, has only keys that DeepSpeed reads, no derived one, and the right ZeRO stage."""
+    """A rule (see `rules`): the file can be read, has only keys that DeepSpeed reads, no derived one, and suits `parallel`."""
     path, stage = ds_config_path(settings), settings.parallel.zero_stage
 
     def problem(text: str) -> Problem:
-        return Problem("parallel.ds_config", path, text, related=("parallel.zero_stage",))
+        return Problem("parallel.ds_config", path, text, related=("parallel.zero_stage", "parallel.offload"))
 
     if str(path).lstrip().startswith("{"):
         yield problem("is the text of a file; save it as a JSON file and give its path")
@@ -92,11 +96,11 @@ def deepspeed_file_problems(settings: Settings) -> Iterator[Problem]:
         yield problem(str(error))
         return
     text = path.read_text(encoding="utf-8-sig")
-    for name, mistake in _mistakes(content, DEEPSPEED_KEYS, ""):
-        (line, *_) = [*_lines_of(name.rpartition(".")[2], text), 1]
-        yield problem(f"line {line}: {mistake}")
     zero = content.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
+    for name, mistake in [*_mistakes(content, DEEPSPEED_KEYS, ""), *_offload_mistakes(zero, settings.parallel.offload)]:
+        (line, *_) = [*_lines_of(name.rpartition(".")[2], text), 1]
+        yield problem(f"line {line}: {mistake}")
     if zero.get("stage", stage) != stage:
         yield problem(f"has ZeRO stage {zero['stage']}, but parallel.zero_stage={stage}; make them equal")
     elif zero.get("overlap_comm") is True and stage < 2:
@@ -125,6 +129,20 @@ def _mistakes(content: dict[str, Any], known: dict[str, Any], prefix: str) -> It
             yield key, f"{key}={json.dumps(value)} {wrong}"
         elif value is True and key in FAULTY_WHEN_TRUE:
             yield key, f"{key}=true: {FAULTY_WHEN_TRUE[key]}; remove it from the file"
+
+
+def _offload_mistakes(zero: dict[str, Any], offload: str) -> Iterator[tuple[str, str]]:
+    """The same of every device that contradicts `parallel.offload`, from which the planner and the optimizer's kernel follow."""
+    for level, name in enumerate(("offload_optimizer", "offload_param")):
+        section, wanted = zero.get(name), OFFLOAD_LEVELS.index(offload) > level
+        device = section.get("device") if isinstance(section, dict) else None
+        if device in OFFLOAD_DEVICES and (device != "none") != wanted:
+            setting = OFFLOAD_LEVELS[level if wanted else level + 1]
+            yield (
+                name,
+                f'zero_optimization.{name}.device="{device}", but parallel.offload={offload}; remove it from the file, or set '
+                f"parallel.offload={setting}",
+            )
 
 
 def _unknown(name: str, known: dict[str, Any], prefix: str) -> str:

@@ -4,13 +4,15 @@ with the installed library, which ignores unknown top-level keys in silence. Imp
 
 from typing import Any
 
+OFFLOAD_DEVICES = ("none", "cpu", "nvme")
+
 OFFLOAD_PARAM = {
-    "device": ("none", "cpu", "nvme"), "nvme_path": str, "buffer_count": int, "buffer_size": int, "max_in_cpu": int,
+    "device": OFFLOAD_DEVICES, "nvme_path": str, "buffer_count": int, "buffer_size": int, "max_in_cpu": int,
     "pin_memory": bool,
 }  # fmt: skip
 
 OFFLOAD_OPTIMIZER = {
-    "device": ("none", "cpu", "nvme"), "nvme_path": str, "buffer_count": int, "pin_memory": bool, "pipeline_read": bool,
+    "device": OFFLOAD_DEVICES, "nvme_path": str, "buffer_count": int, "pin_memory": bool, "pipeline_read": bool,
     "pipeline_write": bool, "fast_init": bool, "ratio": float, "super_offload": bool, "cpuadam_cores_perc": float,
 }  # fmt: skip
 
@@ -109,5 +111,7 @@ REMOVED_DEEPSPEED_KEYS = (
 FAULTY_WHEN_TRUE = {
     # `safe_get_full_fp32_param` does not know the order of round robin.
     "zero_optimization.round_robin_gradients": "DeepSpeed 0.19.8 then mixes up the weights that a checkpoint saves for evaluation",
+    "zero_optimization.cpu_offload": "an old name of offload_optimizer, which follows from parallel.offload",
+    "zero_optimization.cpu_offload_param": "an old name of offload_param, which follows from parallel.offload",
 }
 """Dotted key -> what goes wrong if it is true."""

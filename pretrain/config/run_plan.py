@@ -10,6 +10,7 @@ from data_pipeline.manifest import Manifest
 from model.flops import FlopsModel
 from model.loops import LoopSchedule
 from model.placement import Costs, Stage, place
+from pretrain.config.optimizer_groups import groups_held
 from pretrain.config.rules import problems_of
 from pretrain.config.run_length import BLOCK, RunLength, Spent
 from pretrain.config.settings import Settings
@@ -277,6 +278,25 @@ def layout_problems(plan: RunPlan) -> list[Problem]:
             f"{plan.data_parallel_size} data-parallel / train.micro_batch_size={train.micro_batch_size}); "
             f"{_more_micro_batches(plan)}"
         )
+        return [Problem("parallel.pipeline", parallel.pipeline, text)]
+    return _placement_problems(plan)
+
+
+def _placement_problems(plan: RunPlan) -> list[Problem]:
+    """The first stage without weights, or that DeepSpeed would wait for: it sums ZeRO-1's fp32 gradient norms group by group."""
+    parallel, precision = plan.settings.parallel, plan.settings.train.precision
+    held = [groups_held(plan.settings.optim.name, stage) for stage in plan.placement]
+    most, way_out = max(map(len, held)), "lower it, or change parallel.pipeline_split or parallel.mid_replicas"
+    for stage, groups in enumerate(held):
+        if not groups:
+            text = f"stage {stage} would hold no weights; {way_out}"
+        elif len(groups) < most and (parallel.zero_stage, precision) == (1, "fp32"):
+            text = (
+                f"stage {stage} would hold no layer, and so only {len(groups)} of the optimizer's {most} groups of weights, but "
+                f"ZeRO-1 in fp32 needs the same groups on all stages; set parallel.zero_stage=0, {way_out}"
+            )
+        else:
+            continue
         return [Problem("parallel.pipeline", parallel.pipeline, text)]
     return []
 

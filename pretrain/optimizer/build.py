@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.weights import shards_of
+from pretrain.config.optimizer_groups import group_of
 from pretrain.config.settings import Optim
 from pretrain.machine.kernels import choose_adamw
 from pretrain.optimizer.ema import average_weights
@@ -31,28 +31,24 @@ def build_optimizer(
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
     )
-    weights, decay = dict(model.named_parameters()), settings.weight_decay
+    decay = settings.weight_decay
+    groups: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for name, weight in model.named_parameters():
+        groups[group_of(settings.name, name, _dimensions(weight))].append(weight)
     if settings.name == "muon":
-        hidden = [weight for name, weight in weights.items() if is_hidden_matrix(name)]
-        others = [weight for name, weight in weights.items() if not is_hidden_matrix(name)]
+        hidden, others = groups
         direction = partial(muon_direction, architecture=model.architecture)
         # Decay by Muon: one group, as DeepSpeed needs equally many on all stages, and most have no matrix among the others.
         aside = adamw([{"params": others, "weight_decay": 0.0, "matrix_decay": decay}])
         optimizer: Optimizer = Muon(hidden, decay, aside, direction, settings.momentum)
     else:
-        matrices = [weight for weight in weights.values() if _is_matrix(weight)]
-        vectors = [weight for weight in weights.values() if not _is_matrix(weight)]
+        matrices, vectors = groups
         optimizer = adamw([{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}])
     if settings.ema_decay:
         average_weights(optimizer, settings.ema_decay)
     return optimizer
 
 
-def is_hidden_matrix(name: str) -> bool:
-    """Whether a weight is a matrix of a layer: neither embedding nor LM head nor norm."""
-    return ".layers." in name and shards_of(name) is not None
-
-
-def _is_matrix(weight: Tensor) -> bool:
+def _dimensions(weight: Tensor) -> int:
     # ZeRO-3 leaves an empty vector in place of a weight and keeps the weight's shape in `ds_shape`.
-    return len(getattr(weight, "ds_shape", weight.shape)) >= 2
+    return len(getattr(weight, "ds_shape", weight.shape))

@@ -27,6 +27,7 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.errors import UserError
 from pretrain.optimizer.muon import Muon
 from pretrain.parallel.gather import gather_weight
+from pretrain.parallel.gradient_norm import count_no_weights_as_zero, infinite_norm
 from pretrain.parallel.only_data import only_data
 from pretrain.parallel.pieces import Pieces, locate_weights
 from pretrain.parallel.pipeline import Pipeline
@@ -118,15 +119,8 @@ class Engine:
         if self.zero_stage == 0:
             self._engine.zero_grad()
             return
-        optimizer, infinite = self._engine.optimizer, torch.tensor(math.inf, device=self._world.device)
-        # What the norm is made of in bf16_optimizer.py, zero/stage_1_and_2.py and zero/stage3.py.
-        norms = {"get_grads_for_norm": ([infinite], {}), "scaled_global_norm": infinite, "_get_norm_groups": [infinite]}
-        name = next(name for name in norms if hasattr(optimizer, name))
-        setattr(optimizer, name, lambda *_, **__: norms[name])
-        try:
+        with infinite_norm(self._engine.optimizer, self._world.device):
             self._engine.step()
-        finally:
-            delattr(optimizer, name)
         self._forget_offloaded_gradients()
 
     def _forget_offloaded_gradients(self) -> None:
@@ -152,8 +146,9 @@ class Engine:
         every = list(self.model.parameters())
 
         def clip(*_: Any) -> None:
-            squares = torch.stack([weight.grad.float().square().sum() for weight in counted]).sum()
-            norm = self._world.sum_over_model(squares).sqrt()
+            squares = [weight.grad.float().square().sum() for weight in counted]
+            squares = squares or [torch.zeros((), device=self._world.device)]  # a stage may hold copies alone
+            norm = self._world.sum_over_model(torch.stack(squares).sum()).sqrt()
             self._norm = norm.item()
             _require_finite(self._norm)
             limit = self._plan.settings.optim.clip_norm or float("inf")
@@ -294,6 +289,7 @@ def initialize_deepspeed(model: LoopedDenoiser, optimizer: Optimizer, plan: RunP
     config = deepspeed_config(plan, model.stage)
     with redirect_stdout(io.StringIO()), _file_errors(plan):  # BF16_Optimizer prints its memory use at every start
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=DeepSpeedMpu())
+    count_no_weights_as_zero(engine.optimizer, world.device)
     return engine
 
 

@@ -13,6 +13,7 @@ from data_pipeline.dataset.blend import load_blend
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.optimizer.ema import averaged_weights
+from pretrain.parallel import parallelize
 from pretrain.training.start import build_run
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.step import SPIKE_WINDOW, train_step
@@ -104,6 +105,25 @@ def test_nothing_is_updated_and_the_next_step_is_that_of_a_run_without_it(start,
     other.progress.step = 2
     train_step(other, other.batches[2])
     assert_equal(state_of(other), state_of(run))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=lambda overrides: "-".join(w.partition("=")[2] for w in overrides))
+def test_a_rank_whose_weights_are_all_copies_of_others_steps_with_the_norm_of_the_rest(start, monkeypatch, layout):
+    """As on a pipeline stage of copied mid layers alone; here nobody holds the first copy. Also after a step that is dropped."""
+
+    def mark(model: torch.nn.Module) -> None:
+        for weight in model.parameters():
+            weight.tensor_model_parallel, weight.ds_pipe_replicated = False, True
+
+    monkeypatch.setattr(parallelize, "mark_copied_weights", mark)
+    run = start(*layout)
+    for handle in poison_loss(run):
+        assert train_step(run, run.batches[1]).skipped
+        handle.remove()
+    before = [weight.clone() for weight in run.engine.model.parameters()]
+    report = train_step(run, run.batches[2])
+    assert report.skipped is None and report.grad_norm == 0.0
+    assert any(not torch.equal(*pair) for pair in zip(before, run.engine.model.parameters(), strict=True))
 
 
 def assert_equal(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:

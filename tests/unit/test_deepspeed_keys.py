@@ -127,7 +127,8 @@ def problems(tmp_path):
 def test_the_shipped_files_and_the_usual_keys_are_accepted(problems):
     for path in sorted((ROOT / "ds_configs").glob("*.json")):
         assert problems(path.read_text(), f"parallel.zero_stage={path.stem[-1]}") == []
-    assert problems({"zero_optimization": {"reduce_bucket_size": 5e8, "offload_optimizer": {"device": "cpu"}}}) == []
+    usual = {"reduce_bucket_size": 5e8, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "none"}}
+    assert problems({"zero_optimization": usual}, "parallel.offload=optimizer") == []
     assert problems('\ufeff{"wall_clock_breakdown": true, "communication_data_type": "fp32"}\r\n') == []
 
 
@@ -161,6 +162,12 @@ UNKNOWN = {
     "gradients are reduced after the last backward pass; remove it, or set parallel.zero_stage to 2 or 3",
     '{"zero_optimization": {\n "round_robin_gradients": true}}': "line 2: zero_optimization.round_robin_gradients=true: "
     "DeepSpeed 0.19.8 then mixes up the weights that a checkpoint saves for evaluation; remove it from the file",
+    '{"zero_optimization": {\n "offload_optimizer": {"device": "cpu"}}}': "line 2: zero_optimization.offload_optimizer.device="
+    '"cpu", but parallel.offload=none; remove it from the file, or set parallel.offload=optimizer',
+    '{"zero_optimization": {"offload_param": {"device": "nvme"}}}': 'line 1: zero_optimization.offload_param.device="nvme", but '
+    "parallel.offload=none; remove it from the file, or set parallel.offload=parameters",
+    '{"zero_optimization": {"cpu_offload": true}}': "line 1: zero_optimization.cpu_offload=true: an old name of offload_optimizer, "
+    "which follows from parallel.offload; remove it from the file",
     '{"zero_optimization": {"offload_param": null}}': "line 1: the key 'zero_optimization.offload_param' must be an object; "
     "correct the file",
     '{"wall_clock_breakdown": 1}': "line 1: wall_clock_breakdown=1 should be true or false",
@@ -178,6 +185,23 @@ UNKNOWN = {
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_what_deepspeed_would_ignore_or_fail_on_is_refused_with_its_line(problems, text):
     assert problems(text) == [UNKNOWN[text]]
+
+
+def test_a_device_that_contradicts_the_setting_is_refused(problems):
+    def refused(key, device, offload, stage=3):
+        content = {"zero_optimization": {key: {"device": device}}}
+        return problems(content, f"parallel.offload={offload}", f"parallel.zero_stage={stage}")
+
+    for key, device, offload, setting in (
+        ("offload_param", "cpu", "optimizer", "parameters"),
+        ("offload_param", "none", "parameters", "optimizer"),
+        ("offload_optimizer", "none", "optimizer", "none"),
+    ):
+        assert refused(key, device, offload) == [
+            f'line 1: zero_optimization.{key}.device="{device}", but parallel.offload={offload}; remove it from the file, or set '
+            f"parallel.offload={setting}"
+        ]
+    assert refused("offload_optimizer", "nvme", "parameters") == refused("offload_optimizer", "none", "none") == []
 
 
 def test_the_text_of_a_file_in_place_of_its_path():

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.architecture import Architecture, LoopSplit
@@ -13,8 +15,11 @@ from model.placement import Costs, place, weights_held
 from model.weights import shards_of
 from pretrain.cli import main
 from pretrain.config.load import load_settings
+from pretrain.config.optimizer_groups import groups_held
 from pretrain.config.run_plan import layout_problems
+from pretrain.config.settings import Optim
 from pretrain.errors import ConfigError, UserError
+from pretrain.optimizer.build import build_optimizer
 from pretrain.optimizer.orthogonal import muon_direction
 from pretrain.planning.estimate import estimate_all
 from pretrain.planning.layouts import choose, legal_layouts, plan_of, ranked
@@ -44,6 +49,21 @@ def test_weights_per_stage_are_those_of_the_built_model(world):
         for stage in place(split, stages, Costs(1.0, 0.0, 0.5), [0.25] * 4):
             built = LoopedDenoiser(architecture, stage=stage)
             assert sum(p.numel() for p in built.parameters()) == weights_held(stage, architecture, 1)
+
+
+def test_groups_held_by_a_stage_are_those_of_the_built_optimizer(world):
+    for head, mid, tail in ((1, 2, 1), (0, 3, 0), (0, 1, 0)):
+        split = LoopSplit(head=head, mid=mid, tail=tail, max=4, norm=True)
+        architecture = Architecture(
+            num_layers=head + mid + tail, hidden_size=32, num_heads=4, num_kv_heads=2, vocab_size=51, loop=split
+        )
+        for kind, stages in product(("looped", "contiguous"), (1, 2, 4)):
+            for stage in place(split, stages, Costs(1.0, 0.0, 0.5), [0.25] * 4, kind):
+                built = LoopedDenoiser(architecture, stage=stage)
+                for name in ("adamw", "muon") if list(built.parameters()) else ():
+                    groups = build_optimizer(built, Optim(name=name), torch.device("cpu")).param_groups
+                    filled = {number for number, group in enumerate(groups) if group["params"]}
+                    assert groups_held(name, stage) == filled
 
 
 def saved_bytes(plan, loops, attention="row"):
@@ -241,6 +261,23 @@ def test_every_listed_layout_is_accepted():
         assert not (one.pipeline > 1 and one.zero_stage > 1)
     assert any(p.pipeline == 4 for p in listed) and any(p.tensor == 2 and p.sequence for p in listed)
     assert not any(p.tensor == 4 for p in listed), "2 key-value heads cannot be divided over 4 ranks"
+
+
+def test_no_listed_pipeline_has_stages_that_deepspeed_would_wait_for():
+    """3 mid layers on 4 stages: the last has the LM head alone, and Muon has two groups. 1 on 8: stages without weights."""
+    three = ("model.num_layers=3", "model.loop.head=0", "model.loop.mid=3", "model.loop.tail=0", "optim.name=muon")
+    found = {
+        (p.settings.parallel.pipeline, p.settings.parallel.zero_stage) for p in legal_layouts(plan(*three, ranks=4))
+    }
+    assert (4, 0) in found and (2, 1) in found and (4, 1) not in found
+    one = (
+        "model.num_layers=1",
+        "model.loop.head=0",
+        "model.loop.mid=1",
+        "model.loop.tail=0",
+        "train.micro_batch_size=1",
+    )
+    assert {p.settings.parallel.pipeline for p in legal_layouts(plan(*one, ranks=8))} == {1, 2, 4}
 
 
 def test_the_best_fits_and_is_the_fastest_that_does():

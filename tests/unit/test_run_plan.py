@@ -17,6 +17,7 @@ from pretrain.errors import ConfigError
 from pretrain.optimizer.schedule import learning_rate
 from tests.launching import ROOT
 
+BF16 = "train.precision=bf16"
 TINY = str(ROOT / "tests" / "tiny.yaml")
 
 
@@ -72,6 +73,22 @@ SIZES = {
     ): "parallel.pipeline=4: needs at least as many "
     "micro-batches as stages; a step has 2 (batch 2 / 1 data-parallel / train.micro_batch_size=1); set train.global_batch_size "
     "to 4 or more",
+    (
+        "parallel.pipeline=4 parallel.pipeline_split=contiguous",
+        4,
+    ): "parallel.pipeline=4: stage 0 would hold no layer, and so only 1 of the optimizer's 2 groups of weights, but ZeRO-1 in "
+    "fp32 needs the same groups on all stages; set parallel.zero_stage=0, lower it, or change parallel.pipeline_split or "
+    "parallel.mid_replicas",
+    (
+        "parallel.pipeline=4 model.num_layers=3 model.loop.head=0 model.loop.mid=3 model.loop.tail=0 optim.name=muon",
+        4,
+    ): "parallel.pipeline=4: stage 3 would hold no layer, and so only 1 of the optimizer's 2 groups of weights, but ZeRO-1 in "
+    "fp32 needs the same groups on all stages; set parallel.zero_stage=0, lower it, or change parallel.pipeline_split or "
+    "parallel.mid_replicas",
+    (
+        "parallel.pipeline=4 parallel.mid_replicas=1 model.num_layers=2 model.loop.head=0 model.loop.tail=0",
+        4,
+    ): "parallel.pipeline=4: stage 2 would hold no weights; lower it, or change parallel.pipeline_split or parallel.mid_replicas",
     (
         "model.num_heads=5 model.num_kv_heads=5",
         1,
@@ -145,6 +162,13 @@ def test_sizes_that_do_not_fit_name_the_key_both_numbers_and_a_value_that_would_
     with pytest.raises(ConfigError) as caught:
         plan_of(*overrides.split(), ranks=ranks)
     assert [str(problem) for problem in caught.value.problems] == [SIZES[overrides, ranks].format(data=corpus)]
+
+
+def test_stages_may_have_different_groups_where_the_norm_is_not_summed_by_group(plan_of):
+    split = ("parallel.pipeline=4", "parallel.pipeline_split=contiguous")
+    assert plan_of(*split, "parallel.zero_stage=0", ranks=4).placement == plan_of(*split, BF16, ranks=4).placement
+    for stages in (2, 3):
+        assert plan_of(f"parallel.pipeline={stages}", split[1], "train.micro_batch_size=1", ranks=stages)
 
 
 def test_batch_arithmetic(plan_of):

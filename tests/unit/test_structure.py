@@ -72,6 +72,7 @@ CHEAP = (
     "pretrain.config.keys",
     "pretrain.config.layout_names",
     "pretrain.config.load",
+    "pretrain.config.optimizer_groups",
     "pretrain.config.overrides",
     "pretrain.config.rules",
     "pretrain.config.run_plan",
