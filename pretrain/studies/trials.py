@@ -16,6 +16,7 @@ from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan, make_run_plan
 from pretrain.errors import ConfigError, UserError
 from pretrain.studies.definition import Arm, Measurement, Scale, Study
+from pretrain.studies.local_files import hashes_of_files
 
 WITHOUT_EFFECT = ("run.dir", "run.name", "data.path", "log.", "hardware.", "checkpoint.", "parallel.timeout_minutes")
 """Keys, or beginnings of keys, that do not change what a training computes."""
@@ -95,8 +96,8 @@ class Command:
 
     @property
     def file(self) -> str:
-        """Name of the result's file: another command has another one."""
-        return f"{self.name}-{_digest(list(self.words))[:12]}.json"
+        """Name of the result's file: another command has another one, and a file of a task with another content."""
+        return f"{self.name}-{_digest([*self.words, *hashes_of_files(self.words)])[:12]}.json"
 
 
 def arms_of(study: Study, scale: Scale) -> dict[str, Arm]:

@@ -1,6 +1,8 @@
 """Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
 
 import json
+import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.stop_signals import Stopped
 from pretrain.cli import main as loopmdm
 from pretrain.config.keys import annotations, flatten
@@ -212,6 +215,61 @@ def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
     (folder / "manifest.json").write_text(json.dumps({}))
     assert prepare_data(corpus, tmp_path, run, said.append) == folder and len(calls) == len(said) == 1
     assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
+
+
+@pytest.mark.parametrize(("study", "name"), [("sudoku", "sudoku6_120000-63febc3c"), ("text_flops", "stdlib-6691bd94")])
+def test_data_that_needs_no_file_keeps_its_folder(study, name, tmp_path):
+    assert corpus_folder(load_study(study).scales["desk"].data, tmp_path).name == name
+
+
+def test_a_changed_file_is_other_data(tmp_path, monkeypatch):
+    """By its own name, in a folder and by a pattern; a file of the same name elsewhere is another one too."""
+    for place in ("here", "there"):
+        (tmp_path / place / "texts").mkdir(parents=True)
+        (tmp_path / place / "texts" / "a.txt").write_text("one text")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    for value in ("texts/a.txt", "texts", "texts/*.txt", "~/texts"):
+        corpus, found = Corpus(input=(value,)), []
+        for place, time_ns in (("here", 10**18), ("here", 10**18), ("here", 10**18 + 1), ("there", 10**18)):
+            monkeypatch.chdir(tmp_path / place)
+            os.utime(tmp_path / "here" / "texts" / "a.txt", ns=(time_ns, time_ns))
+            os.utime(tmp_path / "there" / "texts" / "a.txt", ns=(10**18, 10**18))
+            found.append(corpus_folder(corpus, tmp_path).name)
+        assert found[0] == found[1] != found[2], value
+        assert (found[3] == found[0]) == (value == "~/texts"), value
+    with pytest.raises(DataError, match="--input missing: no such file or folder"):
+        corpus_folder(Corpus(input=("missing",)), tmp_path)
+    with pytest.raises(UserError, match=r"--input ~nobody_here/a: .* is not the home of a user"):
+        corpus_folder(Corpus(input=("~nobody_here/a",)), tmp_path)
+
+
+def test_a_measurement_of_a_changed_file_is_another_one(experiment, tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    questions, folder = tmp_path / "questions.jsonl", tmp_path / "texts"
+    shutil.copytree(data[0], folder)
+    (tmp_path / "sudoku4").write_text("no task")
+
+    def names(**options):
+        measured = Measurement(about="a", kind="tasks", options=options, loops=("1",))
+        study = experiment.study.model_copy(update={"measurements": {"asked": measured}})
+        scale = experiment.scale.model_copy(update={"options": {}, "loops": {}})
+        one = replace(experiment, study=study, scale=scale)
+        return [command.file for command in one.commands(one.trial("looped", 2e-3, 0)).values()]
+
+    first = names(tasks="sudoku4")
+    assert first == ["nelbo-808a88e8f6be.json", "asked-5e183dcb785a.json"]
+    found = []
+    for text in ("one", "other", "one"):
+        questions.write_text(text)
+        found.append(names(tasks="questions.jsonl"))
+        assert names(tasks="sudoku4") == first
+    assert found[0] == found[2] and found[0][0] == found[1][0] and found[0][1] != found[1][1]
+    given = names(tasks="sudoku4", **{"few-shot": "questions.jsonl"})
+    questions.write_text("changed")
+    assert names(tasks="sudoku4", **{"few-shot": "questions.jsonl"}) != given
+    prepared = names(tasks="texts")
+    shutil.copyfile(data[1] / "manifest.json", folder / "manifest.json")
+    assert names(tasks="texts") != prepared
 
 
 def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
