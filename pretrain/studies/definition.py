@@ -149,7 +149,7 @@ class Study(_Strict):
         settings: keys of the recipe that differ in all arms.
         arms: name -> arm; the first one is the reference.
         grid: key, or keys with spaces between them -> values: one arm for each combination, instead of `arms`.
-        curve: numbers of loops of the validations along training, as in `Measurement.loops`.
+        curve: numbers of loops of the validations along training, such as 4, chosen as in `Measurement.loops`.
         measurements: name -> what is measured at the end.
         target: bits per byte, for `seconds_to_target`.
         boards: name of the measurement whose boards the page draws; empty for none.
@@ -214,11 +214,17 @@ class Study(_Strict):
         ):  # fmt: skip
             if name and name not in known:
                 return f"{name!r} is none of {', '.join(known)}"
-        return self._problem_of_option(rule) if rule.figure in OF_A_MEASUREMENT else ""
+        return self._problem_of_measurement(rule) if rule.figure in OF_A_MEASUREMENT else ""
 
-    def _problem_of_option(self, rule: Rule) -> str:
+    def _problem_of_measurement(self, rule: Rule) -> str:
         """See `_problem_of`."""
-        values, *_ = [*self.measurements[rule.measurement].vary.values(), ("",)]
+        measured, kind = self.measurements[rule.measurement], "probe" if rule.figure == "attention_gain" else "tasks"
+        if measured.kind != kind:
+            return f"needs a measurement of kind {kind}, unlike {rule.measurement}"
+        for arm in filter(None, (rule.arm, rule.reference)):
+            if measured.arms and arm not in measured.arms:
+                return f"{rule.measurement} is not measured on {arm}"
+        values, *_ = [*measured.vary.values(), ("",)]
         if rule.option in values:
             return ""
         if values == ("",):

@@ -138,12 +138,18 @@ BROKEN = {
     "verdict: [{figure: attention_gain, arm: looped, measurement: attention, option: 4, holds: 0}]": (
         "verdict, attention_gain: option '4', but nothing varies in attention"
     ),
+    "verdict: [{figure: attention_gain, arm: plain, measurement: attention, holds: 0}]": (
+        "verdict, attention_gain: attention is not measured on plain"
+    ),
+    "verdict: [{figure: score_gain, arm: looped, measurement: attention, holds: 0}]": (
+        "verdict, score_gain: needs a measurement of kind tasks, unlike attention"
+    ),
 }
 MEASURED = """extends: sudoku
 boards: ""
 measurements:
   boards: {about: b, kind: tasks, vary: {steps: [4, 8]}}
-  attention: {about: a, kind: probe}
+  attention: {about: a, kind: probe, arms: [looped]}
 """
 
 
