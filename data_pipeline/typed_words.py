@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
 _BYTES = re.compile(
     r"(?P<number>([0-9]+\.?[0-9]*|\.[0-9]+)(e[0-9]{1,2})?)\s*((?P<unit>[kmgt])(?P<binary>i)?)?b?", re.IGNORECASE
 )
+_GROUPED = re.compile(r"[^, ]+([, ][0-9]{3})*")
 _NOT_FINITE = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
 
 
@@ -106,8 +108,11 @@ def home_expanded(text: str) -> str:
 
 
 def _respelled(word: str, example: str) -> str:
-    """` in decimal digits; write 10` for `1_0`, `1,0` or `0xA`, which some readers take for a number; else the example."""
-    try:
-        return f" in decimal digits; write {int(re.sub('[_, ]', '', word), 0)}"
-    except ValueError:
-        return f", {example}"
+    """` in decimal digits; write 1000` for `1_000`, `1,000` or `0x3E8`, which some readers take for a number; else the example.
+
+    The comma or blank of `1,5` and `1 2` groups no digits: it may stand for a point or separate two numbers.
+    """
+    if _GROUPED.fullmatch(word):
+        with suppress(ValueError):
+            return f" in decimal digits; write {int(re.sub('[_, ]', '', word), 0)}"
+    return f", {example}"

@@ -84,6 +84,15 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> tuple[Settings, Blen
     return settings, blend
 
 
+def override_of(key: str, overrides: Sequence[str]) -> Any:
+    """The value that overrides give to a key, of its type; None if they do not. Raises ConfigError: it has another type."""
+    given = _given_by(parse_overrides(overrides)[0])
+    values, problems = _typed({key: given[key]} if key in given else {})
+    if problems:
+        raise ConfigError(problems)
+    return values.get(key)
+
+
 def find_recipe(recipe: str) -> Path:
     """Path of a recipe given by name or by path. Raises UserError that lists the shipped recipes."""
     try:
@@ -110,9 +119,7 @@ def _read_settings(recipe: str, overrides: Sequence[str]) -> tuple[Settings, lis
     """Settings from what is valid, and all problems."""
     path = find_recipe(recipe)
     words, unreadable = parse_overrides(overrides)
-    given = _read_recipe(path)
-    for key, value in words:
-        given |= _flat(key, value, "")
+    given = _read_recipe(path) | _given_by(words)
     if not given.get("run.name", Given(Word(""))).value:
         given["run.name"] = Given(Word(_legal_name(path.stem)))
     values, wrong = _typed(given)
@@ -156,6 +163,14 @@ def _flat(key: str, value: Value, path: str, line: int = 0) -> dict[str, Given]:
     if inside(key) and isinstance(value, Word) and value.is_null:
         return {}
     return {key: Given(value, f"line {line} of {path}" if path else "")}
+
+
+def _given_by(words: Sequence[tuple[str, Value]]) -> dict[str, Given]:
+    """Every value of the words of overrides by its dotted key; of a key given twice, the last one."""
+    given: dict[str, Given] = {}
+    for key, value in words:
+        given |= _flat(key, value, "")
+    return given
 
 
 def _legal_name(stem: str) -> str:

@@ -33,6 +33,8 @@ def typed(value: Value, annotation: Any) -> Any:
 def _parts(value: Value) -> Sequence[Value]:
     """Items of a list that is written as `[1, 2, 4]`, `1,2,4` or `4`."""
     if isinstance(value, Word):
+        if re.search(r"\d\s+\d", value):
+            raise MistypedError(value, "should be a list such as 1,2,4, with commas")
         return [Word(part.strip(), value.line) for part in value.split(",")]
     if isinstance(value, list):
         return value

@@ -37,10 +37,13 @@ class RunFacts:
 
     @cached_property
     def evaluations(self) -> list[tuple[str, Record]]:
-        """(file name, content) of every `eval/*.json` by `loopmdm evaluate` over a whole split, the newest first."""
-        return [
-            (n, r) for n, r in self._results("eval") if "loops" in r and "rows" in r and not n.startswith("train_step")
-        ]
+        """(file name, content) of every `eval/*.json` by `loopmdm evaluate` over a whole split, the newest first.
+
+        Of a blend that of the mixture, without those of its corpora, which have the same settings.
+        """
+        found = [(n, r) for n, r in self._results("eval") if "loops" in r and not n.startswith("train_step")]
+        mixtures = [r.get("settings") for _, r in found if "corpora" in r]
+        return [(n, r) for n, r in found if "corpora" in r or ("rows" in r and r.get("settings") not in mixtures)]
 
     @cached_property
     def probes(self) -> list[tuple[str, Record]]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pretrain.inspection.charts import Line, line_chart
-from pretrain.inspection.html import cards, document, section, short, table, visible
+from pretrain.inspection.differences import differences
+from pretrain.inspection.html import cards, document, section, short, visible
 from pretrain.inspection.pieces import pieces_of
 from pretrain.inspection.run_facts import RunFacts
 from pretrain.inspection.task_results import task_results
@@ -34,7 +35,7 @@ def run_page(runs: Sequence[RunFacts]) -> str:
         section("Training loss", _training(runs)),
         section("Validation during training", _validation(runs)),
         section("Loss by timestep", _by_timestep(runs)),
-        section("NELBO by loops", _by_loops(runs), _differences(runs)),
+        section("NELBO by loops", _by_loops(runs), differences(runs)),
         section("Tasks", *(task_results(runs) or [_absent([run.name for run in runs], "evaluate", " --tasks TASK")])),
         section("The looped block, pass by pass", *_passes(runs)),
         section("Samples", *_samples(runs)),
@@ -104,23 +105,6 @@ def _by_loops(runs: Sequence[RunFacts]) -> str:
     return (line_chart(lines, "loops S", "NELBO, nats per token", whole=True) if lines else "") + _absent(
         missing, "evaluate"
     )
-
-
-def _differences(runs: Sequence[RunFacts]) -> str:
-    """Every run against the first, at the loops that both were evaluated at; errors as if the rows were independent."""
-    measured = [(run.name, {r["loops"]: r for r in run.evaluations[0][1]["loops"]}) for run in runs if run.evaluations]
-    if len(measured) < 2:
-        return ""
-    (first, base), *others = measured
-    rows = []
-    for name, found in others:
-        for loops in sorted(base.keys() & found.keys()):
-            difference = found[loops]["nats_per_token"] - base[loops]["nats_per_token"]
-            errors = [r[loops]["nats_per_token_se"] for r in (base, found)]
-            spread = "" if None in errors else f" ± {sum(e * e for e in errors) ** 0.5:.4f}"
-            rows.append((escape(name), str(loops), f"{difference:+.4f}{spread}"))
-    note = "<p>Standard errors are those of independent rows.</p>"
-    return table(("run", "S", f"NELBO minus that of {escape(first)}, nats per token"), rows) + note
 
 
 def _passes(runs: Sequence[RunFacts]) -> list[str]:

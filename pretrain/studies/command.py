@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from data_pipeline.atomic_files import locked
 from data_pipeline.paths import user_path
 from data_pipeline.stop_signals import Stopped, raise_stopped
-from pretrain.config.overrides import parse_overrides
+from pretrain.config.load import override_of
 from pretrain.errors import UserError
 from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.data import prepare_data
@@ -88,7 +89,8 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
         run_unit(experiment, trial, runner, slot=0)
         print(f"done: {trial.name}, {trial.folder}")
     else:
-        folder = arguments.output / experiment.study.name / arguments.scale
+        _ = experiment.tuning  # wrong settings leave no folder
+        folder = arguments.output / experiment.study.name / experiment.folder_name
         folder.mkdir(parents=True, exist_ok=True)
         busy = UserError(f"{folder}: another process runs this study; wait for it")
         with locked(folder / ".lock", busy):
@@ -96,7 +98,7 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
                 print(describe(experiment, runner, jobs, _show))
                 return 0
             run_all(experiment, runner, jobs, _show)
-            print(write_results(folder, read_results(experiment), arguments.flops, _command(arguments)))
+            print(write_results(folder, read_results(experiment), arguments.flops, command_of(arguments)))
     return 0
 
 
@@ -104,15 +106,14 @@ def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
     """The study at its scale, with its data prepared."""
     study, scale = _chosen(arguments)
     output = arguments.output.absolute()
-    overrides = parse_overrides(arguments.overrides)[0]
-    for key, _ in overrides:
+    for key, _ in parse_overrides(arguments.overrides)[0]:
         if key in DECIDED and key != "data.path":
             raise UserError(f"{key} is decided by the study; give {DECIDED[key]}")
-    given = [str(value) for key, value in overrides if key == "data.path"]
-    data = Path(given[-1]).absolute() if given else prepare_data(scale.data, output / "data", runner, _show)
+    given = override_of("data.path", arguments.overrides)
+    data = given.absolute() if given else prepare_data(scale.data, output / "data", runner, _show)
     experiment = Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
     if len(experiment.blend.corpora) > 1:
-        raise UserError(f"data.path={given[-1]}: a study needs one prepared folder, not a mixture of several")
+        raise UserError(f"data.path={given}: a study needs one prepared folder, not a mixture of several")
     return experiment
 
 
@@ -152,6 +153,12 @@ def _units(experiment: Experiment) -> list[str]:
     return [*lines, *([wait] if wait else [])]
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    words = ["loopmdm study", arguments.name, f"--scale {arguments.scale}", *arguments.overrides]
-    return " ".join([*words, *([f"--seeds {arguments.seeds}"] if arguments.seeds else [])])
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command that makes the page, for a shell; options at their defaults are left out, but for the scale."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["loopmdm", "study", arguments.name, "--scale", arguments.scale]
+    for name in ("jobs", "seeds", "output", "flops"):
+        if (value := getattr(arguments, name)) != parser.get_default(name):
+            words += [f"--{name}", str(value)]
+    return shlex.join([*words, *arguments.overrides])

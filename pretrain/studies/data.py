@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.dataset.blend import is_prepared
 from pretrain.studies.definition import Corpus
+from pretrain.studies.local_files import files_of_input
 from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.unit import owned
 
@@ -15,7 +16,7 @@ def prepare_data(corpus: Corpus, parent: Path, run: Runner, show: Callable[[str]
     """The prepared folder of a corpus, made with `loopmdm prepare` if it is not there. Other options have another folder.
 
     Raises:
-        UserError: it cannot be prepared.
+        UserError, DataError: it cannot be prepared.
     """
     folder = corpus_folder(corpus, parent)
     with owned(parent, wait=True):
@@ -31,7 +32,13 @@ def prepare_data(corpus: Corpus, parent: Path, run: Runner, show: Callable[[str]
 
 
 def corpus_folder(corpus: Corpus, parent: Path) -> Path:
-    """Where the data is prepared."""
+    """Where the data is prepared: changed local files have another folder.
+
+    Raises:
+        UserError, DataError: an input is not there.
+    """
     name = "".join(c if c.isalnum() else "_" for c in corpus.input[0].rstrip(":"))
-    digest = sha256(json.dumps(corpus.model_dump(), sort_keys=True).encode()).hexdigest()
+    files = [state for value in corpus.input for state in files_of_input(value)]
+    content = corpus.model_dump() | ({"files": files} if files else {})
+    digest = sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return parent / f"{name[-40:]}-{digest[:8]}"

@@ -34,6 +34,12 @@ FigureName = Literal[
     "exponent",
 ]  # fmt: skip
 
+NEEDED_BY_STUDY = {"seconds_to_target": "target", "exponent": "grid"}
+"""Figure -> the key of the study that it needs."""
+
+OF_A_MEASUREMENT = ("score_gain", "loops_spent", "attention_gain")
+"""Figures that need the key `measurement`; all but `exponent` need `arm`."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -148,7 +154,7 @@ class Study(_Strict):
         settings: keys of the recipe that differ in all arms.
         arms: name -> arm; the first one is the reference.
         grid: key, or keys with spaces between them -> values: one arm for each combination, instead of `arms`.
-        curve: numbers of loops of the validations along training, as in `Measurement.loops`.
+        curve: numbers of loops of the validations along training, such as 4, chosen as in `Measurement.loops`.
         measurements: name -> what is measured at the end.
         target: bits per byte, for `seconds_to_target`.
         boards: name of the measurement whose boards the page draws; empty for none.
@@ -184,18 +190,51 @@ class Study(_Strict):
         if bool(self.arms) == bool(self.grid):
             raise ValueError("give either arms or grid")
         for rule in self.verdict:
-            for figure, needed in (("seconds_to_target", "target"), ("exponent", "grid")):
-                if rule.figure == figure and not getattr(self, needed):
-                    raise ValueError(f"verdict, {figure}: needs the key {needed}")
-            for name, known in (
-                (rule.arm, self.arms), (rule.reference, self.arms), (rule.measurement, self.measurements)
-            ):  # fmt: skip
-                if name and name not in known:
-                    raise ValueError(f"verdict, {rule.figure}: {name!r} is none of {', '.join(known)}")
+            if problem := self._problem_of(rule):
+                raise ValueError(f"verdict, {rule.figure}: {problem}")
         for name in (*self.boards.split(), *(n for s in self.scales.values() for n in (*s.options, *s.loops))):
             if name not in {*self.measurements, "curve"}:
                 raise ValueError(f"{name!r} is no measurement; there are {', '.join(self.measurements)}")
         return self
+
+    @model_validator(mode="after")
+    def _curve_has_numbers(self) -> Self:
+        curves = {f"scales.{name}.loops.curve": scale.loops.get("curve", ()) for name, scale in self.scales.items()}
+        for key, curve in {"curve": self.curve, **curves}.items():
+            for loops in curve:
+                if not loops.isdecimal() or int(loops) < 1:
+                    raise ValueError(f"{key}: {loops!r} is no number of loops from 1 on, such as 4")
+        return self
+
+    def _problem_of(self, rule: Rule) -> str:
+        """Why a rule cannot be judged; empty if it can."""
+        needed = NEEDED_BY_STUDY.get(rule.figure)
+        if needed and not getattr(self, needed):
+            return f"needs the key {needed}"
+        for key, is_needed in (("arm", rule.figure != "exponent"), ("measurement", rule.figure in OF_A_MEASUREMENT)):
+            if is_needed and not getattr(rule, key):
+                return f"needs the key {key}"
+        for name, known in (
+            (rule.arm, self.arms), (rule.reference, self.arms), (rule.measurement, self.measurements)
+        ):  # fmt: skip
+            if name and name not in known:
+                return f"{name!r} is none of {', '.join(known)}"
+        return self._problem_of_measurement(rule) if rule.figure in OF_A_MEASUREMENT else ""
+
+    def _problem_of_measurement(self, rule: Rule) -> str:
+        """See `_problem_of`."""
+        measured, kind = self.measurements[rule.measurement], "probe" if rule.figure == "attention_gain" else "tasks"
+        if measured.kind != kind:
+            return f"needs a measurement of kind {kind}, unlike {rule.measurement}"
+        for arm in filter(None, (rule.arm, rule.reference)):
+            if measured.arms and arm not in measured.arms:
+                return f"{rule.measurement} is not measured on {arm}"
+        values, *_ = [*measured.vary.values(), ("",)]
+        if rule.option in values:
+            return ""
+        if values == ("",):
+            return f"option {rule.option!r}, but nothing varies in {rule.measurement}"
+        return f"option {rule.option!r} is none of those of {rule.measurement}: {', '.join(values)}"
 
 
 def study_names() -> list[str]:
@@ -217,7 +256,7 @@ def load_study(name: str) -> Study:
         meant = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"no study {name!r}: {meant}give the path of a YAML file or one of: {', '.join(study_names())}")
     try:
-        return Study.model_validate({"name": path.stem, **_merged(path)})
+        return Study.model_validate({"name": path.stem, **_merged(path, ())})
     except YamlError as error:
         raise UserError(str(error)) from None
     except ValidationError as error:
@@ -231,11 +270,14 @@ def find_scale(study: Study, name: str) -> Scale:
     return study.scales[name]
 
 
-def _merged(path: Path) -> dict[str, Any]:
+def _merged(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The content of a file, with what it takes over from the study that its key `extends` names.
 
     Of `scales`, single keys are replaced; of everything else, the whole value. What the scales of the other study say about
     measurements that this one does not have is left out.
+
+    Args:
+        above: files that extend this one, each the next one.
     """
     content = read_yaml(path)
     if not isinstance(content, Section):
@@ -244,11 +286,13 @@ def _merged(path: Path) -> dict[str, Any]:
     if "extends" not in own:
         return own
     name = own.pop("extends")
-    places = [path.with_name(f"{name}.yaml"), DEFINITIONS / f"{name}.yaml"]
+    places = [path.parent / f"{name}.yaml", DEFINITIONS / f"{name}.yaml"]
     base = next((place for place in places if place.is_file() and place.resolve() != path.resolve()), None)
     if base is None:
         raise UserError(f"{path}: extends {name}, but there is no {places[0]} and no shipped study of that name")
-    inherited = _merged(base)
+    if base.resolve() in above:
+        raise UserError(f"{path}: extends {name}, which extends {path.stem}; remove one of the two")
+    inherited = _merged(base, (*above, path.resolve()))
     merged = inherited | own
     if "arms" in own or "grid" in own:
         merged = {key: value for key, value in merged.items() if key not in ("arms", "grid") or key in own}

@@ -38,6 +38,7 @@ def record(results: Results, found: Verdict) -> dict[str, Any]:
     return {
         "study": study.name,
         "scale": experiment.scale_name,
+        "data": experiment.data_name,
         "claim": study.claim,
         "verdict": decided,
         "rules": [rule.model_dump() | asdict(found) | {"verdict": judged} for rule, found, judged in rules],

@@ -90,11 +90,11 @@ def _setup(results: Results) -> list[Block]:
             f"{group[0].trial.lr:g}", f"{plan.total_steps:,}", f"{np.mean(flops):.3g}",
             duration(float(np.mean([r.end["seconds"] for r in group]))),
         ))  # fmt: skip
-    scale, settings = experiment.scale, results.tuning[0].trial.plan.settings
+    settings = results.tuning[0].trial.plan.settings
     header = ("arm", "layers", "weights", "S_max", "mean S", "lr", "steps", "FLOPs", "seconds")
     about = (
         f"Recipe {experiment.study.recipe}, width {settings.model.hidden_size}, rows of {settings.data.seq_len} tokens, batch "
-        f"{settings.train.global_batch_size}, {settings.train.precision}. Data: {' '.join(scale.data.input)}, "
+        f"{settings.train.global_batch_size}, {settings.train.precision}. Data: {experiment.data_name}, "
         f"{settings.model.vocab_size} token ids. FLOPs: {CONVENTIONS['masked_head']}; a multiply-add is two. Seconds are those of "
         "training alone, while other trainings of the study ran on the same machine."
     )

@@ -12,10 +12,12 @@ from typing import Any
 from data_pipeline.dataset.blend import Blend, load_blend
 from data_pipeline.manifest import VALIDATION
 from pretrain.config.keys import flatten
-from pretrain.config.load import load_settings
+from pretrain.config.load import load_settings, override_of
+from pretrain.config.overrides import parse_overrides
 from pretrain.config.run_plan import RunPlan, make_run_plan
 from pretrain.errors import ConfigError, UserError
 from pretrain.studies.definition import Arm, Measurement, Scale, Study
+from pretrain.studies.local_files import hashes_of_files
 
 WITHOUT_EFFECT = ("run.dir", "run.name", "data.path", "log.", "hardware.", "checkpoint.", "parallel.timeout_minutes")
 """Keys, or beginnings of keys, that do not change what a training computes."""
@@ -95,8 +97,8 @@ class Command:
 
     @property
     def file(self) -> str:
-        """Name of the result's file: another command has another one."""
-        return f"{self.name}-{_digest(list(self.words))[:12]}.json"
+        """Name of the result's file: another command has another one, and a file of a task with another content."""
+        return f"{self.name}-{_digest([*self.words, *hashes_of_files(self.words)])[:12]}.json"
 
 
 def arms_of(study: Study, scale: Scale) -> dict[str, Arm]:
@@ -157,6 +159,21 @@ class Experiment:
     def repeats(self, best: dict[str, float]) -> list[Trial]:
         """Every arm at its best learning rate with the other seeds."""
         return [self.trial(arm, best[arm], seed) for arm in self.arms for seed in range(1, self.scale.seeds)]
+
+    @property
+    def data_name(self) -> str:
+        """The data: the folder that an override names, else the inputs of the study."""
+        return str(override_of("data.path", self.overrides) or " ".join(self.scale.data.input))
+
+    @property
+    def folder_name(self) -> str:
+        """Of the results: the scale, and a hash of what the command line changes, so that they replace no others."""
+        changed = dict(parse_overrides(self.overrides)[0])
+        if override_of("data.path", self.overrides):
+            changed["data.path"] = str(self.data)
+        if self.scale.seeds != self.study.scales[self.scale_name].seeds:
+            changed["--seeds"] = str(self.scale.seeds)
+        return f"{self.scale_name}-{_digest(changed)[:8]}" if changed else self.scale_name
 
     @property
     def units(self) -> int:

@@ -59,7 +59,7 @@ def test_studies_share_the_trainings_that_they_have_in_common(studies):
 def test_what_is_changed_runs_again_and_nothing_else(studies, tmp_path):
     definition = (ROOT / "pretrain" / "studies" / "definitions" / "sudoku.yaml").read_text()
     mine, words = tmp_path / "mine.yaml", ("--scale", "smoke", "--output", studies)
-    smoke("sudoku", studies)
+    unchanged, _ = smoke("sudoku", studies)
 
     def ran(text):
         mine.write_text(text)
@@ -75,6 +75,9 @@ def test_what_is_changed_runs_again_and_nothing_else(studies, tmp_path):
     assert ran(arm.replace("Loops turn", "Many loops turn")) == []
     status, runner = study("sudoku", *words, "optim.beta1=0.7", "log.every=1")
     assert status == 0 and runner.verbs.count("train") == 2
+    (other,) = (studies / "sudoku").glob("smoke-*/result.json")
+    assert json.loads(other.read_text())["command"].endswith(" optim.beta1=0.7 log.every=1")
+    assert smoke("sudoku", studies)[0] == unchanged, "its page is not replaced"
 
 
 def test_the_best_learning_rate_of_an_arm_has_the_other_seeds(studies):

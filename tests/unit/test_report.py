@@ -1,6 +1,7 @@
 """`loopmdm report`: the page says what the run folders hold, and a browser shows it without an error or a request."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -35,6 +36,13 @@ def task_result(order: str, points: list[tuple[str, float, float]]) -> dict:
     return {"task": "sudoku4", "metric": "valid_boards", "items": 1000, "loops": rows, "settings": settings}
 
 
+def evaluation(rows: list[dict], data: str = "d", weights: str = "ema", split: str = "validation") -> dict:
+    """As `loopmdm evaluate` writes it."""
+    loops = [row["loops"] for row in rows]
+    settings = {"split": split, "loops": loops, "rows": 8, "data_sha256": data}
+    return {"rows": 8, "loops": rows, "weights": weights, "settings": settings}
+
+
 def run_folder(folder: Path, loss: float, corpus: Path | None = None) -> Path:
     """A run as training, evaluate, probe and sample leave it; with `corpus`, a tokenizer and the steps of a sample."""
     folder.mkdir(parents=True)
@@ -57,7 +65,7 @@ def run_folder(folder: Path, loss: float, corpus: Path | None = None) -> Path:
     names = ("attention", "attention_over_share", "relative_change", "change_of_direction", "norm")
     measured = {name: {"mean": [0.5, 0.6], "standard_error": [0.1, 0.1]} for name in names}
     for name, content in {
-        "eval/step_20_ema": {"rows": 8, "loops": rows},
+        "eval/step_20_ema": evaluation(rows),
         "eval/probe_step_20_ema_loops_2": {"timesteps": [{"t": 0.5, **measured}]},
         "eval/step_20_ema_sudoku4": task_result(
             "threshold", [("1", 1e6, 0.25), ("4", 4e6, 0.5), ("adaptive:1-4", 2e6, 0.5)]
@@ -81,6 +89,73 @@ def test_the_page_has_the_figures_of_all_runs(tmp_path):
     assert page.count('<svg class="chart"') == 9
     assert not re.search(r"https?://(?!www\.w3\.org)", page), "the page asks no host"
     assert "not a bound" not in page
+
+
+def add_evaluation(run: Path, name: str, age: int, content: dict) -> None:
+    """`eval/NAME.json` from some seconds before the others."""
+    path = run / "eval" / f"{name}.json"
+    path.write_text(json.dumps(content))
+    now = (run / "config.yaml").stat().st_mtime
+    os.utime(path, (now - age, now - age))
+
+
+def differences(runs: list[Path], folder: Path) -> str:
+    """The text under the heading of the NELBO by loops, without the charts."""
+    page = folder / "page.html"
+    assert loopmdm(["report", *map(str, runs), "--html", str(page)]) == 0
+    (part,) = re.findall(r"<h2>NELBO by loops</h2>(.*?)</section>", page.read_text(), re.DOTALL)
+    return re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", "", part, flags=re.DOTALL))
+
+
+def figures(value: float, loops: tuple[int, ...] = (1, 2)) -> list[dict]:
+    return [{"loops": s, "nats_per_token": value, "nats_per_token_se": 0.01} for s in loops]
+
+
+def test_only_evaluations_of_the_same_data_are_subtracted(tmp_path):
+    """The newest pair that agrees counts, and a run without such a pair is named with what differs."""
+    runs = [run_folder(tmp_path / name, 3.0) for name in ("one", "two", "three", "four", "five")]
+    one, two, three, four, five = runs
+    add_evaluation(one, "step_20_ema_other", -10, evaluation(figures(9.0), data="other"))
+    add_evaluation(two, "step_20_ema_test", -10, evaluation(figures(8.0), split="test"))
+    add_evaluation(two, "step_10_ema", 10, evaluation(figures(7.0)))
+    for run, content in {
+        three: evaluation(figures(5.0), weights="raw"),
+        four: evaluation(figures(5.0), data="third", split="test"),
+        five: evaluation(figures(5.0, loops=(4,)), data="other"),
+    }.items():
+        add_evaluation(run, "step_20_ema", 0, content)
+    text = differences(runs, tmp_path)
+    assert re.findall(r"(\w+)\s+(\d)\s+([+-][\d.]+) ± 0.0141", text) == [
+        ("two", "1", "+0.0000"),
+        ("two", "2", "+0.0000"),
+    ]
+    assert (
+        "three is not compared with one: their most similar evaluations differ in weights; evaluate both with" in text
+    )
+    assert "four is not compared with one: their most similar evaluations differ in data, split;" in text
+    assert "five is not compared with one: their most similar evaluations differ in loops;" in text
+
+
+def test_an_evaluation_that_does_not_name_its_data_is_not_subtracted(tmp_path):
+    one, two = run_folder(tmp_path / "one", 3.0), run_folder(tmp_path / "two", 2.0)
+    for run in (one, two):
+        add_evaluation(run, "step_20_ema", 0, {"rows": 8, "loops": figures(3.0)})
+    text = differences([one, two], tmp_path)
+    assert "±" not in text and "evaluations differ in data, which neither names;" in text
+
+
+def test_of_a_blend_the_mixture_counts(tmp_path):
+    one, two = run_folder(tmp_path / "one", 3.0), run_folder(tmp_path / "two", 2.0)
+    for run, value in ((one, 3.0), (two, 2.0)):
+        (run / "eval" / "step_20_ema.json").unlink()
+        corpus, mixture = evaluation(figures(value * 7), data="blend"), evaluation(figures(value), data="blend")
+        del mixture["rows"]
+        add_evaluation(run, "step_20_ema_1_web", 0, corpus)
+        add_evaluation(run, "step_20_ema_2_code", -1, corpus)
+        add_evaluation(run, "step_20_ema_mixture", 0, mixture | {"corpora": ["1_web", "2_code"], "shares": [0.5, 0.5]})
+    text = differences([one, two], tmp_path)
+    assert text.count("-1.0000 ± 0.0141") == 2 and "-7.0000" not in text
+    assert "one, step_20_ema_mixture" in (tmp_path / "page.html").read_text()
 
 
 def test_a_uniform_loss_weight_is_no_bound(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.generators.boards import Sudoku
 from data_pipeline.generators.names import find_generator
+from pretrain.errors import UserError
 from pretrain.evaluation.item_files import ItemFile
 from pretrain.inspection.charts import Line
 from pretrain.studies import schedule
@@ -135,3 +136,55 @@ def test_what_a_definition_takes_over(tmp_path):
     assert (study.name, study.claim, study.recipe, list(study.arms)) == ("own", "d", "smoke", ["two"])
     assert (smoke.seeds, smoke.flops, smoke.options, smoke.loops) == (3, 1e9, {}, {"curve": ("1",)})
     assert study.scales["desk"].data.input == ("y",)
+
+
+BROKEN = {
+    'curve: [1, "adaptive:1-12"]': "curve: 'adaptive:1-12' is no number of loops from 1 on, such as 4",
+    "curve: [1-6-1]": "curve: '1-6-1' is no number of loops",
+    "scales: {smoke: {loops: {curve: [0]}}}": "scales.smoke.loops.curve: '0' is no number of loops",
+    "verdict: [{figure: nelbo_gain, holds: 0}]": "verdict, nelbo_gain: needs the key arm",
+    "verdict: [{figure: score_gain, arm: looped, holds: 0}]": "verdict, score_gain: needs the key measurement",
+    "verdict: [{figure: score_gain, arm: looped, measurement: boards, option: 64, holds: 0}]": (
+        "verdict, score_gain: option '64' is none of those of boards: 4, 8"
+    ),
+    "verdict: [{figure: loops_spent, arm: looped, measurement: boards, holds: 0}]": (
+        "verdict, loops_spent: option '' is none of those of boards: 4, 8"
+    ),
+    "verdict: [{figure: attention_gain, arm: looped, measurement: attention, option: 4, holds: 0}]": (
+        "verdict, attention_gain: option '4', but nothing varies in attention"
+    ),
+    "verdict: [{figure: attention_gain, arm: plain, measurement: attention, holds: 0}]": (
+        "verdict, attention_gain: attention is not measured on plain"
+    ),
+    "verdict: [{figure: score_gain, arm: looped, measurement: attention, holds: 0}]": (
+        "verdict, score_gain: needs a measurement of kind tasks, unlike attention"
+    ),
+}
+MEASURED = """extends: sudoku
+boards: ""
+measurements:
+  boards: {about: b, kind: tasks, vary: {steps: [4, 8]}}
+  attention: {about: a, kind: probe, arms: [looped]}
+"""
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_would_fail_after_all_trainings_is_refused_before(text, tmp_path):
+    path = tmp_path / "mine.yaml"
+    verdict = "" if text.startswith("verdict") else "verdict: [{figure: nelbo_gain, arm: looped, holds: 0}]\n"
+    path.write_text(f"{MEASURED}{verdict}{text}\n")
+    with pytest.raises(UserError) as caught:
+        load_study(str(path))
+    assert str(caught.value).startswith(f"{path}: {BROKEN[text]}")
+
+
+def test_studies_that_extend_each_other_are_refused(tmp_path):
+    for name, other in (("one", "two"), ("two", "three"), ("three", "two")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {other}\n")
+    with pytest.raises(UserError, match=r"three\.yaml: extends two, which extends three; remove one of the two"):
+        load_study(str(tmp_path / "one.yaml"))
+    (tmp_path / "above.yaml").write_text("extends: ../above\n")
+    with pytest.raises(UserError, match=r"extends \.\./above, but there is no "):
+        load_study(str(tmp_path / "above.yaml"))
+    (tmp_path / "sudoku.yaml").write_text("extends: sudoku\nclaim: mine\n")
+    assert load_study(str(tmp_path / "sudoku.yaml")).claim == "mine", "the shipped one of the same name"

@@ -1,23 +1,30 @@
 """Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
 
 import json
+import os
+import shlex
+import shutil
 import signal
 import threading
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.stop_signals import Stopped
 from pretrain.cli import main as loopmdm
 from pretrain.config.keys import annotations, flatten
 from pretrain.config.load import load_settings
-from pretrain.errors import UserError
-from pretrain.studies import trials
+from pretrain.errors import ConfigError, UserError
+from pretrain.studies import command, trials
 from pretrain.studies.data import corpus_folder, prepare_data
 from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
 from pretrain.studies.estimate import describe
+from pretrain.studies.output import record
+from pretrain.studies.report import _setup
 from pretrain.studies.schedule import unit_of
 from pretrain.studies.trials import Experiment, content_key, unit_counts
 from pretrain.studies.unit import BusyError, owned
@@ -223,6 +230,61 @@ def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
     assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
 
 
+@pytest.mark.parametrize(("study", "name"), [("sudoku", "sudoku6_120000-63febc3c"), ("text_flops", "stdlib-6691bd94")])
+def test_data_that_needs_no_file_keeps_its_folder(study, name, tmp_path):
+    assert corpus_folder(load_study(study).scales["desk"].data, tmp_path).name == name
+
+
+def test_a_changed_file_is_other_data(tmp_path, monkeypatch):
+    """By its own name, in a folder and by a pattern; a file of the same name elsewhere is another one too."""
+    for place in ("here", "there"):
+        (tmp_path / place / "texts").mkdir(parents=True)
+        (tmp_path / place / "texts" / "a.txt").write_text("one text")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    for value in ("texts/a.txt", "texts", "texts/*.txt", "~/texts"):
+        corpus, found = Corpus(input=(value,)), []
+        for place, time_ns in (("here", 10**18), ("here", 10**18), ("here", 10**18 + 1), ("there", 10**18)):
+            monkeypatch.chdir(tmp_path / place)
+            os.utime(tmp_path / "here" / "texts" / "a.txt", ns=(time_ns, time_ns))
+            os.utime(tmp_path / "there" / "texts" / "a.txt", ns=(10**18, 10**18))
+            found.append(corpus_folder(corpus, tmp_path).name)
+        assert found[0] == found[1] != found[2], value
+        assert (found[3] == found[0]) == (value == "~/texts"), value
+    with pytest.raises(DataError, match="--input missing: no such file or folder"):
+        corpus_folder(Corpus(input=("missing",)), tmp_path)
+    with pytest.raises(UserError, match=r"--input ~nobody_here/a: .* is not the home of a user"):
+        corpus_folder(Corpus(input=("~nobody_here/a",)), tmp_path)
+
+
+def test_a_measurement_of_a_changed_file_is_another_one(experiment, tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    questions, folder = tmp_path / "questions.jsonl", tmp_path / "texts"
+    shutil.copytree(data[0], folder)
+    (tmp_path / "sudoku4").write_text("no task")
+
+    def names(**options):
+        measured = Measurement(about="a", kind="tasks", options=options, loops=("1",))
+        study = experiment.study.model_copy(update={"measurements": {"asked": measured}})
+        scale = experiment.scale.model_copy(update={"options": {}, "loops": {}})
+        one = replace(experiment, study=study, scale=scale)
+        return [command.file for command in one.commands(one.trial("looped", 2e-3, 0)).values()]
+
+    first = names(tasks="sudoku4")
+    assert first == ["nelbo-808a88e8f6be.json", "asked-5e183dcb785a.json"]
+    found = []
+    for text in ("one", "other", "one"):
+        questions.write_text(text)
+        found.append(names(tasks="questions.jsonl"))
+        assert names(tasks="sudoku4") == first
+    assert found[0] == found[2] and found[0][0] == found[1][0] and found[0][1] != found[1][1]
+    given = names(tasks="sudoku4", **{"few-shot": "questions.jsonl"})
+    questions.write_text("changed")
+    assert names(tasks="sudoku4", **{"few-shot": "questions.jsonl"}) != given
+    prepared = names(tasks="texts")
+    shutil.copyfile(data[1] / "manifest.json", folder / "manifest.json")
+    assert names(tasks="texts") != prepared
+
+
 def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
     waits = []
     first = owned(tmp_path / "unit", wait=False)
@@ -236,6 +298,93 @@ def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
 
     with owned(tmp_path / "unit", wait=True, sleep=sleep):
         assert waits == [1.0]
+
+
+def experiment_from(*words: str) -> Experiment:
+    """That of `loopmdm study text_flops --scale smoke WORDS`, in whose place nothing is prepared."""
+    return command.experiment_of(arguments_of("text_flops", "--scale", "smoke", *words), Prepared())
+
+
+def arguments_of(*words: str) -> Namespace:
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_intermixed_args(words)
+
+
+class Prepared:
+    """A `Runner` that writes empty manifests."""
+
+    def __call__(self, words, log, slot, ranks=1):
+        folder = Path(words[words.index("--output") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text("{}")
+        return 0
+
+    def stop(self):
+        pass
+
+
+def test_the_data_that_was_used_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(data[0].parent))
+    monkeypatch.setenv("DATA", str(data[0].parent))
+    assert experiment_from().data_name == "sudoku4:400"
+    for word, name in {
+        "data.path=~/0": data[0],
+        "data.path=$DATA/0": data[0],
+        "data={path: ~/0}": data[0],
+        "data.path=mine": "mine",
+    }.items():
+        experiment = experiment_from(word)
+        assert (experiment.data_name, experiment.data) == (str(name), tmp_path / name)
+    with pytest.raises(
+        ConfigError, match=r"data\.path=\$NOT_SET_HERE/x: the environment variable NOT_SET_HERE is not set"
+    ):
+        experiment_from("data.path=$NOT_SET_HERE/x")
+    experiment = experiment_from("data.path=~/0")
+    tuned = SimpleNamespace(trial=experiment.trial("looped", 2e-3, 0))
+    results = SimpleNamespace(experiment=experiment, best={}, tuning=[tuned], reference="plain")
+    assert f"Data: {data[0]}, 6 token ids." in _setup(results)[1].text
+    results.tuning = []
+    assert record(results, ("holds", []))["data"] == str(data[0])
+
+
+def test_what_the_command_line_changes_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert experiment_from().folder_name == experiment_from("--seeds", "1").folder_name == "smoke"
+    same = [("optim.beta1=0.8", "optim.beta2=0.9"), ("optim.beta2=0.9", "optim.beta1=0.7", "optim.beta1=0.8")]
+    names = [experiment_from(*words).folder_name for words in same]
+    assert names[0] == names[1] and names[0].startswith("smoke-")
+    others = [("optim.beta1=0.8",), ("--seeds", "2"), ("data.path=mine",), ("data.path=yours",)]
+    assert len({"smoke", names[0], *(experiment_from(*words).folder_name for words in others)}) == 6
+    assert experiment_from("data.path=mine").folder_name == experiment_from(f"data.path={tmp_path}/mine").folder_name
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["sudoku"], "loopmdm study sudoku --scale desk"),
+        (
+            [
+                "sudoku",
+                "--flops",
+                "blocks",
+                "eval.loops=[1, 2]",
+                "--output",
+                "my studies",
+                "--seeds",
+                "2",
+                "--jobs",
+                "1",
+            ],
+            "loopmdm study sudoku --scale desk --jobs 1 --seeds 2 --output 'my studies' --flops blocks 'eval.loops=[1, 2]'",
+        ),
+    ],
+)
+def test_the_command_on_the_page_can_be_run(words, written):
+    arguments = arguments_of(*words)
+    assert command.command_of(arguments) == written
+    assert arguments_of(*shlex.split(written)[2:]) == arguments
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

@@ -74,6 +74,8 @@ def test_a_word_means_what_it_says(key, word, meant, in_recipe):
 
 REFUSED = {
     ("train.steps", "1_0"): "should be a whole number in decimal digits; write 10",
+    ("train.steps", "10,000"): "should be a whole number in decimal digits; write 10000",
+    ("train.steps", "1,50"): "should be a whole number, such as 20 or 1e3",
     ("train.steps", "0x10"): "should be a whole number in decimal digits; write 16",
     ("train.steps", "0o10"): "should be a whole number in decimal digits; write 8",
     ("train.steps", "0b1"): "should be a whole number in decimal digits; write 1",
@@ -85,8 +87,12 @@ REFUSED = {
     ("run.seed", "null"): "should be a whole number, such as 20 or 1e3",
     ("train.loops", "yes"): "should be a whole number or 'uniform' or 'inverse_flops'",
     ("train.loops", "1_0"): "should be a whole number in decimal digits; write 10",
+    ("train.loops", "1,2"): "should be a whole number, such as 20 or 1e3",
+    ("eval.loops", "1 2"): "should be a list such as 1,2,4, with commas",
     ("train.loops", "true"): "should be a whole number or 'uniform' or 'inverse_flops'",
     ("optim.lr", "1_0.5"): "should be a number, such as 0.5 or 1e-3",
+    ("optim.lr", "1,5"): "should be a number, such as 0.5 or 1e-3",
+    ("optim.lr", "1 5"): "should be a number, such as 0.5 or 1e-3",
     ("optim.lr", "off"): "should be a number, such as 0.5 or 1e-3",
     ("optim.lr", ".inf"): "should be a finite number",
     ("optim.lr", ".nan"): "should be a finite number",
