@@ -61,7 +61,9 @@ def interval_of(figures: Mapping[str, Any], name: str) -> Interval | None:
 
 
 def with_error(value: float, error: float | None, interval: Interval | None = None, sign: str = "") -> str:
-    """A value, its standard error and, in parentheses, its interval. An error of 0 beside an interval only misleads."""
+    """A value, its standard error and, in parentheses, its interval; `none` for NaN. An error of 0 beside an interval misleads."""
+    if math.isnan(value):
+        return "none"
     shown = f"{value:{sign}.4f}"
     if error is not None and not (error == 0 and interval):
         shown += f" ± {error:.4f}"

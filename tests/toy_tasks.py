@@ -1,5 +1,6 @@
 """A model for tests of tasks: one token per character, and a toy network."""
 
+import json
 from types import SimpleNamespace
 
 from data_pipeline.tokenizers.characters import character_tokenizer
@@ -9,10 +10,10 @@ from pretrain.evaluation.scoring import TokenScorer
 from pretrain.evaluation.tasks.task import TaskModel
 
 
-def toy_tokenizer(folder, alphabet):
-    """Ids 0, 1, ... of the characters, then the end of a document and [MASK]."""
+def toy_tokenizer(folder, alphabet, **fields):
+    """Ids 0, 1, ... of the characters, then the end of a document and [MASK]; `fields` of the file are replaced."""
     path = folder / "tokenizer.json"
-    path.write_text(character_tokenizer(alphabet))
+    path.write_text(json.dumps(json.loads(character_tokenizer(alphabet)) | fields))
     special = SimpleNamespace(eod_id=len(alphabet), mask_id=len(alphabet) + 1, pad_id=len(alphabet))
     return PreparedTokenizer(
         HuggingFaceTokenizer(path), SimpleNamespace(vocab_size=len(alphabet) + 2, tokenizer=special)

@@ -13,7 +13,7 @@ DEFAULT_LOOPS, DEFAULT_ROWS, DEFAULT_SPLIT = [1, 2, 4, 8], 1024, "validation"
 def run_nelbo(arguments: argparse.Namespace) -> int:
     """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
     from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import find_data, open_run
+    from pretrain.commands.load_run import check_tokenizer, find_data, open_run
     from pretrain.errors import UserError
 
     for text in arguments.loops or ():
@@ -25,11 +25,7 @@ def run_nelbo(arguments: argparse.Namespace) -> int:
     runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
     blend = load_blend(arguments.data or find_data(runs[0]))
     for loaded in runs:
-        if blend.manifest.tokenizer != loaded.manifest.tokenizer:
-            raise UserError(
-                f"{blend.path}: was prepared with a different tokenizer than that of {loaded.folder}; prepare it again with "
-                f"--tokenizer {loaded.tokenizer_folder / loaded.manifest.tokenizer.file}"
-            )
+        check_tokenizer(blend, loaded)
     results = _measure(arguments, runs, blend)
     if runs[0].world.is_main:
         _report(arguments, runs, blend, results)

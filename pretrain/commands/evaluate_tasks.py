@@ -29,7 +29,8 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     job = Job.of(arguments)
     folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
     runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
-    of_runs = [_tasks(job, run) for run in runs]
+    blend = _blend(arguments, runs[0])
+    of_runs = [_tasks(job, run, blend) for run in runs]
     names = [task.name for task in of_runs[0]]
     twice = next((name for name in names if names.count(name) > 1), None)
     if arguments.output is not None and twice:
@@ -46,16 +47,23 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tasks(job: Job, run: "LoadedRun") -> "list[Task]":
-    """The tasks for one of the runs. Raises UserError for options of samplers if no task draws samples, and the other way."""
+def _tasks(job: Job, run: "LoadedRun", blend: "Blend | None") -> "list[Task]":
+    """The tasks for one of the runs. Raises UserError for options of samplers if no task draws samples, and the other way.
+
+    Args:
+        blend: the same for all runs, so that all get the same items.
+    """
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
-    from pretrain.evaluation.tasks.names import TaskMaker, TaskOptions, untrained_task
+    from pretrain.commands.load_run import check_tokenizer
+    from pretrain.evaluation.tasks.names import GENERATIVE, TaskMaker, TaskOptions, untrained_task
 
     arguments = job.arguments
+    if blend is not None and GENERATIVE in arguments.tasks:  # other tasks take texts, not tokens
+        check_tokenizer(blend, run)
     given = {name: getattr(arguments, name) for name in TASK_OPTIONS}
     given["until"] = given["until"] and tuple(given["until"])
     maker = TaskMaker(
-        TaskOptions(**given), _blend(arguments, run), arguments.split,
+        TaskOptions(**given), blend, arguments.split,
         load_prepared_tokenizer(run.tokenizer_folder, run.manifest), run.settings.data.seq_len, job.seed,
     )  # fmt: skip
     tasks = maker.make(arguments.tasks)
@@ -148,14 +156,14 @@ def _measure(
     from pretrain.evaluation.item_files import ItemFile
     from pretrain.evaluation.tasks.runner import cost_of, run_task
 
-    model, kept = job.model(run, compute), None
-    if run.world.is_main:
+    model, kept, is_main = job.model(run, compute), None, run.world.is_main
+    if is_main:
         settings = job.settings(task, run) | compute.record()
         kept = ItemFile(run.folder / "eval", job.stem(task, run, [compute]), settings)
-    records = run_task(task, model, items, kept, lambda line: print(line, flush=True))
+    records = run_task(task, model, items, kept, lambda line: print(line, flush=True) if is_main else None)
     figures: dict[str, Any] = task.figures(model, records)
-    if kept is not None and task.samples:
-        figures["cost"] = cost_of(kept.spent).record()
+    if kept is not None and task.samples and kept.spent and kept.records.keys() == set(items):
+        figures["cost"] = cost_of(kept.spent).record()  # that of other items could not be told apart
     return figures, task.values(records)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.dataset.blend import is_prepared
+from data_pipeline.dataset.blend import Blend, is_prepared
 from data_pipeline.manifest import Manifest
 from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import Sharding
@@ -98,6 +98,15 @@ def find_data(loaded: LoadedRun) -> Path:
         f"{loaded.folder}: its data, {data}, is not at {' or '.join(dict.fromkeys(str(place.absolute()) for place in places))}; "
         "name the prepared folder with --data DIR"
     )
+
+
+def check_tokenizer(blend: Blend, loaded: LoadedRun) -> None:
+    """Raise UserError if data were prepared with another tokenizer than that of a run."""
+    if blend.manifest.tokenizer != loaded.manifest.tokenizer:
+        raise UserError(
+            f"{blend.path}: was prepared with a different tokenizer than that of {loaded.folder}; prepare it again with "
+            f"--tokenizer {loaded.tokenizer_folder / loaded.manifest.tokenizer.file}"
+        )
 
 
 def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1) -> LoadedRun:

@@ -8,7 +8,7 @@ For every pass k over the mid layers and several t, measured at the masked token
     norm                         mean over masked tokens of  |H(k)|
 
 The first is LoopMDM's "mask-to-mask" attention (arXiv 2605.26106, the analysis of attention); the paper gives no formula, so this
-one is ours. Divided by the masked share of the row, it is 1 for uniform attention.
+one is ours. Divided by its value for uniform attention, the share of masked tokens among those that a query sees, it is 1 for that.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,12 +37,14 @@ class Passes:
 
     Attributes:
         masked: bool [b, s].
-        attention: sums over mid layers of the mask-to-mask attention of each row, fp64 [b].
+        uniform: what the mask-to-mask attention of each row is if attention is uniform, fp64 [b].
+        attention: mask-to-mask attention of each row, one entry per pass and mid layer, fp64 [b].
         states: H(0), H(1), ..., [s, b, h].
     """
 
     masked: Tensor
     layers: int
+    uniform: Tensor = field(init=False)
     attention: list[Tensor] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
 
@@ -55,7 +57,7 @@ class Passes:
         norms = norms[1:].squeeze(-1)
         return {
             "attention": attention,
-            "attention_over_share": attention / self.masked.double().mean(dim=1),
+            "attention_over_share": attention / self.uniform,
             "relative_change": self._mean(steps / norms),
             "change_of_direction": self._mean(turns),
             "norm": self._mean(norms),
@@ -76,6 +78,7 @@ def watching(model: LoopedDenoiser, masked: Tensor) -> Iterator[Passes]:
     def before_attention(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         query, key, *_ = inputs
         given = keywords.get("attention_mask", inputs[3] if len(inputs) > 3 else None)
+        passes.uniform = uniform_attention_to_masked(given, masked)
         passes.attention.append(attention_to_masked(query, key, given, masked))
 
     handles = [layer.self_attention.core_attention.register_forward_pre_hook(before_attention, with_kwargs=True)
@@ -104,6 +107,15 @@ def attention_to_masked(query: Tensor, key: Tensor, given: AttentionInputs, mask
         scores = scores + given.mask
     to_masked = (scores.softmax(dim=-1).double() * masked[:, None, None, :]).sum(dim=-1).mean(dim=1)  # [b, queries]
     return (to_masked * masked).sum(dim=1) / masked.sum(dim=1)
+
+
+def uniform_attention_to_masked(given: AttentionInputs, masked: Tensor) -> Tensor:
+    """What `attention_to_masked` is where every query attends equally to all tokens that it sees, fp64 [b]."""
+    if given.mask is None:
+        return masked.double().mean(dim=1)
+    seen = given.mask.squeeze(1) == 0  # [b, queries, keys]
+    shares = (seen & masked.unsqueeze(1)).sum(dim=2).double() / seen.sum(dim=2)
+    return (shares * masked).sum(dim=1) / masked.sum(dim=1)
 
 
 @torch.no_grad()
@@ -152,4 +164,5 @@ def _at(
         name: {"mean": values.mean(dim=1).tolist(), "standard_error": (values.std(dim=1) / count**0.5).tolist()}
         for name, values in figures.items()
     }
-    return {"t": t, "rows": count, "masked_share": float(masked.mean()), **passes_of}
+    share = float(masked.sum() / dataset.lengths(rows).sum())
+    return {"t": t, "rows": count, "masked_share": share, **passes_of}

@@ -99,8 +99,10 @@ def proportion(name: str, values: Sequence[float] | np.ndarray) -> dict[str, flo
 def ratio_residuals(values: np.ndarray, by: np.ndarray) -> np.ndarray:
     """What each item contributes to sum(values) / sum(by), fp64 [n]: the ratio is their mean, and their spread is its error.
 
-    The linearized ratio of Cochran, "Sampling Techniques" (1977), section 6.3.
+    The linearized ratio of Cochran, "Sampling Techniques" (1977), section 6.3. NaN if the sum of `by` is 0: there is no ratio.
     """
+    if not by.any():
+        return np.full(len(by), np.nan)
     ratio = values.sum() / by.sum()
     return ratio + (values - ratio * by) / by.mean()
 

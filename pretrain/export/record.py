@@ -120,13 +120,13 @@ def without_machine_paths(manifest: Manifest) -> Manifest:
 
 
 def _without_paths(value: Any) -> Any:
-    """Plain values in which absolute paths are shortened to their last part."""
+    """Plain values in which absolute paths, all texts of one line that begin as one, are shortened to their last part."""
     match value:
         case dict():
             return {key: _without_paths(each) for key, each in value.items()}
         case list():
             return [_without_paths(each) for each in value]
-        case str() if value.startswith("/") and len(value.split()) == 1:
+        case str() if value.startswith("/") and "\n" not in value:
             return PurePath(value).name
     return value
 

@@ -1,5 +1,6 @@
 """Results of `loopmdm evaluate RUN --tasks` and `--lm-eval` on the page: quality against FLOPs, and tables."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -31,6 +32,7 @@ class Result:
         task: name and number of items; figures of the same task can be compared.
         sampler: the order and its options; empty for likelihoods.
         policy: loops, cache and warm start.
+        value: NaN if there is none, such as nats per token of samples without any token.
         error: standard error; None if there is none.
         interval: 95% interval of a proportion; None of other figures.
         cost: see `model.sampling.tally.Cost`; empty for likelihoods.
@@ -51,6 +53,11 @@ class Result:
         """Whether S depends on the row or is a schedule, or something is kept from earlier steps."""
         return not self.policy.isdecimal()
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it has a place in a chart."""
+        return bool(self.cost.get("flops_per_token")) and not math.isnan(self.value)
+
 
 def task_results(runs: Sequence[RunFacts]) -> list[str]:
     """HTML of all tasks, each with the results of all runs; of results that differ in seed or step only, the newest."""
@@ -63,7 +70,7 @@ def task_results(runs: Sequence[RunFacts]) -> list[str]:
     for task, metric in dict.fromkeys((r.task, r.metric) for r in found):
         results = [r for r in found if (r.task, r.metric) == (task, metric)]
         parts.append(f"<h3>{escape(task)}: {escape(metric)}</h3>")
-        if any(r.cost.get("flops_per_token") for r in results):
+        if any(r.is_drawn for r in results):
             parts.append(_chart(results, metric, len(runs) > 1))
         parts.append(_table(results, metric, len(runs) > 1))
         if any(r.interval for r in results):
@@ -83,8 +90,9 @@ def _of_task(run: RunFacts, record: Record) -> Iterator[Result]:
     metric, sampler = record["metric"], _sampler(record["settings"].get("sampler", {}))
     task = f"{record['task']}, {record['items']:,} items"
     for row in record["loops"]:
+        value = math.nan if row[metric] is None else row[metric]
         yield Result(
-            run.name, task, metric.replace("_", " "), sampler, _policy(row), row[metric], row.get(f"{metric}_se"),
+            run.name, task, metric.replace("_", " "), sampler, _policy(row), value, row.get(f"{metric}_se"),
             interval_of(row, metric), row.get("cost") or {},
         )  # fmt: skip
 
@@ -129,7 +137,7 @@ def _chart(results: Sequence[Result], metric: str, several: bool) -> str:
     """A line per sampler; what is not a fixed S has a dashed line of its own."""
     lines: dict[tuple[str, str, bool], list[Result]] = {}
     for r in results:
-        if r.cost.get("flops_per_token"):
+        if r.is_drawn:
             lines.setdefault((r.run, r.sampler, r.adaptive), []).append(r)
     samplers = list(dict.fromkeys((run, sampler) for run, sampler, _ in lines))
     drawn = []

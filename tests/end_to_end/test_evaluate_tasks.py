@@ -154,6 +154,21 @@ def test_two_runs_by_a_task(trained, evaluate):
     assert (trained / "run" / "eval" / "step_2_ema_addition2_steps_4_loops_4.items.jsonl").is_file()
 
 
+@pytest.mark.parametrize("count", [40, 400])
+def test_two_runs_are_put_the_items_of_the_first(trained, evaluate, tmp_path, count):
+    """The other one was trained on fewer, or on more."""
+    words = ["prepare", "--input", f"addition2:{count}", "--output", str(tmp_path / "other_data"), "--workers", "1"]
+    assert loopmdm([*words, "--validation-fraction", "0.1"]) == 0
+    other = tmp_path / "other"
+    shutil.copytree(trained / "run", other, ignore=shutil.ignore_patterns("eval"))
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace(str(trained / "data"), str(tmp_path / "other_data")))
+    status, _, error, files = evaluate("--tasks", "addition2", "--steps", 4, "--compare", other)
+    name = "step_2_ema_addition2_steps_4_loops_4.items.jsonl"
+    assert status == 0, error
+    assert items_of(files[name]) == items_of(other / "eval" / name)
+
+
 def test_a_task_that_training_has_not_seen(trained, evaluate, tmp_path):
     """It is told in one line, also with instances from elsewhere; characters without a token are refused."""
     for name in ("addition1:40", "lookup1:40"):
@@ -166,6 +181,10 @@ def test_a_task_that_training_has_not_seen(trained, evaluate, tmp_path):
     assert "warning" not in out + error
     status, out, error, _ = evaluate("--tasks", "lookup1", "--data", tmp_path / "lookup1", "--limit", 2)
     assert status == 2 and out == "" and error.startswith("error: --tasks lookup1: ")
+    _, _, error, _ = evaluate("--tasks", "generative", "--data", tmp_path / "lookup1", "--scorer", tmp_path)
+    assert error.startswith(
+        f"error: {tmp_path}/lookup1: was prepared with a different tokenizer than that of {tmp_path}/run;"
+    )
 
 
 def test_names_that_are_not_utf8(trained, evaluate, tmp_path):

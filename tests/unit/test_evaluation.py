@@ -1,4 +1,4 @@
-"""Standard error, unigram entropy and units of the validation figures."""
+"""Standard error, unigram entropy and units of the validation figures; costs and progress of tasks."""
 
 import math
 from types import SimpleNamespace
@@ -6,8 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_pipeline.generators.names import find_generator
+from pretrain.commands.evaluate_tasks import _measure
 from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.evaluation.statistics import bits_per_byte, collapsed_strata_error, unigram_entropy
+from pretrain.evaluation.tasks import runner
+from pretrain.evaluation.tasks.generated import AnswerTask, HeldOut
+from tests.toy_denoisers import HashedDenoiser
+from tests.toy_tasks import toy_model, toy_tokenizer
 
 
 def test_standard_error_is_the_spread_of_repeated_measurements():
@@ -84,3 +90,38 @@ def test_unigram_entropy_of_known_frequencies():
 def test_bits_per_byte():
     split = SimpleNamespace(tokens=300, bytes=900)
     assert bits_per_byte(3 * math.log(2), split) == pytest.approx(1.0)
+
+
+@pytest.fixture
+def measure(world, tmp_path):
+    """Put some of four questions to a model, on the main rank or another one; returns the figures."""
+    question = find_generator("addition2")
+    tokenizer = toy_tokenizer(tmp_path, question.alphabet)
+    task = AnswerTask(question, HeldOut([question.text(0, i) for i in range(4)], tokenizer))
+    compute = SimpleNamespace(record=dict)
+
+    def call(*items, is_main=True):
+        model = toy_model(world, tokenizer, HashedDenoiser(tokenizer.vocab_size - 1), batch_size=1)
+        job = SimpleNamespace(model=lambda *_: model, settings=lambda *_: {}, stem=lambda *_: "s")
+        run = SimpleNamespace(world=SimpleNamespace(is_main=is_main), folder=tmp_path)
+        return _measure(job, task, run, compute, items)[0]
+
+    return call
+
+
+def test_the_cost_is_that_of_the_items(measure, tmp_path):
+    """It is left out where the records have other items too, or where what they have cost was not written."""
+    assert measure(0, 2)["cost"]["tokens"] == 6 and measure(0, 1, 2, 3)["cost"]["tokens"] == 12
+    assert "cost" not in measure(0, 2)
+    records = tmp_path / "eval" / "s.items.jsonl"
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(line for line in lines if "spent" not in line))
+    assert "cost" not in measure(0, 1, 2, 3)
+
+
+def test_the_main_rank_prints_progress(measure, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "PROGRESS_SECONDS", -1.0)
+    measure(0, 1, is_main=False)
+    assert capsys.readouterr().out == ""
+    measure(0, 1)
+    assert capsys.readouterr().out.startswith("addition2, S=1: 2 of 2 items, ")

@@ -139,6 +139,10 @@ def test_the_model_card_has_the_newest_results_of_these_weights(runs, call, tmp_
     run = copy_run(runs["bytes"], tmp_path / "run")
     (run / "eval").mkdir()
     figures = {"split": "validation", "rows": 8, "data": "/somewhere/else/data/mine", "weights": "ema", "step": 3}
+    figures["settings"] = {
+        "compared_with": {"run": "/somewhere/Jane Doe/runs/secret"},
+        "prompt": "/ divides:\n{question}",
+    }
     loops = [
         {"loops": 2, "nats_per_token": 3.25, "nats_per_token_se": 0.5, "bits_per_byte": 1.5, "bits_per_byte_se": None}
     ]
@@ -154,7 +158,11 @@ def test_the_model_card_has_the_newest_results_of_these_weights(runs, call, tmp_
     assert "step_3_ema_task" in card and "/somewhere/else" not in card
     assert "| tokens | 768 |" in card and "| FLOPs | 1.5e+09 |" in card
     assert call("import", tmp_path / "x", "--output", tmp_path / "back")[0] == 0
-    assert json.loads((tmp_path / "back" / "eval" / "step_3_ema.json").read_text())["loops"] == loops
+    back = json.loads((tmp_path / "back" / "eval" / "step_3_ema.json").read_text())
+    assert back["loops"] == loops and back["settings"] == {
+        "compared_with": {"run": "secret"},
+        "prompt": "/ divides:\n{question}",
+    }
     assert call("export", tmp_path / "back", tmp_path / "again")[0] == 0
     assert files_of(tmp_path / "again") == files_of(tmp_path / "x")
 

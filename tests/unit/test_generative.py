@@ -1,19 +1,28 @@
 """Samples under a causal language model. Skipped where transformers is not installed, as it is optional."""
 
 import importlib.util
+import json
 import math
 import sys
+import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from data_pipeline.dataset.blend import Blend, Corpus
 from data_pipeline.dataset.packed_dataset import PackedDataset
+from data_pipeline.json_text import json_text
 from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizers.characters import character_tokenizer
 from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
 from pretrain.errors import UserError
 from pretrain.evaluation.causal_lm import CausalLM
+from pretrain.evaluation.distribution import kernel_distance
 from pretrain.evaluation.tasks.generative import GenerativeTask
+from pretrain.evaluation.tasks.names import TaskMaker, TaskOptions
+from pretrain.evaluation.tasks.report import format_task
 from pretrain.evaluation.tasks.runner import run_task
 from tests.toy_denoisers import HashedDenoiser
 from tests.toy_tasks import toy_model
@@ -79,8 +88,47 @@ def test_figures_of_samples_and_of_held_out_texts(scorer, short_documents, world
     assert figures["entropy"] > figures["reference_entropy"] + 3 * figures["entropy_se"]
     assert figures["kernel_distance"] > 3 * figures["kernel_distance_se"]
     assert abs(figures["reference_kernel_distance"]) < 3 * figures["reference_kernel_distance_se"]
+    numbers, judge = np.arange(12) * reference.num_rows // 12, CausalLM(scorer, world.device)
+    rows = zip(reference.rows(numbers).tolist(), reference.lengths(numbers), strict=True)
+    features = np.array([judge.score(task._text(row[:length])).features for row, length in rows])
+    floor = kernel_distance(features[0::2], features[1::2])
+    assert (figures["reference_kernel_distance"], figures["reference_kernel_distance_se"]) == pytest.approx(floor)
     ab, cd = (ids.tolist() for ids in tokenizer.encode_batch(["ab", "cd"]))
     assert task._text([*ab, tokenizer.eod_id, *cd, tokenizer.eod_id]) == "ab\n\ncd"
+
+
+@needs_transformers
+def test_samples_without_text_have_no_perplexity(scorer, short_documents, world):
+    tokenizer = load_prepared_tokenizer(short_documents, load_manifest(short_documents))
+    task = GenerativeTask(scorer, PackedDataset(short_documents, "validation"), 3, tokenizer)
+
+    def only_ends(query):
+        return torch.eye(tokenizer.vocab_size - 1)[tokenizer.eod_id].expand(len(query.positions), -1) * 60
+
+    model = toy_model(world, tokenizer, only_ends, seq_len=32)
+    records = run_task(task, model, range(3), None, print)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures, values = task.figures(model, records), task.values(records)
+    written = json.loads(json_text(figures))
+    assert [written[name] for name in ("nats_per_token", "nats_per_token_se", "perplexity", "entropy")] == [
+        None
+    ] * 3 + [0]
+    assert np.isnan(values).all() and figures["reference_perplexity"] > 1
+    result = {"task": "generative", "metric": "nats_per_token", "items": 3, "loops": [{"loops": 1, **figures}]}
+    assert "S=1    nats per token none, perplexity none, entropy 0.0000" in format_task(result, [])
+
+
+@needs_transformers
+def test_samples_of_a_mixture_are_not_compared_with_its_first_corpus(scorer, short_documents):
+    manifest = load_manifest(short_documents)
+    blend = Blend(Path("b.yaml"), (Corpus(short_documents, manifest),) * 2)
+    tokenizer = load_prepared_tokenizer(short_documents, manifest)
+    maker = TaskMaker(TaskOptions(scorer=scorer), blend, "validation", tokenizer, 32, 0)
+    with pytest.raises(
+        UserError, match=r"^--tasks generative: b.yaml mixes 2 corpora, .* with one; name .* --data DIR"
+    ):
+        maker.make(["generative"])
 
 
 def test_a_scorer_that_is_not_there_is_named(tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 """`loopmdm probe` against attention and hidden states computed in plain PyTorch, and the report page."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from data_pipeline.dataset.packed_dataset import PackedDataset
 from model.attention import AttentionInputs, document_mask
 from model.denoiser import LoopedDenoiser
 from model.rope import rotate, rotation
-from pretrain.evaluation.probe import attention_to_masked, watching
+from pretrain.evaluation.probe import attention_to_masked, probe, watching
 
 MASK_SEED = 5
 
@@ -58,6 +61,21 @@ def test_every_pass_is_seen_and_nothing_is_changed(world, tiny):
             model(tokens, where, 2)
         assert torch.allclose(again.figures()["norm"], figures["norm"][:2])
         assert torch.equal(model(tokens, where, 4), expected), "the hooks are gone"
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_uniform_attention_over_its_share_is_1(tiny, short_documents, documents):
+    """Rows have several documents, and padding, which is never masked."""
+    dataset = PackedDataset(short_documents, "validation")
+    model = LoopedDenoiser(replace(tiny, vocab_size=dataset.manifest.vocab_size), seed=1)
+    for layer in model.mid.layers.values():
+        layer.self_attention.linear_qkv.weight.data.zero_()
+    some, every = probe(model, dataset, [0.4, 1.0], 2, 12, 5, documents)
+    for figures in (some, every):
+        assert figures["attention_over_share"]["mean"] == pytest.approx([1, 1])
+        assert figures["attention_over_share"]["standard_error"] == pytest.approx([0, 0], abs=1e-7)
+    assert dataset.has_padding and every["masked_share"] == 1 and some["masked_share"] < 0.6
+    assert (every["attention"]["mean"][0] == pytest.approx(1)) is documents, "rows also attend to their padding"
 
 
 def test_uniform_attention_gives_the_masked_share():

@@ -26,7 +26,7 @@ HARNESS = {
 }
 
 
-def task_result(order: str, points: list[tuple[str, float, float]]) -> dict:
+def task_result(order: str, points: list[tuple[str, float, float | None]]) -> dict:
     """As `loopmdm evaluate --tasks sudoku4` writes it: loops, FLOPs per token and valid boards of each point."""
     rows = [
         {"loops": loops, "valid_boards": value, "valid_boards_se": 0.05, "cost": {"flops_per_token": flops}}
@@ -70,7 +70,7 @@ def run_folder(folder: Path, loss: float, corpus: Path | None = None) -> Path:
         "eval/step_20_ema_sudoku4": task_result(
             "threshold", [("1", 1e6, 0.25), ("4", 4e6, 0.5), ("adaptive:1-4", 2e6, 0.5)]
         ),
-        "eval/step_20_ema_sudoku4_wino": task_result("wino", [("4", 2.5e7, 0.75)]),
+        "eval/step_20_ema_sudoku4_wino": task_result("wino", [("4", 2.5e7, 0.75), ("8", 5e7, None)]),
         "eval/step_20_ema_lm_eval_board": HARNESS,
         "samples/step_20_ema": sample,
     }.items():
@@ -182,6 +182,7 @@ def test_tasks_are_shown_against_their_flops(tmp_path):
         ["threshold 0.9", "4", "0.5000 ± 0.0500", "4M"],
         ["threshold 0.9", "adaptive:1-4", "0.5000 ± 0.0500", "2M"],
         ["wino, threshold 0.9", "4", "0.7500 ± 0.0500", "25M"],
+        ["wino, threshold 0.9", "8", "none", "50M"],
     ]
     (chart,) = re.findall(r'aria-label="valid boards against FLOPs per token">.*?</svg>', page)
     assert chart.count("<polyline") == 3, "fixed S, adaptive loops and the other sampler"

@@ -18,7 +18,7 @@ from pretrain.evaluation.distribution import kernel_distance, repetition, token_
 from pretrain.evaluation.item_files import ItemFile
 from pretrain.evaluation.likelihood import Text, chain_rule
 from pretrain.evaluation.statistics import ratio_and_error
-from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask, choice_prompt
+from pretrain.evaluation.tasks.choices import ChoiceQuestion, ChoiceTask
 from pretrain.evaluation.tasks.documents import Documents, DocumentTask
 from pretrain.evaluation.tasks.generated import AnswerTask, HeldOut, SudokuTask
 from pretrain.evaluation.tasks.names import untrained_task
@@ -27,6 +27,7 @@ from pretrain.evaluation.tasks.questions import Question, QuestionTask, last_num
 from pretrain.evaluation.tasks.report import format_task
 from pretrain.evaluation.tasks.rows import answer_row
 from pretrain.evaluation.tasks.runner import chosen_items, run_task
+from pretrain.proportions import with_error
 from tests.toy_denoisers import HashedDenoiser
 from tests.toy_tasks import toy_model, toy_tokenizer
 
@@ -109,42 +110,6 @@ def test_a_prompt_that_leaves_no_room_is_named(letters):
     )
     with pytest.raises(UserError, match=r"^f:8: has 82 tokens, more than the 64 of a row"):
         _ = choices.sizes
-
-
-@pytest.mark.parametrize("method", ["nelbo", "left-to-right", "any-order"])
-def test_choices_by_likelihood(world, letters, method):
-    """Exactly as the likelihoods of the choices say, and the same with other questions beside them."""
-    questions = [ChoiceQuestion(f"f:{i}", f"{i}?", ("ab", "c", "dea"), i % 3) for i in range(6)]
-    task = ChoiceTask("f", questions, "{question} {choice}", method, 64, 64, letters)
-    model = toy_model(world, letters, HashedDenoiser(letters.vocab_size - 1))
-    figures, records = run(task, model)
-    for record, question in zip(records, questions, strict=True):
-        texts = [
-            Text.after(*(ids.tolist() for ids in letters.encode_batch([question.text, f" {choice}"])))
-            for choice in question.choices
-        ]
-        if method == "left-to-right":
-            assert record["nats"] == pytest.approx(chain_rule(model.scorer, texts, 1).tolist(), rel=1e-6)
-        assert record["correct"] == float(np.argmin(record["nats"]) == question.answer)
-        per_byte = np.array(record["nats"]) / [3, 2, 4]
-        assert record["correct_per_byte"] == float(np.argmin(per_byte) == question.answer)
-    assert figures["accuracy"] == np.mean([record["correct"] for record in records])
-    assert run(task, model, [4])[1] == [records[4]]
-    assert task.settings != ChoiceTask("f", questions[:5], "{question} {choice}", method, 64, 64, letters).settings
-
-
-def test_prompts_of_choices(letters):
-    assert choice_prompt("Q: {question} A:", "o") == "Q: {question} A: {choice}"
-    assert choice_prompt("{question}={choice}", "o") == "{question}={choice}"
-    with pytest.raises(UserError, match=r"^--few-shot f: {choice} must be at the end, once"):
-        choice_prompt("{choice} {question} {choice}", "--few-shot f")
-    question = ChoiceQuestion("f:1", "1 {choice}", ("ab", "c"), 0)
-    for prompt, given, scored in (
-        ("{question}={choice}", "1 {choice}=", "c"),
-        ("{question}  {choice}", "1 {choice}", "  c"),
-    ):
-        text = ChoiceTask("f", [question], prompt, "nelbo", 4, 64, letters)._texts[0][1]
-        assert letters.decode(text.tokens) == given + scored and len(text.targets) == len(scored)
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +226,12 @@ def test_error_of_a_ratio_is_its_spread():
         ratios.append(ratio)
         errors.append(error)
     assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.05) and np.mean(ratios) == pytest.approx(2, rel=0.01)
+
+
+def test_a_ratio_of_nothing_is_none():
+    zeros = np.zeros(3)
+    assert np.isnan(ratio_and_error(zeros, zeros)).all()
+    assert with_error(*ratio_and_error(zeros, zeros)) == with_error(math.nan, None, (0, 1), "+") == "none"
 
 
 def test_a_stopped_task_goes_on(world, letters, tmp_path):

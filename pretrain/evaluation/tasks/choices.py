@@ -34,7 +34,8 @@ class ChoiceTask:
 
     Attributes:
         name: of the file.
-        prompt: as of `QuestionTask`, with `{choice}` at its end. Spaces before it are scored with the choice.
+        prompt: as of `QuestionTask`, with `{choice}` at its end. Spaces before it are scored with the choice. Both are tokenized
+            as one text; the tokens of the choice are those after as many as the prompt has alone, as in lm-eval.
         method, masks: see `nats_of_texts`.
     """
 
@@ -59,9 +60,10 @@ class ChoiceTask:
             "likelihood": self.method,
             **masks,
             "items_sha256": digest(items),
+            "tokens_sha256": digest([[text.tokens.tolist() for text in texts] for texts in self._texts]),
         }
 
-    @property
+    @cached_property
     def sizes(self) -> Sequence[int]:
         """See `Task`."""
         return [max(len(text.tokens) for text in texts) for texts in self._texts]
@@ -79,13 +81,20 @@ class ChoiceTask:
 
     def _texts_of(self, question: ChoiceQuestion) -> list[Text]:
         prompt = self.prompt.removesuffix(CHOICE).rstrip(" ").replace(QUESTION, question.text)
-        given, *choices = self.tokenizer.encode_batch([prompt, *(self._space + choice for choice in question.choices)])
+        wholes = [prompt + self._space + choice for choice in question.choices]
+        given, *encoded = (ids.tolist() for ids in self.tokenizer.encode_batch([prompt, *wholes]))
+        choices = [ids[len(given) :] for ids in encoded]
+        if not all(choices):
+            raise UserError(
+                f"{question.source}: the tokens of the choice {question.choices[choices.index([])]!r} are joined with those of "
+                f"the prompt; put a space before {CHOICE}"
+            )
         longest = len(given) + max(map(len, choices))
         if longest > self.seq_len:
             raise UserError(
                 f"{question.source}: has {longest} tokens, more than the {self.seq_len} of a row; shorten it"
             )
-        return [Text.after(given.tolist(), choice.tolist()) for choice in choices]
+        return [Text.after(given, choice) for choice in choices]
 
     def run(self, model: TaskModel, items: Sequence[int]) -> list[Record]:
         """See `Task`."""
@@ -98,12 +107,12 @@ class ChoiceTask:
 
     def _record(self, item: int, nats: np.ndarray) -> Record:
         question = self.questions[item]
-        per_byte = nats / np.array([len((self._space + choice).encode()) for choice in question.choices])
+        per_byte = nats / np.array([len(choice.encode()) for choice in question.choices])
         right = [float(scores.argmin() == question.answer) for scores in (nats, per_byte)]
         return {"item": item, "correct": right[0], "correct_per_byte": right[1], "nats": nats.tolist()}
 
     def figures(self, model: TaskModel, records: Sequence[Record]) -> dict[str, float | None]:
-        """See `Task`. `accuracy_per_byte` divides a choice's nats by its bytes, as lm-eval's `acc_norm`."""
+        """See `Task`. `accuracy_per_byte` divides a choice's nats by its bytes, as lm-eval's `acc_bytes`."""
         normalized = proportion("accuracy_per_byte", [record["correct_per_byte"] for record in records])
         return proportion("accuracy", self.values(records)) | normalized
 

@@ -215,7 +215,13 @@ class TaskMaker:
                 f"--tasks {GENERATIVE}: give the folder of a Hugging Face causal language model with --scorer DIR"
             )
         check_scorer(self.options.scorer)
-        corpus = self._require_blend(GENERATIVE).corpora[0]
+        blend = self._require_blend(GENERATIVE)
+        if len(blend.corpora) > 1:
+            raise UserError(
+                f"--tasks {GENERATIVE}: {blend.path} mixes {len(blend.corpora)} corpora, and samples are compared with one; name "
+                "the prepared folder to compare with by --data DIR"
+            )
+        corpus = blend.corpora[0]
         reference = PackedDataset(corpus.path, self.split, corpus.manifest)
         count = self.options.limit or min(DEFAULT_SAMPLES, reference.num_rows)
         if count > reference.num_rows:

@@ -64,7 +64,7 @@ class QuestionTask:
         about = {"prompt": self.prompt, "until": list(self.until), "answer_length": self.answer_length}
         return {"task": self.name, **about, "items_sha256": digest(items)}
 
-    @property
+    @cached_property
     def sizes(self) -> Sequence[int]:
         """See `Task`."""
         return [len(row) for row, _ in self._rows]
