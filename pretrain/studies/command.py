@@ -10,6 +10,7 @@ from data_pipeline.atomic_files import locked
 from data_pipeline.paths import user_path
 from data_pipeline.stop_signals import Stopped, raise_stopped
 from pretrain.config.load import override_of
+from pretrain.config.overrides import parse_overrides
 from pretrain.errors import UserError
 from pretrain.studies.accounting import CONVENTIONS
 from pretrain.studies.data import prepare_data
@@ -110,11 +111,10 @@ def experiment_of(arguments: argparse.Namespace, runner: Runner) -> Experiment:
         if key in DECIDED and key != "data.path":
             raise UserError(f"{key} is decided by the study; give {DECIDED[key]}")
     given = override_of("data.path", arguments.overrides)
+    if given is not None and given.is_file():
+        raise UserError(f"data.path={given}: a study needs a prepared folder, not a mixture of several")
     data = given.absolute() if given else prepare_data(scale.data, output / "data", runner, _show)
-    experiment = Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
-    if len(experiment.blend.corpora) > 1:
-        raise UserError(f"data.path={given}: a study needs one prepared folder, not a mixture of several")
-    return experiment
+    return Experiment(study, arguments.scale, scale, tuple(arguments.overrides), data, output / "runs")
 
 
 def _show(line: str) -> None:

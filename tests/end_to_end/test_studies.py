@@ -200,7 +200,7 @@ def test_a_mixture_is_refused_before_training(studies, tmp_path, capsys):
     (tmp_path / "mixture.yaml").write_text(f"corpora: [{{path: {data}, weight: 1}}, {{path: {data}, weight: 1}}]\n")
     words = ["study", "sudoku", "--scale", "smoke", "--output", str(studies), f"data.path={tmp_path / 'mixture.yaml'}"]
     assert loopmdm(words) == 2
-    assert "a study needs one prepared folder" in capsys.readouterr().err
+    assert "a study needs a prepared folder" in capsys.readouterr().err
 
 
 BROKEN = {
