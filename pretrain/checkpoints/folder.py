@@ -103,17 +103,21 @@ def write_mark(partial: Path) -> None:
 
 
 def prune(run_folder: Path, keep: Container[int]) -> None:
-    """Remove the complete checkpoints of other steps than these, and the remains of interrupted saves."""
-    for checkpoint in list_checkpoints(run_folder):
-        if step_of(checkpoint) not in keep:
-            remove(checkpoint)
-    for partial in (run_folder / "checkpoints").glob("step_*.partial"):
-        shutil.rmtree(partial)
+    """Remove the complete checkpoints of other steps than these, and the remains of interrupted saves.
+
+    Training need not end because one cannot be removed: that is only told.
+    """
+    unwanted = [checkpoint for checkpoint in list_checkpoints(run_folder) if step_of(checkpoint) not in keep]
+    for folder in [*unwanted, *(run_folder / "checkpoints").glob("step_*.partial")]:
+        try:
+            remove(folder)
+        except OSError as error:
+            print(f"warning: {folder} could not be removed: {error}. Remove it by hand; training goes on", flush=True)
 
 
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint, the mark first, so that a half-removed folder is never taken for one."""
-    (checkpoint / MARK).unlink()
+    (checkpoint / MARK).unlink(missing_ok=True)
     if checkpoint.is_symlink():
         checkpoint.unlink()  # what it points to belongs to somebody else
     else:

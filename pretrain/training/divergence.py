@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from model.architecture import LOGITS_PER_CHUNK
 from model.objective import masked_cross_entropy
 from pretrain.checkpoints.folder import list_checkpoints, step_of
 from pretrain.errors import UserError
@@ -77,14 +78,16 @@ def _newest_sound(run: TrainingRun) -> Path | None:
 def loss_of_weights(run: TrainingRun) -> float:
     """Mean -log p that the weights give on the first micro-batch of the last step, in nats; NaN if their norm is not finite.
 
-    Collective.
+    Of its masked tokens only as many count as training has logits of at a time: all of them may not fit. Collective.
     """
+    most = max(1, LOGITS_PER_CHUNK * run.world.shape.tensor // run.plan.settings.model.padded_vocab_size)
     batch = run.batches[run.progress.data_step - 1][0].to(run.world.device)
-    inputs = batch.inputs._replace(targets=None, loss_weights=None)
+    positions, targets = batch.inputs.logit_positions[:most], batch.inputs.targets[:most]
+    inputs = batch.inputs._replace(logit_positions=positions, targets=None, loss_weights=None)
     run.engine.set_training(False)
-    logits = run.engine.logits([inputs] * run.world.shape.pipeline, run.plan.loops(run.progress.step - 1))[0]
+    logits = run.engine.logits([inputs], run.plan.loops(run.progress.step - 1))[0]
     run.engine.set_training(True)
-    nats = torch.zeros(0) if logits is None else masked_cross_entropy(logits, batch.inputs.targets)
+    nats = torch.zeros(0) if logits is None else masked_cross_entropy(logits, targets)
     own = [float(nats.sum()), len(nats)] if run.world.holds_loss else [0.0, 0.0]
     # Without the padding of the flat tensors, which has any value.
     held = [piece.of(flat.detach()) for flat, pieces in run.engine.pieces().items() for piece in pieces]

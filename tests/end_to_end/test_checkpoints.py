@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ RECIPE = str(ROOT / "tests" / "tiny.yaml")
 def start(corpus, world, tmp_path):
     """One start of `train.steps=6` in this process; returns the run folder."""
 
-    def started(*words, name="run"):
+    def started(*words, name="run", status=0):
         common = [
             f"data.path={corpus}",
             f"run.dir={tmp_path}",
@@ -42,7 +44,7 @@ def start(corpus, world, tmp_path):
         ]
         settings = load_settings(RECIPE, [*common, "checkpoint.every=2", *words])
         blend = load_blend(settings.data.path)
-        assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == 0
+        assert run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True) == status
         return tmp_path / name
 
     return started
@@ -102,6 +104,33 @@ def test_a_save_that_fails_beside_training_is_told_and_the_next_one_counts(start
     assert "warning: " in out and "step_2.partial could not be written: [Errno 28] No space left on device" in out
     assert "Training goes on until the next save" in out
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_4", "step_6"]
+
+
+@pytest.mark.parametrize("status", [0, 75], ids=["run.stop_after", "SIGTERM"])
+def test_a_save_that_fails_while_the_run_ends_does_not_cost_the_last_step(start, monkeypatch, capsys, status):
+    """Step 4 is still being written when step 5 is the last."""
+    original, ended = saver.write_part, threading.Event()
+
+    def fail_in_the_end(save, rank):
+        if save.final.name == "step_4":
+            assert ended.wait(60)
+            raise OSError(5, "Input/output error")
+        return original(save, rank)
+
+    def end_at_step_5(run, *rest):
+        if run.progress.step == 3 and status == 75:
+            signal.raise_signal(signal.SIGTERM)  # of which the next step reports
+        elif run.progress.step == 4:
+            threading.Timer(0.5, ended.set).start()
+        return train_step(run, *rest)
+
+    monkeypatch.setattr(saver, "write_part", fail_in_the_end)
+    monkeypatch.setattr(loop, "train_step", end_at_step_5)
+    folder = start("checkpoint.every=4", *([] if status else ["run.stop_after=5"]), status=status)
+    out = capsys.readouterr().out
+    assert "step_4.partial could not be written: [Errno 5] Input/output error. Older checkpoints are complete" in out
+    assert "The last step is saved now" in out
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_5"]
 
 
 def test_a_loss_that_is_no_number_does_not_cost_the_save_on_its_way(start, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from pretrain.checkpoints.folder import list_checkpoints, read_state, step_of
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
+from pretrain.training import divergence
 from pretrain.training import step as steps
 from pretrain.training.start import build_run, run_training
 from tests.checkpoints import tensors_of, weights_of
@@ -133,6 +134,20 @@ def test_the_last_step_of_a_start_is_not_saved_if_it_spoils_the_weights(start):
     with pytest.raises(UserError, match=r"step 5: the weights give no finite loss"):
         start("optim.lr=1e30", "run.stop_after=1")
     assert checkpoints_of(folder) == [4]
+
+
+def test_the_check_of_the_last_weights_has_no_more_logits_than_training(plan_of, world, monkeypatch):
+    """At the sizes of real runs, the logits of a whole micro-batch are several times what training needs."""
+    run = build_run(*plan_of(), world)
+    run.progress.step, vocab, logits, seen = 1, run.plan.settings.model.padded_vocab_size, run.engine.logits, []
+    monkeypatch.setattr(run.engine, "logits", lambda *given: seen.append(logits(*given)[0]) or [seen[-1].clone()])
+    divergence.loss_of_weights(run)
+    monkeypatch.setattr(divergence, "LOGITS_PER_CHUNK", 5 * vocab + 1)
+    loss = divergence.loss_of_weights(run)
+    every, some = seen
+    assert len(every) > len(some) == 5
+    targets = run.batches[0][0].inputs.targets[:5]
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(every[:5], targets).item(), rel=1e-6)
 
 
 def test_without_a_checkpoint_the_run_ends(start):

@@ -1,6 +1,8 @@
 """Checkpoint folders, metrics files, the console line, ranks from launchers and signals, without training."""
 
 import json
+import resource
+import shutil
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -43,6 +45,24 @@ def test_prune_removes_other_steps_and_partial_folders(tmp_path):
     prune(tmp_path, keep={20, 100})
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step_20", "step_100"]
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("suffix", ["", ".partial"])
+def test_a_checkpoint_that_cannot_be_removed_is_told_and_is_none_any_more(tmp_path, monkeypatch, capsys, suffix):
+    for step in (5, 100):
+        checkpoint(tmp_path, step)
+    stuck, remove_tree = checkpoint(tmp_path, 20, suffix=suffix), shutil.rmtree
+
+    def not_empty(folder):
+        if folder == stuck:
+            raise OSError(39, "Directory not empty", str(folder))
+        remove_tree(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", not_empty)
+    prune(tmp_path, keep={100})
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_100"]
+    assert f"warning: {stuck} could not be removed: [Errno 39] Directory not empty" in capsys.readouterr().out
+    assert stuck.exists() and not (tmp_path / "checkpoints" / "step_5").exists()
 
 
 def test_a_run_without_checkpoint_says_so(tmp_path):
@@ -106,6 +126,37 @@ def test_texts_of_metrics_may_have_line_separators(tmp_path):
         sink.close()
     assert whole_records(tmp_path) == records and has_record(tmp_path, "texts", 1)
     assert read_run(tmp_path, "a").steps == records[1:]
+
+
+@pytest.fixture
+def full_disk():
+    """Files of this process may have this number of bytes; further ones are refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_line_of_metrics_is_lost_or_torn_while_the_disk_is_full(tmp_path, full_disk, capsys):
+    path, sink = tmp_path / "metrics.jsonl", MetricsFile()
+    sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=0)))
+    sink.write_training({"step": 1})
+    full_disk(path.stat().st_size + 5)
+    for step in (2, 3):
+        sink.write_training({"step": step, "texts": "x" * 100_000})
+    full_disk(None)
+    sink.write_training({"step": 4})
+    sink.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count(f"warning: {path} could not be written: [Errno 27] File too large") == 1
+
+
+def test_figures_that_a_full_disk_costs_are_told(tmp_path, full_disk, capsys):
+    sink = MetricsFile()
+    sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=0)))
+    full_disk(5)
+    sink.write_training({"step": 1})
+    sink.close()
+    assert f"Figures are lost: {len(json.dumps({'step': 1}) + chr(10)) - 5} bytes" in capsys.readouterr().out
 
 
 def test_console_line(capsys):

@@ -1,5 +1,6 @@
 """TensorBoard shows each step once, with the value of the newest start, whatever the clocks of the starts said."""
 
+import resource
 import time
 from types import SimpleNamespace
 
@@ -71,3 +72,15 @@ def test_a_start_that_was_killed_while_writing_hides_nothing(tmp_path):
     file.write_bytes(file.read_bytes()[:-7])
     start(tmp_path, 3, 6, 200)
     assert [step for step, _ in shown(tmp_path, "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_record_that_a_full_disk_cuts_short_hides_nothing(tmp_path):
+    sink, (soft, hard) = TensorBoard(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    sink.open(SimpleNamespace(folder=tmp_path, progress=SimpleNamespace(step=0)))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    for step in range(1, 6):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 9 if step in (2, 3) else soft, hard))
+        sink.write_texts({"step": step, "texts": {"drawn": ["x" * 20_000]}})
+        sink.write_training({"step": step, "loss": 1.0 * step, "loss_by_timestep": [], "loss_by_loops": {}})
+    sink.close()
+    assert shown(tmp_path, "train/loss") == [(step, step) for step in range(1, 6)]

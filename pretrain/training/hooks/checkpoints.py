@@ -24,10 +24,7 @@ class Checkpoints(Hook):
 
     def on_failure(self, run: TrainingRun) -> None:
         """Complete the save of an earlier step that is on its way."""
-        try:
-            self._running.wait()
-        except UserError as error:
-            self._warn(run, error)
+        self._complete_earlier(run)
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Save if a checkpoint is due or this is the last step of this start.
@@ -36,6 +33,8 @@ class Checkpoints(Hook):
         """
         settings, last = run.plan.settings.checkpoint, run.stop_reason is not None
         due = settings.every is not None and run.progress.step % settings.every == 0 and report.skipped is None
+        if due or last:
+            self._complete_earlier(run)
         try:
             self._running.poll()
             if due or last:
@@ -48,15 +47,22 @@ class Checkpoints(Hook):
             self._warn(run, error)
         self._remove_replaced(run)
 
+    def _complete_earlier(self, run: TrainingRun) -> None:
+        """If the save that is on its way fails, that must not cost what comes now."""
+        try:
+            self._running.wait()
+        except UserError as error:
+            self._warn(run, error)
+
     @staticmethod
     def _warn(run: TrainingRun, error: UserError) -> None:
         if run.world.is_main:
-            print(f"warning: {error}. Training goes on until the next save", flush=True)
+            then = "Training goes on until the next save" if run.stop_reason is None else "The last step is saved now"
+            print(f"warning: {error}. {then}", flush=True)
 
     def _save(self, run: TrainingRun) -> None:
         # After a signal there may be little time.
         if run.stop_reason in ("finished", "run.stop_after"):
-            self._running.wait()
             loss = loss_of_weights(run)
             if not math.isfinite(loss):
                 raise UserError(_diverged(run, set_unsound_aside(run)))

@@ -17,6 +17,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text as text_summary
 
+from pretrain.training.hooks.patient_file import PatientFile
+
 NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
@@ -33,7 +35,7 @@ class EventFile:
         times = [int(match[1]) for path in folder.iterdir() if (match := NAME.match(path.name))]
         second = max(int(time.time()), 1 + max(times, default=0))
         path = folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(path.open("xb"))
+        self._records = RecordWriter(PatientFile(path, "xb"))
         self._append(Event(file_version="brain.Event:2", source_metadata=SourceMetadata(writer="loopmdm")))
         self._append(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -53,4 +55,3 @@ class EventFile:
     def _append(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
-        self._records.flush()

@@ -6,6 +6,7 @@ from textwrap import indent
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.json_text import json_text, lines_of
 from pretrain.evaluation.report import short_figures
+from pretrain.training.hooks.patient_file import PatientFile
 from pretrain.training.hooks.recorder import Record, Sink
 from pretrain.training.state import TrainingRun
 
@@ -57,19 +58,18 @@ class Console(Sink):
 
 
 class MetricsFile(Sink):
-    """`metrics.jsonl`: one JSON object per record, flushed line by line."""
+    """`metrics.jsonl`: one JSON object per line and record, for readers at once."""
 
     def open(self, run: TrainingRun) -> None:
         """Keep the lines up to the step at which this start begins; later ones will be written again."""
         path = run.folder / "metrics.jsonl"
         if path.exists():
             write_atomic(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = PatientFile(path, "ab")
 
     def write_training(self, record: Record) -> None:
         """Append the record."""
-        self._file.write(json_text(record) + "\n")
-        self._file.flush()
+        self._file.write((json_text(record) + "\n").encode())
 
     write_validation = write_texts = write_training
 
