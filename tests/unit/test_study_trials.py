@@ -1,24 +1,28 @@
 """Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
 
 import json
+import os
 import signal
 import threading
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from data_pipeline.stop_signals import Stopped
+from data_pipeline.stop_signals import Stopped, raise_stopped
 from pretrain.cli import main as loopmdm
 from pretrain.config.keys import annotations, flatten
 from pretrain.config.load import load_settings
 from pretrain.errors import UserError
-from pretrain.studies import trials
+from pretrain.studies import command, trials
 from pretrain.studies.data import corpus_folder, prepare_data
 from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
 from pretrain.studies.estimate import describe
+from pretrain.studies.processes import Subprocesses
 from pretrain.studies.schedule import unit_of
+from pretrain.studies.side_by_side import side_by_side
 from pretrain.studies.trials import Experiment, content_key, unit_counts
 from pretrain.studies.unit import BusyError, owned
 
@@ -192,6 +196,109 @@ def test_a_signal_ends_a_dry_run_without_the_arms_that_wait(experiment, tmp_path
     with pytest.raises(Stopped):
         describe(replace(experiment, study=study, runs=tmp_path), Stopping(), 1, print)
     assert stopped.is_set() and len(started) <= 2
+
+
+def named(*names):
+    return [SimpleNamespace(name=name) for name in names]
+
+
+class Stoppable:
+    """As `Subprocesses`: what runs ends when it is asked to."""
+
+    def __init__(self):
+        self.asked = threading.Event()
+
+    def stop(self):
+        self.asked.set()
+
+
+def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
+    """In a dry run, too: the third arm does not share the GPU of the first, which takes longer than the second."""
+    ended, used = threading.Event(), {}
+
+    class Slots(Stoppable):
+        def __call__(self, words, log, slot, ranks=1):
+            arm = next(word[-1] for word in words if word.startswith("optim.beta1="))
+            used[arm] = slot
+            if arm == "1":
+                assert ended.wait(10)
+            elif arm == "3":
+                ended.set()
+            (log.parents[1] / "metrics.jsonl").write_text('{"step": 20, "flops": 1.0, "elapsed": 1.0}\n')
+            return 0
+
+    arms = {f"arm{i}": Arm(about="", settings={"optim.beta1": f"0.{i}"}) for i in range(1, 4)}
+    study = experiment.study.model_copy(update={"arms": arms})
+    describe(replace(experiment, study=study, runs=tmp_path), Slots(), 2, print)
+    assert used == {"1": 0, "2": 1, "3": 1}
+
+
+def test_after_a_failure_those_that_run_are_finished_and_no_other_starts():
+    shown, ended = threading.Event(), []
+
+    def work(trial, slot):
+        if trial.name == "bad":
+            raise OSError("the disk is full")
+        assert trial.name == "good" and shown.wait(10), "the failure is shown while this one runs"
+        ended.append(trial.name)
+
+    def show(line):
+        said.append(line)
+        shown.set()
+
+    said = []
+    with pytest.raises(OSError, match="the disk is full"):
+        side_by_side(work, named("bad", "good", "waits", "waits too"), Stoppable(), 2, show)
+    assert ended == ["good"] and said == ["the disk is full\nfinishing those that run: good"]
+
+
+def test_a_signal_after_a_failure_ends_those_that_run():
+    runner, began, ended = Stoppable(), threading.Event(), []
+
+    def work(trial, slot):
+        if trial.name == "bad":
+            assert began.wait(10)
+            raise UserError("bad: ended with status 2")
+        began.set()
+        ended.append(runner.asked.wait(10))
+
+    def show(line):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+
+    with pytest.raises(Stopped), raise_stopped():
+        side_by_side(work, named("bad", "good"), runner, 2, show)
+    assert ended == [True], "asked to save and end"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "devices", "given"),
+    [
+        (1, "456", ["4", "5", "6", "4"]),
+        (2, "01234", ["0,1", "2,3", "0,1", "2,3"]),
+        (2, "", [None, None, None, None]),
+    ],
+)
+def test_jobs_have_other_gpus(ranks, devices, given, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    runner = Subprocesses(4, list(devices), ranks)
+    environments = [runner._environment(slot, ranks) for slot in range(4)]
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == given
+    alone = [runner._environment(slot, 1).get("CUDA_VISIBLE_DEVICES") for slot in range(4)]
+    assert alone == [each and each[0] for each in given], "a measurement has the first of them"
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"), [([], 4), (["--jobs", "3"], 3), (["--unit", "0"], 1), (["--unit", "0", "--jobs", "3"], 1)]
+)
+def test_a_unit_alone_has_the_whole_machine(words, jobs, monkeypatch):
+    found = []
+    monkeypatch.setattr(command, "visible_gpus", lambda: list("01234567"))
+    monkeypatch.setattr(command, "Subprocesses", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr(command, "run_study", lambda arguments, runner, jobs: found.append(jobs))
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args(["speedrun", "--scale", "desk", *words]))
+    assert found == [(jobs, list("01234567"), 2), jobs]
 
 
 def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
