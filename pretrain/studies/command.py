@@ -87,7 +87,7 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
     elif arguments.unit is not None:
         trial = unit_of(experiment, arguments.unit)
         run_unit(experiment, trial, runner, slot=0)
-        print(f"done: {trial.name}, {trial.folder}")
+        print(f"{Workplace(trial).state(experiment)}: {trial.name}, {trial.folder}")
     else:
         folder = arguments.output / experiment.study.name / arguments.scale
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,8 +141,8 @@ def _units(experiment: Experiment) -> list[str]:
         trials += experiment.repeats(best_rates(experiment))
     except UserError:
         wait = f"{len(trials):>4}  and further ones wait for the learning rates"
-    done = ["done" if Workplace(trial).is_done(experiment) else "to do" for trial in trials]
-    lines = [f"{k:>4}  {done[k]:<6} {trial.name:<40} {trial.folder}" for k, trial in enumerate(trials)]
+    states = [Workplace(trial).state(experiment) for trial in trials]
+    lines = [f"{k:>4}  {states[k]:<8} {trial.name:<40} {trial.folder}" for k, trial in enumerate(trials)]
     return [*lines, *([wait] if wait else [])]
 
 

@@ -103,6 +103,6 @@ def _run_phase(
     def work(trial: Trial, slot: int) -> None:
         begin = time.monotonic()
         run_unit(experiment, trial, run, slot)
-        show(f"done: {trial.name} in {duration(time.monotonic() - begin)}")
+        show(f"{Workplace(trial).state(experiment)}: {trial.name} in {duration(time.monotonic() - begin)}")
 
     side_by_side(work, left, run, jobs, show, report)

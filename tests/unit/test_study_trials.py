@@ -1,30 +1,28 @@
-"""Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units."""
+"""Trainings of a study: what their keys depend on, their loops, their measurements, the order of the units, divergence."""
 
 import json
-import os
+import math
 import signal
 import threading
-from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from data_pipeline.stop_signals import Stopped, raise_stopped
+from data_pipeline.stop_signals import Stopped
 from pretrain.cli import main as loopmdm
 from pretrain.config.keys import annotations, flatten
 from pretrain.config.load import load_settings
 from pretrain.errors import UserError
-from pretrain.studies import command, trials
-from pretrain.studies.data import corpus_folder, prepare_data
-from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
+from pretrain.studies import report, trials
+from pretrain.studies.definition import Arm, Measurement, load_study
 from pretrain.studies.estimate import describe
-from pretrain.studies.processes import Subprocesses
-from pretrain.studies.schedule import unit_of
-from pretrain.studies.side_by_side import side_by_side
+from pretrain.studies.results import best_rates, read_results
+from pretrain.studies.schedule import run_all, unit_of
 from pretrain.studies.trials import Experiment, content_key, unit_counts
-from pretrain.studies.unit import BusyError, owned
+from pretrain.studies.unit import Workplace
+from tests.study_runs import Stoppable
 
 RESULTS = Path(__file__).resolve().parents[2] / "pretrain" / "studies" / "results"
 
@@ -198,20 +196,6 @@ def test_a_signal_ends_a_dry_run_without_the_arms_that_wait(experiment, tmp_path
     assert stopped.is_set() and len(started) <= 2
 
 
-def named(*names):
-    return [SimpleNamespace(name=name) for name in names]
-
-
-class Stoppable:
-    """As `Subprocesses`: what runs ends when it is asked to."""
-
-    def __init__(self):
-        self.asked = threading.Event()
-
-    def stop(self):
-        self.asked.set()
-
-
 def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
     """In a dry run, too: the third arm does not share the GPU of the first, which takes longer than the second."""
     ended, used = threading.Event(), {}
@@ -233,107 +217,70 @@ def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
     assert used == {"1": 0, "2": 1, "3": 1}
 
 
-def test_after_a_failure_those_that_run_are_finished_and_no_other_starts():
-    shown, ended = threading.Event(), []
+class Trainings(Stoppable):
+    """As `Subprocesses`: writes what a training leaves that ends with this status, and NELBOs of 1."""
 
-    def work(trial, slot):
-        if trial.name == "bad":
-            raise OSError("the disk is full")
-        assert trial.name == "good" and shown.wait(10), "the failure is shown while this one runs"
-        ended.append(trial.name)
+    def __init__(self, ends):
+        super().__init__()
+        self.ends = ends
+        """Learning rate -> whether it diverged, of trainings that end with status 2."""
 
-    def show(line):
-        said.append(line)
-        shown.set()
+    def __call__(self, words, log, slot, ranks=1):
+        if words[0] == "evaluate":
+            rows = [{"loops": int(s), "nats_per_token": 1.0} for s in words[words.index("--loops") + 1].split(",")]
+            Path(words[-1]).write_text(json.dumps({"loops": rows}))
+            return 0
+        folder, rate = log.parents[1], float(next(w for w in words if w.startswith("optim.lr=")).partition("=")[2])
+        (folder / "config.yaml").write_text("model: {}\ntrain: {}\n")
+        record = {"step": 1, "tokens": 1, "flops": 1.0, "elapsed": 1.0, "loss": 1.0}
+        (folder / "metrics.jsonl").write_text("" if rate in self.ends else json.dumps(record) + "\n")
+        (folder / "status.json").write_text(json.dumps({"state": "failed", "diverged": self.ends.get(rate, False)}))
+        log.write_text("the reason\n")
+        return 2 if rate in self.ends else 0
 
+
+@pytest.fixture
+def plain(experiment, tmp_path) -> Experiment:
+    """One arm, three learning rates."""
+    study = experiment.study.model_copy(update={"arms": {"plain": experiment.arms["plain"]}, "measurements": {}})
+    scale = experiment.scale.model_copy(update={"learning_rates": (1e-3, 2e-3, 4e-3), "seeds": 1})
+    return replace(experiment, study=study, scale=scale, runs=tmp_path)
+
+
+def test_a_learning_rate_that_diverges_is_done_and_is_not_chosen(plain):
     said = []
-    with pytest.raises(OSError, match="the disk is full"):
-        side_by_side(work, named("bad", "good", "waits", "waits too"), Stoppable(), 2, show)
-    assert ended == ["good"] and said == ["the disk is full\nfinishing those that run: good"]
+    run_all(plain, Trainings({1e-3: True, 4e-3: True}), 1, said.append)
+    assert [line.partition(" in ")[0] for line in said if ": plain, " in line] == [
+        "diverged: plain, lr 0.001, seed 0", "done: plain, lr 0.002, seed 0", "diverged: plain, lr 0.004, seed 0",
+    ]  # fmt: skip
+    said.clear()
+    run_all(plain, Trainings({}), 1, said.append)
+    assert said == [], "nothing runs again"
+    results = read_results(plain)
+    assert best_rates(plain) == {"plain": 2e-3}
+    assert [result.nelbo() for result in results.tuning] == [math.inf, 1.0, math.inf]
+    table, _ = report._rates(results)
+    assert table.rows == [("plain", "diverged", "1.0000 *", "diverged")]
 
 
-def test_a_signal_after_a_failure_ends_those_that_run():
-    runner, began, ended = Stoppable(), threading.Event(), []
-
-    def work(trial, slot):
-        if trial.name == "bad":
-            assert began.wait(10)
-            raise UserError("bad: ended with status 2")
-        began.set()
-        ended.append(runner.asked.wait(10))
-
-    def show(line):
-        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
-
-    with pytest.raises(Stopped), raise_stopped():
-        side_by_side(work, named("bad", "good"), runner, 2, show)
-    assert ended == [True], "asked to save and end"
+def test_other_failures_are_no_divergence(plain):
+    with pytest.raises(UserError, match=r"training plain, lr 0\.001, seed 0: ended with status 2(.|\n)*the reason"):
+        run_all(plain, Trainings({1e-3: False}), 1, print)
+    assert not Workplace(plain.tuning[0]).is_done(plain)
 
 
 @pytest.mark.parametrize(
-    ("ranks", "devices", "given"),
+    ("rates", "message"),
     [
-        (1, "456", ["4", "5", "6", "4"]),
-        (2, "01234", ["0,1", "2,3", "0,1", "2,3"]),
-        (2, "", [None, None, None, None]),
+        ((1e-3, 2e-3), "arm plain: diverged at every learning rate; give the study lower"),
+        ((1e-3,), r"plain, lr 0\.001, seed 0: the training diverged; give the study lower"),
     ],
 )
-def test_jobs_have_other_gpus(ranks, devices, given, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    runner = Subprocesses(4, list(devices), ranks)
-    environments = [runner._environment(slot, ranks) for slot in range(4)]
-    assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == given
-    alone = [runner._environment(slot, 1).get("CUDA_VISIBLE_DEVICES") for slot in range(4)]
-    assert alone == [each and each[0] for each in given], "a measurement has the first of them"
-
-
-@pytest.mark.parametrize(
-    ("words", "jobs"), [([], 4), (["--jobs", "3"], 3), (["--unit", "0"], 1), (["--unit", "0", "--jobs", "3"], 1)]
-)
-def test_a_unit_alone_has_the_whole_machine(words, jobs, monkeypatch):
-    found = []
-    monkeypatch.setattr(command, "visible_gpus", lambda: list("01234567"))
-    monkeypatch.setattr(command, "Subprocesses", lambda *arguments: found.append(arguments))
-    monkeypatch.setattr(command, "run_study", lambda arguments, runner, jobs: found.append(jobs))
-    parser = ArgumentParser()
-    command.add_arguments(parser)
-    command.run(parser.parse_args(["speedrun", "--scale", "desk", *words]))
-    assert found == [(jobs, list("01234567"), 2), jobs]
-
-
-def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
-    calls, said = [], []
-
-    def run(words, log, slot, ranks=1):
-        calls.append(words)
-        log.write_text("the reason\n")
-        return 2
-
-    corpus = Corpus(input=("sudoku4:60",), seq_len=17)
-    with pytest.raises(UserError, match=r"preparing sudoku4:60: ended with status 2(.|\n)*the reason"):
-        prepare_data(corpus, tmp_path, run, said.append)
-    assert calls[0][:3] == ["prepare", "--input", "sudoku4:60"] and "--seq-len" in calls[0]
-    folder = corpus_folder(corpus, tmp_path)
-    assert said == [f"preparing the data, sudoku4:60; log: {folder}.log"], "before it takes its time"
-    folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({}))
-    assert prepare_data(corpus, tmp_path, run, said.append) == folder and len(calls) == len(said) == 1
-    assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
-
-
-def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
-    waits = []
-    first = owned(tmp_path / "unit", wait=False)
-    first.__enter__()
-    with pytest.raises(BusyError, match="another process works on this"), owned(tmp_path / "unit", wait=False):
-        pass
-
-    def sleep(seconds):
-        waits.append(seconds)
-        first.__exit__(None, None, None)
-
-    with owned(tmp_path / "unit", wait=True, sleep=sleep):
-        assert waits == [1.0]
+def test_an_arm_that_always_diverges_is_an_error(rates, message, plain):
+    one = replace(plain, scale=plain.scale.model_copy(update={"learning_rates": rates}))
+    with pytest.raises(UserError, match=message):
+        run_all(one, Trainings(dict.fromkeys(rates, True)), 1, print)
+        read_results(one)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
