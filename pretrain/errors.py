@@ -8,6 +8,10 @@ class UserError(Exception):
     """The input, the settings or the machine is wrong; the message names what is wrong and what to do."""
 
 
+class TrainingDivergedError(UserError):
+    """A training has diverged, and going back to a checkpoint does not help or is not possible."""
+
+
 class RankError(UserError):
     """An error that only one rank has seen and whose message names the rank: it is printed by that rank."""
 

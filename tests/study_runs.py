@@ -1,5 +1,6 @@
 """Studies in the process of the tests, which has loaded torch already, on one set of process groups."""
 
+import threading
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_run
 from pretrain.config.run_plan import make_run_plan
+from pretrain.errors import TrainingDivergedError
 from pretrain.studies import command
 
 
@@ -25,7 +27,10 @@ class InProcess:
         if words[0] != "train":
             return loopmdm(list(words))
         settings, blend = load_run(words[2], words[3:])
-        return run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True)
+        try:
+            return run_training(make_run_plan(settings, blend.manifest, 1), blend, resume=True)
+        except TrainingDivergedError:  # as `pretrain.main`
+            return 2
 
     def stop(self) -> None:
         """A signal in the tests' process ends it."""
@@ -34,6 +39,17 @@ class InProcess:
     def verbs(self) -> list[str]:
         """What it ran."""
         return [words[0] for words in self.ran]
+
+
+class Stoppable:
+    """`stop` of a `Runner` whose commands look at it."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def stop(self) -> None:
+        """Ask what runs to end."""
+        self.asked.set()
 
 
 def study(*words: str | Path, jobs: int = 1) -> tuple[int, InProcess]:

@@ -13,10 +13,10 @@ from data_pipeline.manifest import MANIFEST_NAME, Manifest
 from pretrain.checkpoints.folder import MARK
 from pretrain.checkpoints.weights import FILES
 from pretrain.config.load import dump_settings
+from pretrain.config.run_folder import STATUS
 from pretrain.config.settings import Settings
 from pretrain.export.new_folder import new_folder
 from pretrain.export.record import FOLDER, RunRecord, settings_from
-from pretrain.training.run_folder import STATUS
 
 
 def write_run(output: Path, record: RunRecord, weights: dict[str, Tensor], export: Path, manifest: Manifest) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from data_pipeline.json_text import lines_of
 from pretrain.errors import UserError
 
+STATUS = "status.json"
+"""What the run is doing, for `loopmdm status` and for studies."""
+
 
 def check_run_folder(folder: Path) -> None:
     """Raise UserError for what is not the folder of a run."""
@@ -17,6 +20,14 @@ def check_run_folder(folder: Path) -> None:
     if folder.is_dir():
         why = "not a run folder (it has no config.yaml)"
     raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What training has written last in `status.json`; empty for a run of an older version."""
+    try:
+        return json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def whole_records(folder: Path) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--units", action="store_true", help="list the trainings by number, and which are done")
     add("--count", action="store_true", help="print how many trainings tune the learning rates, and how many follow")
-    add("--unit", type=int, metavar="K", help="do training K alone, for the jobs of a SLURM array")
+    add("--unit", type=int, metavar="K", help="do training K alone, with all cores, for a SLURM array")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,8 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         study, scale = _chosen(arguments)
         print(*unit_counts(study, scale))
         return 0
-    jobs = _jobs(arguments.jobs, _chosen(arguments)[1].ranks)
-    runner = Subprocesses(jobs, visible_gpus())
+    ranks = _chosen(arguments)[1].ranks
+    jobs = _jobs(arguments, ranks)
+    runner = Subprocesses(jobs, visible_gpus(), ranks)
     try:
         with raise_stopped():
             return run_study(arguments, runner, jobs)
@@ -88,7 +89,7 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
     elif arguments.unit is not None:
         trial = unit_of(experiment, arguments.unit)
         run_unit(experiment, trial, runner, slot=0)
-        print(f"done: {trial.name}, {trial.folder}")
+        print(f"{Workplace(trial).state(experiment)}: {trial.name}, {trial.folder}")
     else:
         _ = experiment.tuning  # wrong settings leave no folder
         folder = arguments.output / experiment.study.name / experiment.folder_name
@@ -133,13 +134,13 @@ def _chosen(arguments: argparse.Namespace) -> tuple[Study, Scale]:
     return study, scale.model_copy(update={"seeds": arguments.seeds})
 
 
-def _jobs(given: int | None, ranks: int) -> int:
+def _jobs(arguments: argparse.Namespace, ranks: int) -> int:
     """Trainings of `ranks` processes at the same time."""
-    if given is None:
-        return max(1, (len(visible_gpus()) or len(os.sched_getaffinity(0))) // ranks)
-    if given < 1:
-        raise UserError(f"--jobs {given}: must be at least 1")
-    return given
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
+    if arguments.unit is not None:
+        return 1
+    return arguments.jobs or max(1, (len(visible_gpus()) or len(os.sched_getaffinity(0))) // ranks)
 
 
 def _units(experiment: Experiment) -> list[str]:
@@ -148,8 +149,8 @@ def _units(experiment: Experiment) -> list[str]:
         trials += experiment.repeats(best_rates(experiment))
     except UserError:
         wait = f"{len(trials):>4}  and further ones wait for the learning rates"
-    done = ["done" if Workplace(trial).is_done(experiment) else "to do" for trial in trials]
-    lines = [f"{k:>4}  {done[k]:<6} {trial.name:<40} {trial.folder}" for k, trial in enumerate(trials)]
+    states = [Workplace(trial).state(experiment) for trial in trials]
+    lines = [f"{k:>4}  {states[k]:<8} {trial.name:<40} {trial.folder}" for k, trial in enumerate(trials)]
     return [*lines, *([wait] if wait else [])]
 
 

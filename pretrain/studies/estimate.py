@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_pipeline.stop_signals import Stopped
 from pretrain.planning.layouts import ranked
 from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.schedule import duration
+from pretrain.studies.side_by_side import side_by_side
 from pretrain.studies.trials import Experiment, Trial
 from pretrain.studies.unit import Workplace, last_record, owned
 
@@ -53,22 +52,14 @@ def _speeds(
     if new:
         show(f"measuring the speed of {new} arms by their first {CALIBRATION_STEPS} steps, {min(jobs, new)} at a time")
 
-    def measured(number: int, trial: Trial) -> float:
+    def measured(trial: Trial, slot: int) -> float:
         begin, known = time.monotonic(), not _missing_steps(trial)
-        speed = _speed(experiment, trial, run, number % jobs)
+        speed = _speed(experiment, trial, run, slot)
         if not known:
             show(f"measured: {trial.arm} in {duration(time.monotonic() - begin)}")
         return speed
 
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(measured, number, trial) for number, trial in enumerate(arms)]
-        try:
-            return [future.result() for future in futures]
-        except Stopped:
-            run.stop()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    return side_by_side(measured, arms, run, jobs, show)
 
 
 def _metrics(trial: Trial) -> Path:

@@ -21,7 +21,7 @@ class Runner(Protocol):
     """Runs `loopmdm WORDS...` to its end and returns the exit status; what it prints is appended to `log`."""
 
     def __call__(self, words: Sequence[str], log: Path, slot: int, ranks: int = 1) -> int:
-        """`slot`: number of the job, below the number of jobs, which decides its GPU."""
+        """`slot`: number of the job, below the number of jobs, which decides its GPUs."""
 
     def stop(self) -> None:
         """Ask all commands that are running to save and end, and run no further ones."""
@@ -32,12 +32,14 @@ class Subprocesses:
 
     Args:
         jobs: commands that run at the same time.
-        devices: GPUs of this machine by their numbers in CUDA_VISIBLE_DEVICES; one for each job.
+        devices: GPUs of this machine by their numbers in CUDA_VISIBLE_DEVICES; `ranks` for each job. Jobs share them only if
+            there are too few.
+        ranks: of a training, the most processes of a command.
     """
 
-    def __init__(self, jobs: int, devices: Sequence[str]) -> None:
+    def __init__(self, jobs: int, devices: Sequence[str], ranks: int) -> None:
         self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-        self._devices = devices
+        self._groups = [devices[first : first + ranks] for first in range(0, len(devices) - ranks + 1, ranks)]
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopping = False
         self._lock = threading.Lock()
@@ -89,8 +91,8 @@ class Subprocesses:
             "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         }
-        if self._devices and ranks == 1:
-            own["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
+        if self._groups:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(self._groups[slot % len(self._groups)][:ranks])
         return os.environ | own
 
 

@@ -212,10 +212,13 @@ def _rates(results: Results) -> list[Block]:
     rows = []
     for arm, of in by_arm.items():
         best = results.best[arm][0].trial.lr
-        cells = [f"{of[lr].nelbo():.4f}{' *' if lr == best else ''}" if lr in of else "" for lr in rates]
-        rows.append((arm, *cells))
+        rows.append((arm, *(_rate_cell(of[lr], best) if lr in of else "" for lr in rates)))
     note = (
         "Final NELBO at S_max with seed 0, nats per token. Every arm had as many rates at the same budget; its best one (*) was "
         "then trained with the other seeds. Seed 0 is among the results, which favours all arms alike."
     )
     return [Table(("arm", *(f"lr {lr:g}" for lr in rates)), rows), Text(note)]
+
+
+def _rate_cell(result: TrialResult, best: float) -> str:
+    return "diverged" if result.diverged else f"{result.nelbo():.4f}{' *' if result.trial.lr == best else ''}"

@@ -1,6 +1,7 @@
 """What the trainings of a study have given, read from their run folders. Imports no torch."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,20 +30,22 @@ class TrialResult:
             figures at each S.
         measured: measurement -> value of the varied option -> result of the command.
         end: like the final validation, of the averaged weights if the training averages them.
+        diverged: its end is the last record, and nothing was measured.
     """
 
     trial: Trial
     validations: Sequence[Record]
     measured: dict[str, dict[str, Record]]
     end: Record
+    diverged: bool = False
 
     def figures(self, loops: str | int | None = None) -> Record:
         """Final figures at a number of loops, S_max if None: `nats_per_token`, `bits_per_byte` and others."""
         return self.end["loops"][int(loops or self.trial.largest_loops)]
 
     def nelbo(self, loops: str | int | None = None) -> float:
-        """Final NELBO in nats per token."""
-        return self.figures(loops)["nats_per_token"]
+        """Final NELBO in nats per token; infinite if the training diverged."""
+        return math.inf if self.diverged else self.figures(loops)["nats_per_token"]
 
     def curve(self, axis: str, loops: str | int | None = None, value: str = "nats_per_token") -> Curve:
         """NELBO against FLOPs in one of `CONVENTIONS`, against `seconds`, `steps` or `tokens`."""
@@ -76,6 +79,10 @@ def read_trial(experiment: Experiment, trial: Trial) -> TrialResult:
     if not place.is_done(experiment):
         raise UserError(f"{trial.folder}: {trial.name} is not done; run `loopmdm study {experiment.study.name}` first")
     facts = read_run(trial.folder, trial.name)
+    if place.diverged:
+        start = dict.fromkeys(("step", "tokens", "flops", "elapsed"), 0)
+        end = _validation([start, *facts.steps][-1], {"loops": []})
+        return TrialResult(trial, [end], {}, end, diverged=True)
     last = facts.steps[-1]
     measured: dict[str, dict[str, Record]] = {}
     for command in experiment.commands(trial).values():
@@ -90,7 +97,7 @@ def best_rates(experiment: Experiment) -> dict[str, float]:
     """Arm -> the learning rate with the lowest final NELBO at S_max, with seed 0.
 
     Raises:
-        UserError: a training is not done.
+        UserError: a training is not done, or all of an arm diverged.
     """
     best: dict[str, tuple[float, float]] = {}
     if len(experiment.scale.learning_rates) == 1:
@@ -98,6 +105,9 @@ def best_rates(experiment: Experiment) -> dict[str, float]:
     for trial in experiment.tuning:
         found = (read_trial(experiment, trial).nelbo(), trial.lr)
         best[trial.arm] = min(best.get(trial.arm, found), found)
+    for arm, (nelbo, _) in best.items():
+        if nelbo == math.inf:
+            raise UserError(f"arm {arm}: diverged at every learning rate; give the study lower learning_rates")
     return {arm: lr for arm, (_, lr) in best.items()}
 
 
@@ -126,12 +136,15 @@ class Results:
 
 
 def read_results(experiment: Experiment) -> Results:
-    """Read a study that is done. Raises UserError if it is not."""
+    """Read a study that is done. Raises UserError if it is not, or a training with the best learning rate diverged."""
     rates = best_rates(experiment)
     tuning = [read_trial(experiment, trial) for trial in experiment.tuning]
     best = {arm: [r for r in tuning if (r.trial.arm, r.trial.lr) == (arm, lr)] for arm, lr in rates.items()}
     for trial in experiment.repeats(rates):
         best[trial.arm].append(read_trial(experiment, trial))
+    for result in (result for group in best.values() for result in group):
+        if result.diverged:
+            raise UserError(f"{result.trial.name}: the training diverged; give the study lower learning_rates")
     return Results(experiment, tuning, best)
 
 

@@ -1,19 +1,14 @@
 """The units of a study, several at a time: first every arm with every learning rate, then the best with further seeds."""
 
-import queue
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from data_pipeline.stop_signals import Stopped
 from pretrain.errors import UserError
 from pretrain.studies.processes import Runner
 from pretrain.studies.results import best_rates
+from pretrain.studies.side_by_side import side_by_side
 from pretrain.studies.trials import Experiment, Trial
 from pretrain.studies.unit import Workplace, run_unit
-
-POLL = 1.0
-"""Seconds between looks at the running units."""
 
 REPORT_EVERY = 30.0
 """Seconds between lines of progress."""
@@ -64,7 +59,7 @@ def run_all(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str]
     """Run what is missing of a study.
 
     Raises:
-        UserError: a unit failed. The others that were running are finished first.
+        UserError: a unit failed. Those that run are finished first.
         Stopped: a signal arrived; the trainings have saved.
     """
     tuning = experiment.tuning
@@ -104,39 +99,10 @@ def _run_phase(
     if not left:
         return
     show(f"{len(left)} of {len(trials)} trainings to do or to measure, {min(jobs, len(left))} at a time")
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-    running: list[Trial] = []
 
-    def work(trial: Trial) -> None:
-        slot, begin = slots.get(), time.monotonic()
-        running.append(trial)
-        try:
-            run_unit(experiment, trial, run, slot)
-        finally:
-            running.remove(trial)
-            slots.put(slot)
-        show(f"done: {trial.name} in {duration(time.monotonic() - begin)}")
+    def work(trial: Trial, slot: int) -> None:
+        begin = time.monotonic()
+        run_unit(experiment, trial, run, slot)
+        show(f"{Workplace(trial).state(experiment)}: {trial.name} in {duration(time.monotonic() - begin)}")
 
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, trial) for trial in left]
-        try:
-            _wait(futures, lambda: report(list(running)))
-        except Stopped:
-            run.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        except UserError:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _wait(futures: Sequence[Future[None]], look: Callable[[], None]) -> None:
-    """Wait until all have ended or one has failed. Raises what it raised."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=POLL, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        look()
+    side_by_side(work, left, run, jobs, show, report)

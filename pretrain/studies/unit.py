@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipeline.atomic_files import locked, write_atomic
 from data_pipeline.json_text import json_text, lines_of
+from pretrain.config.run_folder import read_status
 from pretrain.errors import UserError
 from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.trials import Command, Experiment, Trial
@@ -43,17 +44,29 @@ class Workplace:
         """Exists once the training has ended."""
         return self.folder / "finished.json"
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the training has ended because it diverged: it is not measured."""
+        return self.finished.is_file() and json.loads(self.finished.read_text(encoding="utf-8")).get("diverged", False)
+
     def result(self, command: Command) -> Path:
         """What a command measured."""
         return self.folder / command.file
 
     def missing(self, experiment: Experiment) -> list[Command]:
         """Measurements that are not done."""
+        if self.diverged:
+            return []
         return [c for c in experiment.commands(self.trial).values() if not self.result(c).is_file()]
 
     def is_done(self, experiment: Experiment) -> bool:
         """Whether nothing is left to do."""
         return self.finished.is_file() and not self.missing(experiment)
+
+    def state(self, experiment: Experiment) -> str:
+        """`done`, `diverged` or `to do`."""
+        done = "diverged" if self.diverged else "done"
+        return done if self.is_done(experiment) else "to do"
 
     def steps_done(self) -> int:
         """Steps that the training has logged."""
@@ -65,7 +78,7 @@ class Workplace:
 def run_unit(experiment: Experiment, trial: Trial, run: Runner, slot: int, wait: bool = True) -> None:
     """Train unless the training has ended, and make the measurements that are missing.
 
-    A training that was stopped resumes from its newest checkpoint.
+    A training that was stopped resumes from its newest checkpoint; one that diverged has ended.
 
     Args:
         wait: for another process that works on the unit, such as another study with the same arm.
@@ -79,8 +92,12 @@ def run_unit(experiment: Experiment, trial: Trial, run: Runner, slot: int, wait:
     with owned(place.folder, wait):
         if not place.finished.is_file():
             words = ["train", "--config", trial.recipe, *trial.words]
-            require_success(run(words, place.log, slot, experiment.scale.ranks), f"training {trial.name}", place.log)
-            write_atomic(place.finished, json_text({"words": trial.words, "recipe": trial.recipe}, indent=2) + "\n")
+            status = run(words, place.log, slot, experiment.scale.ranks)
+            diverged = status != 0 and read_status(trial.folder).get("diverged", False)
+            if not diverged:
+                require_success(status, f"training {trial.name}", place.log)
+            content = {"words": trial.words, "recipe": trial.recipe, "diverged": diverged}
+            write_atomic(place.finished, json_text(content, indent=2) + "\n")
         for command in place.missing(experiment):
             words = [command.words[0], str(trial.folder), *command.words[1:], "--output", str(place.result(command))]
             what = f"measuring {command.name} of {trial.name}"

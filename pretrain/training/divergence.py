@@ -9,7 +9,7 @@ import torch
 from model.architecture import LOGITS_PER_CHUNK
 from model.objective import masked_cross_entropy
 from pretrain.checkpoints.folder import list_checkpoints, step_of
-from pretrain.errors import UserError
+from pretrain.errors import TrainingDivergedError
 from pretrain.training.checkpoint import restore, set_aside
 from pretrain.training.state import TrainingRun
 
@@ -24,18 +24,18 @@ def go_back(run: TrainingRun, problem: str) -> Path:
     Newer checkpoints are renamed. As after a crash, the steps since then do not count. Collective.
 
     Raises:
-        UserError: there is none, or the run has already come back from here once.
+        TrainingDivergedError: there is none, or the run has already come back from here once.
         DataError: the samples that are left are too few.
     """
     failed = run.progress
     sound = set_unsound_aside(run)
     if sound is None:
-        raise UserError(
+        raise TrainingDivergedError(
             f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row. {run.folder / 'checkpoints'} has no "
             "checkpoint to go back to: start anew with a lower optim.lr or optim.clip_norm, and --no-resume"
         )
     if failed.step <= failed.diverged_at:
-        raise UserError(
+        raise TrainingDivergedError(
             f"{problem}, the last of {failed.skipped_in_a_row} skipped updates in a row, again after going back to a checkpoint. "
             f"Run the same command with a lower optim.lr or optim.clip_norm: it resumes from {sound}, the newest checkpoint that "
             "proved sound"

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -21,15 +20,13 @@ from data_pipeline.json_text import json_text
 from data_pipeline.manifest import MANIFEST_NAME
 from pretrain.checkpoints.folder import list_checkpoints
 from pretrain.config.load import dump_settings
+from pretrain.config.run_folder import STATUS, read_status
 from pretrain.config.settings import Settings
-from pretrain.errors import UserError
+from pretrain.errors import TrainingDivergedError, UserError
 from pretrain.parallel.world import World
 
 LOCK = ".lock"
 """A file that the process holds which trains in the folder; it contains the name of its machine and its process id."""
-
-STATUS = "status.json"
-"""What the run is doing, for `loopmdm status`."""
 
 STARTS_WITHOUT_PROGRESS = 5
 """After so many starts in a row without a new checkpoint, SLURM's requeue does not start a run again."""
@@ -41,7 +38,7 @@ WRITTEN = (
     "checkpoints",
     "eval",
     "logs",
-    "status.json",
+    STATUS,
     "tensorboard",
     "tokenizer",
 )
@@ -118,19 +115,12 @@ def is_locked(folder: Path) -> bool | None:
         return True if error.errno == errno.EWOULDBLOCK else None
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """What `recorded_status` has written last; empty for a run of an older version."""
-    try:
-        return json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
 @contextmanager
 def recorded_status(folder: Path, world: World) -> Iterator[Callable[..., None]]:
     """Keep `status.json` of the folder during a start; yields a function that changes its keys. Does nothing on other ranks.
 
-    Its state is running, then finished, stopped or failed, with the reason. It stays running after a kill.
+    Its state is running, then finished, stopped or failed, with the reason and whether that is divergence. It stays running
+    after a kill.
     """
 
     def change(**keys: Any) -> None:
@@ -142,12 +132,13 @@ def recorded_status(folder: Path, world: World) -> Iterator[Callable[..., None]]
 
     starts, job = read_status(folder).get("starts", 0) + 1, os.environ.get("SLURM_JOB_ID")
     host, process, fruitless = socket.gethostname(), os.getpid(), _starts_without_progress(folder)
-    change(state="running", why=None, starts=starts, host=host, process=process, ranks=world.size, slurm_job=job)
-    change(checkpoint=_newest_checkpoint(folder), starts_without_progress=fruitless)
+    change(state="running", why=None, diverged=False, starts=starts, host=host, process=process, ranks=world.size)
+    change(slurm_job=job, checkpoint=_newest_checkpoint(folder), starts_without_progress=fruitless)
     try:
         yield change
     except BaseException as error:
-        change(state="failed", why=str(error) or type(error).__name__)
+        diverged = isinstance(error, TrainingDivergedError)
+        change(state="failed", why=str(error) or type(error).__name__, diverged=diverged)
         raise
 
 

@@ -96,7 +96,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
 
 
 def _train(run: TrainingRun, stop: StopRequest) -> None:
-    """Run the loop, again from a sound checkpoint if the run diverges. Raises UserError if that does not help."""
+    """Run the loop, again from a sound checkpoint if the run diverges. Raises TrainingDivergedError if that does not help."""
     while True:
         try:
             return train(run, _hooks(run, stop), stop)

@@ -9,6 +9,7 @@ import torch
 from data_pipeline.dataset.blend import load_blend
 from pretrain.checkpoints.folder import list_checkpoints, read_state, step_of
 from pretrain.config.load import load_settings
+from pretrain.config.run_folder import read_status
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.training import divergence
@@ -119,14 +120,14 @@ def test_a_run_that_ends_soon_after_its_weights_were_spoilt(start):
     folder = start("run.stop_after=4")
     with pytest.raises(UserError, match=r"step 8: the weights give .* to resume from .*step_4"):
         start("optim.lr=1e30", "checkpoint.every=1", "train.steps=8")
-    assert checkpoints_of(folder) == [4]
+    assert checkpoints_of(folder) == [4] and read_status(folder)["diverged"]
 
 
 def test_a_longer_stretch_of_bad_batches_ends_the_run(start, bad_samples, tmp_path):
     bad_samples(*range(5, 13))
     with pytest.raises(UserError, match=r"again after going back to a checkpoint.* resumes from .*step_4, the newest"):
         start("train.max_skipped=2")
-    assert checkpoints_of(tmp_path / "run") == [4]
+    assert checkpoints_of(tmp_path / "run") == [4] and read_status(tmp_path / "run")["diverged"]
 
 
 def test_the_last_step_of_a_start_is_not_saved_if_it_spoils_the_weights(start):
@@ -150,9 +151,10 @@ def test_the_check_of_the_last_weights_has_no_more_logits_than_training(plan_of,
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(every[:5], targets).item(), rel=1e-6)
 
 
-def test_without_a_checkpoint_the_run_ends(start):
+def test_without_a_checkpoint_the_run_ends(start, tmp_path):
     with pytest.raises(UserError, match=r"has no checkpoint to go back to: start anew with a lower optim\.lr"):
         start("optim.lr=1e30", "checkpoint.every=null")
+    assert read_status(tmp_path / "run")["diverged"]
 
 
 def test_checkpoints_that_are_kept_for_good_and_the_best(start, tmp_path):

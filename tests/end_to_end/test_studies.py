@@ -94,6 +94,20 @@ def test_the_best_learning_rate_of_an_arm_has_the_other_seeds(studies):
     assert status == 0 and runner.ran == []
 
 
+def test_a_learning_rate_that_diverges_is_on_the_page(studies):
+    path = studies / "diverges.yaml"
+    path.write_text("extends: sudoku\nscales:\n  smoke: {learning_rates: [1.0e-3, 1.0e+30]}\n")
+    words = (path, "--scale", "smoke", "--output", studies)
+    status, runner = study(*words)
+    assert status == 0 and sum("optim.lr=1e+30" in ran for ran in runner.ran) == 2 and study(*words)[1].ran == []
+    folder = studies / "diverges" / "smoke"
+    result = json.loads((folder / "result.json").read_text())
+    assert [row["nats_per_token"] for row in result["learning_rates"] if row["lr"] == 1e30] == [None, None]
+    assert {trials[0]["lr"] for trials in result["arms"].values()} == {1e-3}
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \* \| (\w+) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert [(arm, end) for arm, _, end in rows] == [("plain", "diverged"), ("looped", "diverged")]
+
+
 def test_units_and_the_dry_run(studies, capsys):
     words = ("sudoku", "--scale", "smoke", "--output", studies, "optim.weight_decay=0.1")
     assert study(*words, "--units")[0] == 0

@@ -16,11 +16,12 @@ from model.reference import reference_logits
 from pretrain.checkpoints.folder import write_mark
 from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_settings
+from pretrain.config.run_folder import read_status
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
 from pretrain.main import main
-from pretrain.training.run_folder import owned_folder, read_status
+from pretrain.training.run_folder import owned_folder
 from pretrain.training.start import run_training
 from tests.checkpoints import tensors_of, weights_of
 from tests.launching import ROOT, metrics, records, train
@@ -196,7 +197,7 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(train_here, word):
         train_here("run", word)
     assert times() == before
     assert "cannot resume" in (folder / "logs" / "rank_0.log").read_text()
-    assert "cannot resume" in read_status(folder)["why"]
+    assert "cannot resume" in read_status(folder)["why"] and not read_status(folder)["diverged"]
 
 
 def test_a_checkpoint_of_a_version_with_fewer_settings_can_be_resumed(train_here):

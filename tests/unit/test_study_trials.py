@@ -20,14 +20,14 @@ from pretrain.config.keys import annotations, flatten
 from pretrain.config.load import load_settings
 from pretrain.errors import ConfigError, UserError
 from pretrain.studies import command, trials
-from pretrain.studies.data import corpus_folder, prepare_data
+from pretrain.studies.data import corpus_folder
 from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
 from pretrain.studies.estimate import describe
 from pretrain.studies.output import record
 from pretrain.studies.report import _setup
 from pretrain.studies.schedule import unit_of
 from pretrain.studies.trials import Experiment, content_key, unit_counts
-from pretrain.studies.unit import BusyError, owned
+from tests.study_runs import Stoppable
 
 RESULTS = Path(__file__).resolve().parents[2] / "pretrain" / "studies" / "results"
 
@@ -210,24 +210,25 @@ def test_a_signal_ends_a_dry_run_without_the_arms_that_wait(experiment, tmp_path
     assert stopped.is_set() and len(started) <= 2
 
 
-def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
-    calls, said = [], []
+def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
+    """In a dry run, too: the third arm does not share the GPU of the first, which takes longer than the second."""
+    ended, used = threading.Event(), {}
 
-    def run(words, log, slot, ranks=1):
-        calls.append(words)
-        log.write_text("the reason\n")
-        return 2
+    class Slots(Stoppable):
+        def __call__(self, words, log, slot, ranks=1):
+            arm = next(word[-1] for word in words if word.startswith("optim.beta1="))
+            used[arm] = slot
+            if arm == "1":
+                assert ended.wait(10)
+            elif arm == "3":
+                ended.set()
+            (log.parents[1] / "metrics.jsonl").write_text('{"step": 20, "flops": 1.0, "elapsed": 1.0}\n')
+            return 0
 
-    corpus = Corpus(input=("sudoku4:60",), seq_len=17)
-    with pytest.raises(UserError, match=r"preparing sudoku4:60: ended with status 2(.|\n)*the reason"):
-        prepare_data(corpus, tmp_path, run, said.append)
-    assert calls[0][:3] == ["prepare", "--input", "sudoku4:60"] and "--seq-len" in calls[0]
-    folder = corpus_folder(corpus, tmp_path)
-    assert said == [f"preparing the data, sudoku4:60; log: {folder}.log"], "before it takes its time"
-    folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({}))
-    assert prepare_data(corpus, tmp_path, run, said.append) == folder and len(calls) == len(said) == 1
-    assert corpus_folder(corpus.model_copy(update={"seq_len": 34}), tmp_path) != folder
+    arms = {f"arm{i}": Arm(about="", settings={"optim.beta1": f"0.{i}"}) for i in range(1, 4)}
+    study = experiment.study.model_copy(update={"arms": arms})
+    describe(replace(experiment, study=study, runs=tmp_path), Slots(), 2, print)
+    assert used == {"1": 0, "2": 1, "3": 1}
 
 
 @pytest.mark.parametrize(("study", "name"), [("sudoku", "sudoku6_120000-63febc3c"), ("text_flops", "stdlib-6691bd94")])
@@ -283,21 +284,6 @@ def test_a_measurement_of_a_changed_file_is_another_one(experiment, tmp_path, mo
     prepared = names(tasks="texts")
     shutil.copyfile(data[1] / "manifest.json", folder / "manifest.json")
     assert names(tasks="texts") != prepared
-
-
-def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
-    waits = []
-    first = owned(tmp_path / "unit", wait=False)
-    first.__enter__()
-    with pytest.raises(BusyError, match="another process works on this"), owned(tmp_path / "unit", wait=False):
-        pass
-
-    def sleep(seconds):
-        waits.append(seconds)
-        first.__exit__(None, None, None)
-
-    with owned(tmp_path / "unit", wait=True, sleep=sleep):
-        assert waits == [1.0]
 
 
 def experiment_from(*words: str) -> Experiment:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from pretrain.checkpoints.saver import Saver
-from pretrain.errors import UserError
+from pretrain.errors import TrainingDivergedError, UserError
 from pretrain.training.checkpoint import remove_old, saver_of, start_save
 from pretrain.training.divergence import loss_of_weights, set_unsound_aside
 from pretrain.training.hooks.base import Hook
@@ -65,7 +65,7 @@ class Checkpoints(Hook):
         if run.stop_reason in ("finished", "run.stop_after"):
             loss = loss_of_weights(run)
             if not math.isfinite(loss):
-                raise UserError(_diverged(run, set_unsound_aside(run)))
+                raise TrainingDivergedError(_diverged(run, set_unsound_aside(run)))
             if run.is_plausible(loss, 1) and not run.progress.skipped_in_a_row:
                 run.progress.sound_step = run.progress.step
         start_save(run, self._running)
