@@ -7,8 +7,8 @@ The convention for every figure that this project prints:
 - the LM head is counted on masked positions only, because it is computed only there;
 - the backward pass costs twice the forward pass;
 - recomputed activations are not counted: these are model FLOPs, as in MFU, not hardware FLOPs;
-- attention within documents counts the same as attention to whole rows: SDPA computes all scores of a row and masks those
-  between documents.
+- attention within documents counts the same as attention to whole rows. SDPA computes all scores of a row and masks those
+  between documents; varlen flash attention, in bf16 on GPUs, skips them, so there the figures and MFU are upper limits.
 """
 
 from dataclasses import dataclass
