@@ -54,7 +54,7 @@ def train(*words: str | Path, ranks: int = 1, timeout: int = 240) -> subprocess.
 def shape_of(words: Sequence[str]) -> list[str]:
     """The overrides that divide the ranks, as a key to sort jobs by.
 
-    Ranks that go on to a job of another shape keep the process groups of the one before, and four threads for each group.
+    Ranks that go on to a job of another shape keep the process groups of the one before, and three threads of gloo for each group.
     """
     return sorted(word for word in words if word.startswith(("parallel.tensor=", "parallel.pipeline=")))
 

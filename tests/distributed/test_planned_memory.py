@@ -18,7 +18,7 @@ SIZES = {
 """Activations dominate in the first, weights in the second."""
 
 SIZES_OF_BF16 = {"7M": (*SIZES["7M"][:1], "train.global_batch_size=8", "train.micro_batch_size=4")}
-"""One: CPUs without instructions for bf16 multiply 10 to 100 times slower than in fp32."""
+"""One: a CPU without instructions for bf16 took 6 to 110 times as long for a product as in fp32."""
 
 LAYOUTS = {
     1: {
