@@ -21,6 +21,8 @@ NUMBER = re.compile(
 )
 """Commas separate thousands (also lakhs), else numbers. A minus is a hyphen before digits, or, unless a number comes before it, a
 hyphen before a currency or the sign of its own."""
+PART_OF_ANOTHER = re.compile(r"[\d.,]*\d(?: ?/ ?|[:^]|[eE]\+?)$")
+"""Before the last number, which then is the end of a fraction, ratio, power or exponent."""
 QUESTION = "{question}"
 DEFAULT_PROMPT = f"Question: {QUESTION}\nAnswer:"
 DEFAULT_UNTIL = ("Question:",)
@@ -130,8 +132,14 @@ def question_of(source: str, question: str, answer: str) -> Question:
     """A question of a file.
 
     Raises:
-        UserError: the answer has no number.
+        UserError: the answer has no number, or its last number is only a part of one, such as the 2 of 1/2.
     """
-    if last_number(answer) is None:
+    *_, last = [None, *NUMBER.finditer(answer)]
+    if last is None:
         raise UserError(f"{source}: the answer has no number, and the last number is what is compared")
+    before = PART_OF_ANOTHER.search(answer, 0, last.start())
+    if before is not None:
+        raise UserError(
+            f"{source}: only '{last[0]}' of the answer '{before[0]}{last[0]}' would be compared; write it as a decimal number"
+        )
     return Question(source, question, answer)
