@@ -11,6 +11,11 @@ ADVICE = {
 }
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of a library's exception; the name of its class if there is no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class DataError(Exception):
     """A problem with inputs, options or a prepared folder.
 

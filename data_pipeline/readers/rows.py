@@ -6,6 +6,7 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.errors import first_line
 from data_pipeline.json_text import shown_name
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
@@ -58,7 +59,7 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
     except (pyarrow.ArrowException, OSError) as error:
         if is_of_system(error):
             raise
-        raise DamagedFileError(str(error).splitlines()[0], _missing(file_range, row, first, end)) from error
+        raise DamagedFileError(first_line(error), _missing(file_range, row, first, end)) from error
 
 
 def row_group_bytes(path: InputFile) -> list[int] | None:

@@ -22,7 +22,7 @@ import pyarrow
 from numpy.typing import NDArray
 
 from data_pipeline.dedup import BANDS, MIN_EQUAL_BYTES, SIGNATURE_BYTES, equal_bytes
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import duckdb
@@ -173,7 +173,7 @@ def find_repeated(signatures: Mapping[int, Path], near: bool, spill: Path, threa
                 yield Repeated(connection)
         except duckdb.Error as error:
             raise DataError(
-                f"the search for duplicates failed: {str(error).splitlines()[0]} (DuckDB, with {MEMORY_LIMIT} of memory and "
+                f"the search for duplicates failed: {first_line(error)} (DuckDB, with {MEMORY_LIMIT} of memory and "
                 f"files in {spill}); finished tasks are kept"
             ) from error
         finally:

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pretrain.parallel.world import World
 
 DEFAULT_MASKS = 128
+NAMES_SHOWN = 5
 INSTALL = "install it, for example in the repository with: pip install -e '.[eval]'"
 
 
@@ -102,12 +103,21 @@ def _tasks(arguments: argparse.Namespace) -> "Tasks":
         raise UserError(f"--lm-eval-path {path}: no such folder; give the folder of task files in lm-eval's YAML")
     tasks = Tasks(include_path=str(path) if path is not None else None, include_defaults=path is None)
     for name in arguments.lm_eval:
-        if not tasks.match_tasks([name]):
+        matching = tasks.match_tasks([name])
+        if name not in matching and matching:
+            raise UserError(f"--lm-eval {name}: name the tasks or a group of them; this matches {_some(matching)}")
+        if not matching:
             where = (
                 f"in {path}" if path is not None else "among those of lm-eval; --lm-eval-path names a folder of others"
             )
             raise UserError(f"--lm-eval {name}: no such task {where}")
     return tasks
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (
+        f" and {len(names) - NAMES_SHOWN} others" if len(names) > NAMES_SHOWN else ""
+    )
 
 
 def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, tasks: "Tasks") -> None:

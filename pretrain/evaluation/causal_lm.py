@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data_pipeline.errors import first_line
 from pretrain.errors import UserError
 
 INSTALL = "install it, for example in the repository with: pip install -e '.[eval]'"
@@ -54,7 +55,7 @@ class CausalLM:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"--scorer {folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise UserError(f"--scorer {folder}: cannot be loaded: {first_line(error)}") from None
         self._model = self._model.to(device).eval()
         self._device = device
         self._start = next(

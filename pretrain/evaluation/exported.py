@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.errors import first_line
 from model.denoiser import Inputs
 from model.sampling.query import Query
 from pretrain.errors import UserError
@@ -69,7 +70,7 @@ class ExportedModel:
                 folder, local_files_only=True, trust_remote_code=True, dtype=torch.float32
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"{folder}: cannot be loaded by transformers: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{folder}: cannot be loaded by transformers: {first_line(error)}") from None
         self.world, self.tokenizer = world, ExportedTokenizer(tokenizer)
         self._model = model.to(world.device).eval()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.errors import first_line
 from data_pipeline.json_text import json_text
 from data_pipeline.manifest import Manifest
 from model.architecture import Architecture
@@ -81,7 +82,7 @@ def read_record(folder: Path) -> RunRecord:
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; copy the folder `{FOLDER}` from the export beside config.json") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # also of a file that holds no object
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); restore the file from the export") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); restore the file from the export") from None
 
 
 def check_settings(flat: Mapping[str, Any], path: Path) -> None:
@@ -129,7 +130,3 @@ def _without_paths(value: Any) -> Any:
         case str() if value.startswith("/") and "\n" not in value:
             return PurePath(value).name
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.errors import first_line
 from data_pipeline.json_text import lines_of
 from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizers import PreparedTokenizer, load_prepared_tokenizer
@@ -108,7 +109,7 @@ def _settings(path: Path) -> Record:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it from a copy") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); restore it from a copy") from None
     if not isinstance(settings, dict) or not {"model", "train"} <= settings.keys():
         raise UserError(f"{path}: has no sections `model` and `train`, unlike those that training writes")
     return settings

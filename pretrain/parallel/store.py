@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from data_pipeline.errors import first_line
 from data_pipeline.stop_signals import Stopped
 from pretrain.errors import UserError
 
@@ -69,7 +70,7 @@ def connect(rank: int, size: int, seconds: float, stop: Callable[[], int | None]
         )  # fmt: skip
     except dist.DistError as error:
         used = "EADDRINUSE" in str(error)
-        why = f"another process uses this port; {ANOTHER_PORT}" if used else str(error).splitlines()[0]
+        why = f"another process uses this port; {ANOTHER_PORT}" if used else first_line(error)
         raise UserError(f"{name} cannot open MASTER_PORT={port}: {why}") from error
     return store, _wait_for_host(name, CONNECT_SECONDS, stop)
 

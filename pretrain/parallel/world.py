@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from model.megatron_on_cpu import use_cpu_for_cuda
 from pretrain.config.run_plan import Shape
 from pretrain.errors import RankError, UserError
@@ -289,7 +289,7 @@ def _join(rank: int, size: int, device: torch.device, once_met: Callable[[], Non
         raise RankError(
             f"rank {rank} of {size} ({socket.gethostname()}) cannot connect to the other ranks, which it has met at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}. Check that the hosts can reach each other on every "
-            f"port. The library reported: {str(error).splitlines()[0]}"
+            f"port. The library reported: {first_line(error)}"
         ) from error
 
 

@@ -243,7 +243,7 @@ def test_a_run_and_its_export_have_equal_scores(folder, capsys):
         assert exported[key] == (answer if isinstance(answer, str) else pytest.approx(answer, rel=1e-4))
     assert loopmdm(["evaluate", str(export), *words, "--weights", "raw"]) == 2
     assert "--weights: has no effect on an exported folder" in capsys.readouterr().err
-    for value, why in (("none", "no such task in"), ("toy_none*", "no such task in")):
+    for value, why in (("none", "no such task in"), ("toy_none*", "no such task in"), ("*", "name the tasks")):
         assert loopmdm(["evaluate", str(run_folder), "--lm-eval", value, "--lm-eval-path", str(folder)]) == 2
         assert why in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.stop_signals import Stopped
 from pretrain.errors import RankError, ReportedError, UserError
 from pretrain.parallel import rendezvous, reporting
@@ -101,3 +101,12 @@ def test_half_set_variables_are_an_error_of_the_user(monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     assert run_reporting_errors(lambda ranks: 0) == 2
     assert capsys.readouterr().err.startswith("error: WORLD_SIZE is not set, although RANK=0 is set")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("one\ntwo"), "one"), (ValueError("\n one"), "one"), (ValueError(), "ValueError"),
+     (AssertionError("\n"), "AssertionError")],
+)  # fmt: skip
+def test_the_first_line_of_an_error_of_a_library(error, line):
+    assert first_line(error) == line
