@@ -246,6 +246,18 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(train_here, monkeypatch):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
 
 
+def test_a_validation_that_cannot_be_written_is_in_the_metrics(train_here, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pretrain.training.hooks.validation.save_result", fail)
+    folder, _ = train_here("run", "eval.every=10")
+    out = capsys.readouterr().out
+    assert "warning: " in out and "eval: train_step_10.json could not be written: [Errno 28] No space left" in out
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert [record["step"] for record in records if "validation" in record] == [10, 20]
+
+
 def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monkeypatch, tmp_path):
     def fail(*_):
         raise OSError(28, "No space left on device")

@@ -60,9 +60,15 @@ class Validation(Hook):
         for figures in results:
             content = {key: value for key, value in figures.items() if key != "name"}
             stem = f"train_step_{run.progress.step}{figures['name'] and '_' + figures['name']}"
-            save_result(run.folder / "eval", stem, content | about)
             record = {"elapsed": run.progress.elapsed, "validation": figures | {"weights": "raw"}}
             self._recorder.record_validation(position(run) | record)
+            try:
+                save_result(run.folder / "eval", stem, content | about)
+            except OSError as error:
+                print(
+                    f"warning: {run.folder / 'eval'}: {stem}.json could not be written: {error}. Training goes on",
+                    flush=True,
+                )
 
 
 def validation_is_missing(run: TrainingRun) -> bool:
