@@ -14,7 +14,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/4 prepare: the sources of Python's standard library -> data/stdlib"
-loopmdm prepare --input stdlib: --output data/stdlib --vocab-size 512 --seq-len 128 --validation-fraction 0.05
+loopmdm prepare --input stdlib: --output data/stdlib --vocab-size 2048 --seq-len 128 --validation-fraction 0.05
 
 step "2/4 train: 2 ranks, ZeRO-1 -> runs/quickstart"
 # A free port: DeepSpeed's fixed default would collide with any other job on the machine.
@@ -37,7 +37,7 @@ next:
   source .venv/bin/activate
   tensorboard --logdir runs                                     plot the curves
   loopmdm sample runs/quickstart --loops 8 --prompt "class "    more loops, another prompt
-  loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 1024 --seq-len 128
+  loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 2048 --seq-len 128
   loopmdm train --config quickstart data.path=data/mine run.name=mine
   loopmdm train --help                                          all settings with their meaning
   loopmdm doctor                                                versions, device, kernels in use
