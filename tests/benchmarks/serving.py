@@ -119,7 +119,7 @@ def main() -> None:
     filter_library_warnings()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = ["--vocab-size", "512", "--seq-len", "128", "--validation-fraction", "0.05"]
+        words = ["--vocab-size", "2048", "--seq-len", "128", "--validation-fraction", "0.05"]
         if arguments.data is None and loopmdm(["prepare", "--input", "stdlib:", "--output", f"{name}/data", *words]):
             sys.exit(1)
         sources = sources_of(arguments.data or folder / "data", folder)

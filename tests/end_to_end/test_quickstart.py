@@ -41,7 +41,7 @@ def test_quickstart_learns_and_a_second_call_reuses_what_is_there(tmp_path):
     run_folder = tmp_path / "runs" / "quickstart"
     figures = json.loads((run_folder / "eval" / "step_900_ema.json").read_text())
     best = min(row["bits_per_byte"] for row in figures["loops"])
-    assert best < 0.8 * figures["unigram_entropy"]["bits_per_byte"]
+    assert best < 0.75 * figures["unigram_entropy"]["bits_per_byte"]
     assert list((run_folder / "samples").glob("*.json"))
     assert list((run_folder / "tensorboard").glob("events.*"))
     assert "already prepared, nothing to do" in outputs[1]
