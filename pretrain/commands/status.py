@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.paths import user_path
+from pretrain.durations import format_duration
 
 WARNINGS = 3
 """How many of the last warnings are shown."""
@@ -123,8 +124,6 @@ def _state_line(status: dict[str, Any]) -> str:
 
 
 def _step_line(status: dict[str, Any]) -> str:
-    from pretrain.training.hooks.sinks import format_duration
-
     if status["step"] is None:
         return "none yet"
     total = f" of {status['total_steps']:,}" if status["total_steps"] else ""

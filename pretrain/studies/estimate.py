@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pretrain.durations import format_duration
 from pretrain.planning.layouts import ranked
 from pretrain.studies.processes import Runner, require_success
-from pretrain.studies.schedule import duration
 from pretrain.studies.side_by_side import side_by_side
 from pretrain.studies.trials import Experiment, Trial
 from pretrain.studies.unit import Workplace, last_record, owned
@@ -28,7 +28,7 @@ def describe(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str
     each = len(experiment.scale.learning_rates) + experiment.scale.seeds - 1
     lines = [f"{'arm':<24}{'trainings':>10}{'steps':>10}{'FLOPs each':>12}{'FLOP/s':>10}{'each':>9}"]
     for trial, speed in zip(arms, speeds, strict=True):
-        time = duration(trial.flops / speed)
+        time = format_duration(trial.flops / speed)
         lines.append(
             f"{trial.arm:<24}{each:>10}{trial.plan.total_steps:>10,}{trial.flops:>12.3g}{speed:>10.2g}{time:>9}"
         )
@@ -37,7 +37,7 @@ def describe(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str
     seconds = max(each * sum(times) / jobs, *times, 0)
     lines += [
         f"{experiment.units} trainings, {flops:.3g} training FLOPs, without validation and measurements",
-        f"this machine, {jobs} at a time: about {duration(seconds)}",
+        f"this machine, {jobs} at a time: about {format_duration(seconds)}",
         f"by the planner, on the devices that hardware.* describes: {_planned(arms, each, jobs)}",
         f"kept, and used by the study: the data in {experiment.data}, the first steps in {experiment.runs}",
     ]
@@ -56,7 +56,7 @@ def _speeds(
         begin, known = time.monotonic(), not _missing_steps(trial)
         speed = _speed(experiment, trial, run, slot)
         if not known:
-            show(f"measured: {trial.arm} in {duration(time.monotonic() - begin)}")
+            show(f"measured: {trial.arm} in {format_duration(time.monotonic() - begin)}")
         return speed
 
     return side_by_side(measured, arms, run, jobs, show)
@@ -77,7 +77,7 @@ def _planned(arms: Sequence[Trial], each: int, jobs: int) -> str:
     seconds = sum(trial.plan.total_steps * ranked([trial.plan])[0].seconds for trial in arms) * each / jobs
     hardware = arms[0].plan.settings.hardware
     peak = f"{hardware.peak_tflops:g} TFLOP/s" if hardware.peak_tflops else "an H100"
-    return f"about {duration(seconds)} at {hardware.efficiency:.0%} of {peak}"
+    return f"about {format_duration(seconds)} at {hardware.efficiency:.0%} of {peak}"
 
 
 def _speed(experiment: Experiment, trial: Trial, run: Runner, slot: int) -> float:

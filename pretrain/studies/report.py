@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pretrain.durations import format_duration
 from pretrain.inspection.charts import Line
 from pretrain.inspection.html import short
 from pretrain.studies.accounting import CONVENTIONS
@@ -15,7 +16,6 @@ from pretrain.studies.exponent import exponent_of
 from pretrain.studies.figures import Verdict, tie
 from pretrain.studies.measurement_blocks import measurement_sections
 from pretrain.studies.results import Results, TrialResult
-from pretrain.studies.schedule import duration
 
 MOST_CURVES = 10
 """Arms of one chart; a grid with more has tables alone."""
@@ -44,7 +44,7 @@ def make_report(results: Results, found: Verdict, convention: str, command: str)
 def _cards(results: Results, found: Verdict) -> list[tuple[str, str]]:
     figures = [(str(interval), _what(rule)) for rule, interval, _ in found[1][:3]]
     seconds = sum(r.end["seconds"] for r in _all(results))
-    spent = [(duration(seconds), f"training, {len(_all(results))} trainings")]
+    spent = [(format_duration(seconds), f"training, {len(_all(results))} trainings")]
     return [(found[0], f"verdict, {len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"), *figures, *spent]
 
 
@@ -88,7 +88,7 @@ def _setup(results: Results) -> list[Block]:
             f"{arm}: {experiment.arms[arm].about}", f"{model.loop.head} + {model.loop.mid} x S + {model.loop.tail}",
             short(sum(model.parameter_count().values())), f"{model.loop.max}", f"{group[0].mean_loops:.2f}",
             f"{group[0].trial.lr:g}", f"{plan.total_steps:,}", f"{np.mean(flops):.3g}",
-            duration(float(np.mean([r.end["seconds"] for r in group]))),
+            format_duration(float(np.mean([r.end["seconds"] for r in group]))),
         ))  # fmt: skip
     settings = results.tuning[0].trial.plan.settings
     header = ("arm", "layers", "weights", "S_max", "mean S", "lr", "steps", "FLOPs", "seconds")

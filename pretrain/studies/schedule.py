@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from pretrain.durations import format_duration
 from pretrain.errors import UserError
 from pretrain.studies.processes import Runner
 from pretrain.studies.results import best_rates
@@ -32,12 +33,13 @@ class Progress:
         if now - self._last < REPORT_EVERY:
             return
         self._last = now
-        done = sum(trial.flops * share(trial) for trial in trials)
+        # The total is an estimate: the arms that get further seeds may have more FLOPs than the mean arm.
+        done = min(self._total, sum(trial.flops * share(trial) for trial in trials))
         self._begin = self._begin or (now, done)
         since, before = self._begin
         line = f"{done / self._total:.0%} of {self._total:.2g} training FLOPs"
         if done > before:
-            line += f", eta {duration((self._total - done) * (now - since) / (done - before))}"
+            line += f", eta {format_duration((self._total - done) * (now - since) / (done - before))}"
         shown = "; ".join(f"{trial.name} {share(trial):.0%}" for trial in running)
         self._show(f"{line} | {shown or 'measuring'}")
 
@@ -45,14 +47,6 @@ class Progress:
 def share(trial: Trial) -> float:
     """How much of a training is done."""
     return min(1.0, Workplace(trial).steps_done() / trial.plan.total_steps)
-
-
-def duration(seconds: float) -> str:
-    """Such as 1h02m, 4m10s, 12s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 60}m{whole % 60:02}s" if whole >= 60 else f"{whole}s"
 
 
 def run_all(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str], None]) -> None:
@@ -103,6 +97,6 @@ def _run_phase(
     def work(trial: Trial, slot: int) -> None:
         begin = time.monotonic()
         run_unit(experiment, trial, run, slot)
-        show(f"{Workplace(trial).state(experiment)}: {trial.name} in {duration(time.monotonic() - begin)}")
+        show(f"{Workplace(trial).state(experiment)}: {trial.name} in {format_duration(time.monotonic() - begin)}")
 
     side_by_side(work, left, run, jobs, show, report)

@@ -11,6 +11,7 @@ from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
 from data_pipeline.manifest import VALIDATION
 from pretrain.config.run_plan import RunPlan
+from pretrain.durations import format_duration
 from pretrain.errors import OutOfMemoryError
 from pretrain.evaluation.sets import evaluation_sets
 from pretrain.machine.determinism import use_deterministic_algorithms
@@ -31,7 +32,7 @@ from pretrain.training.hooks.checkpoints import Checkpoints
 from pretrain.training.hooks.metrics import Metrics
 from pretrain.training.hooks.parts import Parts
 from pretrain.training.hooks.recorder import Recorder
-from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard, format_duration
+from pretrain.training.hooks.sinks import Console, MetricsFile, TensorBoard
 from pretrain.training.hooks.texts import Texts
 from pretrain.training.hooks.trackers import Trackio, WandB
 from pretrain.training.hooks.validation import Validation, validation_is_missing

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from pretrain.checkpoints.folder import MARK, latest_checkpoint, list_checkpoints, prune, read_state
 from pretrain.checkpoints.weights import load_into
 from pretrain.config.run_folder import has_record, whole_records
+from pretrain.durations import format_duration
 from pretrain.errors import UserError
 from pretrain.inspection.run_facts import read_run
-from pretrain.training.hooks.sinks import Console, MetricsFile, format_duration
+from pretrain.training.hooks.sinks import Console, MetricsFile
 from pretrain.training.run_folder import require_shared_folder
 from pretrain.training.stop_request import StopRequest
 

@@ -37,6 +37,7 @@ SETTINGS = {"errors", "config"}
 TRAINING = SETTINGS | {"machine", "optimizer", "parallel", "checkpoints", "evaluation", "training"}
 ROOMS = {
     "errors": set(),
+    "durations": set(),
     "proportions": set(),
     "config": {"errors"},
     "machine": {"errors"},
@@ -44,12 +45,12 @@ ROOMS = {
     "parallel": SETTINGS | {"machine", "optimizer"},
     "checkpoints": SETTINGS | {"machine", "optimizer", "parallel"},
     "evaluation": SETTINGS | {"machine", "optimizer", "parallel", "proportions"},
-    "training": TRAINING - {"training"},
+    "training": TRAINING - {"training"} | {"durations"},
     "export": SETTINGS | {"checkpoints"},
-    "commands": TRAINING | {"export", "proportions"},
+    "commands": TRAINING | {"export", "durations", "proportions"},
     "planning": SETTINGS,
     "inspection": SETTINGS | {"proportions"},
-    "studies": SETTINGS | {"planning", "inspection", "proportions"},
+    "studies": SETTINGS | {"planning", "inspection", "durations", "proportions"},
     "command_line": SETTINGS | {"parallel"},
     "main": TRAINING | {"planning", "command_line"},
     "cli": TRAINING | {"planning", "inspection", "commands", "main", "command_line"},

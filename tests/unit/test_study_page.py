@@ -16,7 +16,7 @@ from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text
 from pretrain.studies.boards import broken, picture, texts
 from pretrain.studies.definition import load_study
 from pretrain.studies.estimate import CALIBRATION_STEPS, _missing_steps
-from pretrain.studies.schedule import Progress, duration
+from pretrain.studies.schedule import Progress
 from pretrain.studies.unit import last_record
 
 VALID = "1234341221434321"
@@ -84,7 +84,13 @@ def test_progress_and_the_time_that_is_left(monkeypatch):
     shares["a"] = 0.5
     progress.report(trials, [])
     assert lines[1] == "12% of 4e+02 training FLOPs, eta 8m45s | measuring", "40 in 60 s, 350 are left"
-    assert [duration(s) for s in (9.6, 61, 3723)] == ["10s", "1m01s", "1h02m"]
+    clock[0] += 60
+    shares |= {"a": 1.0, "b": 1.0}
+    trials[1].flops = 500.0
+    progress.report(trials, [])
+    assert lines[2] == "100% of 4e+02 training FLOPs, eta 0s | measuring", (
+        "no negative time when an estimate was too low"
+    )
 
 
 @pytest.mark.parametrize(

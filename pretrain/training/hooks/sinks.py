@@ -5,6 +5,7 @@ from textwrap import indent
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.json_text import json_text, lines_of
+from pretrain.durations import format_duration
 from pretrain.evaluation.report import short_figures
 from pretrain.training.hooks.patient_file import PatientFile
 from pretrain.training.hooks.recorder import Record, Sink
@@ -128,18 +129,6 @@ def validation_scalars(record: Record) -> dict[str, float]:
 def as_markdown(text: str) -> str:
     """A text as Markdown that shows it as it is: indented lines."""
     return indent(text, "    ", lambda line: True)
-
-
-def format_duration(seconds: float) -> str:
-    """`45s`, `3m05s`, `2h07m`, `4d03h`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 1:
-        return f"{minutes}m{rest:02d}s"
-    days, hours = divmod(hours, 24)
-    return f"{hours}h{minutes:02d}m" if days < 1 else f"{days}d{hours:02d}h"
 
 
 def _lines_until(text: str, step: int) -> list[str]:
