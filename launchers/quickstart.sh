@@ -37,7 +37,7 @@ next:
   source .venv/bin/activate
   tensorboard --logdir runs                                     plot the curves
   loopmdm sample runs/quickstart --loops 8 --prompt "class "    more loops, another prompt
-  loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 2048 --seq-len 128
+  loopmdm prepare --input YOUR_TEXT --output data/mine --vocab-size 2048 --seq-len 128 --validation-fraction 0.05
   loopmdm train --config quickstart data.path=data/mine run.name=mine
   loopmdm train --help                                          all settings with their meaning
   loopmdm doctor                                                versions, device, kernels in use

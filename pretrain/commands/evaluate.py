@@ -11,6 +11,7 @@ from pretrain.commands.evaluate_tasks import run_tasks
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
 from pretrain.commands.task_options import add_task_arguments, check_task_options
+from pretrain.config.run_folder import check_run_folder
 from pretrain.errors import UserError
 from pretrain.evaluation.compute_settings import ComputeSettings, parse_loops
 from pretrain.evaluation.sampler_settings import SamplerSettings
@@ -63,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         why = f"has no effect with {chosen}; use --limit" if chosen else "a standard error needs at least 2 rows"
         raise UserError(f"--rows {arguments.rows}: {why}")
     check_task_options(vars(arguments))
+    if not arguments.lm_eval:  # which takes exported folders too
+        check_run_folder(arguments.folder)
     if arguments.tasks:
         return run_tasks(arguments)
     if arguments.lm_eval:

@@ -82,7 +82,7 @@ def _shown(figures: dict[str, Any], others: list[str]) -> str:
     compared = "".join(f"\n{format_comparison(figures, other)}" for other in others)
     if "corpora" in figures:
         return f"{figures['name']}, nats/token: {short_figures(figures)}{compared}"
-    title = f"{figures['name'] and figures['name'] + ', '}{figures['rows']} rows"
+    title = f"{figures['name'] and figures['name'] + ', '}{figures['rows']} row{'s' * (figures['rows'] != 1)}"
     by_t = f"mean -log p of a masked token in nats, by t\n{format_timesteps(figures)}"
     return f"{title}\n{format_table(figures)}{compared}\n{by_t}"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from data_pipeline.paths import user_path
 from pretrain.commands.options import add_run_arguments, check_options
+from pretrain.config.run_folder import check_run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def _timesteps(text: str) -> list[float]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print a table for every t, write `eval/probe_step_N_WEIGHTS_loops_S.json`."""
+    check_run_folder(arguments.folder)
     from data_pipeline.dataset.blend import load_blend
     from pretrain.commands.load_run import find_data, open_run
     from pretrain.errors import UserError

@@ -11,6 +11,7 @@ from data_pipeline.paths import user_path
 from pretrain.commands.compute_options import add_compute_arguments
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
+from pretrain.config.run_folder import check_run_folder
 from pretrain.machine.versions import require_supported_versions
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
     require_supported_versions()
+    check_run_folder(arguments.folder)
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
     from pretrain.commands.sample_results import describe, report

@@ -50,7 +50,8 @@ def _speeds(
     """Training FLOPs per second of every arm, see `_speed`."""
     new = sum(_missing_steps(trial) > 0 for trial in arms)
     if new:
-        show(f"measuring the speed of {new} arms by their first {CALIBRATION_STEPS} steps, {min(jobs, new)} at a time")
+        arms_first = "1 arm by its first" if new == 1 else f"{new} arms by their first"
+        show(f"measuring the speed of {arms_first} {CALIBRATION_STEPS} steps, {min(jobs, new)} at a time")
 
     def measured(trial: Trial, slot: int) -> float:
         begin, known = time.monotonic(), not _missing_steps(trial)

@@ -72,10 +72,7 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
             if validation_is_missing(run):
                 _train(run, stop)
             if world.is_main:
-                limit = "train.steps" if plan.settings.train.max_flops is None else "train.steps or train.max_flops"
-                print(
-                    f"nothing to do: {run.folder} is at step {run.progress.step}; raise {limit} to continue", flush=True
-                )
+                print(_nothing_to_do(run, restored), flush=True)
             note_status(state="finished")
             return 0
         note_status(total_steps=run.plan.total_steps)
@@ -172,6 +169,17 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
         kernels.append(choose_document_attention(device, dtype, settings.model.head_dim))
     print_banner(run, kernels, notes)
     describe_run(run.folder, settings, run.blend)
+
+
+def _nothing_to_do(run: TrainingRun, restored: Path | None) -> str:
+    limit = "train.steps" if run.plan.settings.train.max_flops is None else "train.steps or train.max_flops"
+    changes = changed_settings(restored, run) if restored is not None else []
+    ignored = (
+        f"\nno effect: {', '.join(changes)}; --no-resume trains anew, run.name=NAME in another folder"
+        if changes
+        else ""
+    )
+    return f"nothing to do: {run.folder} is at step {run.progress.step}; raise {limit} to continue{ignored}"
 
 
 def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
