@@ -132,7 +132,13 @@ def test_a_finished_run_has_nothing_to_do(train_here, capsys):
     train_here("run")
     _, status = train_here("run")
     assert status == 0
-    assert "nothing to do" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nothing to do" in out and "without effect" not in out
+    _, status = train_here("run", "optim.lr=0.5")
+    assert (
+        status == 0
+        and "\nchanged without effect: optim.lr: 0.001 -> 0.5; --no-resume trains anew" in capsys.readouterr().out
+    )
 
 
 def test_more_steps_go_on_from_the_end(train_here, capsys):

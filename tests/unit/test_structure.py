@@ -194,6 +194,15 @@ def test_cheap_modules_import_no_slow_library():
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
 
 
+def test_a_run_folder_that_is_not_there_is_told_before_a_slow_library_is_loaded():
+    lines = ["import sys", "from pretrain.cli import main"]
+    lines += [
+        f"assert main([{verb!r}, 'nowhere']) == 2, {verb!r}" for verb in ("evaluate", "sample", "probe", "status")
+    ]
+    lines.append("assert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
+
+
 def test_no_file_of_pretrain_shadows_another_module():
     """`deepspeed pretrain/main.py` puts pretrain/ first in the module path until main.py replaces it."""
     taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
