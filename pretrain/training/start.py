@@ -174,12 +174,10 @@ def _describe(run: TrainingRun, restored: Path | None) -> None:
 def _nothing_to_do(run: TrainingRun, restored: Path | None) -> str:
     limit = "train.steps" if run.plan.settings.train.max_flops is None else "train.steps or train.max_flops"
     changes = changed_settings(restored, run) if restored is not None else []
-    ignored = (
-        f"\nno effect: {', '.join(changes)}; --no-resume trains anew, run.name=NAME in another folder"
-        if changes
-        else ""
-    )
-    return f"nothing to do: {run.folder} is at step {run.progress.step}; raise {limit} to continue{ignored}"
+    text = f"nothing to do: {run.folder} is at step {run.progress.step}; raise {limit} to continue"
+    if not changes:
+        return text
+    return f"{text}\nchanged without effect: {', '.join(changes)}; --no-resume trains anew, run.name=NAME in another folder"
 
 
 def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
