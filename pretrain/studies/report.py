@@ -104,11 +104,14 @@ def _setup(results: Results) -> list[Block]:
 def mean_line(
     group: Sequence[TrialResult], axis: str, loops: str | None = None
 ) -> list[tuple[float, float, float | None]]:
-    """Mean over seeds with its standard error."""
-    positions, values = aligned([r.curve(axis, loops) for r in group])
+    """Mean over seeds with its standard error, at about as many points as one seed has validations."""
+    curves = [r.curve(axis, loops) for r in group]
+    positions, values = aligned(curves)
     count = len(values)
+    # Seeds are validated at shares of the training that are equal, or hardly differ.
+    every = max(1, round(len(positions) / len(curves[0][0])))
     errors = values.std(axis=0, ddof=1) / count**0.5 if count > 1 else np.zeros(len(positions))
-    points = list(zip(positions, values.mean(axis=0), errors, strict=True))[::-count][::-1]  # about one per validation
+    points = list(zip(positions, values.mean(axis=0), errors, strict=True))[::-every][::-1]
     return [(float(x), float(y), float(e) if count > 1 else None) for x, y, e in points]
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from data_pipeline.generators.boards import Sudoku
@@ -16,6 +17,7 @@ from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text
 from pretrain.studies.boards import broken, picture, texts
 from pretrain.studies.definition import load_study
 from pretrain.studies.estimate import CALIBRATION_STEPS, _missing_steps
+from pretrain.studies.report import mean_line
 from pretrain.studies.schedule import Progress
 from pretrain.studies.unit import last_record
 
@@ -68,6 +70,18 @@ def test_both_forms_of_a_report():
     assert page.count("<svg") == 2 and "Nothing" not in page + text
     assert "| arm | S \\| T |\n| --- | --- |\n| <plain> | 1 |" in text and "Charts\n" not in text
     assert "```bash\nloopmdm study one\n```" in text
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01], ids=["equal shares", "shares that differ"])
+def test_a_curve_has_as_many_points_as_there_are_validations(shift):
+    shares = np.linspace(0.1, 1, 10)
+    seeds = [
+        SimpleNamespace(curve=lambda axis, loops, seed=seed: (shares ** (1 + shift * seed), 1 / shares + seed))
+        for seed in range(3)
+    ]
+    points = mean_line(seeds, "flops")
+    assert len(points) == (10 if shift == 0 else 9), "not all seeds have a value at the first shares"
+    assert points[-1] == pytest.approx((1.0, 2.0, 3**-0.5)), "the mean of 1, 2 and 3"
 
 
 def test_progress_and_the_time_that_is_left(monkeypatch):
