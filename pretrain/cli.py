@@ -1,6 +1,7 @@
 """`loopmdm VERB`: all commands. The modules of a verb are imported only when it runs."""
 
 import argparse
+import difflib
 import signal
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words else ""
     if chosen not in VERBS:
-        _top_level().parse_args(words)
+        parser, close = _top_level(), difflib.get_close_matches(chosen, VERBS, n=1)
+        if close:
+            parser.error(f"no command {chosen!r}: did you mean {close[0]}?")
+        parser.parse_args(words)
     module_name, text = VERBS[chosen]
     module = import_module(module_name)
     parser = CommandLine(prog=f"loopmdm {chosen}", description=text)

@@ -56,6 +56,19 @@ def test_a_wrong_option_names_the_right_spelling(words, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {WRONG[words]}"
 
 
+@pytest.mark.parametrize(
+    ("verb", "error"),
+    [
+        ("sampel", "no command 'sampel': did you mean sample?"),
+        ("qqq", "argument VERB: invalid choice: 'qqq' (choose from"),
+    ],
+)
+def test_a_wrong_verb_names_the_right_one_or_all(verb, error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        loopmdm([verb])
+    assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1].startswith(f"error: {error}")
+
+
 def test_an_error_on_one_of_several_ranks_is_reported_to_the_others(monkeypatch, capsys):
     """Started ranks: `tests/distributed/test_start_errors.py`."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
