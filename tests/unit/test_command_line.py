@@ -59,7 +59,7 @@ def test_a_wrong_option_names_the_right_spelling(words, capsys):
 @pytest.mark.parametrize(
     ("verb", "error"),
     [
-        ("sampel", "no command 'sampel': did you mean sample?"),
+        ("samples", "no command 'samples': did you mean sample?"),
         ("qqq", "argument VERB: invalid choice: 'qqq' (choose from"),
     ],
 )
