@@ -33,7 +33,7 @@ class Progress:
         if now - self._last < REPORT_EVERY:
             return
         self._last = now
-        # The total is an estimate: the arms that get further seeds may have more FLOPs than the mean arm.
+        # The total is an estimate from seed 0: other seeds draw other loops, and so take other numbers of steps for the budget.
         done = min(self._total, sum(trial.flops * share(trial) for trial in trials))
         self._begin = self._begin or (now, done)
         since, before = self._begin
