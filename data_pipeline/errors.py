@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Self
 
 ADVICE = {
@@ -14,6 +15,12 @@ ADVICE = {
 def first_line(error: BaseException) -> str:
     """The first line of the message of a library's exception; the name of its class if there is no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """`a, b and 3 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 class DataError(Exception):

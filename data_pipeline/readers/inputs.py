@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, listed
 from data_pipeline.generators.names import KNOWN, names_generator, parse_generated
 from data_pipeline.json_text import shown_name
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
@@ -228,8 +228,7 @@ def unread_note(inputs: Sequence[Input]) -> str | None:
 
 
 def _listed(paths: Sequence[InputFile]) -> str:
-    names = ", ".join(f"{path}{_no_target(path)}" for path in paths[:MAX_LISTED])
-    return f"{names} and {len(paths) - MAX_LISTED:,} more" if len(paths) > MAX_LISTED else names
+    return listed([f"{path}{_no_target(path)}" for path in paths], MAX_LISTED)
 
 
 def _no_target(path: InputFile) -> str:

@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--rows {arguments.rows}: {why}")
     check_task_options(vars(arguments))
     if not arguments.lm_eval:  # which takes exported folders too
-        check_run_folder(arguments.folder)
+        for folder in filter(None, (arguments.folder, arguments.compare)):
+            check_run_folder(folder)
     if arguments.tasks:
         return run_tasks(arguments)
     if arguments.lm_eval:

@@ -2,11 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.errors import listed
 from pretrain.commands.task_job import Job, loops_part
 from pretrain.errors import UserError
 from pretrain.evaluation.compute_settings import ComputeSettings
@@ -105,19 +106,15 @@ def _tasks(arguments: argparse.Namespace) -> "Tasks":
     for name in arguments.lm_eval:
         matching = tasks.match_tasks([name])
         if name not in matching and matching:
-            raise UserError(f"--lm-eval {name}: name the tasks or a group of them; this matches {_some(matching)}")
+            raise UserError(
+                f"--lm-eval {name}: name the tasks or a group of them; this matches {listed(matching, NAMES_SHOWN)}"
+            )
         if not matching:
             where = (
                 f"in {path}" if path is not None else "among those of lm-eval; --lm-eval-path names a folder of others"
             )
             raise UserError(f"--lm-eval {name}: no such task {where}")
     return tasks
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (
-        f" and {len(names) - NAMES_SHOWN} others" if len(names) > NAMES_SHOWN else ""
-    )
 
 
 def _evaluate(job: Job, subject: Subject, compute: ComputeSettings, tasks: "Tasks") -> None:

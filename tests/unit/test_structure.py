@@ -194,11 +194,13 @@ def test_cheap_modules_import_no_slow_library():
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
 
 
-def test_a_run_folder_that_is_not_there_is_told_before_a_slow_library_is_loaded():
+def test_a_run_folder_that_is_not_there_is_told_before_a_slow_library_is_loaded(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
     lines = ["import sys", "from pretrain.cli import main"]
     lines += [
         f"assert main([{verb!r}, 'nowhere']) == 2, {verb!r}" for verb in ("evaluate", "sample", "probe", "status")
     ]
+    lines.append(f"assert main(['evaluate', {str(tmp_path)!r}, '--compare', 'nowhere']) == 2")
     lines.append("assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
 
