@@ -6,8 +6,10 @@ three rectangles for each block of the shard: the end of a row, whole rows, and 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from model.weights import Shards
+if TYPE_CHECKING:
+    from model.weights import Shards
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Region:
 
 
 def regions_of(
-    start: int, length: int, shape: tuple[int, int], shards: Shards | None, rank: int, size: int, rows: int
+    start: int, length: int, shape: tuple[int, int], shards: "Shards | None", rank: int, size: int, rows: int
 ) -> list[Region]:
     """Regions of the whole weight that a range [start, start + length) of a flattened shard covers, in the order of the range.
 
@@ -86,7 +88,7 @@ def _rectangles(start: int, length: int, columns: int) -> Iterator[Rectangle]:
             start += rows * columns
 
 
-def _by_block(part: Rectangle, rows: int, shards: Shards | None) -> Iterator[Rectangle]:
+def _by_block(part: Rectangle, rows: int, shards: "Shards | None") -> Iterator[Rectangle]:
     """Cut a rectangle of a shard where one of its blocks ends."""
     per_block = rows // shards.blocks if shards is not None and shards.dim == 0 else rows
     row = part.row
@@ -96,7 +98,7 @@ def _by_block(part: Rectangle, rows: int, shards: Shards | None) -> Iterator[Rec
         row = end
 
 
-def _place(part: Rectangle, shape: tuple[int, int], shards: Shards | None, rank: int, size: int) -> Rectangle:
+def _place(part: Rectangle, shape: tuple[int, int], shards: "Shards | None", rank: int, size: int) -> Rectangle:
     """The rectangle of the whole weight that a rectangle of a shard, within one block, holds."""
     if shards is None:
         return part

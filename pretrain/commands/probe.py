@@ -6,6 +6,7 @@ from typing import Any
 from data_pipeline.paths import user_path
 from pretrain.commands.options import add_run_arguments, check_options
 from pretrain.config.run_folder import check_run_folder
+from pretrain.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +33,17 @@ def _timesteps(text: str) -> list[float]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print a table for every t, write `eval/probe_step_N_WEIGHTS_loops_S.json`."""
-    check_run_folder(arguments.folder)
-    from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import find_data, open_run
-    from pretrain.errors import UserError
-    from pretrain.evaluation.probe import probe
-    from pretrain.evaluation.result_files import keep_result
-    from pretrain.evaluation.sets import evaluation_sets
-
     arguments.tensor = arguments.pipeline = 1
     check_options(arguments, {"batch_size": 1, "loops": 1})
     if arguments.rows < 2:
         raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
+    check_run_folder(arguments.folder)
+    from data_pipeline.dataset.blend import load_blend
+    from pretrain.commands.load_run import find_data, open_run
+    from pretrain.evaluation.probe import probe
+    from pretrain.evaluation.result_files import keep_result
+    from pretrain.evaluation.sets import evaluation_sets
+
     loaded = open_run(arguments.folder, arguments.weights)
     blend = load_blend(arguments.data or find_data(loaded))
     loops = arguments.loops or loaded.settings.model.loop.max

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
     require_supported_versions()
+    _check(arguments)
     check_run_folder(arguments.folder)
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
@@ -66,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     from pretrain.evaluation.compute_settings import ComputeSettings
     from pretrain.evaluation.sampler_settings import SamplerSettings
 
-    _check(arguments)
     settings, compute = SamplerSettings.of(vars(arguments)), ComputeSettings.of(vars(arguments))
     compute.check_layout(arguments.pipeline)
     prompts = _prompts(arguments)

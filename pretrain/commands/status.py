@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 def status_of(folder: Path) -> dict[str, Any]:
     """Everything that the verb prints; figures that the run has not written are null."""
     from pretrain.checkpoints.folder import list_checkpoints, step_of
-    from pretrain.config.run_folder import read_status, whole_records
-    from pretrain.training.run_folder import is_locked
+    from pretrain.config.run_folder import is_locked, read_status, whole_records
 
     start = read_status(folder)
     records = whole_records(folder)

@@ -1,5 +1,7 @@
 """The folder of a run, for those that only read it."""
 
+import errno
+import fcntl
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +9,9 @@ from typing import Any
 
 from data_pipeline.json_text import lines_of
 from pretrain.errors import UserError
+
+LOCK = ".lock"
+"""A file that the process holds which trains in the folder; it contains the name of its machine and its process id."""
 
 STATUS = "status.json"
 """What the run is doing, for `loopmdm status` and for studies."""
@@ -20,6 +25,18 @@ def check_run_folder(folder: Path) -> None:
     if folder.is_dir():
         why = "not a run folder (it has no config.yaml)"
     raise UserError(f"{folder}: {why}; give the folder of a run, such as runs/quickstart")
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process trains in the folder now; None if that cannot be known."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return True if error.errno == errno.EWOULDBLOCK else None
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The folder of a run: created or reused, locked, and described so that it can be used on its own."""
 
 import errno
-import fcntl
 import os
 import shutil
 import socket
@@ -20,13 +19,10 @@ from data_pipeline.json_text import json_text
 from data_pipeline.manifest import MANIFEST_NAME
 from pretrain.checkpoints.folder import list_checkpoints
 from pretrain.config.load import dump_settings
-from pretrain.config.run_folder import STATUS, read_status
+from pretrain.config.run_folder import LOCK, STATUS, read_status
 from pretrain.config.settings import Settings
 from pretrain.errors import TrainingDivergedError, UserError
 from pretrain.parallel.world import World
-
-LOCK = ".lock"
-"""A file that the process holds which trains in the folder; it contains the name of its machine and its process id."""
 
 STARTS_WITHOUT_PROGRESS = 5
 """After so many starts in a row without a new checkpoint, SLURM's requeue does not start a run again."""
@@ -101,18 +97,6 @@ def _locked(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Abstr
     where = f" ({holder})" if holder else ""
     busy = UserError(f"{folder}: another process is training here{where}; wait for it or set another run.name")
     return locked(folder / LOCK, busy, warn)
-
-
-def is_locked(folder: Path) -> bool | None:
-    """Whether a process trains in the folder now; None if that cannot be known."""
-    try:
-        with (folder / LOCK).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        return True if error.errno == errno.EWOULDBLOCK else None
 
 
 @contextmanager

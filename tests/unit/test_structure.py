@@ -65,6 +65,7 @@ CHEAP = (
     "model.loops",
     "model.noise",
     "model.placement",
+    "pretrain.checkpoints.folder",
     "pretrain.cli",
     "pretrain.command_line",
     "pretrain.commands.doctor",
@@ -194,13 +195,14 @@ def test_cheap_modules_import_no_slow_library():
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
 
 
-def test_a_run_folder_that_is_not_there_is_told_before_a_slow_library_is_loaded(tmp_path):
+def test_a_missing_run_folder_and_the_status_of_a_run_need_no_slow_library(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     lines = ["import sys", "from pretrain.cli import main"]
     lines += [
         f"assert main([{verb!r}, 'nowhere']) == 2, {verb!r}" for verb in ("evaluate", "sample", "probe", "status")
     ]
     lines.append(f"assert main(['evaluate', {str(tmp_path)!r}, '--compare', 'nowhere']) == 2")
+    lines.append(f"assert main(['status', {str(tmp_path)!r}]) == 0")
     lines.append("assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
 
