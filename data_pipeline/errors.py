@@ -1,4 +1,4 @@
-"""Exceptions with messages for the user."""
+"""Exceptions with messages for the user, and parts of such messages."""
 
 import errno
 import os
