@@ -15,6 +15,8 @@ from pretrain.studies import command
 class InProcess:
     """A `Runner`. Keeps the words of what it ran."""
 
+    where = "the machine of the tests, 1 at a time"
+
     def __init__(self) -> None:
         self.ran: list[list[str]] = []
 
@@ -35,6 +37,8 @@ class InProcess:
     def stop(self) -> None:
         """A signal in the tests' process ends it."""
 
+    stopping = False
+
     @property
     def verbs(self) -> list[str]:
         """What it ran."""
@@ -44,12 +48,19 @@ class InProcess:
 class Stoppable:
     """`stop` of a `Runner` whose commands look at it."""
 
+    where = "the machine of the tests"
+
     def __init__(self) -> None:
         self.asked = threading.Event()
 
     def stop(self) -> None:
         """Ask what runs to end."""
         self.asked.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked."""
+        return self.asked.is_set()
 
 
 def study(*words: str | Path, jobs: int = 1) -> tuple[int, InProcess]:

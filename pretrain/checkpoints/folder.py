@@ -116,12 +116,15 @@ def prune(run_folder: Path, keep: Container[int]) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, the mark first, so that a half-removed folder is never taken for one."""
-    (checkpoint / MARK).unlink(missing_ok=True)
+    """Remove a checkpoint, the mark first, so that a half-removed folder is never taken for one.
+
+    Of a link only the link itself: what it points to belongs to somebody else.
+    """
     if checkpoint.is_symlink():
-        checkpoint.unlink()  # what it points to belongs to somebody else
-    else:
-        shutil.rmtree(checkpoint)
+        checkpoint.unlink()
+        return
+    (checkpoint / MARK).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def _require_size(checkpoint: Path, name: str, size: int) -> None:

@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
     """`run`, with commands that are run by `runner`."""
     experiment = experiment_of(arguments, runner)
+    _ = experiment.tuning  # wrong settings leave no folder
+    experiment.check_rules()
     if arguments.units:
         print("\n".join(_units(experiment)))
     elif arguments.unit is not None:
@@ -91,7 +93,6 @@ def run_study(arguments: argparse.Namespace, runner: Runner, jobs: int) -> int:
         run_unit(experiment, trial, runner, slot=0)
         print(f"{Workplace(trial).state(experiment)}: {trial.name}, {trial.folder}")
     else:
-        _ = experiment.tuning  # wrong settings leave no folder
         folder = arguments.output / experiment.study.name / experiment.folder_name
         folder.mkdir(parents=True, exist_ok=True)
         busy = UserError(f"{folder}: another process runs this study; wait for it")

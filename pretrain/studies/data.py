@@ -19,7 +19,7 @@ def prepare_data(corpus: Corpus, parent: Path, run: Runner, show: Callable[[str]
         UserError, DataError: it cannot be prepared.
     """
     folder = corpus_folder(corpus, parent)
-    with owned(parent, wait=True):
+    with owned(parent, lambda: not run.stopping):
         if not is_prepared(folder):
             words = ["prepare", "--input", *corpus.input, "--output", str(folder)]
             words += ["--validation-fraction", str(corpus.validation_fraction)]

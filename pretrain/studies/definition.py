@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_pipeline.yaml_files import Section, Value, YamlError, read_yaml
 from pretrain.errors import UserError
+from pretrain.evaluation.compute_settings import parse_loops
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 MAX_SEEDS = 10
@@ -204,6 +205,23 @@ class Study(_Strict):
             for loops in curve:
                 if not loops.isdecimal() or int(loops) < 1:
                     raise ValueError(f"{key}: {loops!r} is no number of loops from 1 on, such as 4")
+        return self
+
+    @model_validator(mode="after")
+    def _loops_are_understood(self) -> Self:
+        measured = {f"measurements.{name}.loops": each.loops for name, each in self.measurements.items()}
+        for name, scale in self.scales.items():
+            measured |= {f"scales.{name}.loops.{key}": loops for key, loops in scale.loops.items() if key != "curve"}
+        for key, texts in measured.items():
+            for text in texts:
+                try:
+                    understood = bool(parse_loops(text)[0])
+                except UserError:
+                    understood = False
+                if not understood:
+                    raise ValueError(
+                        f"{key}: {text!r} is no number of loops such as 4, schedule such as 1-6-1, or adaptive:MIN-MAX"
+                    )
         return self
 
     def _problem_of(self, rule: Rule) -> str:

@@ -86,7 +86,7 @@ def _speed(experiment: Experiment, trial: Trial, run: Runner, slot: int) -> floa
     place = Workplace(trial)
     if missing := _missing_steps(trial):
         words = ["train", "--config", trial.recipe, *trial.words, f"run.stop_after={missing}"]
-        with owned(place.folder, wait=True):
+        with owned(place.folder, lambda: not run.stopping):
             status = run(words, place.log, slot, experiment.scale.ranks)
         require_success(status, f"the first steps of {trial.name}", place.log)
     record = last_record(_metrics(trial))

@@ -59,6 +59,7 @@ def _trial(result: TrialResult) -> dict[str, Any]:
         "steps": result.end["step"],
         "flops": result.end["flops"],
         "seconds": result.end["seconds"],
+        "where": result.where,
         "tokens": result.end["tokens"],
         "mean_loops": result.mean_loops,
         "validations": [

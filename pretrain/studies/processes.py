@@ -1,6 +1,8 @@
 """Commands of this project as child processes that end together. Imports no torch."""
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import threading
@@ -8,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_pipeline.json_text import lines_of
 from pretrain.errors import UserError
 
 LAST_LINES = 15
@@ -20,11 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 class Runner(Protocol):
     """Runs `loopmdm WORDS...` to its end and returns the exit status; what it prints is appended to `log`."""
 
+    where: str
+    """On what its commands run, and how many at a time: what seconds depend on."""
+
     def __call__(self, words: Sequence[str], log: Path, slot: int, ranks: int = 1) -> int:
         """`slot`: number of the job, below the number of jobs, which decides its GPUs."""
 
     def stop(self) -> None:
         """Ask all commands that are running to save and end, and run no further ones."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
 
 
 class Subprocesses:
@@ -38,6 +48,7 @@ class Subprocesses:
     """
 
     def __init__(self, jobs: int, devices: Sequence[str], ranks: int) -> None:
+        self.where = f"{_devices(len(devices))}, {jobs} at a time"
         self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         self._groups = [devices[first : first + ranks] for first in range(0, len(devices) - ranks + 1, ranks)]
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -82,6 +93,11 @@ class Subprocesses:
             for child in self._running:
                 child.terminate()
 
+    @property
+    def stopping(self) -> bool:
+        """See `Runner`."""
+        return self._stopping
+
     def _environment(self, slot: int, ranks: int) -> dict[str, str]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = str(max(1, self._threads // ranks))
@@ -100,14 +116,31 @@ def visible_gpus() -> list[str]:
     """Numbers of the GPUs of this machine that may be used; none without nvidia-smi."""
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in given.split(",") if name]
+    return _of_every_gpu("index")
+
+
+def _of_every_gpu(field: str) -> list[str]:
+    """What nvidia-smi says; nothing without it."""
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=30, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return []
-    return listed.stdout.split()
+    return lines_of(listed.stdout)
+
+
+def _devices(gpus: int) -> str:
+    """`2 x NVIDIA H100 80GB HBM3` or `2 cores of AMD EPYC`."""
+    if gpus:
+        return f"{gpus} x {', '.join(sorted(set(_of_every_gpu('name')))) or 'GPU'}"
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        described = ""
+    name = re.search(r"^model name\s*: (.+)$", described, re.MULTILINE)
+    return f"{len(os.sched_getaffinity(0))} cores of {name[1].strip() if name else platform.machine()}"
 
 
 def require_success(status: int, what: str, log: Path) -> None:

@@ -95,10 +95,20 @@ def _setup(results: Results) -> list[Block]:
     about = (
         f"Recipe {experiment.study.recipe}, width {settings.model.hidden_size}, rows of {settings.data.seq_len} tokens, batch "
         f"{settings.train.global_batch_size}, {settings.train.precision}. Data: {experiment.data_name}, "
-        f"{settings.model.vocab_size} token ids. FLOPs: {CONVENTIONS['masked_head']}; a multiply-add is two. Seconds are those of "
-        "training alone, while other trainings of the study ran on the same machine."
+        f"{settings.model.vocab_size} token ids. FLOPs: {CONVENTIONS['masked_head']}; a multiply-add is two. "
+        f"{_about_seconds([r.where for r in _all(results)])}"
     )
     return [Table(header, rows), Text(about)]
+
+
+def _about_seconds(places: Sequence[str | None]) -> str:
+    """What the seconds are, and whether those of different trainings can be compared."""
+    known = list(dict.fromkeys(place or "a machine that was not written down" for place in places))
+    if len(known) > 1:
+        return f"Seconds are those of training alone and cannot be compared: trainings ran on {'; on '.join(known)}."
+    if places[0] is None:
+        return "Seconds are those of training alone, while other trainings of the study ran on the same machine."
+    return f"Seconds are those of training alone, on {known[0]}."
 
 
 def mean_line(

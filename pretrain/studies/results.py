@@ -31,6 +31,7 @@ class TrialResult:
         measured: measurement -> value of the varied option -> result of the command.
         end: like the final validation, of the averaged weights if the training averages them.
         diverged: its end is the last record, and nothing was measured.
+        where: it was trained, see `Workplace.where`.
     """
 
     trial: Trial
@@ -38,6 +39,7 @@ class TrialResult:
     measured: dict[str, dict[str, Record]]
     end: Record
     diverged: bool = False
+    where: str | None = None
 
     def figures(self, loops: str | int | None = None) -> Record:
         """Final figures at a number of loops, S_max if None: `nats_per_token`, `bits_per_byte` and others."""
@@ -82,7 +84,7 @@ def read_trial(experiment: Experiment, trial: Trial) -> TrialResult:
     if place.diverged:
         start = dict.fromkeys(("step", "tokens", "flops", "elapsed"), 0)
         end = _validation([start, *facts.steps][-1], {"loops": []})
-        return TrialResult(trial, [end], {}, end, diverged=True)
+        return TrialResult(trial, [end], {}, end, diverged=True, where=place.where)
     last = facts.steps[-1]
     measured: dict[str, dict[str, Record]] = {}
     for command in experiment.commands(trial).values():
@@ -90,7 +92,8 @@ def read_trial(experiment: Experiment, trial: Trial) -> TrialResult:
     validations = [_validation(r, r["validation"]) for r in facts.validations if r["step"] < last["step"]]
     nelbo = measured.pop("nelbo")[""]
     raw = measured.pop("nelbo-raw", {"": nelbo})[""]
-    return TrialResult(trial, [*validations, _validation(last, raw)], measured, _validation(last, nelbo))
+    curve = [*validations, _validation(last, raw)]
+    return TrialResult(trial, curve, measured, _validation(last, nelbo), where=place.where)
 
 
 def best_rates(experiment: Experiment) -> dict[str, float]:

@@ -199,6 +199,27 @@ class Experiment:
         except ConfigError as error:
             raise UserError(f"study {self.study.name}, arm {arm}: {error}") from None
 
+    def check_rules(self) -> None:
+        """Raise UserError for a rule of the verdict about loops at which nothing is measured: better before the trainings."""
+        for rule in self.study.verdict:
+            arms = rule.arm, rule.reference or rule.arm
+            for arm, loops in zip(arms, (rule.loops, rule.reference_loops), strict=True):
+                if loops is None or not arm:
+                    continue
+                measured = self._loops_of(rule.measurement, self.trial(arm, self.rates(arm)[0], 0))
+                if loops not in measured:
+                    key = f"loops of {rule.measurement}" if rule.measurement else "curve"
+                    raise UserError(
+                        f"study {self.study.name}, verdict, {rule.figure}: {arm} is not measured at S = {loops}, only at "
+                        f"{', '.join(measured)}; correct the rule or {key} (up to twice the S_max of an arm)"
+                    )
+
+    def _loops_of(self, measurement: str, trial: Trial) -> list[str]:
+        """Numbers of loops at which a measurement, or if empty the NELBO, is measured on a training."""
+        if not measurement:
+            return [str(s) for s in trial.plan.settings.eval.loops]
+        return trial.loops_of(self.scale.loops.get(measurement, self.study.measurements[measurement].loops))
+
     def _plan(self, words: Sequence[str]) -> RunPlan:
         settings = load_settings(self.study.recipe, words)
         return make_run_plan(settings, self.blend.manifest, self.scale.ranks)
@@ -221,8 +242,15 @@ class Experiment:
 
     def commands(self, trial: Trial) -> dict[str, Command]:
         """What is measured on a training, by the name of the result."""
-        loops = ",".join(str(s) for s in trial.plan.settings.eval.loops)
-        nelbo = ["evaluate", "--loops", loops, "--rows", str(self.scale.rows), "--batch-size", "128"]
+        nelbo = [
+            "evaluate",
+            "--loops",
+            ",".join(self._loops_of("", trial)),
+            "--rows",
+            str(self.scale.rows),
+            "--batch-size",
+            "128",
+        ]
         found = {"nelbo": Command("nelbo", "", tuple(nelbo))}
         if trial.plan.settings.optim.ema_decay > 0:
             # Validations along a training have the raw weights: so must the end of its curve.
@@ -234,11 +262,10 @@ class Experiment:
 
     def _measured(self, name: str, measurement: Measurement, trial: Trial) -> list[Command]:
         options = measurement.options | self.scale.options.get(name, {})
-        loops = trial.loops_of(self.scale.loops.get(name, measurement.loops))
         if measurement.kind == "probe":
             words = ["probe", "--loops", options.pop("loops", str(trial.largest_loops))]
         else:
-            words = ["evaluate", "--loops", ",".join(loops)]
+            words = ["evaluate", "--loops", ",".join(self._loops_of(name, trial))]
         (key, values), *_ = [*measurement.vary.items(), ("", ("",))]
         words += [word for name, value in options.items() if name != key for word in (f"--{name}", value)]
         return [Command(name, value, (*words, *((f"--{key}", value) if key else ()))) for value in values]

@@ -47,7 +47,12 @@ class Workplace:
     @property
     def diverged(self) -> bool:
         """Whether the training has ended because it diverged: it is not measured."""
-        return self.finished.is_file() and json.loads(self.finished.read_text(encoding="utf-8")).get("diverged", False)
+        return bool(self._end().get("diverged"))
+
+    @property
+    def where(self) -> str | None:
+        """`Runner.where` of the training's last start; None if it has not ended, or ended before this was written down."""
+        return self._end().get("where")
 
     def result(self, command: Command) -> Path:
         """What a command measured."""
@@ -68,6 +73,9 @@ class Workplace:
         done = "diverged" if self.diverged else "done"
         return done if self.is_done(experiment) else "to do"
 
+    def _end(self) -> dict[str, Any]:
+        return json.loads(self.finished.read_text(encoding="utf-8")) if self.finished.is_file() else {}
+
     def steps_done(self) -> int:
         """Steps that the training has logged."""
         if self.finished.is_file():
@@ -84,19 +92,20 @@ def run_unit(experiment: Experiment, trial: Trial, run: Runner, slot: int, wait:
         wait: for another process that works on the unit, such as another study with the same arm.
 
     Raises:
-        UserError: a command failed. BusyError: another process works on it, and `wait` is False.
+        UserError: a command failed.
+        BusyError: another process works on it, and `wait` is False or a signal has stopped the study.
     """
     place = Workplace(trial)
     if place.is_done(experiment):
         return
-    with owned(place.folder, wait):
+    with owned(place.folder, lambda: wait and not run.stopping):
         if not place.finished.is_file():
             words = ["train", "--config", trial.recipe, *trial.words]
             status = run(words, place.log, slot, experiment.scale.ranks)
             diverged = status != 0 and read_status(trial.folder).get("diverged", False)
             if not diverged:
                 require_success(status, f"training {trial.name}", place.log)
-            content = {"words": trial.words, "recipe": trial.recipe, "diverged": diverged}
+            content = {"words": trial.words, "recipe": trial.recipe, "diverged": diverged, "where": run.where}
             write_atomic(place.finished, json_text(content, indent=2) + "\n")
         for command in place.missing(experiment):
             words = [command.words[0], str(trial.folder), *command.words[1:], "--output", str(place.result(command))]
@@ -105,8 +114,8 @@ def run_unit(experiment: Experiment, trial: Trial, run: Runner, slot: int, wait:
 
 
 @contextmanager
-def owned(folder: Path, wait: bool, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
-    """Hold the lock of a folder. Raises BusyError if another process holds it and `wait` is False."""
+def owned(folder: Path, wait: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+    """Hold the lock of a folder. Raises BusyError if another process holds it and `wait` says no, asked every second."""
     folder.mkdir(parents=True, exist_ok=True)
     busy = BusyError(f"{folder.parent}: another process works on this training; wait for it")
     while True:
@@ -115,7 +124,7 @@ def owned(folder: Path, wait: bool, sleep: Callable[[float], None] = time.sleep)
                 yield
             return
         except BusyError:
-            if not wait:
+            if not wait():
                 raise
             sleep(1.0)
 

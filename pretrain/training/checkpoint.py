@@ -97,10 +97,15 @@ def restore(run: TrainingRun) -> Path | None:
 
 
 def set_aside(checkpoint: Path, ending: str) -> Path:
-    """Rename a checkpoint, because its step will be saved again."""
+    """Rename a checkpoint, because its step will be saved again. Raises UserError if that is not possible."""
     aside = checkpoint.with_name(f"{checkpoint.name}.{ending}")
     shutil.rmtree(aside, ignore_errors=True)
-    return checkpoint.rename(aside)
+    try:
+        return checkpoint.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"{checkpoint}: cannot be renamed to {aside.name} ({error.strerror}); rename or remove it, then start again"
+        ) from None
 
 
 def changed_settings(checkpoint: Path, run: TrainingRun) -> list[str]:

@@ -13,7 +13,7 @@ from conftest import make_texts, write_jsonl
 
 from data_pipeline.manifest import load_manifest
 
-KILLS = 10
+KILLS = 6
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Counts the bytes that ZeRO-3 gathers in a step: torchrun ... gathered.py OUT RECIPE key=value ...
+"""Counts the bytes that ZeRO-3 gathers in a step, of several runs: torchrun ... gathered.py OUT RECIPE RUNS.json
 
-Rank 0 writes OUT: {"S": bytes gathered} for S = 1 and 6, over the micro-batches of one step.
+RUNS.json is a list of lists of key=value overrides. Rank 0 writes OUT, a list of {"S": bytes gathered} for S = 1 and 6, over the
+micro-batches of one step.
 """
 
 import json
@@ -37,18 +38,20 @@ if __name__ == "__main__":
     from pretrain.parallel.world import leave_world, start_world
     from pretrain.training.start import build_run
 
-    settings = load_settings(sys.argv[2], sys.argv[3:])
-    blend = load_blend(settings.data.path)
-    plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
-    world = start_world(read_launcher(), plan.shape)
-    run = build_run(plan, blend, world)
-    gathered = {}
-    for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step traces the order of modules and is repeated
-        batches = run.batches[step]
-        seen.clear()
-        run.engine.forward_backward([b.inputs for b in batches], loops, lambda *_: None)
-        gathered[loops] = sum(seen)
-        run.engine.step(0.0)
+    gathered: list[dict[int, int]] = []
+    for overrides in json.loads(Path(sys.argv[3]).read_text()):
+        settings = load_settings(sys.argv[2], overrides)
+        blend = load_blend(settings.data.path)
+        plan = make_run_plan(settings, blend.manifest, read_launcher()[1])
+        world = start_world(read_launcher(), plan.shape)
+        run = build_run(plan, blend, world)
+        gathered.append({})
+        for step, loops in enumerate((LOOPS[0], *LOOPS)):  # the first step traces the order of modules and is repeated
+            batches = run.batches[step]
+            seen.clear()
+            run.engine.forward_backward([b.inputs for b in batches], loops, lambda *_: None)
+            gathered[-1][loops] = sum(seen)
+            run.engine.step(0.0)
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(gathered))
     leave_world()

@@ -17,9 +17,10 @@ import torch
 
 from model.weights import initial_weights
 from pretrain.checkpoints.index import VOCABULARY
+from pretrain.checkpoints.weights import TENSORS
 from pretrain.config.load import load_settings
 from pretrain.optimizer.update_norms import PARTS
-from tests.checkpoints import weights_of
+from tests.checkpoints import tensors_of, weights_of
 from tests.launching import BIN, ROOT, free_port, metrics, records, run
 
 RECIPE = ROOT / "tests" / "tiny.yaml"
@@ -238,8 +239,13 @@ def launch(
 
 def weights(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
     """Full weights of the only checkpoint of a run."""
+    return weights_of(only_checkpoint(run_folder), "ema" if averaged else "raw")
+
+
+def only_checkpoint(run_folder: Path) -> Path:
+    """Of a run with a single one."""
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
-    return weights_of(checkpoint, "ema" if averaged else "raw")
+    return checkpoint
 
 
 def changes(run_folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
@@ -271,6 +277,19 @@ def deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:
         assert ours.keys() == theirs.keys()
         worst = max([worst, *(((ours[k] - v).norm() / v.norm()).item() for k, v in theirs.items())])
     return loss, norm, worst
+
+
+def moment_deviation(folder: Path, layout: Layout) -> float:
+    """Largest relative deviation of an optimizer's moment of a weight from the reference run."""
+    ours, theirs = (tensors_of(only_checkpoint(folder / one.folder)) for one in (layout, REFERENCES[layout.model]))
+    pairs = [
+        (ours[weight][moment], values)
+        for weight, tensors in theirs.items()
+        for moment, values in tensors.items()
+        if moment not in TENSORS.values()
+    ]
+    assert len(pairs) >= len(theirs), "every weight has a moment"
+    return max(((own - other).norm() / other.norm()).item() for own, other in pairs)
 
 
 def part_deviations(folder: Path, layout: Layout) -> tuple[float, float, float]:

@@ -1,7 +1,6 @@
 """Evaluation and sampling on several ranks give the results of one rank, during training and afterwards."""
 
 import json
-import sys
 
 import pytest
 
@@ -41,12 +40,12 @@ def document_runs(tmp_path_factory, short_documents):
     return one_and_two_stages(tmp_path_factory.mktemp("documents"), short_documents, *arguments)
 
 
-def verb(*arguments, ranks=1):
-    """`loopmdm ...`, or the same under torchrun."""
-    launcher = (
-        [sys.executable] if ranks == 1 else [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    )
-    done = run([*launcher, "-m", "pretrain.cli", *arguments], timeout=120, PYTHONPATH=str(ROOT))
+def on_two_ranks(commands, folder):
+    """Several commands of `loopmdm`, one after the other in the same ranks."""
+    listed = folder / "commands.json"
+    listed.write_text(json.dumps([[str(word) for word in command] for command in commands]))
+    launcher = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    done = run([*launcher, "tests/distributed/commands.py", listed], PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
@@ -59,26 +58,24 @@ def test_validation_during_training(runs):
     assert stages == pytest.approx(one, rel=1e-5)
 
 
-def test_validation_and_evaluation_within_documents(document_runs):
+def test_validation_and_evaluation_within_documents(document_runs, tmp_path):
     """28 rows in batches of 5: of the last two, which pass through the stages together, one has 3 rows and is padded."""
     one, stages = (nats(document_runs / name / "eval" / "train_step_6.json") for name in ("one", "stages"))
     assert stages == pytest.approx(one, rel=1e-5)
-    evaluate_alone_and_on(document_runs, "PP2", "5")
+    evaluate_alone_and_on(document_runs, ["PP2"], "5", tmp_path)
 
 
-def evaluate_alone_and_on(runs, layout, batch_size):
-    written = runs / "one" / "eval" / "step_6_ema_loops_1-2-5_rows_40.json"
-    arguments = ("evaluate", runs / "one", "--loops", "1,2,5", "--rows", "40", "--batch-size", batch_size)
-    verb(*arguments)
-    alone = nats(written)
-    written.unlink()
-    verb(*arguments, *LAYOUTS[layout], ranks=2)
-    assert nats(written) == pytest.approx(alone, rel=1e-5)
+def evaluate_alone_and_on(runs, layouts, batch_size, folder):
+    words = ["evaluate", str(runs / "one"), "--loops", "1,2,5", "--rows", "40", "--batch-size", batch_size, "--output"]
+    assert loopmdm([*words, str(folder / "alone.json")]) == 0
+    outputs = {layout: folder / f"{layout}.json" for layout in layouts}
+    on_two_ranks([[*words, path, *LAYOUTS[layout]] for layout, path in outputs.items()], folder)
+    for layout, path in outputs.items():
+        assert nats(path) == pytest.approx(nats(folder / "alone.json"), rel=1e-5), layout
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_evaluate(runs, layout):
-    evaluate_alone_and_on(runs, layout, "7")
+def test_evaluate(runs, tmp_path):
+    evaluate_alone_and_on(runs, list(LAYOUTS), "7", tmp_path)
 
 
 SAMPLERS = {
@@ -125,10 +122,6 @@ def test_sample(runs, tmp_path):
     for key, command in commands.items():
         if key[0] == "one":
             assert loopmdm(command) == 0
-    grouped = tmp_path / "commands.json"
-    grouped.write_text(json.dumps([command for key, command in commands.items() if key[0] != "one"]))
-    launcher = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    done = run([*launcher, "tests/distributed/commands.py", grouped], PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    on_two_ranks([command for key, command in commands.items() if key[0] != "one"], tmp_path)
     tokens = {key: json.loads(path.read_text())["tokens"] for key, path in outputs.items()}
     assert {key: rows for key, rows in tokens.items() if rows != tokens["one", key[1]]} == {}

@@ -33,23 +33,33 @@ def sharded_bytes(architecture) -> int:
     return 4 * sum(n for n in (*architecture.num_layers * layer, *ends) if n >= PERSISTENT)
 
 
-@pytest.mark.parametrize("recompute", ["none", "loop"])
-@pytest.mark.parametrize(("memory", "times"), [("kept", 1), ("released", 2)])
-def test_gathered_bytes_do_not_grow_with_s(tmp_path, corpus, recompute, memory, times):
+RUNS = [
+    (recompute, memory, times) for recompute in ("none", "loop") for memory, times in (("kept", 1), ("released", 2))
+]
+
+
+def overrides_of(folder, corpus, recompute, memory):
     config = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT} | MEMORY[memory]}
-    (tmp_path / "zero3.json").write_text(json.dumps(config))
-    overrides = [
-        f"data.path={corpus}",
-        *OVERRIDES,
-        f"parallel.recompute={recompute}",
-        f"parallel.ds_config={tmp_path}/zero3.json",
-    ]
+    file = folder / f"zero3-{memory}.json"
+    file.write_text(json.dumps(config))
+    return [f"data.path={corpus}", *OVERRIDES, f"parallel.recompute={recompute}", f"parallel.ds_config={file}"]
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory, corpus):
+    """Bytes by S for each of `RUNS`, from one start of the ranks."""
+    folder = tmp_path_factory.mktemp("gathers")
+    listed, out = folder / "runs.json", folder / "gathered.json"
+    listed.write_text(json.dumps([overrides_of(folder, corpus, recompute, memory) for recompute, memory, _ in RUNS]))
     torchrun = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    out = tmp_path / "gathered.json"
-    done = run(
-        [*torchrun, ROOT / "tests/distributed/gathered.py", out, RECIPE, *overrides], timeout=120, PYTHONPATH=str(ROOT)
-    )
+    done = run([*torchrun, ROOT / "tests/distributed/gathered.py", out, RECIPE, listed], PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    plan = make_run_plan(load_settings(str(RECIPE), overrides), load_manifest(corpus), 2)
+    return dict(zip(RUNS, json.loads(out.read_text()), strict=True))
+
+
+@pytest.mark.parametrize(("recompute", "memory", "times"), RUNS)
+def test_gathered_bytes_do_not_grow_with_s(gathered, tmp_path, corpus, recompute, memory, times):
+    settings = load_settings(str(RECIPE), overrides_of(tmp_path, corpus, recompute, memory))
+    plan = make_run_plan(settings, load_manifest(corpus), 2)
     expected = times * plan.micro_batches * sharded_bytes(plan.settings.model)
-    assert json.loads(out.read_text()) == {"1": expected, "6": expected}
+    assert gathered[recompute, memory, times] == {"1": expected, "6": expected}

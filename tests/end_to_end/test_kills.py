@@ -50,10 +50,22 @@ def start_and_kill(words, run, delay):
     process.wait()
 
 
-@pytest.fixture
-def words(corpus, tmp_path):
-    common = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", f"train.steps={STEPS}"]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def words(corpus, folder):
+    common = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={folder}", f"train.steps={STEPS}"]
     return [*common, "checkpoint.every=1", "train.micro_batch_size=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(words, folder):
+    """The run without kills."""
+    train(*words, "run.name=whole", ranks=2)
+    return folder / "whole"
 
 
 def kill_again_and_again(words, run, layouts):
@@ -67,25 +79,23 @@ def kill_again_and_again(words, run, layouts):
     train(*words, f"run.name={run.name}", *next(layouts), ranks=2)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(words, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(words, folder, whole):
     """Every save is on its way beside the next steps. No sample is lost or seen twice."""
-    train(*words, "run.name=whole", ranks=2)
-    run = tmp_path / "killed"
+    run = folder / "killed"
     kill_again_and_again(words, run, [()])
     for key in ("step", "samples", "tokens", "loss", "grad_norm", "loops"):
-        assert [m[key] for m in metrics(run)] == [m[key] for m in metrics(tmp_path / "whole")], key
-    expected, got = (tensors_of(tmp_path / name / "checkpoints" / f"step_{STEPS}") for name in ("whole", "killed"))
+        assert [m[key] for m in metrics(run)] == [m[key] for m in metrics(whole)], key
+    expected, got = (tensors_of(one / "checkpoints" / f"step_{STEPS}") for one in (whole, run))
     assert expected.keys() == got.keys()
     for weight, tensors in expected.items():
         assert all(torch.equal(got[weight][name], values) for name, values in tensors.items()), weight
 
 
-def test_a_run_that_is_killed_and_goes_on_with_another_layout_each_time(words, tmp_path):
+def test_a_run_that_is_killed_and_goes_on_with_another_layout_each_time(words, folder, whole):
     """Data-parallel with three ZeRO stages, tensor-parallel, pipelined: losses to 1e-6 of those of one layout throughout."""
-    train(*words, "run.name=whole", ranks=2)
-    run = tmp_path / "killed"
+    run = folder / "killed_on_other_layouts"
     kill_again_and_again(words, run, LAYOUTS)
     for key in ("step", "samples", "tokens", "loops"):
-        assert [m[key] for m in metrics(run)] == [m[key] for m in metrics(tmp_path / "whole")], key
-    expected = [m["loss"] for m in metrics(tmp_path / "whole")]
+        assert [m[key] for m in metrics(run)] == [m[key] for m in metrics(whole)], key
+    expected = [m["loss"] for m in metrics(whole)]
     assert [m["loss"] for m in metrics(run)] == pytest.approx(expected, rel=1e-6)

@@ -8,13 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoints.damage import DamagedCheckpointError
-from pretrain.checkpoints.folder import MARK, read_index, write_mark
+from pretrain.checkpoints.folder import MARK, prune, read_index, write_mark
 from pretrain.checkpoints.index import Entry, Index, key_of, merged
 from pretrain.checkpoints.reader import Reader
 from pretrain.checkpoints.rectangles import Rectangle
 from pretrain.checkpoints.save import Save, file_of, write_part
 from pretrain.checkpoints.states import Snapshot
 from pretrain.checkpoints.tensor_file import write_tensors
+from pretrain.errors import UserError
+from pretrain.training.checkpoint import set_aside
 
 WHOLE = torch.arange(24.0).view(6, 4)
 PARTS = [Rectangle(0, 0, 2, 4), Rectangle(2, 0, 1, 3), Rectangle(2, 3, 1, 1), Rectangle(3, 0, 3, 4)]
@@ -101,6 +103,24 @@ def test_a_missing_or_truncated_file_is_named_before_anything_is_loaded(checkpoi
     (checkpoint / name).unlink()
     with pytest.raises(DamagedCheckpointError, match=f"{name} is missing"):
         read_index(checkpoint)
+
+
+def test_of_a_link_only_the_link_is_pruned(checkpoint, tmp_path):
+    """A checkpoint that somebody moved to another disk."""
+    linked = tmp_path / "run" / "checkpoints" / "step_3"
+    linked.parent.mkdir(parents=True)
+    linked.symlink_to(checkpoint)
+    prune(tmp_path / "run", {})
+    assert not linked.is_symlink() and read_index(checkpoint)
+
+
+def test_a_checkpoint_that_cannot_be_renamed_is_named(checkpoint):
+    (checkpoint.parent / "step_3.damaged").write_text("a file where the folder would be")
+    with pytest.raises(
+        UserError, match=r"step_3: cannot be renamed to step_3\.damaged \(Not a directory\); rename or remove"
+    ):
+        set_aside(checkpoint, "damaged")
+    assert read_index(checkpoint)
 
 
 def test_a_file_of_another_checkpoint_is_found(checkpoint, tmp_path):

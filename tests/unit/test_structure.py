@@ -50,7 +50,7 @@ ROOMS = {
     "commands": TRAINING | {"export", "durations", "proportions"},
     "planning": SETTINGS,
     "inspection": SETTINGS | {"proportions"},
-    "studies": SETTINGS | {"planning", "inspection", "durations", "proportions"},
+    "studies": SETTINGS | {"evaluation", "planning", "inspection", "durations", "proportions"},
     "command_line": SETTINGS | {"parallel"},
     "main": TRAINING | {"planning", "command_line"},
     "cli": TRAINING | {"planning", "inspection", "commands", "main", "command_line"},

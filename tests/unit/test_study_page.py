@@ -17,7 +17,7 @@ from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text
 from pretrain.studies.boards import broken, picture, texts
 from pretrain.studies.definition import load_study
 from pretrain.studies.estimate import CALIBRATION_STEPS, _missing_steps
-from pretrain.studies.report import mean_line
+from pretrain.studies.report import _about_seconds, mean_line
 from pretrain.studies.schedule import Progress
 from pretrain.studies.unit import last_record
 
@@ -70,6 +70,21 @@ def test_both_forms_of_a_report():
     assert page.count("<svg") == 2 and "Nothing" not in page + text
     assert "| arm | S \\| T |\n| --- | --- |\n| <plain> | 1 |" in text and "Charts\n" not in text
     assert "```bash\nloopmdm study one\n```" in text
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (["a", "a"], "training alone, on a."),
+        ([None, None], "training alone, while other trainings of the study ran on the same machine."),
+        (
+            ["a", "b", "a", None],
+            "cannot be compared: trainings ran on a; on b; on a machine that was not written down.",
+        ),
+    ],
+)
+def test_seconds_of_different_machines_are_not_to_be_compared(places, said):
+    assert _about_seconds(places).endswith(said)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.01], ids=["equal shares", "shares that differ"])
@@ -162,6 +177,10 @@ BROKEN = {
     'curve: [1, "adaptive:1-12"]': "curve: 'adaptive:1-12' is no number of loops from 1 on, such as 4",
     "curve: [1-6-1]": "curve: '1-6-1' is no number of loops",
     "scales: {smoke: {loops: {curve: [0]}}}": "scales.smoke.loops.curve: '0' is no number of loops",
+    "scales: {smoke: {loops: {boards: [1, six]}}}": "scales.smoke.loops.boards: 'six' is no number of loops such as 4, schedule",
+    "scales: {desk: {loops: {attention: [adaptive]}}}": (
+        "scales.desk.loops.attention: 'adaptive' is no number of loops such as 4, schedule such as 1-6-1, or adaptive:MIN-MAX"
+    ),
     "verdict: [{figure: nelbo_gain, holds: 0}]": "verdict, nelbo_gain: needs the key arm",
     "verdict: [{figure: score_gain, arm: looped, holds: 0}]": "verdict, score_gain: needs the key measurement",
     "verdict: [{figure: score_gain, arm: looped, measurement: boards, option: 64, holds: 0}]": (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from argparse import ArgumentParser
@@ -11,12 +12,12 @@ import pytest
 
 from data_pipeline.stop_signals import Stopped, raise_stopped
 from pretrain.errors import UserError
-from pretrain.studies import command
+from pretrain.studies import command, processes
 from pretrain.studies.data import corpus_folder, prepare_data
 from pretrain.studies.definition import Corpus
 from pretrain.studies.processes import Subprocesses
 from pretrain.studies.side_by_side import side_by_side
-from pretrain.studies.unit import BusyError, owned
+from pretrain.studies.unit import BusyError, Workplace, owned, run_unit
 from tests.study_runs import Stoppable
 
 
@@ -79,6 +80,16 @@ def test_jobs_have_other_gpus(ranks, devices, given, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("devices", "names", "where"),
+    [([], [], r"\d+ cores of \S.*, 3 at a time"), (["0", "1"], ["Card 80GB"] * 2, "2 x Card 80GB, 3 at a time"),
+     (["5"], [], "1 x GPU, 3 at a time")],
+)  # fmt: skip
+def test_where_seconds_were_measured(devices, names, where, monkeypatch):
+    monkeypatch.setattr(processes, "_of_every_gpu", lambda field: names)
+    assert re.fullmatch(where, Subprocesses(3, devices, 1).where)
+
+
+@pytest.mark.parametrize(
     ("words", "jobs"), [([], 4), (["--jobs", "3"], 3), (["--unit", "0"], 1), (["--unit", "0", "--jobs", "3"], 1)]
 )
 def test_a_unit_alone_has_the_whole_machine(words, jobs, monkeypatch):
@@ -114,14 +125,21 @@ def test_data_is_prepared_once_and_a_failure_shows_its_log(tmp_path):
 
 def test_a_unit_waits_for_another_process_that_works_on_it(tmp_path):
     waits = []
-    first = owned(tmp_path / "unit", wait=False)
+    first = owned(tmp_path / "unit", wait=lambda: False)
     first.__enter__()
-    with pytest.raises(BusyError, match="another process works on this"), owned(tmp_path / "unit", wait=False):
+    with pytest.raises(BusyError, match="another process works on this"), owned(tmp_path / "unit", wait=lambda: False):
         pass
 
     def sleep(seconds):
         waits.append(seconds)
         first.__exit__(None, None, None)
 
-    with owned(tmp_path / "unit", wait=True, sleep=sleep):
+    with owned(tmp_path / "unit", wait=lambda: True, sleep=sleep):
         assert waits == [1.0]
+
+
+def test_a_signal_ends_a_unit_that_waits_for_another_study(tmp_path):
+    runner, unit = Stoppable(), SimpleNamespace(name="waits", folder=tmp_path)
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    with owned(Workplace(unit).folder, wait=lambda: False), pytest.raises(Stopped), raise_stopped():
+        side_by_side(lambda trial, slot: run_unit(None, trial, runner, slot), [unit], runner, 1, print)

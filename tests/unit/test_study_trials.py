@@ -21,7 +21,7 @@ from pretrain.config.load import load_settings
 from pretrain.errors import ConfigError, UserError
 from pretrain.studies import command, trials
 from pretrain.studies.data import corpus_folder
-from pretrain.studies.definition import Arm, Corpus, Measurement, load_study
+from pretrain.studies.definition import Arm, Corpus, Measurement, Rule, load_study
 from pretrain.studies.estimate import describe
 from pretrain.studies.output import record
 from pretrain.studies.report import _setup
@@ -328,7 +328,7 @@ def test_the_data_that_was_used_is_named(data, tmp_path, monkeypatch):
     ):
         experiment_from("data.path=$NOT_SET_HERE/x")
     experiment = experiment_from("data.path=~/0")
-    tuned = SimpleNamespace(trial=experiment.trial("looped", 2e-3, 0))
+    tuned = SimpleNamespace(trial=experiment.trial("looped", 2e-3, 0), where=None)
     results = SimpleNamespace(experiment=experiment, best={}, tuning=[tuned], reference="plain")
     assert f"Data: {data[0]}, 6 token ids." in _setup(results)[1].text
     results.tuning = []
@@ -396,3 +396,24 @@ def test_the_best_recipe_is_the_arm_that_the_results_show(data):
     arm, recipe = experiment.trial("looped-norm", rate, 0).plan.settings, load_settings("sudoku6_best")
     assert (recipe.model, recipe.optim) == (replace(arm.model, vocab_size=recipe.model.vocab_size), arm.optim)
     assert recipe.train == arm.train
+
+
+@pytest.mark.parametrize("name", ["sudoku_flops", "adaptive", "loops_at_inference"])
+def test_the_rules_of_shipped_studies_are_about_what_is_measured(experiment, name):
+    study = load_study(name)
+    replace(experiment, study=study, scale=study.scales["smoke"]).check_rules()
+
+
+@pytest.mark.parametrize(
+    ("rule", "measured"),
+    [
+        ({"figure": "nelbo_gain", "arm": "looped", "reference_loops": "5"}, "looped is not measured at S = 5, only at 1, 6"),
+        ({"figure": "nelbo_gain", "arm": "plain", "loops": "6"}, "plain is not measured at S = 6, only at 1; .* rule or curve"),
+        ({"figure": "score_gain", "arm": "looped", "measurement": "boards", "loops": "adaptive:1-6"},
+         "looped is not measured at S = adaptive:1-6, only at .*; correct the rule or loops of boards"),
+    ],
+)  # fmt: skip
+def test_a_rule_about_loops_that_nothing_measures_is_refused_before_training(experiment, rule, measured):
+    study = experiment.study.model_copy(update={"verdict": (Rule(holds=0, **rule),)})
+    with pytest.raises(UserError, match=f"study sudoku_flops, verdict, {rule['figure']}: {measured}"):
+        replace(experiment, study=study).check_rules()
