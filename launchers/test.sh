@@ -3,7 +3,7 @@
 #
 #   bash launchers/test.sh [--fast] [pytest options]
 #
-# --fast runs the tests that need one process and the few end-to-end tests marked `fast`: about 4 minutes of CPU time.
+# --fast leaves out the tests marked `distributed`, `end_to_end` or `slow`, but for the few marked `fast`.
 # Without it all tests run. Other arguments go to pytest, such as -k EXPRESSION or a path. As many processes run tests as there
 # are cores, up to 8; `-n 0` runs them in one.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 selection=()
 if [[ ${1:-} == --fast ]]; then
     shift
-    selection=(-m "fast or not (distributed or end_to_end)")
+    selection=(-m "fast or not (distributed or end_to_end or slow)")
 fi
 
 cores=$(nproc)

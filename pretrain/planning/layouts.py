@@ -15,6 +15,9 @@ from pretrain.planning.estimate import Estimate, estimate_all
 
 GIB = 2**30
 
+EXAMPLES = {"model.vocab_size": 32768, "data.seq_len": 1024}
+"""Of what data have, for a message."""
+
 
 def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> RunPlan:
     """Join settings and ranks without checking the layout.
@@ -32,7 +35,8 @@ def plan_of(settings: Settings, manifest: Manifest | None, ranks: int) -> RunPla
         Problem(
             key,
             None,
-            f"is taken from the prepared data, but {settings.data.path} has none; prepare the data or set the key",
+            f"is taken from the prepared data, but {settings.data.path} has none; prepare the data or set the key, such as "
+            f"{key}={EXAMPLES[key]}",
         )
         for key, value in unknown.items()
         if value is None

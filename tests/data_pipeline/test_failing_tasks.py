@@ -190,6 +190,7 @@ def test_a_worker_that_dies_costs_only_its_task(tmp_path):
     assert len(reports) >= 6
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_the_command(prepare, several_tasks, tokenizer_file, tmp_path):
     words = ["--input", several_tasks, "--tokenizer", tokenizer_file, "--seq-len", 32, "--workers", 2, "--output"]
     command = [sys.executable, "-m", "data_pipeline.prepare", *map(str, words), str(tmp_path / "data")]

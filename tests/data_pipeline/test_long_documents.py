@@ -206,6 +206,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
 def test_memory_does_not_grow_with_the_document(tmp_path, tokenizer_file, kind):
     peaks = []

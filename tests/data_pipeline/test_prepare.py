@@ -283,6 +283,7 @@ def test_the_command_runs_as_a_module_and_needs_no_parent_folder(jsonl, tmp_path
     assert (tmp_path / "new" / "deep" / "data" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_from_its_tasks(tmp_path, number, several_tasks, tokenizer_file):
     words = ["--input", several_tasks, "--output", tmp_path / "new" / "data", "--tokenizer", tokenizer_file]

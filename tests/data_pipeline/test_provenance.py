@@ -18,6 +18,7 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.provenance import PLACES, Provenance, TableWriter
 from data_pipeline.tasks import task as task_module
 
+pytestmark = pytest.mark.slow
 QUESTION = "Which of these rivers, if any, flows through the four countries that were named in the first question?"
 
 

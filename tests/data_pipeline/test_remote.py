@@ -32,6 +32,7 @@ from data_pipeline.tasks.reading import task_documents
 from data_pipeline.tasks.task import cut_into_tasks, require_unmodified
 from data_pipeline.typed_words import path_of
 
+pytestmark = pytest.mark.slow
 KILLS = 4
 
 

@@ -20,6 +20,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
 from data_pipeline.readers.hub_files import hub_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repository(tmp_path):

@@ -17,6 +17,7 @@ from data_pipeline.readers.remote import version_of
 from data_pipeline.tasks import join, task
 from data_pipeline.tasks.task import cut_into_tasks, require_unmodified
 
+pytestmark = pytest.mark.slow
 NAMES = ("a/x.jsonl", "b/x.jsonl", "b/c/y.jsonl", "b/c/d/x.jsonl", ".hidden/x.jsonl", "b/.x.jsonl", "top.jsonl")
 PATTERNS = ("", "/*", "/*/*.jsonl", "/b*/*", "/*/c/*", "/**/x.jsonl", "/b/**", "/*/c/**/x.jsonl", "/**/c/*", "/.h*/*")
 

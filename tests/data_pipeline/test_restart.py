@@ -13,6 +13,7 @@ from conftest import make_texts, write_jsonl
 
 from data_pipeline.manifest import load_manifest
 
+pytestmark = pytest.mark.slow
 KILLS = 6
 
 

@@ -16,6 +16,7 @@ from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.task import cut_into_tasks
 from data_pipeline.tasks.work import open_work, result_folder
 
+pytestmark = pytest.mark.slow
 KILLS = 6
 # Another host name, and claims that expire soon.
 START = """

@@ -17,6 +17,7 @@ from data_pipeline.tasks.results import DigestJob
 from data_pipeline.tasks.sampling import SampleJob
 from data_pipeline.tasks.task import cut_into_tasks
 
+pytestmark = pytest.mark.slow
 TASK_BYTES = 400_000
 
 

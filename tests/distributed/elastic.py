@@ -5,6 +5,7 @@ without a source takes three steps and saves. A job with a source loads what tha
 `again/step_3`. Both then take two more steps and write their losses to `losses.json`.
 """
 
+import gc
 import json
 import shutil
 import sys
@@ -65,6 +66,7 @@ def do(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     filter_library_warnings()
+    gc.freeze()  # DeepSpeed collects garbage for each ZeRO-3 engine: not among the libraries' objects, which is slow
     for job in sorted(json.loads(Path(sys.argv[1]).read_text()), key=lambda job: shape_of(job["words"])):
         do(job)
     leave_world()

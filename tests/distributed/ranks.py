@@ -3,6 +3,7 @@
 torchrun --nproc-per-node=N tests/distributed/ranks.py RECIPE LAYOUT.json: a file with a list of lists of key=value overrides.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ if __name__ == "__main__":
     from pretrain.training.hooks import texts
     from pretrain.training.start import run_training
 
-    texts.DENOISING_STEPS = 6  # a text takes as long as six steps of training at 32
+    texts.DENOISING_STEPS = 6  # at 32, a text takes as long as six steps of training
+    gc.freeze()  # DeepSpeed collects garbage for each ZeRO-3 engine: not among the libraries' objects, which is slow
     for overrides in sorted(json.loads(Path(sys.argv[2]).read_text()), key=shape_of):
         settings = load_settings(sys.argv[1], overrides)
         blend = load_blend(settings.data.path)

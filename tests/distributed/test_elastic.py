@@ -35,7 +35,7 @@ PAIRS = [(model, a, b) for model, (_, names) in MODELS.items() for a in names fo
 def job(folder: Path, corpus: Path, model: str, source: str | None, target: str) -> dict[str, Any]:
     """Save on a layout, or load there what another one has saved."""
     overrides, _ = MODELS[model]
-    words = [f"data.path={corpus}", "train.steps=20", *overrides, *LAYOUTS[target][1]]
+    words = [f"data.path={corpus}", "train.steps=20", "train.micro_batch_size=4", *overrides, *LAYOUTS[target][1]]
     name = f"{model} {target}" if source is None else f"{model} {source} to {target}"
     return {"words": words, "source": source and str(folder / f"{model} {source}"), "out": str(folder / name)}
 

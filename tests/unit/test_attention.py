@@ -185,6 +185,7 @@ def test_training_makes_the_boundaries_on_the_cpu_and_the_pipeline_passes_them_o
     assert _with_rows(batch.inputs, 4).document_boundaries is None  # they would miss the added row
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing_compiler(CPU) is not None, reason="no C++ compiler")
 def test_a_compiled_layer_is_compiled_again_for_another_power_of_two_only(world, tiny, varlen):
     model = LoopedDenoiser(tiny)

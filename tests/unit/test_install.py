@@ -16,6 +16,7 @@ import pytest
 
 from tests.launching import ROOT
 
+pytestmark = pytest.mark.slow
 PYTHON = Path(sys.executable).resolve()
 PINS = {(3, 11): "launchers/pins.txt", (3, 12): "launchers/pins-py312.txt"}
 UV = f"""#!{PYTHON}

@@ -13,6 +13,7 @@ from pretrain.machine.own_packages import OWN_FOLDER, foreign_files, prefer_own_
 from pretrain.machine.versions import changed_files, source_version
 from tests.launching import ROOT, environment, run
 
+pytestmark = pytest.mark.slow
 REFUSED = ["--config", "smoke", "optm.lr=1"]
 ANSWER = "optm.lr: unknown key; did you mean optim.lr?"
 VERB = "from loopmdm_cli import command; command()"

@@ -46,6 +46,7 @@ def test_a_folder_a_mixture_and_bare_sizes_give_the_same_plan(planned, corpus, m
 def test_without_data_unknown_sizes_are_named(planned, tmp_path):
     message = planned(f"data.path={tmp_path / 'none'}", "data.seq_len=64")
     assert "model.vocab_size: is taken from the prepared data" in message and "data.seq_len:" not in message
+    assert "or set the key, such as model.vocab_size=32768" in message
 
 
 def test_sizes_that_differ_from_the_data_are_refused(planned, mixture):
