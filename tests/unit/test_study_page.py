@@ -17,7 +17,7 @@ from pretrain.studies.blocks import Chart, Drawing, Report, Section, Table, Text
 from pretrain.studies.boards import broken, picture, texts
 from pretrain.studies.definition import load_study
 from pretrain.studies.estimate import CALIBRATION_STEPS, _missing_steps
-from pretrain.studies.report import _about_seconds, mean_line
+from pretrain.studies.report import _about_seconds, _by_timestep, mean_line
 from pretrain.studies.schedule import Progress
 from pretrain.studies.unit import last_record
 
@@ -85,6 +85,28 @@ def test_both_forms_of_a_report():
 )
 def test_seconds_of_different_machines_are_not_to_be_compared(places, said):
     assert _about_seconds(places).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("arms", "lines"),
+    [
+        (("one", "two"), [("one, S = 2", 0, False), ("one, S = 6", 1, False), ("two, S = 2", 0, True), ("two, S = 6", 1, True)]),
+        (("one", "two", "three"), [("one, S = 6", 0, False), ("two, S = 6", 1, False), ("three, S = 6", 2, False)]),
+    ],
+)  # fmt: skip
+def test_lines_of_the_gain_by_timestep_can_be_told_apart(arms, lines):
+    def figures(s):
+        return {"by_timestep": [{"nats_per_token": 1 / s}, {"nats_per_token": 2.0}]}
+
+    trained = SimpleNamespace(
+        end={"loops": {1: {}, 2: {}, 6: {}}}, trial=SimpleNamespace(largest_loops=6), figures=figures
+    )
+    (chart,) = _by_timestep(SimpleNamespace(best={arm: [trained] for arm in arms}))
+    assert [(line.name, line.colour, line.dashed) for line in chart.lines] == lines
+    assert chart.lines[0].points == [
+        (0.25, pytest.approx(1 - 1 / (2 if len(arms) == 2 else 6)), None),
+        (0.75, 0.0, None),
+    ]
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.01], ids=["equal shares", "shares that differ"])
