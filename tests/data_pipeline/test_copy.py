@@ -17,6 +17,7 @@ from data_pipeline.copy_folder import UNFINISHED_NAME, StoredFolder, copy_folder
 from data_pipeline.errors import DataError
 from data_pipeline.verify import verify
 
+pytestmark = pytest.mark.slow
 URL = "s3://corpus/data"
 KILLS = 3
 

@@ -19,6 +19,7 @@ from pretrain.training.step import train_step
 from tests.checkpoints import save
 from tests.launching import ROOT
 
+pytestmark = pytest.mark.slow
 LAYOUTS = [
     ("parallel.zero_stage=0", "train.precision=fp32"),
     *((f"parallel.zero_stage={z}", f"train.precision={p}") for z in (1, 2, 3) for p in ("fp32", "bf16")),

@@ -19,6 +19,7 @@ from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.step import SPIKE_WINDOW, train_step
 from tests.launching import BIN, ROOT, free_port, run
 
+pytestmark = pytest.mark.slow
 LAYOUTS = [
     ("parallel.zero_stage=0", "train.precision=fp32"),
     *((f"parallel.zero_stage={z}", f"train.precision={p}") for z in (1, 2, 3) for p in ("fp32", "bf16")),

@@ -17,6 +17,7 @@ from tests.distributed.test_non_finite import poison_gradient, poison_loss
 from tests.launching import ROOT
 from tests.rows import loss_in_plain_pytorch
 
+pytestmark = pytest.mark.slow
 PARTS = {"embedding", "head", "mid", "tail", "final_norm", "lm_head"}
 LAYOUTS = [
     *((f"parallel.zero_stage={stage}",) for stage in (0, 1, 2, 3)),

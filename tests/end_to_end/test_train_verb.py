@@ -11,7 +11,7 @@ import pytest
 from pretrain.training.stop_request import STOPPED
 from tests.launching import BIN, ROOT, environment, free_port, metrics, run
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.fast]
+pytestmark = pytest.mark.end_to_end
 TINY = ROOT / "tests" / "tiny.yaml"
 MODULE = [sys.executable, "-m", "pretrain.cli"]
 COMMANDS = {"verb": [*MODULE, "train"], "script": [sys.executable, "pretrain/main.py"]}
@@ -39,6 +39,7 @@ def test_each_resumes_what_the_other_has_begun(corpus, tmp_path):
     assert figures(tmp_path / "shared") == figures(tmp_path / "alone")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_wrong_configuration_is_one_error(command, corpus, tmp_path):
     done = start(command, corpus, tmp_path, "optm.lr=1")
@@ -46,6 +47,7 @@ def test_a_wrong_configuration_is_one_error(command, corpus, tmp_path):
     assert done.stderr == "error: 1 problem in the configuration:\n  - optm.lr: unknown key; did you mean optim.lr?\n"
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
 def test_half_set_launcher_variables_are_an_error_of_the_user(command, corpus, tmp_path):
     done = start(command, corpus, tmp_path, RANK="0")
@@ -59,6 +61,7 @@ def test_two_ranks_under_torchrun(corpus, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "tiny")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.fast
 def test_sigterm_saves_and_ends_with_its_status(corpus, tmp_path):
     words = ["--config", TINY, f"data.path={corpus}", f"run.dir={tmp_path}", "train.steps=100000"]
     process = subprocess.Popen(

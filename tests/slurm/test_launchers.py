@@ -17,6 +17,7 @@ import pytest
 from tests.launching import metrics, train
 from tests.study_runs import study
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHERS = REPOSITORY / "launchers"
 SCRIPTS = sorted(LAUNCHERS.glob("*.sh"))
