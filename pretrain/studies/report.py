@@ -183,11 +183,12 @@ def _by_timestep(results: Results) -> list[Block]:
     lines, few = [], len(results.best) <= 2
     for number, (arm, group) in enumerate(results.best.items()):
         loops, most = group[0].end["loops"], group[0].trial.largest_loops
+        second = few and bool(lines)
         for index, s in enumerate(s for s in loops if s != 1 and 1 in loops and (few or s == most)):
             gains = np.mean([_gain_by_timestep(r, s) for r in group], axis=0)
             places = [(i + 0.5) / len(gains) for i in range(len(gains))]
             points = [(x, float(y), None) for x, y in zip(places, gains, strict=True) if np.isfinite(y)]
-            lines.append(Line(f"{arm}, S = {s}", points, index if few else number, few and number % 2 == 1))
+            lines.append(Line(f"{arm}, S = {s}", points, index if few else number, second))
     if not lines or len(results.best) > MOST_CURVES:
         return []
     return [Chart("Gain of the loops by timestep", lines, "timestep t",

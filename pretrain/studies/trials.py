@@ -242,15 +242,8 @@ class Experiment:
 
     def commands(self, trial: Trial) -> dict[str, Command]:
         """What is measured on a training, by the name of the result."""
-        nelbo = [
-            "evaluate",
-            "--loops",
-            ",".join(self._loops_of("", trial)),
-            "--rows",
-            str(self.scale.rows),
-            "--batch-size",
-            "128",
-        ]
+        loops = ",".join(self._loops_of("", trial))
+        nelbo = ["evaluate", "--loops", loops, "--rows", str(self.scale.rows), "--batch-size", "128"]
         found = {"nelbo": Command("nelbo", "", tuple(nelbo))}
         if trial.plan.settings.optim.ema_decay > 0:
             # Validations along a training have the raw weights: so must the end of its curve.
