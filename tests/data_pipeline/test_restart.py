@@ -14,7 +14,7 @@ from conftest import make_texts, write_jsonl
 from data_pipeline.manifest import load_manifest
 
 pytestmark = pytest.mark.slow
-KILLS = 6
+KILLS = 10
 
 
 @pytest.fixture

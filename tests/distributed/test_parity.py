@@ -23,7 +23,6 @@ from tests.distributed.parity import (
     FP32_LIMITS,
     LAYOUTS,
     MUON,
-    MUON_BF16,
     ONE_STEP,
     RECIPE,
     REFERENCES,
@@ -46,7 +45,7 @@ from tests.rows import loss_in_plain_pytorch
 pytestmark = pytest.mark.distributed
 FP32 = [layout for layout in LAYOUTS if layout.limits == FP32_LIMITS]
 # The oracle reads gradients from Adam's first step, and knows neither other weights of the loss nor paired rows.
-ADAMW_FP32 = [one for model, one in REFERENCES.items() if model not in (BF16, MUON, MUON_BF16, SWITCHES)]
+ADAMW_FP32 = [layout for layout in FP32 if layout.model not in (MUON, SWITCHES)]
 TWO_RANKS_BF16 = [
     layout for layout in LAYOUTS if layout.model == BF16 and layout.ranks == 2 and "TP" not in layout.name
 ]
@@ -77,9 +76,10 @@ def runs(tmp_path_factory, corpora) -> Path:
 
 @pytest.fixture(scope="module")
 def one_step_runs(tmp_path_factory, corpora) -> Path:
-    """The references after one update at S = 3 whose size tells the gradient."""
+    """The same layouts after one update at S = 3 whose size tells the gradient."""
     folder = tmp_path_factory.mktemp("gradients")
-    launch(folder, corpora, ADAMW_FP32, extra=ONE_STEP)
+    for layouts in by_ranks(ADAMW_FP32):
+        launch(folder, corpora, layouts, extra=ONE_STEP)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The first command of the README in a fresh copy of the repository, with a third of the training."""
+"""The first command of the README, whole: `bash launchers/quickstart.sh` in a fresh copy of the repository."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ import pytest
 from tests.launching import ROOT, environment
 
 pytestmark = pytest.mark.end_to_end
-STEPS = 300
 
 
 def test_quickstart_learns_and_a_second_call_reuses_what_is_there(tmp_path):
@@ -28,7 +27,7 @@ def test_quickstart_learns_and_a_second_call_reuses_what_is_there(tmp_path):
     outputs = []
     for _ in range(2):
         done = subprocess.run(
-            ["bash", "launchers/quickstart.sh", f"train.steps={STEPS}"],
+            ["bash", "launchers/quickstart.sh"],
             cwd=tmp_path,
             env=variables,
             capture_output=True,
@@ -40,10 +39,10 @@ def test_quickstart_learns_and_a_second_call_reuses_what_is_there(tmp_path):
         outputs.append(done.stdout)
 
     run_folder = tmp_path / "runs" / "quickstart"
-    figures = json.loads((run_folder / "eval" / f"step_{STEPS}_ema.json").read_text())
+    figures = json.loads((run_folder / "eval" / "step_900_ema.json").read_text())
     best = min(row["bits_per_byte"] for row in figures["loops"])
-    assert best < 0.9 * figures["unigram_entropy"]["bits_per_byte"]
+    assert best < 0.75 * figures["unigram_entropy"]["bits_per_byte"]
     assert list((run_folder / "samples").glob("*.json"))
     assert list((run_folder / "tensorboard").glob("events.*"))
     assert "already prepared, nothing to do" in outputs[1]
-    assert f"nothing to do: runs/quickstart is at step {STEPS}" in outputs[1]
+    assert "nothing to do: runs/quickstart is at step 900" in outputs[1]
