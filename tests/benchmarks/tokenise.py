@@ -37,10 +37,10 @@ from data_pipeline.rejects import RecordCounter  # noqa: E402
 from data_pipeline.tasks.build import describe_tokenizer  # noqa: E402
 from data_pipeline.tasks.encode import TokenJob  # noqa: E402
 from data_pipeline.tasks.first_texts import first_texts  # noqa: E402
-from data_pipeline.tasks.options import TRAIN, Options  # noqa: E402
+from data_pipeline.tasks.options import DEFAULT_SAMPLE_BYTES, TRAIN, Options  # noqa: E402
 from data_pipeline.tasks.processes import Report, run_tasks  # noqa: E402
 from data_pipeline.tasks.reading import task_documents  # noqa: E402
-from data_pipeline.tasks.sampling import HashSample  # noqa: E402
+from data_pipeline.tasks.sampling import TextSample  # noqa: E402
 from data_pipeline.tasks.task import Task, cut_into_tasks, task_name  # noqa: E402
 from data_pipeline.tokenizers.tokenizers import SentencePieceTokenizer  # noqa: E402
 from data_pipeline.tokenizers.training import train_sentencepiece  # noqa: E402
@@ -193,17 +193,17 @@ def generated(name: str, folder: Path) -> Path:
 
 def usual_setting(word: str, model: Path | None, vocab_size: int, workers: int, folder: Path) -> Setting:
     """The corpus as one file of JSON lines with text only, and a tokenizer trained on a sample of it."""
-    corpus, text_bytes, sample = folder / "corpus.jsonl", 0, HashSample()
+    corpus, text_bytes, sample = folder / "corpus.jsonl", 0, TextSample(DEFAULT_SAMPLE_BYTES)
     word = str(generated(word, folder)) if word in GENERATED else word
     with corpus.open("w", encoding="utf-8") as file:
         for task in cut_into_tasks([resolve_input(word)]):
             for document in task_documents(task, RecordCounter(), "text", ActiveFilters()):
                 file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
                 text_bytes += document.num_bytes
-                sample.add(document)
+                sample.add(document.digest, document.text)
     if model is None:
         model = folder / "trained.model"
-        train_sentencepiece(sample.texts(), vocab_size, model)
+        train_sentencepiece(sample.in_order(), vocab_size, model)
     return Setting(corpus, model, workers, text_bytes)
 
 
