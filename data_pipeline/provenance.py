@@ -100,7 +100,7 @@ class TableWriter:
 
     def append(self, *columns: NDArray | Sequence) -> None:
         """Add rows: the values of each column of the schema, [rows]."""
-        arrays = [pyarrow.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+        arrays = [_array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
         self._parts.append(pyarrow.record_batch(arrays, schema=self._schema))
         self._pending += len(arrays[0])
         if self._pending >= ROWS_PER_GROUP:
@@ -112,6 +112,20 @@ class TableWriter:
         if rows:
             self._writer.write_table(table.slice(0, rows), row_group_size=ROWS_PER_GROUP)
         self._parts, self._pending = table.slice(rows).combine_chunks().to_batches(), table.num_rows - rows
+
+
+def _array(values: NDArray | Sequence, kind: pyarrow.DataType) -> pyarrow.Array:
+    """`pyarrow.array`, which imports pandas, half a second of every process, only where it has to convert.
+
+    Raises:
+        OverflowError: an integer does not fit.
+    """
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        return pyarrow.array(values, kind)
+    converted = np.ascontiguousarray(values, kind.to_pandas_dtype())
+    if not np.array_equal(converted, values):
+        raise OverflowError(f"an integer does not fit into {kind}")
+    return pyarrow.Array.from_buffers(kind, len(converted), [None, pyarrow.py_buffer(converted)])
 
 
 class Provenance:

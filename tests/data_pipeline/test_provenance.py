@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow
@@ -17,6 +19,7 @@ from data_pipeline.generators.names import parse_generated
 from data_pipeline.manifest import load_manifest
 from data_pipeline.provenance import PLACES, Provenance, TableWriter
 from data_pipeline.tasks import task as task_module
+from tests.launching import ROOT
 
 pytestmark = pytest.mark.slow
 QUESTION = "Which of these rivers, if any, flows through the four countries that were named in the first question?"
@@ -167,3 +170,21 @@ def test_a_changed_place_is_noticed(prepared, verify):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"train\.places\.parquet: .*; prepare the data again"):
         Provenance(prepared, "train").of_document(0)
+
+
+def test_writing_places_does_not_import_pandas(tmp_path):
+    """Every process would wait half a second for it."""
+    lines = [
+        "import pathlib, sys, numpy",
+        "from data_pipeline.provenance import PLACES, TableWriter",
+        f"with TableWriter(pathlib.Path({str(tmp_path / 'x')!r}), PLACES) as writer:",
+        "    writer.append(*numpy.arange(6).reshape(3, 2).T)",
+        "assert 'pandas' not in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
+    assert pyarrow.parquet.read_table(tmp_path / "x").to_pydict() == {"source": [0, 2, 4], "place": [1, 3, 5]}
+
+
+def test_a_number_that_does_not_fit_is_an_error(tmp_path):
+    with pytest.raises(OverflowError, match="does not fit into uint32"), TableWriter(tmp_path / "x", PLACES) as writer:
+        writer.append(np.array([-1]), np.array([0]))
