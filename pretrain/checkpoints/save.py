@@ -10,7 +10,6 @@ from data_pipeline.atomic_files import sync, write_atomic
 from pretrain.checkpoints.folder import INDEX, STATE, write_mark
 from pretrain.checkpoints.index import Index, merged
 from pretrain.checkpoints.states import Snapshot
-from pretrain.checkpoints.tensor_file import write_tensors
 from pretrain.errors import UserError
 from pretrain.parallel.world import World
 
@@ -73,9 +72,9 @@ def write_part(save: Save, rank: int) -> Index:
     Raises:
         OSError: it cannot be written.
     """
-    if not save.snapshot.tensors:
+    if not save.snapshot.index.entries:
         return save.snapshot.index
-    checksums = write_tensors(save.partial / file_of(rank), save.snapshot.tensors)
+    checksums = save.snapshot.file.write(save.partial / file_of(rank))
     sync(save.partial)
     entries = tuple(
         replace(entry, checksums={tensor: checksums[entry.key(tensor)] for tensor in entry.checksums})

@@ -1,4 +1,4 @@
-"""Saves beside training: a copy of what this rank owns, then a thread that writes it. At most one save is on its way."""
+"""Saves beside training: a copy of what this rank owns, then a process that writes it. At most one save is on its way."""
 
 import shutil
 import threading
@@ -19,7 +19,7 @@ OnSaved = Callable[[Path], None]
 class Saver:
     """The checkpoints of one start. Its methods are collective, and all ranks call them after the same steps.
 
-    The thread only writes this rank's file. Everything that needs other ranks happens in these methods.
+    A thread waits for the process that writes this rank's file. Everything that needs other ranks happens in these methods.
 
     Args:
         held: what this rank saves.
@@ -49,7 +49,7 @@ class Saver:
         if self._world.from_main((final / MARK).is_file()):
             return  # this start has nothing that the folder does not have
         save = Save(final, self._held.snapshot(file_of(self._world.rank)), state)
-        needed = self._world.sum([sum(t.numel() * t.element_size() for t in save.snapshot.tensors.values())])
+        needed = self._world.sum([save.snapshot.file.num_bytes])
         prepare_folder(save.partial, int(needed.item()), self._world)
         self._writing = _Writing(save, self._world.rank)
 
@@ -84,7 +84,7 @@ class Saver:
 
 
 class _Writing:
-    """A save whose file a thread writes. `part` or `error` is set when the thread has ended."""
+    """A save whose file is written while a thread waits for it. `part` or `error` is set when the thread has ended."""
 
     def __init__(self, save: Save, rank: int) -> None:
         self.save, self._rank = save, rank

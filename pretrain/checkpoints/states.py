@@ -11,6 +11,7 @@ from model.architecture import Architecture
 from model.weights import shards_of
 from pretrain.checkpoints.index import MASTER, VOCABULARY, Entry, Index, as_matrix, key_of
 from pretrain.checkpoints.rectangles import Rectangle, Region, regions_of
+from pretrain.checkpoints.tensor_file import TensorFile
 from pretrain.optimizer.exchange import Piece
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.world import World
@@ -27,14 +28,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of what this rank owns, on the CPU, which no later step changes.
+    """A copy of what this rank owns, in CPU memory, which no later step changes. The next snapshot takes its place.
 
     Attributes:
-        tensors: by their key in the file.
+        file: the content of the file.
         index: of the file, without checksums.
     """
 
-    tensors: dict[str, Tensor]
+    file: TensorFile
     index: Index
 
 
@@ -49,28 +50,36 @@ class Held:
     def __init__(self, engine: Engine, architecture: Architecture, world: World) -> None:
         self._engine, self._architecture, self._world = engine, architecture, world
         self._shapes = engine.shard_shapes()
+        self._file: TensorFile | None = None
 
     def snapshot(self, file: str) -> Snapshot:
         """Copy what this rank owns. Of numbers that several ranks hold, one rank owns them.
 
+        The copy stays in memory until the next one, which is several times faster than the first: the system does not have to
+        find and clear the pages again, neither here nor in the next step, whose memory the copy would take otherwise.
+
         Args:
             file: that they will be written to.
         """
-        tensors, scalars, entries = {}, {}, []
+        present, scalars, entries = {}, {}, []
         for flat, pieces in self._engine.pieces().items():
             owned = [piece for piece in pieces if self._engine.owns(piece.name)]
             if not owned:
                 continue
             states, numbers = self._states(flat)
-            copies = {name: state.detach().to("cpu", torch.float32, copy=True) for name, state in states.items()}
             for piece in owned:
                 scalars[piece.name] = numbers
                 for region in self._regions(piece):
-                    found = {name: _values(copy, piece, region) for name, copy in copies.items()}
-                    tensors |= {key_of(name, piece.name, region.rectangle): value for name, value in found.items()}
+                    found = {name: _values(state.detach(), piece, region) for name, state in states.items()}
+                    present |= {key_of(name, piece.name, region.rectangle): value for name, value in found.items()}
                     entries.append(Entry(piece.name, region.rectangle, file, dict.fromkeys(found, 0)))
         shapes = {entry.weight: self._whole_shape(entry.weight) for entry in entries}
-        return Snapshot(tensors, Index(shapes, {name: scalars[name] for name in shapes}, tuple(entries)))
+        wanted = {key: value.shape for key, value in present.items()}
+        if self._file is None or self._file.shapes != wanted:
+            self._file = TensorFile(wanted)
+        for key, value in present.items():
+            self._file.tensors[key].copy_(value)
+        return Snapshot(self._file, Index(shapes, {name: scalars[name] for name in shapes}, tuple(entries)))
 
     @torch.no_grad()
     def fill(self, source: Source) -> None:
@@ -136,8 +145,8 @@ class Held:
         return tuple(shape)
 
 
-def _values(copy: Tensor, piece: Piece, region: Region) -> Tensor:
-    """The values of a region as a matrix, in the copy of the tensor that the piece is in."""
+def _values(tensor: Tensor, piece: Piece, region: Region) -> Tensor:
+    """The values of a region as a matrix, a view of the tensor that the piece is in."""
     rectangle = region.rectangle
-    values = piece.of(copy)[region.start : region.start + rectangle.size]
+    values = piece.of(tensor)[region.start : region.start + rectangle.size]
     return values.view(rectangle.rows, rectangle.columns)

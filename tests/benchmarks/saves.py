@@ -31,6 +31,7 @@ from tests.benchmarks.pipeline_throughput import prepared_corpus  # noqa: E402
 from tests.launching import BIN, environment, free_port  # noqa: E402
 
 if TYPE_CHECKING:
+    from pretrain.checkpoints.saver import Saver
     from pretrain.training.state import TrainingRun
 
 METHODS = ("DeepSpeed", "synchronous", "asynchronous")
@@ -49,6 +50,8 @@ def measure(words: Sequence[str], folder: Path, rounds: int) -> None:
     from pretrain.parallel.launcher import read_launcher
 
     filter_library_warnings()
+    from pretrain.checkpoints.saver import Saver
+    from pretrain.checkpoints.states import Held
     from pretrain.parallel.world import leave_world, start_world
     from pretrain.training.start import build_run
 
@@ -58,10 +61,12 @@ def measure(words: Sequence[str], folder: Path, rounds: int) -> None:
     run = build_run(plan, blend, start_world(read_launcher(), plan.shape))
     run.folder = folder
     seconds_of_a_step(run)  # allocates the optimizer's states
+    saver = Saver(Held(run.engine, plan.settings.model, run.world), run.world, lambda _: None)
+    one_save(run, "synchronous", saver)  # the first one of a start has to find the memory for its copy
     found: dict[str, list[Figures]] = {name: [] for name in METHODS}
     for number in range(rounds):
         for name in METHODS:
-            found[name].append(one_save(run, name))
+            found[name].append(one_save(run, name, saver))
         if run.world.is_main:
             print(f"round {number + 1} of {rounds}", flush=True)
     if run.world.is_main:
@@ -80,16 +85,13 @@ def seconds_of_a_step(run: "TrainingRun") -> float:
     return time.perf_counter() - begin
 
 
-def one_save(run: "TrainingRun", name: str) -> Figures:
+def one_save(run: "TrainingRun", name: str, saver: "Saver") -> Figures:
     """Some normal steps, then a save, which is removed again. Collective."""
-    from pretrain.checkpoints.saver import Saver
-    from pretrain.checkpoints.states import Held
     from pretrain.training.checkpoint import start_save
 
     os.sync()  # what the save before has left to the system
     run.world.barrier()
     normal = statistics.median(seconds_of_a_step(run) for _ in range(NORMAL_STEPS))
-    saver = Saver(Held(run.engine, run.plan.settings.model, run.world), run.world, lambda _: None)
     beside: list[float] = []
     if name == "DeepSpeed":
         saved = run.folder / "deepspeed"

@@ -51,7 +51,7 @@ def build(corpus, world, tmp_path) -> Callable[..., TrainingRun]:
 
 def tensors_of(run: TrainingRun) -> dict[str, torch.Tensor]:
     """The weights and every tensor of the optimizer's state, as a checkpoint has them."""
-    return Held(run.engine, run.plan.settings.model, run.world).snapshot("file").tensors
+    return Held(run.engine, run.plan.settings.model, run.world).snapshot("file").file.tensors
 
 
 def words(settings: dict[str, str]) -> list[str]:

@@ -268,7 +268,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_that_counts(train_here, monk
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pretrain.checkpoints.save.write_tensors", fail)
+    monkeypatch.setattr("pretrain.checkpoints.tensor_file.TensorFile.write", fail)
     with pytest.raises(
         UserError, match=r"could not be written: .*No space left on device.*Older checkpoints are complete"
     ):

@@ -1,12 +1,17 @@
 """The files of a checkpoint: what is written is read again, and every damage is found."""
 
+import os
 import random
 import shutil
+import threading
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretrain.checkpoints import writer_process
 from pretrain.checkpoints.damage import DamagedCheckpointError
 from pretrain.checkpoints.folder import MARK, prune, read_index, write_mark
 from pretrain.checkpoints.index import Entry, Index, key_of, merged
@@ -14,7 +19,7 @@ from pretrain.checkpoints.reader import Reader
 from pretrain.checkpoints.rectangles import Rectangle
 from pretrain.checkpoints.save import Save, file_of, write_part
 from pretrain.checkpoints.states import Snapshot
-from pretrain.checkpoints.tensor_file import write_tensors
+from pretrain.checkpoints.tensor_file import STOP_SIGNALS, TensorFile
 from pretrain.errors import UserError
 from pretrain.training.checkpoint import set_aside
 
@@ -22,10 +27,18 @@ WHOLE = torch.arange(24.0).view(6, 4)
 PARTS = [Rectangle(0, 0, 2, 4), Rectangle(2, 0, 1, 3), Rectangle(2, 3, 1, 1), Rectangle(3, 0, 3, 4)]
 
 
+def filled(tensors):
+    """A file in memory with the values of these tensors."""
+    file = TensorFile({name: value.shape for name, value in tensors.items()})
+    for name, value in tensors.items():
+        file.tensors[name].copy_(value)
+    return file
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     """Two weights of two ranks, in two tensors each."""
-    save = Save(tmp_path / "step_3", Snapshot({}, Index({}, {}, ())), "{}\n")
+    save = Save(tmp_path / "step_3", Snapshot(TensorFile({}), Index({}, {}, ())), "{}\n")
     save.partial.mkdir()
     parts = []
     for rank in (0, 1):
@@ -36,7 +49,7 @@ def checkpoint(tmp_path):
                 tensors[key_of(name, "a.weight", part)] = values
             entries.append(Entry("a.weight", part, file_of(rank), {"weight": 0, "ema": 0}))
         index = Index({"a.weight": (6, 4)}, {"a.weight": {"step": 3.0}}, tuple(entries))
-        parts.append(write_part(Save(save.final, Snapshot(tensors, index), "{}\n"), rank))
+        parts.append(write_part(Save(save.final, Snapshot(filled(tensors), index), "{}\n"), rank))
     (save.partial / "index.json").write_text(merged(parts).to_json())
     (save.partial / "state.json").write_text("{}\n")
     write_mark(save.partial)
@@ -62,10 +75,49 @@ def test_the_index_reads_what_it_wrote(checkpoint):
 
 def test_files_are_those_of_the_safetensors_library(tmp_path):
     tensors = {"a": torch.randn(3, 5), "b": torch.randn(7), "empty": torch.zeros(0, 4)}
-    write_tensors(tmp_path / "x", tensors)
+    filled(tensors).write(tmp_path / "x")
     read = load_file(tmp_path / "x")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_write():
+    with pytest.raises(OSError, match="No space left on device"):
+        filled({"a": torch.randn(1000)}).write(Path("/dev/full"))
+
+
+def test_a_writing_process_that_is_killed_is_an_error(tmp_path, monkeypatch):
+    """As by the system when memory runs out."""
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(writer_process, "__file__", str(script))
+    with pytest.raises(OSError, match="the process that writes it ended with status -9"):
+        filled({"a": torch.randn(3)}).write(tmp_path / "x")
+
+
+def test_signals_that_stop_a_job_do_not_stop_the_writing_process(tmp_path):
+    """It cannot go on before the pipe that it writes to is read, which is after the signals."""
+    file, pipe = filled({"a": torch.randn(1_000_000)}), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    errors: list[str] = []
+
+    def write():
+        try:
+            file.write(pipe)
+        except OSError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with pipe.open("rb") as reader:
+        head = reader.read(1)
+        (child,) = psutil.Process().children()
+        for number in STOP_SIGNALS:
+            child.send_signal(number)
+        content = head + reader.read()
+        thread.join(60)
+    assert len(content) == file.num_bytes
+    assert errors == ["[Errno 22] Invalid argument"]  # a pipe cannot be forced to a disk
 
 
 def whole_or_damaged(checkpoint):
@@ -126,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_renamed_is_named(checkpoint):
 def test_a_file_of_another_checkpoint_is_found(checkpoint, tmp_path):
     """It has the same size and the same keys."""
     tensors = {name: value + 1 for name, value in load_file(checkpoint / file_of(0)).items()}
-    write_tensors(tmp_path / "other", tensors)
+    filled(tensors).write(tmp_path / "other")
     shutil.copy(tmp_path / "other", checkpoint / file_of(0))
     with pytest.raises(DamagedCheckpointError, match=f"{file_of(0)}: the checksum of .* differs"):
         whole_or_damaged(checkpoint)
