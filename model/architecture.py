@@ -55,6 +55,9 @@ class Architecture:
     """Number of token ids, including [MASK], which is the last one; empty: taken from the prepared data."""
     loop: LoopSplit = Field(default_factory=LoopSplit)
     """How the layers are split into head, looped block and tail."""
+    causal: bool = False
+    """Autoregressive, to compare with: tokens attend to earlier ones of their row, and training predicts each token from those
+    before it. The NELBO is then the exact negative log-likelihood. Such a model cannot be sampled from or exported."""
 
     @property
     def kv_heads(self) -> int:

@@ -38,7 +38,7 @@ class AttentionInputs(NamedTuple):
 
     Attributes:
         rotation: of queries and keys.
-        mask: as from `document_mask`; None for attention over whole rows, or where `boundaries` are used.
+        mask: as from `document_mask` or `causal_mask`; None for attention over whole rows, or where `boundaries` are used.
         boundaries: as from `document_boundaries`, for varlen flash attention; None otherwise.
         kept: see `model/sampling/cache.py`; None if all tokens of the rows are computed. For attention over whole rows.
     """
@@ -73,7 +73,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     """SDPA: queries [b, s, n, d], keys and values [b, s, kv heads, d] -> context [b, s, n, d]. The rows may have fewer queries.
 
     Args:
-        mask: as from `document_mask`; None for attention over whole rows.
+        mask: as from `document_mask` or `causal_mask`; None for attention over whole rows.
     """
     heads = query.shape[2]
     if not sdpa_takes_groups(query.device.type, query.dtype, mask is not None):
@@ -142,6 +142,11 @@ def document_mask(document_ids: Tensor, dtype: torch.dtype) -> Tensor:
     same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
     mask = torch.zeros(same.shape, dtype=dtype, device=document_ids.device)
     return mask.masked_fill_(~same, float("-inf")).unsqueeze(1)
+
+
+def causal_mask(seq_len: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Mask that is added to the attention scores: 0 for a token itself and earlier ones, -inf for later ones, [1, 1, s, s]."""
+    return torch.full((seq_len, seq_len), float("-inf"), dtype=dtype, device=device).triu(1)[None, None]
 
 
 def document_boundaries(document_ids: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.architecture import Architecture, Recompute
-from model.attention import AttentionInputs, document_boundaries, document_mask, missing_varlen
+from model.attention import AttentionInputs, causal_mask, document_boundaries, document_mask, missing_varlen
 from model.layers import RMSNorm, Sharding, build_layer, transformer_config
 from model.lm_head import LanguageModelHead
 from model.placement import Chunk, Stage, whole
@@ -291,6 +291,8 @@ class LoopedDenoiser(nn.Module):
         """For all layers of a chunk, with the documents in the form that this device's kernel needs."""
         device, dtype, width = hidden_states.device, hidden_states.dtype, self.architecture.head_dim
         rotary = rotation(seq_len, width, self.architecture.rope_base, device, dtype)
+        if self.architecture.causal:
+            return AttentionInputs(rotary, mask=causal_mask(seq_len, device, dtype))
         if document_ids is None:
             return AttentionInputs(rotary)
         if missing_varlen(device, dtype, width):

@@ -7,8 +7,9 @@ The convention for every figure that this project prints:
 - the LM head is counted on masked positions only, because it is computed only there;
 - the backward pass costs twice the forward pass;
 - recomputed activations are not counted: these are model FLOPs, as in MFU, not hardware FLOPs;
-- attention within documents counts the same as attention to whole rows. SDPA computes all scores of a row and masks those
-  between documents; varlen flash attention, in bf16 on GPUs, skips them, so there the figures and MFU are upper limits.
+- attention within documents or to earlier tokens counts the same as attention to whole rows. SDPA computes all scores of a row
+  and masks those that are not wanted; varlen flash attention, in bf16 on GPUs, skips those between documents, so there the
+  figures and MFU are upper limits.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ class FlopsModel:
 
     Attributes:
         architecture: its vocab_size must be set.
-        seq_len: tokens per row; attention is bidirectional and full, so each token has seq_len scores.
-        masked_fraction: expected fraction of masked tokens, which is the mean of t in training.
+        seq_len: tokens per row; each token has seq_len scores.
+        masked_fraction: expected fraction of masked tokens, which is the mean of t in training; 1 if autoregressive.
     """
 
     architecture: Architecture

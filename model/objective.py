@@ -4,6 +4,8 @@
 
 in nats, with t ~ U(0, 1] and each token masked with probability t. If each document of a row has its own t, the bound holds
 for each document separately, and the bound of the row is their sum.
+
+An autoregressive model has -sum over i of log p(x_0^i | x_0^1..i-1) instead, which is exact.
 """
 
 import torch
@@ -22,6 +24,15 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     # megatron-core's function overwrites its fp32 input. `.float()` makes a copy only if the logits are not fp32 already.
     return vocab_parallel_cross_entropy(logits.float(), targets)
+
+
+def previous_tokens(tokens: Tensor, first: int) -> Tensor:
+    """Input of an autoregressive model (`model.causal`), which predicts `tokens` from it: shifted by one, int64 [b, s].
+
+    Args:
+        first: id that stands before the first token: [MASK].
+    """
+    return torch.cat([torch.full_like(tokens[:, :1], first), tokens[:, :-1]], dim=1)
 
 
 def token_weights(

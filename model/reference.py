@@ -96,6 +96,9 @@ def _attention(
     if document_ids is not None:
         different = document_ids[:, None, None, :, None] != document_ids[:, None, None, None, :]
         scores = scores.masked_fill(different, -torch.inf)
+    if architecture.causal:
+        position = torch.arange(length)
+        scores = scores.masked_fill(position[:, None] < position, -torch.inf)
     context = torch.einsum("bgpqk,bkgod->bqgpd", scores.softmax(dim=-1), value)
     return context.reshape(batch, length, -1) @ weights[f"{name}.self_attention.linear_proj.weight"].T
 

@@ -22,7 +22,10 @@ def run_nelbo(arguments: argparse.Namespace) -> int:
     arguments.loops = [int(text) for text in arguments.loops] if arguments.loops else DEFAULT_LOOPS
     arguments.rows = arguments.rows or DEFAULT_ROWS
     folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
-    runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
+    runs = [
+        open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline, may_be_causal=True)
+        for folder in folders
+    ]
     blend = load_blend(arguments.data or find_data(runs[0]))
     for loaded in runs:
         check_tokenizer(blend, loaded)
@@ -40,7 +43,14 @@ def _measure(arguments: argparse.Namespace, runs: "list[LoadedRun]", blend: "Ble
 
     sets = evaluation_sets(blend, arguments.split)
     evaluators = [
-        Evaluator(one.logits, one.world, one.settings.train.attention, arguments.rows, arguments.batch_size)
+        Evaluator(
+            one.logits,
+            one.world,
+            one.settings.train.attention,
+            arguments.rows,
+            arguments.batch_size,
+            causal=one.settings.model.causal,
+        )
         for one in runs
     ]
     estimates = [estimates_of_sets(evaluator, sets, arguments.loops) for evaluator in evaluators]

@@ -109,13 +109,16 @@ def check_tokenizer(blend: Blend, loaded: LoadedRun) -> None:
         )
 
 
-def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1) -> LoadedRun:
+def open_run(
+    folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1, *, may_be_causal: bool = False
+) -> LoadedRun:
     """Load the newest complete checkpoint of a run folder.
 
     Args:
         folder: such as `runs/quickstart`.
         weights: "ema", "raw", or None for the average if the run keeps one, else raw.
         tensor, pipeline: layout to load it on, independent of the layout of training; the launcher starts the ranks.
+        may_be_causal: whether the caller can use an autoregressive model.
 
     Raises:
         UserError: no run, no complete checkpoint, weights that do not fit the settings, or ranks that do not fit the layout.
@@ -127,6 +130,10 @@ def open_run(folder: Path, weights: str | None, tensor: int = 1, pipeline: int =
         [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", "parallel.zero_stage=1", "parallel.offload=none",
          "parallel.sequence=false", "parallel.mid_replicas=null", "parallel.pipeline_split=looped", "parallel.ds_config=null"],
     )  # fmt: skip
+    if settings.model.causal and not may_be_causal:
+        raise UserError(
+            f"{folder}: model.causal=true, an autoregressive model; only `loopmdm evaluate` without --tasks measures it"
+        )
     chosen = weights or ("ema" if settings.optim.ema_decay else "raw")
     manifest = read_manifest(folder / "tokenizer")
     ranks = read_launcher()

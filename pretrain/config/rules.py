@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from pretrain.config.deepspeed_file import deepspeed_file_problems
-from pretrain.config.settings import Parallel, Settings
+from pretrain.config.settings import Parallel, Settings, Train
 from pretrain.config.suggestions import divisors, nearest
 from pretrain.errors import Problem
 
@@ -292,6 +292,20 @@ def _offload_is_supported(s: Settings) -> Iterator[Problem]:
         )
 
 
+def _causal_models_have_no_noise(s: Settings) -> Iterator[Problem]:
+    if not s.model.causal:
+        return
+    train = {
+        key: getattr(s.train, key) for key in ("attention", "noise", "timesteps", "loss_weight", "complementary_masks")
+    }
+    chosen = {f"train.{key}": value for key, value in train.items() if value != getattr(Train(), key)}
+    chosen |= {"log.texts_every": s.log.texts_every} if s.log.texts_every else {}
+    for key, value in chosen.items():
+        yield Problem(
+            key, value, "is for masked diffusion; leave it out with model.causal=true", related=("model.causal",)
+        )
+
+
 RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _layers_add_up,
     _heads_divide,
@@ -301,6 +315,7 @@ RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _loop_schedule_is_consistent,
     _batch_divides,
     _complements_are_pairs,
+    _causal_models_have_no_noise,
     _warmup_fits,
     _tensor_parallel_divides,
     _sequence_divides,

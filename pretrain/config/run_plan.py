@@ -106,7 +106,7 @@ class RunPlan:
     @cached_property
     def flops(self) -> FlopsModel:
         """FLOPs per token; the masked fraction is the mean of t."""
-        minimum = self.settings.train.min_timestep
+        minimum = 1.0 if self.settings.model.causal else self.settings.train.min_timestep
         return FlopsModel(self.settings.model, self.seq_len, masked_fraction=(1 + minimum) / 2)
 
     @cached_property

@@ -11,6 +11,8 @@ number of loops and every layout is measured with the same masks.
 If attention is within documents, -log p of a token depends on its own document alone, and masked tokens are drawn in the same
 way in all documents of a row. The integral is then linear in the documents: the row's figure is the sum of theirs, and the
 noise is per row whatever `train.noise` is.
+
+An autoregressive model (`model.causal`) has no noise: all tokens are predicted, each from those before it, and the figure is exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ from torch import Tensor
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from model.denoiser import Inputs, positions_of
 from model.noise import Stream, stratified, uniform
-from model.objective import masked_cross_entropy
+from model.objective import masked_cross_entropy, previous_tokens
 from pretrain.config.settings import Scope
 from pretrain.evaluation.statistics import Estimate, estimate_from_rows
 from pretrain.parallel.world import World
@@ -71,12 +73,18 @@ class FrozenNoise:
         return ranks < self.masked_counts[part, None]
 
 
-def freeze_noise(dataset: PackedDataset, wanted_rows: int, attention: Scope = "row") -> FrozenNoise:
-    """Noise for `wanted_rows` rows of a split (all of them if there are fewer), and the document ids that attention needs."""
+def freeze_noise(
+    dataset: PackedDataset, wanted_rows: int, attention: Scope = "row", causal: bool = False
+) -> FrozenNoise:
+    """Noise for `wanted_rows` rows of a split (all of them if there are fewer), and the document ids that attention needs.
+
+    Args:
+        causal: for an autoregressive model: all tokens of a row are predicted.
+    """
     count = min(dataset.num_rows, wanted_rows)
     rows = np.arange(count) * dataset.num_rows // count
     lengths = dataset.lengths(rows)
-    masked_counts = 1 + (stratified(NOISE_SEED, 0, count) * lengths).astype(np.int64)
+    masked_counts = lengths if causal else 1 + (stratified(NOISE_SEED, 0, count) * lengths).astype(np.int64)
     document_ids = dataset.document_ids(rows) if attention == "document" else None
     return FrozenNoise(rows, lengths, np.minimum(masked_counts, lengths), dataset.seq_len, document_ids)
 
@@ -92,6 +100,7 @@ class Evaluator:
         max_rows: rows to use of each set.
         batch_size: rows per forward pass.
         stop: this rank is to stop; asked before every forward pass. None: the evaluation is never stopped.
+        causal: `model.causal` of the run.
     """
 
     forward: Forward
@@ -100,10 +109,11 @@ class Evaluator:
     max_rows: int
     batch_size: int
     stop: Callable[[], bool] | None = None
+    causal: bool = False
 
     def noise(self, dataset: PackedDataset) -> FrozenNoise:
         """Rows and masks of a set."""
-        return freeze_noise(dataset, self.max_rows, self.attention)
+        return freeze_noise(dataset, self.max_rows, self.attention, self.causal)
 
     def estimates(self, dataset: PackedDataset, loops: Sequence[int]) -> list[Estimate]:
         """NELBO of a set at each number of loops. Collective: ranks share the rows, and all get the same figures.
@@ -147,9 +157,11 @@ class Evaluator:
         ids = [
             None if noise.document_ids is None else torch.from_numpy(noise.document_ids[p]).to(device) for p in parts
         ]
-        inputs = [
-            Inputs(c.masked_fill(m, mask_id), positions_of(m), d) for c, m, d in zip(clean, masked, ids, strict=True)
+        seen = [
+            previous_tokens(c, mask_id) if self.causal else c.masked_fill(m, mask_id)
+            for c, m in zip(clean, masked, strict=True)
         ]
+        inputs = [Inputs(x, positions_of(m), d) for x, m, d in zip(seen, masked, ids, strict=True)]
         logits = self.forward(inputs, loops)
         return [None if one is None else _mean_nats(one, c, m) for one, c, m in zip(logits, clean, masked, strict=True)]
 

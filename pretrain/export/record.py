@@ -86,19 +86,21 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def check_settings(flat: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError for keys or values that this version does not know.
+    """Raise UserError for keys or values that this version does not know, or cannot export.
 
     Args:
         path: of the file that holds them, for the message.
     """
     try:
-        settings_from(flat)
+        settings = settings_from(flat)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(
             f"{path}: setting {key}: {first['msg']}; use the version of loopmdm that wrote the file"
         ) from None
+    if settings.model.causal:
+        raise UserError(f"{path}: model.causal=true: an autoregressive model cannot be exported")
 
 
 def settings_from(flat: Mapping[str, Any]) -> Settings:

@@ -223,6 +223,8 @@ class _Held:
         return self._model.hidden_size * (inputs + self._size) + FP32
 
     def _masked(self) -> float:
-        """Masked tokens of a micro-batch, three standard deviations above the mean of uniform, independent t."""
+        """Masked tokens of a micro-batch, three standard deviations above the mean of uniform, independent t; or all."""
+        if self._model.causal:
+            return self._tokens
         share = (1 + self._plan.settings.train.min_timestep) / 2 + 3 * sqrt(1 / 12 / self._rows)
         return self._tokens * min(1.0, share)

@@ -12,7 +12,7 @@ from data_pipeline.dataset.samples import Samples
 from model.attention import document_boundaries
 from model.denoiser import Inputs, positions_of
 from model.noise import complement, masks, stratified, timesteps
-from model.objective import token_weights
+from model.objective import previous_tokens, token_weights
 from pretrain.config.run_plan import RunPlan
 from pretrain.config.settings import Train
 
@@ -65,6 +65,15 @@ def corrupt(
     return MicroBatch(inputs, t)
 
 
+def predict_next(clean: Tensor, counted: Tensor, batch_tokens: int, mask_id: int) -> MicroBatch:
+    """The micro-batch of an autoregressive model: x_0 int64 [b, s] and the tokens that are not padding, bool [b, s]."""
+    positions = positions_of(counted)
+    weights = torch.full((len(positions),), 1 / batch_tokens)
+    targets = clean.flatten()[positions]
+    inputs = Inputs(previous_tokens(clean, mask_id), positions, targets=targets, loss_weights=weights)
+    return MicroBatch(inputs, torch.ones(len(positions), dtype=torch.float64))
+
+
 class Batches:
     """This rank's micro-batches of any step.
 
@@ -86,10 +95,15 @@ class Batches:
             (None if x is None else torch.from_numpy(x[i : i + size]) for x in arrays)
             for i in range(0, plan.rows_per_rank, size)
         )
+        if settings.model.causal:
+            return [predict_next(clean, counted, batch_tokens, settings.model.mask_id) for clean, counted, *_ in parts]
         return [corrupt(*part, batch_tokens, settings.train, settings.model.mask_id) for part in parts]
 
     def _rows(self, step: int) -> tuple[tuple[np.ndarray | None, ...], int]:
-        """(clean, masked, timesteps, document ids) of this rank's rows, and the global batch's tokens without padding."""
+        """(clean, masked, timesteps, document ids) of this rank's rows, and the global batch's tokens without padding.
+
+        An autoregressive model predicts all tokens: all count as masked.
+        """
         plan, source, train, seed = self._plan, self._source, self._plan.settings.train, self._plan.settings.run.seed
         rows = np.arange(train.global_batch_size)
         # With complementary masks, rows 2 i and 2 i + 1 are the i-th sample of the step.
@@ -105,7 +119,7 @@ class Batches:
         if train.complementary_masks:
             second = rows[local] % 2 == 1
             t[second] = complement(t[second], train.min_timestep)
-        masked = masks(seed, samples, t, second)
+        masked = np.ones_like(tokens, dtype=bool) if plan.settings.model.causal else masks(seed, samples, t, second)
         batch_tokens = plan.tokens_per_step
         if source.has_padding:
             lengths = source.lengths(batch)

@@ -107,6 +107,15 @@ def test_masks_and_counts_of_batches_leave_padding_out_on_every_layout(request, 
                 assert real.all() and int(real.sum()) == plan.tokens_per_step
 
 
+def test_padding_is_no_target_of_an_autoregressive_model(padded):
+    blend = load_blend(padded)
+    plan, source = make_run_plan(settings_of(padded, "model.causal=true"), blend.manifest, 1), Samples.of(blend, 0)
+    made = Batches(plan, source, 0, torch.device("cpu"))[0]
+    ids = source.document_ids(np.arange(plan.settings.train.global_batch_size))
+    assert sum(len(one.inputs.targets) for one in made) == (ids >= 0).sum() < ids.size
+    assert sum(one.inputs.loss_weights.sum().item() for one in made) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 @pytest.mark.parametrize("attention", ["row", "document"])
 @pytest.mark.parametrize("noise", ["row", "document"])

@@ -1,6 +1,7 @@
 """The denoiser built on megatron-core equals the plain-PyTorch reference with the same weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,27 @@ def test_attention_within_documents_equals_the_oracle(world, architecture, loops
         assert torch.allclose(parameter.grad, weights[name].grad, rtol=1e-3, atol=1e-5), name
     whole = loss_of(model, clean, masked, timesteps, loops)
     assert abs(loss.item() / whole.item() - 1) > 1e-4
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+@pytest.mark.parametrize("architecture", SPLITS.values(), ids=SPLITS.keys())
+def test_an_autoregressive_model_equals_the_oracle(world, architecture, loops):
+    """Every logit and gradient; and no logit depends on a later token."""
+    model = build(replace(architecture, causal=True))
+    tokens, _, _ = batch(architecture)
+    every = positions_of(torch.ones_like(tokens, dtype=torch.bool))
+    logits = model(tokens, every, loops).view(*tokens.shape, -1)[..., : architecture.mask_id]
+    logits.square().mean().backward()
+    weights = weights_of(model)
+    expected = reference_logits(weights, model.architecture, tokens, loops)
+    expected.square().mean().backward()
+    assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, weights[name].grad, rtol=1e-3, atol=1e-5), name
+    changed = torch.cat([tokens[:, :9], (tokens[:, 9:] + 1) % architecture.mask_id], dim=1)
+    others = model(changed, every, loops).view(*tokens.shape, -1)[..., : architecture.mask_id]
+    assert torch.equal(others[:, :9], logits[:, :9])
+    assert not torch.isclose(others[:, 9:], logits[:, 9:]).all(dim=-1).any()
 
 
 @pytest.mark.parametrize("loops", [1, 3])

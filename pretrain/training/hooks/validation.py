@@ -37,10 +37,10 @@ class Validation(Hook):
 
     def _evaluate(self, run: TrainingRun) -> bool:
         """Returns whether it came to an end."""
-        settings = run.plan.settings.eval
+        settings, causal = run.plan.settings.eval, run.plan.settings.model.causal
         evaluator = Evaluator(
             run.engine.logits, run.world, run.plan.settings.train.attention, settings.rows, settings.batch_size,
-            lambda: self._stop.requested,
+            lambda: self._stop.requested, causal,
         )  # fmt: skip
         run.engine.set_training(False)
         try:
