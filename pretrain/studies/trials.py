@@ -22,7 +22,7 @@ from pretrain.studies.local_files import hashes_of_files
 WITHOUT_EFFECT = ("run.dir", "run.name", "data.path", "log.", "hardware.", "checkpoint.", "parallel.timeout_minutes")
 """Keys, or beginnings of keys, that do not change what a training computes."""
 
-NEUTRAL: dict[str, Any] = {}
+NEUTRAL: dict[str, Any] = {"model.causal": False}
 """Setting that is newer than the first studies -> the plain value (as in JSON) with which a training computes what it computed
 before there was the setting. At this value it is no part of the key, so that finished trainings stay finished. Added with the
 setting, and never changed: it is not the default, which may change. A setting from before this table has no entry.
