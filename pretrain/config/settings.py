@@ -162,7 +162,7 @@ class Checkpoint:
     keep_best: bool = False
     """Also keep the one with the lowest validation loss, at the largest of eval.loops."""
     asynchronous: bool = True
-    """Write while training goes on. Only the copy of the states into CPU memory, which it takes as much of, holds a step up."""
+    """Write while training goes on: only the copy of the states into CPU memory holds it up. The memory is kept for later saves."""
     on_damage: Literal["previous", "stop"] = "previous"
     """If the newest checkpoint is damaged: resume from the one before it, or stop."""
 

@@ -16,13 +16,19 @@ from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.training.start import run_training
 from tests.checkpoints import weights_of
-from tests.launching import ROOT
+from tests.launching import ROOT, metrics, train
 
 pytestmark = pytest.mark.end_to_end
 
 
+COMMON = (
+    "run.name=run", "model.causal=true", "train.steps=3", "optim.warmup_steps=1", "checkpoint.every=1", "checkpoint.keep=3",
+    "log.every=1", "train.loops=2",
+)  # fmt: skip
+
+
 def plan_of(data, *words):
-    settings = load_settings(str(ROOT / "tests" / "tiny.yaml"), [f"data.path={data}", "model.causal=true", *words])
+    settings = load_settings(str(ROOT / "tests" / "tiny.yaml"), [f"data.path={data}", *COMMON, *words])
     return make_run_plan(settings, load_blend(data).manifest, 1)
 
 
@@ -30,10 +36,7 @@ def plan_of(data, *words):
 def trained(corpus, tmp_path_factory):
     """A run of three steps that has saved every one."""
     folder = tmp_path_factory.mktemp("autoregressive")
-    plan = plan_of(
-        corpus, f"run.dir={folder}", "run.name=run", "train.steps=3", "optim.warmup_steps=1", "checkpoint.every=1",
-        "checkpoint.keep=3", "log.every=1", "train.loops=2",
-    )  # fmt: skip
+    plan = plan_of(corpus, f"run.dir={folder}")
     assert run_training(plan, load_blend(corpus), resume=True) == 0
     return folder / "run"
 
@@ -67,6 +70,19 @@ def test_evaluate_is_the_exact_negative_log_likelihood(trained, corpus, tmp_path
     for figures in json.loads(output.read_text())["loops"]:
         expected = nats_of(weights, settings.model, clean, figures["loops"]).mean().item()
         assert figures["nats_per_token"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [("parallel.tensor=2", "parallel.sequence=true"), ("parallel.pipeline=2", "parallel.mid_replicas=2")],
+    ids=["TP2 + SP", "PP2"],
+)
+def test_two_ranks_train_as_one(trained, corpus, tmp_path, layout):
+    words = [*COMMON, f"data.path={corpus}", f"run.dir={tmp_path}", "train.precision=fp32", *layout]
+    train("--config", "tests/tiny.yaml", *words, ranks=2)
+    found, expected = ([record["loss"] for record in metrics(run)] for run in (tmp_path / "run", trained))
+    assert len(found) == 3
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_makes_no_sense_is_refused(trained, corpus, tmp_path, capsys):

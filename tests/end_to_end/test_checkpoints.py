@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_pipeline.dataset.blend import load_blend
-from pretrain.checkpoints import saver
+from pretrain.checkpoints import saver, states
 from pretrain.checkpoints.folder import MARK, list_checkpoints
 from pretrain.config.keys import flatten
 from pretrain.config.load import load_settings
@@ -88,6 +88,19 @@ def test_saving_beside_training_saves_the_step_at_which_it_began(start, monkeypa
     for step in (2, 4, 6):
         assert same_tensors(*(run / "checkpoints" / f"step_{step}" for run in (whole, beside)))
     assert late[0] >= 3, "the first save was written before later steps"
+
+
+def test_all_saves_of_a_start_share_the_memory_of_their_copy(start, monkeypatch):
+    made, original = [], states.TensorFile
+
+    def make(shapes):
+        made.append(shapes)
+        return original(shapes)
+
+    monkeypatch.setattr(states, "TensorFile", make)
+    folder = start()
+    assert [path.name for path in list_checkpoints(folder)] == ["step_2", "step_4", "step_6"]
+    assert len(made) == 1
 
 
 def test_a_save_that_fails_beside_training_is_told_and_the_next_one_counts(start, monkeypatch, capsys):
