@@ -8,7 +8,7 @@ from pathlib import Path
 from pretrain.checkpoints.folder import MARK
 from pretrain.checkpoints.index import Index
 from pretrain.checkpoints.save import Save, complete, file_of, prepare_folder, write_part
-from pretrain.checkpoints.states import Held
+from pretrain.checkpoints.states import Held, Snapshot
 from pretrain.errors import UserError
 from pretrain.parallel.world import World
 
@@ -43,15 +43,26 @@ class Saver:
             state: the content of its `state.json`.
 
         Raises:
-            UserError: the disk is full, or the folder cannot be written.
+            UserError: the disk is full, the folder cannot be written, or there is no memory for the copy.
         """
         self.wait()
         if self._world.from_main((final / MARK).is_file()):
             return  # this start has nothing that the folder does not have
-        save = Save(final, self._held.snapshot(file_of(self._world.rank)), state)
+        save = Save(final, self._snapshot(), state)
         needed = self._world.sum([save.snapshot.file.num_bytes])
         prepare_folder(save.partial, int(needed.item()), self._world)
         self._writing = _Writing(save, self._world.rank)
+
+    def _snapshot(self) -> Snapshot:
+        """The present states of this rank. Collective."""
+        snapshot, error = None, None
+        try:
+            snapshot = self._held.snapshot(file_of(self._world.rank))
+        except OSError as caught:
+            error = UserError(f"no memory for the copy that a save needs: {caught}. Older checkpoints are complete")
+        self._world.raise_on_all_ranks(error)
+        assert snapshot is not None
+        return snapshot
 
     def poll(self) -> None:
         """Complete the save on its way if all ranks have written their files. Costs nothing if there is none.

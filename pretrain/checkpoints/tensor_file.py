@@ -82,8 +82,14 @@ class TensorFile:
                 check=False,
             )
         if done.returncode:
-            raise OSError(done.stderr.strip() or f"the process that writes it ended with status {done.returncode}")
+            raise OSError(done.stderr.strip() or f"the process that writes it {_how_it_ended(done.returncode)}")
         return dict(zip(self.tensors, json.loads(done.stdout), strict=True))
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed, perhaps because memory ran out"
+    return f"ended with status {status}"
 
 
 @contextmanager

@@ -103,6 +103,23 @@ def test_all_saves_of_a_start_share_the_memory_of_their_copy(start, monkeypatch)
     assert len(made) == 1
 
 
+def test_a_save_without_memory_for_its_copy_is_told_and_the_next_one_counts(start, monkeypatch, capsys):
+    original, errors = os.memfd_create, [OSError(12, "Cannot allocate memory")]
+
+    def make(name):
+        if errors:
+            raise errors.pop()
+        return original(name)
+
+    monkeypatch.setattr(os, "memfd_create", make)
+    folder = start()
+    out = capsys.readouterr().out
+    assert (
+        "warning: no memory for the copy that a save needs: [Errno 12] Cannot allocate memory. Older checkpoints" in out
+    )
+    assert [path.name for path in list_checkpoints(folder)] == ["step_4", "step_6"]
+
+
 def test_a_save_that_fails_beside_training_is_told_and_the_next_one_counts(start, monkeypatch, capsys):
     original = saver.write_part
 

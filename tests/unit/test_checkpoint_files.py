@@ -91,7 +91,7 @@ def test_a_writing_process_that_is_killed_is_an_error(tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.setattr(writer_process, "__file__", str(script))
-    with pytest.raises(OSError, match="the process that writes it ended with status -9"):
+    with pytest.raises(OSError, match="the process that writes it was killed, perhaps because memory ran out"):
         filled({"a": torch.randn(3)}).write(tmp_path / "x")
 
 
