@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: something that the user can fix.
     """
     if arguments.list:
-        print("\n".join(f"{name:<20}{load_study(name).claim}" for name in study_names()))
+        names = study_names()
+        width = max(map(len, names)) + 2
+        print("\n".join(f"{name:<{width}}{load_study(name).claim}" for name in names))
         return 0
     if arguments.name is None:
         raise UserError(f"NAME: give a study, one of: {', '.join(study_names())}")
