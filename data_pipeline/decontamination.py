@@ -152,23 +152,28 @@ def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--decontaminate-words",
         type=int,
-        default=DEFAULT_WORDS,
         metavar="N",
-        help="length of such a run, without punctuation and case (default: %(default)s, as for GPT-3)",
+        help=f"length of such a run, without punctuation and case (default: {DEFAULT_WORDS}, as for GPT-3)",
     )
 
 
-def decontaminating(filters: ActiveFilters, values: Sequence[str] | None, num_words: int) -> ActiveFilters:
+def decontaminating(filters: ActiveFilters, values: Sequence[str] | None, num_words: int | None) -> ActiveFilters:
     """Add decontamination to some filters, if there are evaluation texts.
 
     Args:
         values: files, folders and globs.
+        num_words: that a document must share with them; None for the default.
 
     Raises:
-        DataError: a file cannot be read or holds no text, or all texts are too short.
+        DataError: a file cannot be read or holds no text, or all texts are too short; or there are none.
     """
     if not values:
+        if num_words is not None:
+            raise DataError(
+                "--decontaminate-words: say which texts must not be in the corpus, with --decontaminate PATH..."
+            )
         return filters
+    num_words = DEFAULT_WORDS if num_words is None else num_words
     if num_words < 2:
         raise DataError(f"--decontaminate-words {num_words}: give at least 2; 13 is usual, 8 finds shorter texts")
     paths = [path for value in values for path in _files(value)]

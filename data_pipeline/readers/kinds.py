@@ -48,11 +48,11 @@ REFUSED = (
 )
 """Suffixes that are refused, and what to do."""
 
-DESCRIPTIONS = re.compile(r"(readme|license|licence|copying)([-_].*)?|notice|citation|changelog")
-CHECKSUM_SUFFIXES = _words(".md5 .sha1 .sha256 .sha512 .crc .asc .sig")
-OTHER_NAMES = _words(
-    "_success _metadata _common_metadata md5sums sha1sums sha256sums sha512sums dataset_info.json dataset_infos.json"
+DESCRIPTIONS = re.compile(
+    r"(readme|licen[cs]es?|copying|checksums?)([-_].*)?|notice|citation|changelog|(md5|sha(1|224|256|384|512))(sums?)?"
 )
+CHECKSUM_SUFFIXES = _words(".md5 .sha1 .sha256 .sha512 .crc .asc .sig")
+OTHER_NAMES = _words("_success _metadata _common_metadata dataset_info.json dataset_infos.json")
 
 
 def file_kind(path: InputFile, read_as: ReadAs | None = None) -> Kind:

@@ -20,7 +20,7 @@ from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import open_decompressed
 from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.nested_keys import key_path
-from data_pipeline.readers.not_text import without_nul
+from data_pipeline.readers.not_text import without_marks, without_nul
 
 LONG_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
@@ -54,7 +54,7 @@ class LongText:
 
     def __iter__(self) -> Iterator[str]:
         texts = _decoded(self._blocks(), self.start)
-        return _unescaped(texts) if self.is_escaped else without_nul(texts)
+        return _unescaped(texts) if self.is_escaped else without_nul(without_marks(texts))
 
     def _blocks(self) -> Iterator[bytes]:
         position = self.start

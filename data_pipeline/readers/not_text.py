@@ -51,6 +51,19 @@ def _other_encoding(beginning: bytes) -> str | None:
     return "UTF-16BE" if zeros[0] else "UTF-16LE"
 
 
+MARK, MARK_AT_SEAM = "\ufeff", "\n\ufeff"
+
+
+def without_marks(chunks: Iterable[str]) -> Iterator[str]:
+    """A text without the byte order marks that begin its lines: several files that begin with one were joined."""
+    begins_line = True
+    for chunk in chunks:
+        text = chunk.removeprefix(MARK) if begins_line else chunk
+        if chunk:
+            begins_line = chunk.endswith("\n")
+        yield text.replace(MARK_AT_SEAM, "\n")
+
+
 class NotTextError(ValueError):
     """A character that no text has."""
 

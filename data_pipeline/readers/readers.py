@@ -18,7 +18,7 @@ from data_pipeline.readers.input_files import read_again
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
 from data_pipeline.readers.nested_keys import key_names, key_path
-from data_pipeline.readers.not_text import BEGINNING_BYTES, NotTextError, objection, without_nul
+from data_pipeline.readers.not_text import BEGINNING_BYTES, NotTextError, objection, without_marks, without_nul
 from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue
 from data_pipeline.rejects import Cause, Rejection, missing_key
@@ -85,15 +85,14 @@ def _read_text(file_range: FileRange) -> list[Found]:
         beginning = content + file.content.read(max(0, BEGINNING_BYTES - len(content)))
         if problem := objection(beginning[:BEGINNING_BYTES]):
             return [Rejection(problem[0], None, problem[1])]
-        start = len(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else 0
         if len(content) > LONG_BYTES:
-            return [TextValue(LongText(file_range.file, start), None)]
+            return [TextValue(LongText(file_range.file, 0), None)]
         try:
             file.require_end(len(content))
         except TrailingBytesError as error:
             trailing.append(Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing))
     try:
-        return [TextValue("".join(without_nul([decode_utf8(content[start:])])), None), *trailing]
+        return [TextValue("".join(without_nul(without_marks([decode_utf8(content)]))), None), *trailing]
     except Utf8Error as error:
         return [Rejection(Cause.NOT_UTF8, None, str(error)), *trailing]
     except NotTextError as error:

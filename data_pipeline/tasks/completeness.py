@@ -67,7 +67,9 @@ def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) 
         f"the {split} split has {tokens:,} tokens in {documents:,} documents, fewer than one row of {options.seq_len:,}"
     )
     if split == TRAIN:
-        return f"{problem}; give more text or a smaller --seq-len"
+        share = options.validation_fraction
+        smaller = f", a smaller --validation-fraction (now {share:g})" if share else ""
+        return f"{problem}; give more text{smaller} or a smaller --seq-len"
     return (
         f"{problem}; give more documents, a larger --validation-fraction (now {options.validation_fraction:g}), "
         "a smaller --seq-len, or --validation-fraction 0 for no validation split"

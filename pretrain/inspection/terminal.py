@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from data_pipeline.dataset.blend import Blend
+from data_pipeline.dataset.blend import Blend, Corpus
 from data_pipeline.manifest import InputInfo
 from data_pipeline.split_table import aligned, split_table
 from pretrain.inspection.facts import DocumentView, Facts, RowView
@@ -46,7 +46,7 @@ def render(facts: Facts, timestep: float, colours: bool) -> str:
 def shares(blend: Blend) -> list[str]:
     """The corpora of a mixture, one per line: their share and how long they last."""
     total = sum(corpus.weight for corpus in blend.corpora)
-    header = ("corpus", "share", "rows", "padding", "samples per epoch", "max epochs")
+    header = ("corpus", "share", "rows", "padding", "samples per epoch", "limit")
     table = [
         (
             str(corpus.path),
@@ -54,7 +54,7 @@ def shares(blend: Blend) -> list[str]:
             f"{corpus.rows:,}",
             f"{corpus.padding:.2%}",
             f"{int(corpus.rows * total / corpus.weight):,}",
-            "no limit" if corpus.max_epochs is None else f"{corpus.max_epochs:g}",
+            _limit(corpus),
         )
         for corpus in blend.corpora
     ]
@@ -62,6 +62,12 @@ def shares(blend: Blend) -> list[str]:
     end = "never ends" if samples is None else f"ends after {samples:,} samples"
     sizes = f"rows of {blend.manifest.seq_len:,} tokens, {blend.manifest.vocab_size:,} token ids; the mixture {end}"
     return [f"{blend.path}: {sizes}", *(line.rstrip() for line in aligned([header, *table]))]
+
+
+def _limit(corpus: Corpus) -> str:
+    epochs = [] if corpus.max_epochs is None else [f"{corpus.max_epochs:g} epochs"]
+    tokens = [] if corpus.max_tokens is None else [f"{corpus.max_tokens:,.0f} tokens"]
+    return " or ".join(epochs + tokens) or "none"
 
 
 def _head(facts: Facts, style: Style) -> list[str]:

@@ -105,6 +105,12 @@ def test_evaluation_texts_are_found_in_folders_and_by_globs(prepare, tmp_path, t
         assert result.code == 2 and f"--decontaminate {value}: {said}" in result.err
 
 
+def test_a_number_of_words_without_evaluation_texts_is_refused(prepare, tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", make_texts(5))
+    result = prepare("--input", path, "--output", tmp_path / "data", "--decontaminate-words", 5)
+    assert result.code == 2 and "--decontaminate-words: say which texts" in result.err
+
+
 def test_evaluation_files_that_cannot_be_used_are_named(prepare, tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", make_texts(5))
     bad = tmp_path / "bad.jsonl"

@@ -96,6 +96,9 @@ BESIDE_DATA = (
     "LICENSE",
     "LICENSE-MIT.txt",
     "SHA256SUMS",
+    "sha256sum.txt",
+    "MD5SUM",
+    "checksums.txt",
     "a.txt.md5",
     "dataset_infos.json",
     "sub/_SUCCESS",
@@ -128,7 +131,16 @@ def test_files_beside_the_data_are_listed_and_not_read(prepare, corpus, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["license_texts.jsonl", "readme.parquet", "notices.txt", "about-licenses.md", "success.txt"]
+    "name",
+    [
+        "license_texts.jsonl",
+        "readme.parquet",
+        "notices.txt",
+        "about-licenses.md",
+        "success.txt",
+        "md5_explained.md",
+        "sha.txt",
+    ],
 )
 def test_data_with_similar_names_is_data(name):
     assert not describes_data(name)

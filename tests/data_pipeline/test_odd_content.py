@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kinds import texts_of
 
-from data_pipeline.readers import members, readers
+from data_pipeline.readers import long_documents, members, readers
 from data_pipeline.readers.compression import DamagedFileError, TrailingBytesError, open_decompressed
 
 MARK = b"\xef\xbb\xbf"
@@ -103,6 +103,19 @@ def test_joined_files_with_a_mark_each(tmp_path, monkeypatch, first, long):
         monkeypatch.setattr(readers, "LONG_BYTES", 100)
     texts, counter = texts_of(path)
     assert texts == ["a", "b", "c" * 300] and not counter.rejected
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_joined_text_files_with_a_mark_each(tmp_path, monkeypatch, block):
+    """Also where the file is read in blocks, which may end before, in or after a mark."""
+    monkeypatch.setattr(long_documents, "CHUNK_BYTES", block)
+    if block < 1 << 20:
+        monkeypatch.setattr(readers, "LONG_BYTES", 4)
+    (tmp_path / "a.txt").write_text(
+        "\ufefffirst\n\ufeffsecond\r\n\ufeff\n in\ufeffside \ufeff", encoding="utf-8", newline=""
+    )
+    (found,) = texts_of(tmp_path / "a.txt")[0]
+    assert found == "first\nsecond\r\n\n in\ufeffside \ufeff"
 
 
 @pytest.mark.parametrize("line", [b'{"text": "a"}{"text": "b"}', b"{"])

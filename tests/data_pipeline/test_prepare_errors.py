@@ -213,6 +213,7 @@ def test_a_missing_column(refused, tmp_path):
         (["--seq-len", 10**7, "--pack", "best_fit"], "bytes, which cannot fill one row; give more text or a smaller"),
         (["--seq-len", 10**9], "--seq-len 1000000000: a row may have at most 16,777,216 tokens"),
         (["--validation-fraction", 0.0001], "larger --validation-fraction (now 0.0001)"),
+        (["--validation-fraction", 0.999999], "a smaller --validation-fraction (now 0.999999)"),
         (["--validation-fraction", 1.5], "--validation-fraction 1.5"),
         (["--seq-len", 1], "--seq-len 1"),
         (["--workers", 0], "--workers 0"),

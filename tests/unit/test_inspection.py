@@ -211,7 +211,9 @@ def test_a_folder_that_is_not_prepared_or_damaged_is_named(corpus, tmp_path, cap
 def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
     shutil.copytree(corpus, tmp_path / "other")
     blend = tmp_path / "blend.yaml"
-    blend.write_text(f"corpora: [{{path: {corpus}, weight: 3}}, {{path: other, weight: 1, max_epochs: 2}}]")
+    blend.write_text(
+        f"corpora: [{{path: {corpus}, weight: 3}}, {{path: other, weight: 1, max_epochs: 2, max_tokens: 9000}}]"
+    )
     assert main(["inspect", str(blend), "--sample", "3"]) == 2
     assert "which has no rows of its own" in capsys.readouterr().err
     assert main(["inspect", str(corpus), "--html", str(tmp_path)]) == 2
@@ -221,8 +223,8 @@ def test_a_blend_file_shows_its_shares(corpus, tmp_path, capsys):
     assert "rows of 32 tokens" in out and "never ends" in out
     lines = [line.split()[1:] for line in out.splitlines()[2:]]
     assert lines == [
-        ["75.00%", f"{rows:,}", "0.00%", f"{rows * 4 // 3:,}", "no", "limit"],
-        ["25.00%", f"{rows:,}", "0.00%", f"{rows * 4:,}", "2"],
+        ["75.00%", f"{rows:,}", "0.00%", f"{rows * 4 // 3:,}", "none"],
+        ["25.00%", f"{rows:,}", "0.00%", f"{rows * 4:,}", "2", "epochs", "or", "9,000", "tokens"],
     ]
 
 
