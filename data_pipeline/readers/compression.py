@@ -14,6 +14,7 @@ from data_pipeline.readers.file_ranges import SKIPPED_BYTES
 from data_pipeline.readers.input_files import InputFile, read_again, stored_size
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.members import Members, begins_well
+from data_pipeline.readers.zstandard import ZstandardContent
 
 FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 # Messages of zlib and zstd about memory; the other libraries raise MemoryError.
@@ -65,7 +66,7 @@ class OpenFile:
             return
         name, read = FORMAT_NAMES[self.path.suffix.lower()], self.stored.tell()
         members = self.content.raw
-        if isinstance(members, Members) and members.end is not None:
+        if isinstance(members, (Members, ZstandardContent)) and members.end is not None:
             why = (
                 f"the {name} content ends at byte {members.end:,} of {size:,}, and what follows is no {name}: repair it, or remove "
                 "the rest"
@@ -104,7 +105,8 @@ def _decompressed(path: InputFile, stored: io.BufferedReader, size: int) -> Abst
     if not is_compressed(path) or not size:
         return nullcontext(stored)
     suffix = path.suffix.lower()
-    return _open_zstandard(stored) if suffix == ".zst" else io.BufferedReader(Members(stored, suffix), SKIPPED_BYTES)
+    content = ZstandardContent(stored) if suffix == ".zst" else Members(stored, suffix)
+    return io.BufferedReader(content, SKIPPED_BYTES)
 
 
 def _require_beginning(path: InputFile, stored: io.BufferedReader, size: int) -> None:
@@ -134,11 +136,3 @@ def _unread(read: int, size: int) -> str:
 def _skip(file: io.BufferedReader, num_bytes: int) -> None:
     while num_bytes and (skipped := file.read(min(num_bytes, SKIPPED_BYTES))):
         num_bytes -= len(skipped)
-
-
-@contextmanager
-def _open_zstandard(stored: io.BufferedReader) -> Iterator[io.BufferedReader]:
-    import pyarrow
-
-    with pyarrow.CompressedInputStream(stored, "zstd") as stream:
-        yield io.BufferedReader(stream, SKIPPED_BYTES)
