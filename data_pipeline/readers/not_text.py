@@ -51,17 +51,17 @@ def _other_encoding(beginning: bytes) -> str | None:
     return "UTF-16BE" if zeros[0] else "UTF-16LE"
 
 
-MARK, MARK_AT_SEAM = "\ufeff", "\n\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 
 
 def without_marks(chunks: Iterable[str]) -> Iterator[str]:
     """A text without the byte order marks that begin its lines: several files that begin with one were joined."""
     begins_line = True
     for chunk in chunks:
-        text = chunk.removeprefix(MARK) if begins_line else chunk
+        text = chunk.removeprefix(BYTE_ORDER_MARK) if begins_line else chunk
         if chunk:
             begins_line = chunk.endswith("\n")
-        yield text.replace(MARK_AT_SEAM, "\n")
+        yield text.replace(f"\n{BYTE_ORDER_MARK}", "\n")
 
 
 class NotTextError(ValueError):

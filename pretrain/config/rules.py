@@ -295,9 +295,8 @@ def _offload_is_supported(s: Settings) -> Iterator[Problem]:
 def _causal_models_have_no_noise(s: Settings) -> Iterator[Problem]:
     if not s.model.causal:
         return
-    train = {
-        key: getattr(s.train, key) for key in ("attention", "noise", "timesteps", "loss_weight", "complementary_masks")
-    }
+    keys = ("attention", "noise", "min_timestep", "timesteps", "loss_weight", "complementary_masks")
+    train = {key: getattr(s.train, key) for key in keys}
     chosen = {f"train.{key}": value for key, value in train.items() if value != getattr(Train(), key)}
     chosen |= {"log.texts_every": s.log.texts_every} if s.log.texts_every else {}
     for key, value in chosen.items():

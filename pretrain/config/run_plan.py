@@ -106,8 +106,8 @@ class RunPlan:
     @cached_property
     def flops(self) -> FlopsModel:
         """FLOPs per token; the masked fraction is the mean of t."""
-        minimum = 1.0 if self.settings.model.causal else self.settings.train.min_timestep
-        return FlopsModel(self.settings.model, self.seq_len, masked_fraction=(1 + minimum) / 2)
+        minimum, causal = self.settings.train.min_timestep, self.settings.model.causal
+        return FlopsModel(self.settings.model, self.seq_len, masked_fraction=1.0 if causal else (1 + minimum) / 2)
 
     @cached_property
     def loops(self) -> LoopSchedule:

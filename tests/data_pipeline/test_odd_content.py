@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import struct
 import tarfile
 from functools import partial
@@ -130,6 +131,9 @@ PACKERS = {
     ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
     ".zst": partial(pyarrow.compress, codec="zstd", asbytes=True),
 }  # fmt: skip
+OPENERS = {
+    ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": partial(pyarrow.input_stream, compression="zstd"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +154,10 @@ def test_members_are_read_as_pythons_own_readers_do(folder, parts, suffix, block
     path.write_bytes(packed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(members, "READ_BYTES", block)
-        with open_decompressed(path) as file:
+        with open_decompressed(path) as file, OPENERS[suffix](path) as expected:
             content = file.content.read()
             file.require_end(len(content))
-            assert content == b"".join(parts)
+            assert content == expected.read() == b"".join(parts)
         # Cut anywhere but between two members, the file is damaged.
         cut = data.draw(st.integers(1, len(PACKERS[suffix](parts[-1])) - 1))
         path.write_bytes(packed[:-cut])
@@ -184,6 +188,38 @@ def test_a_file_that_is_not_compressed_though_its_name_says_so(tmp_path, suffix)
     (tmp_path / f"x.txt{suffix}").write_bytes(b"plain text")
     texts, counter = texts_of(tmp_path / f"x.txt{suffix}")
     assert texts == [] and f"or not compressed and should not be named {suffix}" in counter.broken[0].why
+
+
+def streamed(content):
+    """A zstd frame of several blocks without its size, as when it is written to a pipe."""
+    buffer = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(buffer, "zstd") as stream:
+        stream.write(content)
+    return buffer.getvalue().to_pybytes()
+
+
+def test_every_layout_of_a_zstd_frame_is_followed_to_its_end(tmp_path):
+    """With and without size, window and checksum; blocks that are compressed, stored and runs of one byte; empty."""
+    random.seed(0)
+    noise, run = random.randbytes(300_000), b"a" * 300_000
+    checked = bytes.fromhex("28b52ffd045829000068656c6c6fa36d9f88")  # of `zstd -c`
+    stored_run = b"\x28\xb5\x2f\xfd\x00\x58" + struct.pack("<I", 300 << 3 | 1 << 1 | 1)[:3] + b"z"
+    skippable = struct.pack("<II", 0x184D2A5F, 3) + b"any"
+    packed = [
+        streamed(noise),
+        streamed(run),
+        streamed(b""),
+        checked,
+        stored_run,
+        skippable,
+        PACKERS[".zst"](noise + run),
+    ]
+    content = [noise, run, b"", b"hello", b"z" * 300, b"", noise + run]
+    (tmp_path / "x.zst").write_bytes(b"".join(packed) + b"rest")
+    with open_decompressed(tmp_path / "x.zst") as file:
+        assert file.content.read() == b"".join(content)
+        with pytest.raises(TrailingBytesError, match=f"ends at byte {sum(map(len, packed)):,} of"):
+            file.require_end(sum(map(len, content)))
 
 
 def test_zstd_of_several_frames_and_of_a_long_window(tmp_path):

@@ -53,6 +53,7 @@ def test_the_loss_of_training_is_the_mean_over_all_tokens(trained, corpus):
     logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     losses = {record["step"]: record["loss"] for record in logged if "loss" in record}
     size = settings.train.global_batch_size
+    assert plan_of(corpus).flops.masked_fraction == 1
     for step in (1, 2):
         weights = weights_of(trained / "checkpoints" / f"step_{step}")
         clean = torch.from_numpy(source.rows(np.arange(size * step, size * (step + 1))))
