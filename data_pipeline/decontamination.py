@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
-from data_pipeline.filters import ActiveFilters, Limit
+from data_pipeline.filters import Limit
 from data_pipeline.paths import user_pattern
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
@@ -114,15 +114,13 @@ def _value(word: str) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Decontamination(ActiveFilters):
-    """The filters that are on, and one that leaves out documents with evaluation texts."""
+class Decontamination:
+    """A filter that leaves out documents with evaluation texts, see `AddedFilter`."""
 
-    evaluation: EvaluationTexts | None = None
+    evaluation: EvaluationTexts
 
     def rejection(self, document: Document) -> tuple[str, str] | None:
-        """See `ActiveFilters`. Long documents are compared whole."""
-        if objection := super().rejection(document):
-            return objection
+        """See `AddedFilter`. Long documents are compared whole."""
         before = ""
         for chunk in document.chunks:
             text = before + chunk
@@ -133,9 +131,8 @@ class Decontamination(ActiveFilters):
         return None
 
     def record(self) -> dict[str, str | Limit]:
-        """The limits as the manifest has them, and a hash of the evaluation texts."""
-        words = {"decontaminate_words": self.evaluation.num_words, "evaluation_texts": self.evaluation.digest}
-        return {**super().record(), **words}
+        """The number of words, and a hash of the evaluation texts."""
+        return {"decontaminate_words": self.evaluation.num_words, "evaluation_texts": self.evaluation.digest}
 
 
 def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
@@ -157,8 +154,8 @@ def add_decontamination_options(parser: argparse._ArgumentGroup) -> None:
     )
 
 
-def decontaminating(filters: ActiveFilters, values: Sequence[str] | None, num_words: int | None) -> ActiveFilters:
-    """Add decontamination to some filters, if there are evaluation texts.
+def decontamination(values: Sequence[str] | None, num_words: int | None) -> Decontamination | None:
+    """The filter for some evaluation texts; None if there are none.
 
     Args:
         values: files, folders and globs.
@@ -172,7 +169,7 @@ def decontaminating(filters: ActiveFilters, values: Sequence[str] | None, num_wo
             raise DataError(
                 "--decontaminate-words: say which texts must not be in the corpus, with --decontaminate PATH..."
             )
-        return filters
+        return None
     num_words = DEFAULT_WORDS if num_words is None else num_words
     if num_words < 2:
         raise DataError(f"--decontaminate-words {num_words}: give at least 2; 13 is usual, 8 finds shorter texts")
@@ -188,7 +185,7 @@ def decontaminating(filters: ActiveFilters, values: Sequence[str] | None, num_wo
         f"{evaluation.short:,} texts are shorter and cannot be found",
         flush=True,
     )
-    return Decontamination(filters.limits, evaluation)
+    return Decontamination(evaluation)
 
 
 def _files(value: str) -> Sequence[Path]:

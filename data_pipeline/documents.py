@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from data_pipeline.errors import ReadError
@@ -24,12 +24,14 @@ class Document:
         num_bytes: its size in UTF-8.
         digest: its BLAKE2b-128 hash, which decides its split.
         place: where it is in its source, see `data_pipeline.provenance`.
+        id: of its record, if it was asked for.
     """
 
     chunks: Iterable[str]
     num_bytes: int
     digest: bytes
     place: int = 0
+    id: str | None = None
 
     @property
     def text(self) -> str:
@@ -73,13 +75,18 @@ class _SameText:
             raise ReadError.differs(path, f"in the long text from byte {self.text.start:,} on")
 
 
-def build_document(value: TextValue, text_key: str) -> Document | Rejection:
+def build_document(value: TextValue, text_key: str, id_key: str | None = None) -> Document | Rejection:
     """The document of a value that a reader found, or why there is none. Reads a long text once, twice if it is rejected.
+
+    Args:
+        id_key: key of the records' ids, if they were asked for.
 
     Raises:
         OSError, MemoryError: the system reported a failure. ReadError: two reads gave different content.
     """
-    content, number, start = value
+    content, number, start, id_ = value
+    if id_key is not None and not is_id(id_):
+        return Rejection(Cause.NO_ID, number, f"{id_key!r} holds {type_name(id_)}; a string or an integer is expected")
     if content is None:
         return Rejection(Cause.EMPTY, number, f"{text_key!r} holds null")
     if not isinstance(content, str | LongText):
@@ -88,7 +95,17 @@ def build_document(value: TextValue, text_key: str) -> Document | Rejection:
     found = _examine(content, number, place)
     if isinstance(found, Rejection) and isinstance(content, LongText) and found != _examine(content, number, place):
         raise ReadError.differs(str(content.path), found.why)
-    return found
+    return replace(found, id=str(id_)) if id_key is not None and isinstance(found, Document) else found
+
+
+def is_id(value: object) -> bool:
+    """Whether a value can be the id of a record: a string that is not empty, or an integer."""
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+
+
+def type_name(value: object) -> str:
+    """What a value of JSON that is no id is, in words."""
+    return "null" if value is None else repr(value) if value == "" else type(value).__name__
 
 
 def _described(content: object, text_key: str) -> str:

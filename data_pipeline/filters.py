@@ -20,10 +20,13 @@ the cause under which rejected documents are counted all follow from the entry. 
 """
 
 import argparse
+import operator
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import Protocol
 
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
@@ -162,15 +165,29 @@ FILTERS = (
 """Every filter, in the order in which documents are judged."""
 
 
+class AddedFilter(Protocol):
+    """A filter with data of its own, such as evaluation texts."""
+
+    def rejection(self, document: Document) -> tuple[str, str] | None:
+        """Cause and details of the objection to a document; None when it stays."""
+
+    def record(self) -> dict[str, str | Limit]:
+        """What the manifest has of it."""
+
+
 @dataclass(frozen=True)
 class ActiveFilters:
     """The filters that are on.
 
     Attributes:
         limits: their limits, by name.
+        added: others.
+        id_key: key of the records' ids, if one of the others needs them.
     """
 
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    added: tuple[AddedFilter, ...] = ()
+    id_key: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Limit]) -> "ActiveFilters":
@@ -193,15 +210,16 @@ class ActiveFilters:
         for each in FILTERS:
             if each.name in self.limits and (why := each.objection(document, self.limits[each.name])):
                 return each.cause, why
-        return None
+        return next(filter(None, (each.rejection(document) for each in self.added)), None)
 
-    def record(self) -> dict[str, Limit]:
-        """The limits as the manifest has them."""
-        return {
+    def record(self) -> dict[str, str | Limit]:
+        """The filters as the manifest has them."""
+        limits = {
             each.name: self.limits.get(each.name, each.default)
             for each in FILTERS
             if each.always_recorded or each.name in self.limits
         }
+        return reduce(operator.or_, (each.record() for each in self.added), limits)
 
 
 def add_filter_options(parser: argparse._ArgumentGroup) -> None:

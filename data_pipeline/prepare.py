@@ -9,10 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.decontamination import decontaminating
+from data_pipeline.decontamination import decontamination
+from data_pipeline.dropped_ids import CAUSE, DroppedIds, dropped_ids
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
 from data_pipeline.filters import ActiveFilters
@@ -74,7 +76,13 @@ def _mention_work(output: Path | None) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
-    from data_pipeline.readers.inputs import require_known_kinds, require_use, require_versions, resolve_input
+    from data_pipeline.readers.inputs import (
+        require_known_kinds,
+        require_use,
+        require_versions,
+        resolve_input,
+        resolve_option,
+    )
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
     from data_pipeline.tasks.existing import is_up_to_date
@@ -83,7 +91,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
     output = args.output and resolve_output(args.output)
     inputs = [resolve_input(value, args.read_as) for value in args.input]
-    against = [resolve_input(value, args.read_as) for value in args.against or []]
+    against = [resolve_option("--against", value, args.read_as) for value in args.against or []]
     if args.read_as:
         require_use(args.read_as, inputs)
     options = _options(args, inputs)
@@ -93,7 +101,7 @@ def _prepare(args: argparse.Namespace) -> None:
         print(estimate(inputs, options, _workers(args), output))
         return
     check_inputs(output, [*inputs, *against])
-    require_known_kinds([*inputs, *against])
+    require_known_kinds(inputs)
     if args.stage != "all":
         require_versions([*inputs, *against])
     require_text_for_a_row(inputs, options.seq_len)
@@ -137,6 +145,9 @@ def _build(
         manifest, counts = join(build, output)
         remove_work(output)
     print(summary(manifest, counts, args.output))
+    for each in options.filters.added:
+        if isinstance(each, DroppedIds) and (note := each.found_note(counts.rejected[CAUSE])):
+            print(note, file=sys.stderr)
 
 
 def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
@@ -158,7 +169,7 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         shuffle=args.shuffle,
         validation_fraction=args.validation_fraction,
         strict=args.strict,
-        filters=decontaminating(ActiveFilters.of(vars(args)), args.decontaminate, args.decontaminate_words),
+        filters=_filters(args, inputs),
         duplicates=args.duplicates,
         accept_broken_files=args.accept_broken_files,
         max_rejected=args.max_rejected,
@@ -166,6 +177,14 @@ def _options(args: argparse.Namespace, inputs: "Sequence[Input]") -> "Options":
         shard_size=_size(args.shard_size, "shard-size"),
         read_as=args.read_as,
         alphabet=alphabet if args.tokenizer is None and args.vocab_size == DEFAULT_VOCAB_SIZE else None,
+    )
+
+
+def _filters(args: argparse.Namespace, inputs: "Sequence[Input]") -> ActiveFilters:
+    by_id = dropped_ids(args.drop_ids, args.id_key, args.drop_ids_key, inputs)
+    added = (by_id, decontamination(args.decontaminate, args.decontaminate_words))
+    return replace(
+        ActiveFilters.of(vars(args)), added=tuple(filter(None, added)), id_key=by_id.id_key if by_id else None
     )
 
 

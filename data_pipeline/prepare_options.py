@@ -5,6 +5,7 @@ from typing import get_args
 
 from data_pipeline.decontamination import add_decontamination_options
 from data_pipeline.dedup import Duplicates
+from data_pipeline.dropped_ids import add_drop_options
 from data_pipeline.errors import DataError
 from data_pipeline.filters import add_filter_options
 from data_pipeline.manifest import Packing
@@ -188,6 +189,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         "not written; read with the same --text-key and filters",
     )
     add_decontamination_options(group)
+    add_drop_options(group)
 
 
 def _add_sharing(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ class Cause(StrEnum):
     NOT_TEXT = "not text"
     MISSING_KEY = "key missing"
     NOT_A_STRING = "text is not a string"
+    NO_ID = "no id"
     EMPTY = "empty text"
     BROKEN_FILE = "broken or truncated file"
     DUPLICATE = "duplicate"
@@ -39,7 +40,7 @@ class Rejection:
         number: line of the record within the file range, or its row in the file; None for a whole file.
         why: the details, for the user.
         count: number of records.
-        keys: where the text key is missing, the keys that the records have.
+        keys: where the key of texts or ids is missing, the keys that the records have.
         missing: of a broken file, what was not read, as far as known.
     """
 
@@ -56,6 +57,12 @@ def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: i
     keys = tuple(keys)
     why = f"no key {text_key!r} among {listed(keys)}"
     return Rejection(Cause.MISSING_KEY, number, why, count, keys[:MAX_KEYS])
+
+
+def missing_id(id_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
+    """The rejection of `count` records that have `keys` but not the key of ids."""
+    keys = tuple(keys)
+    return Rejection(Cause.NO_ID, number, f"no key {id_key!r} among {listed(keys)}", count, keys[:MAX_KEYS])
 
 
 class Example(BaseModel):
@@ -109,7 +116,7 @@ class RecordCounter:
         broken: the files that could not be read to their ends.
         lines: lines read from each file range so far.
         last: number of the last record of the present range, as in `Rejection`.
-        other_keys: keys of the records that lack the text key.
+        other_keys: keys of the records that lack the key of texts or ids.
     """
 
     def __init__(self, starts_corpus: bool = False) -> None:
@@ -132,8 +139,15 @@ class RecordCounter:
     @property
     def key_is_wrong(self) -> bool:
         """Whether the corpus begins with `MISSING_KEY_LIMIT` records without the text key."""
-        missing = self.rejected[Cause.MISSING_KEY]
-        return self._starts_corpus and not self.accepted and missing >= MISSING_KEY_LIMIT
+        return self._begins_with(Cause.MISSING_KEY)
+
+    @property
+    def id_key_is_wrong(self) -> bool:
+        """Whether the corpus begins with `MISSING_KEY_LIMIT` records without the key of ids."""
+        return self._begins_with(Cause.NO_ID)
+
+    def _begins_with(self, cause: Cause) -> bool:
+        return self._starts_corpus and not self.accepted and self.rejected[cause] >= MISSING_KEY_LIMIT
 
     def begin_range(self) -> None:
         """Count the records that follow to the next file range."""
@@ -173,15 +187,15 @@ class RecordCounter:
         self.reject(Rejection(cause, self._last_accepted, why), place)
 
 
-def wrong_key(text_key: str, other_keys: Counter[str], value: str | None = None) -> DataError:
-    """The error for a corpus, or the input `value`, in which no record has the text key."""
-    keys = [key for key, _ in other_keys.most_common()]
+def wrong_key(key: str, other_keys: Counter[str], value: str | None = None, option: str = "--text-key") -> DataError:
+    """The error for a corpus, or the input `value`, in which no record has the key that `option` gives."""
+    keys = [each for each, _ in other_keys.most_common()]
     # Of `a.b`, `a` is no better: it holds no object with this key.
-    others = [key for key in keys if not text_key.startswith(f"{key}.")]
-    close = difflib.get_close_matches(text_key, others, n=1, cutoff=0.5)
-    hint = f"did you mean --text-key {close[0]}?" if close else "choose one of them with --text-key"
+    others = [each for each in keys if not key.startswith(f"{each}.")]
+    close = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
+    hint = f"did you mean {option} {close[0]}?" if close else f"choose one of them with {option}"
     of_input = f" of --input {value}" if value else ""
-    return DataError(f"no record{of_input} has the key {text_key!r}; the records have {listed(keys)}: {hint}")
+    return DataError(f"no record{of_input} has the key {key!r}; the records have {listed(keys)}: {hint}")
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -126,6 +126,20 @@ def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
     raise DataError(f"--input {value}: {_why_nothing(value)}")
 
 
+def resolve_option(option: str, value: str, read_as: ReadAs | None = None) -> Input:
+    """What a value of another option stands for, read as one of `--input` would be.
+
+    Raises:
+        DataError: as `resolve_input` and `require_known_kinds`, naming the option.
+    """
+    try:
+        found = resolve_input(value, read_as)
+        require_known_kinds([found])
+    except DataError as error:
+        raise DataError(str(error).replace("--input ", f"{option} ", 1)) from error
+    return found
+
+
 def _resolve_remote(value: str, read_as: ReadAs | None) -> Input:
     found = find_remote(value)
     input_ = Input(value.rstrip("/"), found.kind, found.files, found.root, unread=found.unread)

@@ -21,37 +21,40 @@ from data_pipeline.readers.nested_keys import key_names, key_path
 from data_pipeline.readers.not_text import BEGINNING_BYTES, NotTextError, objection, without_marks, without_nul
 from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue
-from data_pipeline.rejects import Cause, Rejection, missing_key
+from data_pipeline.rejects import Cause, Rejection, missing_id, missing_key
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_range(file_range: FileRange, text_key: str) -> Iterator[Found]:
+def read_range(file_range: FileRange, text_key: str, id_key: str | None = None) -> Iterator[Found]:
     """Everything that a file range holds, in order. Content counts as broken when a second read finds the same.
+
+    Args:
+        id_key: key of the records' ids, which every record must have; None if they are not needed.
 
     Raises:
         OSError, MemoryError: the system reported a failure. ReadError: two reads gave different content.
     """
     count = 0
     try:
-        for found in _read_once(file_range, text_key):
+        for found in _read_once(file_range, text_key, id_key):
             count += 1
             yield found
     except DamagedFileError as error:
-        _confirm(file_range, text_key, count, str(error))
+        _confirm(file_range, text_key, id_key, count, str(error))
         yield Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing)
 
 
-def _read_once(file_range: FileRange, text_key: str) -> Iterator[Found]:
+def _read_once(file_range: FileRange, text_key: str, id_key: str | None) -> Iterator[Found]:
     if file_range.kind == "dataset":
-        yield from read_dataset(file_range, text_key)
+        yield from read_dataset(file_range, text_key, id_key)
     elif file_range.kind == "generated":
         yield from _generate(file_range)
     elif file_range.kind == "parquet":
-        yield from read_parquet(file_range, text_key)
+        yield from read_parquet(file_range, text_key, id_key)
     elif file_range.kind == "lines":
         with open_decompressed(file_range.file) as file:
-            yield from _read_lines(file, file_range, text_key)
+            yield from _read_lines(file, file_range, text_key, id_key)
     else:
         found = _read_text(file_range)
         if isinstance(found[-1], Rejection) and found != _read_text(file_range):
@@ -65,11 +68,11 @@ def _generate(file_range: FileRange) -> Iterator[TextValue]:
         yield TextValue(generated.generator.text(generated.seed, index), index)
 
 
-def _confirm(file_range: FileRange, text_key: str, count: int, why: str) -> None:
+def _confirm(file_range: FileRange, text_key: str, id_key: str | None, count: int, why: str) -> None:
     """Read again a range that broke after `count` records."""
     again = 0
     try:
-        for _ in _read_once(file_range, text_key):
+        for _ in _read_once(file_range, text_key, id_key):
             again += 1
     except DamagedFileError as error:
         if (again, str(error)) == (count, why):
@@ -109,7 +112,7 @@ def _require_lines(line: bytes, file_range: FileRange) -> None:
         raise DamagedFileError(why, f"all of its {file_range.num_bytes:,} bytes")
 
 
-def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterator[Found]:
+def _read_lines(file: OpenFile, file_range: FileRange, text_key: str, id_key: str | None) -> Iterator[Found]:
     packed = is_compressed(file.path)
     position, number, stop = _first_line(file.content, file_range), 0, file_range.stop
     begun = file_range.start > 0
@@ -132,8 +135,8 @@ def _read_lines(file: OpenFile, file_range: FileRange, text_key: str) -> Iterato
             load = partial(_load_line, content) if content.strip() else None
         if not ends and not packed:
             file.require_end(position)
-        found = _parse(load, text_key, number, start) if load else BlankLine(number)
-        if isinstance(found, Rejection) and found.cause != Cause.MISSING_KEY and not packed:
+        found = _parse(load, text_key, id_key, number, start) if load else BlankLine(number)
+        if isinstance(found, Rejection) and found.cause not in (Cause.MISSING_KEY, Cause.NO_ID) and not packed:
             _confirm_line(file, content, start)
         del load, content
         yield found
@@ -161,7 +164,9 @@ def _first_line(file: BinaryIO, file_range: FileRange) -> int:
     return position
 
 
-def _parse(load: Callable[[], object], text_key: str, number: int, start: int) -> TextValue | Rejection:
+def _parse(
+    load: Callable[[], object], text_key: str, id_key: str | None, number: int, start: int
+) -> TextValue | Rejection:
     """The text value of the record that `load` returns."""
     try:
         record = load()
@@ -178,7 +183,13 @@ def _parse(load: Callable[[], object], text_key: str, number: int, start: int) -
     path = key_path(record, text_key)
     if path is None:
         return missing_key(text_key, number, key_names(record))
-    return TextValue(reduce(getitem, path, record), number, start)
+    text = reduce(getitem, path, record)
+    if id_key is None:
+        return TextValue(text, number, start)
+    id_path = key_path(record, id_key)
+    if id_path is None:
+        return missing_id(id_key, number, key_names(record))
+    return TextValue(text, number, start, reduce(getitem, id_path, record))
 
 
 def _load_line(line: bytes) -> object:

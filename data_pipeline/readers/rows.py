@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, reduce
+from itertools import count, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.mapped import require_readable
 from data_pipeline.readers.nested_keys import key_names, key_path
 from data_pipeline.readers.values import Found, TextValue
-from data_pipeline.rejects import missing_key
+from data_pipeline.rejects import Rejection, missing_id, missing_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,8 +26,8 @@ ROWS_PER_BATCH = 256
 BATCH_BYTES = 16 << 20
 
 
-def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
-    """The values of a Parquet file's text column, one row group after the other.
+def read_parquet(file_range: FileRange, text_key: str, id_key: str | None = None) -> Iterator[Found]:
+    """The values of a Parquet file's columns of texts and ids, one row group after the other.
 
     Raises:
         DamagedFileError: the content is broken. OSError, MemoryError: the system reported a failure.
@@ -38,19 +39,19 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
         with _open_parquet(file_range.file) as file:
             groups = range(file_range.start, file.num_row_groups if file_range.stop is None else file_range.stop)
             sizes = [file.metadata.row_group(i).num_rows for i in range(groups.stop)]
-            tree = _tree(file.schema_arrow)
-            path = key_path(tree, text_key)
-            if path is None:
-                yield missing_key(text_key, None, key_names(tree), count=sum(sizes[file_range.start :]))
+            paths = _paths(file.schema_arrow, text_key, id_key, count=sum(sizes[file_range.start :]))
+            if isinstance(paths, Rejection):
+                yield paths
                 return
-            column = ".".join(path)
+            columns = [".".join(path) for path in paths]
             first = row = sum(sizes[: file_range.start])
             end = sum(sizes)
             for i in groups:
                 # One row group after the other, because the batch size depends on the size of its rows.
-                rows_at_once = _rows_at_once(file, i, column)
-                for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[i], columns=[column]):
-                    yield from _column_values(map(_parquet_value, _nested(batch.column(path[0]), path)), row)
+                rows_at_once = _rows_at_once(file, i, columns[0])
+                for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[i], columns=columns):
+                    values = (map(_parquet_value, _nested(batch.column(path[0]), path)) for path in paths)
+                    yield from _column_values(row, *values)
                     row += batch.num_rows
                 if row != sum(sizes[: i + 1]):
                     raise DamagedFileError(
@@ -129,6 +130,18 @@ def _tree(fields: "Schema | StructType") -> dict[str, Any]:
     return {field.name: _tree(field.type) if types.is_struct(field.type) else field.type for field in fields}
 
 
+def _paths(schema: "Schema", text_key: str, id_key: str | None, count: int) -> list[tuple[str, ...]] | Rejection:
+    """What leads to the texts, and to the ids if there is a key of them; or the rejection of `count` records without one."""
+    tree = _tree(schema)
+    path = key_path(tree, text_key)
+    if path is None:
+        return missing_key(text_key, None, key_names(tree), count)
+    if id_key is None:
+        return [path]
+    id_path = key_path(tree, id_key)
+    return missing_id(id_key, None, key_names(tree), count) if id_path is None else [path, id_path]
+
+
 def _nested(column: "Array | ChunkedArray", path: Sequence[str]) -> "Array | ChunkedArray":
     """The part of a column that `path`, which begins with its name, leads to; null where a struct above it is null."""
     from pyarrow import compute
@@ -144,31 +157,33 @@ def _parquet_value(scalar: "Scalar") -> object:
         return bytes(scalar.as_buffer())
 
 
-def _column_values(values: Iterable[object], first_row: int) -> Iterator[TextValue]:
-    return (TextValue(value, row) for row, value in enumerate(values, start=first_row))
+def _column_values(
+    first_row: int, texts: Iterable[object], ids: Iterable[object] = repeat(None)
+) -> Iterator[TextValue]:
+    return (TextValue(text, row, id=id_) for row, text, id_ in zip(count(first_row), texts, ids))
 
 
-def read_dataset(file_range: FileRange, text_key: str) -> Iterator[Found]:
-    """The values of a Hugging Face dataset's text column, row by row.
+def read_dataset(file_range: FileRange, text_key: str, id_key: str | None = None) -> Iterator[Found]:
+    """The values of a Hugging Face dataset's columns of texts and ids, row by row.
 
     Raises:
         DamagedFileError: the content is broken. OSError, MemoryError: the system reported a failure.
     """
     dataset = _opened_dataset(file_range.source)
     start, stop = file_range.start, len(dataset) if file_range.stop is None else file_range.stop
-    tree = _tree(dataset.features.arrow_schema)
-    path = key_path(tree, text_key)
-    if path is None:
-        yield missing_key(text_key, None, key_names(tree), count=stop - start)
+    paths = _paths(dataset.features.arrow_schema, text_key, id_key, count=stop - start)
+    if isinstance(paths, Rejection):
+        yield paths
         return
-    row, part = start, dataset.select_columns([path[0]]).select(range(start, stop))
+    columns = list(dict.fromkeys(path[0] for path in paths))
+    row, part = start, dataset.select_columns(columns).select(range(start, stop))
     try:
         rows_at_once = _rows_in_a_batch(part.data.num_rows, part.data.nbytes)
         for batch in part.with_format("arrow").iter(batch_size=rows_at_once):
-            require_readable(batch.column(path[0]), path[1:])
-            values = _nested(batch.column(path[0]), path).to_pylist()
-            yield from _column_values(values, row)
-            row += len(values)
+            for path in paths:
+                require_readable(batch.column(path[0]), path[1:])
+            yield from _column_values(row, *(_nested(batch.column(path[0]), path).to_pylist() for path in paths))
+            row += batch.num_rows
     except Exception as error:  # the library raises its own exceptions, Arrow's, and many built-in ones
         if is_of_system(error):
             raise

@@ -16,7 +16,16 @@ from data_pipeline.tasks.task import Task
 from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts, TaskRecord
 
 # Records that should have been texts. Empty texts, and what filters and the search for duplicates leave out, are not.
-UNREADABLE = (Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.NOT_TEXT, Cause.MISSING_KEY, Cause.NOT_A_STRING)
+UNREADABLE = (
+    Cause.BROKEN_JSON,
+    Cause.NOT_UTF8,
+    Cause.NOT_TEXT,
+    Cause.MISSING_KEY,
+    Cause.NOT_A_STRING,
+    Cause.NO_ID,
+)
+# Options that give the key which records lack.
+KEYS = {Cause.MISSING_KEY: "--text-key", Cause.NO_ID: "--id-key"}
 # What a reader rejects, so what `--strict` stops at.
 NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
 MAX_LISTED = 50
@@ -145,15 +154,16 @@ def _unreadable_records(corpus: CorpusCounts, limit: float) -> Iterator[str]:
     if rejected <= limit * records:
         return
     repair = "repair them, "
-    if corpus.rejected[Cause.MISSING_KEY] == rejected:
-        repair = "give another --text-key, prepare files with other keys by themselves, "
+    if sum(corpus.rejected[cause] for cause in KEYS) == rejected:
+        keys = " or ".join(option for cause, option in KEYS.items() if corpus.rejected[cause])
+        repair = f"give another {keys}, prepare files with other keys by themselves, "
     yield (
         f"- {rejected:,} of {records:,} records ({rejected / records:.2%}) are unreadable, more than --max-rejected {limit:g}; "
         f"{repair}or accept the share with a larger --max-rejected:"
     )
     for cause in UNREADABLE:
         if corpus.rejected[cause]:
-            keys = f"; these records have {listed(corpus.other_keys)}" if cause == Cause.MISSING_KEY else ""
+            keys = f"; these records have {listed(corpus.other_keys)}" if cause in KEYS else ""
             yield f"    {cause}: {corpus.rejected[cause]:,}{keys}"
             yield from (f"        {example}" for example in corpus.examples[cause])
 

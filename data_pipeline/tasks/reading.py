@@ -30,7 +30,7 @@ def task_documents(
 
     Raises:
         ReadError: the system reported a failure, or a file read differently the second time.
-        DataError: the corpus begins with too many records without the text key, or a record is rejected under `strict`.
+        DataError: the corpus begins with too many records without a key, or a record is rejected under `strict`.
             What filters leave out is not an error.
     """
     for file_range in task.ranges:
@@ -45,6 +45,8 @@ def task_documents(
                 counter.reject(item)
                 if counter.key_is_wrong:
                     raise wrong_key(text_key, counter.other_keys)
+                if counter.id_key_is_wrong:
+                    raise wrong_key(filters.id_key, counter.other_keys, option="--id-key")
         except (OSError, MemoryError) as error:
             raise ReadError.of(error, file_range.source, _progress(file_range, counter.last)) from error
 
@@ -65,14 +67,14 @@ def _range_documents(
     file_range: FileRange, counter: RecordCounter, text_key: str, filters: ActiveFilters
 ) -> Iterator[Document | Rejection]:
     """The documents that the filters keep, counted, and the records that are broken, which are not counted yet."""
-    for found in read_range(file_range, text_key):
+    for found in read_range(file_range, text_key, filters.id_key):
         if found.number is not None:
             counter.last = found.number
             if file_range.kind == "lines":
                 counter.lines[-1] = found.number
         if isinstance(found, BlankLine):
             continue
-        item = found if isinstance(found, Rejection) else build_document(found, text_key)
+        item = found if isinstance(found, Rejection) else build_document(found, text_key, filters.id_key)
         if isinstance(item, Document):
             if objection := filters.rejection(item):
                 cause, why = objection

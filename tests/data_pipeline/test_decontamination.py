@@ -58,7 +58,7 @@ def test_words_of_any_script(text, words):
 
 def test_a_run_across_the_chunks_of_a_long_document_is_found():
     evaluation = EvaluationTexts([("a", QUESTION)], 13)
-    filters = Decontamination({}, evaluation)
+    filters = Decontamination(evaluation)
     document = build_document(TextValue("x", 1), "text")
     for cut in range(1, len(QUESTION)):
         chunks = ("word " * 3000 + QUESTION[:cut], QUESTION[cut:] + " word" * 3000)

@@ -163,7 +163,7 @@ DATA_PIPELINE_LEVELS = (
     {"manifest", "readers"},
     {"split_table", "documents", "provenance", "packing", "tokenizers", "paths", "in_use"},
     {"filters", "dedup", "dataset", "verify", "repack", "replace", "copy_folder"},
-    {"tasks", "decontamination"},
+    {"tasks", "decontamination", "dropped_ids"},
     {"output_checks", "prepare_options"},
     {"prepare"},
 )
