@@ -1,7 +1,7 @@
 """How much work a corpus is: documents, tokens, time, memory and disk, from a sample of its tasks.
 
-The sample is read, searched for duplicates and tokenized in a temporary folder. Quantities grow with the bytes of the input:
-each is the ratio of the sample times the bytes of all tasks, for each `--input` by itself if there are few.
+The sample is read, searched for duplicates, tokenized and joined in a temporary folder. Quantities grow with the bytes of the
+input: each is the ratio of the sample times the bytes of all tasks, for each `--input` by itself if there are few.
 """
 
 import resource
@@ -23,12 +23,14 @@ from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.tasks.build import Build, Share
 from data_pipeline.tasks.duplicate_search import MEMORY_LIMIT
+from data_pipeline.tasks.join import write_output, write_shards
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.report import duration, rejections
 from data_pipeline.tasks.signatures import SignatureJob
+from data_pipeline.tasks.sources import CorpusSources
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts, TaskRecord
-from data_pipeline.tasks.work import open_work
+from data_pipeline.tasks.work import JOINED, open_work, partial_folder
 
 SAMPLE_BYTES = 64 << 20
 # Of one task: many parts of a corpus say more than one long part.
@@ -51,11 +53,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long the phases took on the sample, with one process. That of the tokenizer does not grow with the corpus."""
+    """How long the phases took on the sample, with one process.
+
+    Attributes:
+        tokenizer: does not grow with the corpus.
+        shards: of copying tokens into shards, which several threads do.
+        rest: of the rest of the join, which one thread does.
+    """
 
     tokenizer: float
     duplicates: float
     tokens: float
+    shards: float
+    rest: float
 
 
 def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Path | None) -> str:
@@ -68,18 +78,19 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
     strata = _strata(tasks)
     sample = [part for stratum in strata for part in _sample(stratum, SAMPLE_BYTES // len(strata))]
     with TemporaryDirectory(prefix="estimate-") as folder:
-        parts, seconds = _measure(Path(folder) / "data", inputs, options, sample)
-    by_number = {part.task.number: part for part in parts}
+        # Decisions about duplicates are by the numbers of the tasks, without gaps.
+        numbered = [replace(task, number=i) for i, task in enumerate(sample)]
+        parts, seconds = _measure(Path(folder) / "data", inputs, options, numbered)
+    by_number = {task.number: part for task, part in zip(sample, parts, strict=True)}
     found = [(stratum, [by_number[each.number] for each in stratum if each.number in by_number]) for stratum in strata]
     total, of_sample = sum(task.num_bytes for task in tasks), sum(part.task.num_bytes for part in parts)
-    scale = total / max(1, of_sample) / workers
     lines = [f"estimate from parts of {len(parts):,} of {len(tasks):,} tasks, {_size(of_sample)} of {_size(total)}"]
     for name in ("documents", "tokens"):
         value, error = _scaled(found, lambda part, name=name: getattr(part, name))
         lines.append(
             f"{name:10} about {value:,.0f}" + (f" (±{error / max(1, value):.0%})" if error is not None else "")
         )
-    lines.append(_time(seconds, scale, workers))
+    lines.append(_time(seconds, total / max(1, of_sample), workers))
     lines.append(_memory(options, workers, _scaled(found, lambda part: part.documents)[0]))
     lines.append(_disk(found, output))
     if options.duplicates != "keep":
@@ -138,7 +149,7 @@ def _first_part(whole: FileRange, num_bytes: int) -> FileRange:
 def _measure(
     output: Path, inputs: Sequence[Input], options: Options, tasks: Sequence[Task]
 ) -> tuple[list[Part], Seconds]:
-    """Do the phases before the join in this process, for parts of tasks."""
+    """Do the phases in this process, for parts of tasks."""
     times = [time.monotonic()]
     with open_work(output, "all") as work:
         build = Build(work, inputs, options, workers=1)
@@ -150,7 +161,13 @@ def _measure(
         build.tokens(tasks, Share())
         times.append(time.monotonic())
         job, signatures = build.token_job(tasks), SignatureJob(work.folder, options)
-        parts = [_part(task, job.record(task), signatures) for task in tasks]
+        done = [job.record(task) for task in tasks]
+        parts = [_part(task, record, signatures) for task, record in zip(tasks, done, strict=True)]
+        with partial_folder(work.folder / JOINED) as folder:
+            write_shards(build, job, tasks, done)
+            times.append(time.monotonic())
+            write_output(build, job, folder, CorpusSources.of(build, tasks), done, _counts(parts))
+            times.append(time.monotonic())
     return parts, Seconds(*(end - begin for begin, end in pairwise(times)))
 
 
@@ -197,13 +214,15 @@ def _scaled(
 
 
 def _time(seconds: Seconds, scale: float, workers: int) -> str:
-    duplicates, tokens = scale * seconds.duplicates, scale * seconds.tokens
-    whole = seconds.tokenizer + duplicates + tokens
+    """The time for `scale` times the sample."""
+    duplicates, tokens = scale * seconds.duplicates / workers, scale * seconds.tokens / workers
+    join = scale * (seconds.shards / workers + seconds.rest)
+    whole = seconds.tokenizer + duplicates + tokens + join
     phases = [f"tokenizer {duration(seconds.tokenizer)}"]
     phases += [f"duplicates {duration(duplicates)}"] * bool(seconds.duplicates > 0.01)
-    phases.append(f"tokens {duration(tokens)}")
+    phases += [f"tokens {duration(tokens)}", f"join {duration(join)}"]
     workers_shown = "1 worker" if workers == 1 else f"{workers:,} workers, if all are as fast as one here"
-    return f"{'time':10} about {duration(whole)} ({', '.join(phases)}) with {workers_shown}; the join is not included"
+    return f"{'time':10} about {duration(whole)} ({', '.join(phases)}) with {workers_shown}; a disk may be slower"
 
 
 def _memory(options: Options, workers: int, documents: float) -> str:

@@ -29,7 +29,7 @@ from data_pipeline.tasks.encode import TokenJob
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.results import DigestJob
-from data_pipeline.tasks.shards import ShardWriter, Source, WrittenShard, cut_into_shards
+from data_pipeline.tasks.shards import Part, ShardWriter, Source, WrittenShard, cut_into_shards
 from data_pipeline.tasks.sources import CorpusSources, RepeatedExamples, write_provenance
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, TaskRecord
@@ -58,23 +58,37 @@ def join(build: Build, output: Path) -> tuple[Manifest, CorpusCounts]:
     require_rows(done, build.options)
     remove_partial(build.work.folder / JOINED)
     with partial_folder(build.work.folder / JOINED) as folder:
-        manifest = _write_output(build, job, folder, sources, done, counts)
+        manifest = write_output(build, job, folder, sources, done, counts)
         write_manifest(folder, manifest, inputs_read)
     (build.work.folder / JOINED_MANIFEST).write_text(sha256_of(folder / MANIFEST_NAME))
     replace_folder(folder, output, build.work.folder / REPLACED)
     return manifest, counts
 
 
-def _write_output(
+def write_shards(
+    build: Build, job: TokenJob, tasks: Sequence[Task], done: Sequence[TaskRecord]
+) -> dict[str, list[list[Part]]]:
+    """Write the shards of all splits into the work folder, as far as they are missing; returns what each is made of.
+
+    Raises:
+        DataError: the disk has too little space, or the files of a task have changed.
+    """
+    shards = {
+        split: cut_into_shards(_sources(job, split, tasks, done), build.options.shard_size)
+        for split in build.options.splits
+    }
+    ShardWriter(build.work.folder, build.workers).write([parts for of_split in shards.values() for parts in of_split])
+    return shards
+
+
+def write_output(
     build: Build, job: TokenJob, folder: Path, corpus: CorpusSources, done: Sequence[TaskRecord], counts: CorpusCounts
 ) -> Manifest:
-    """Everything but the manifest, which is returned."""
+    """Write everything but the manifest, which is returned."""
     tasks = corpus.tasks[: len(done)]  # without those that it was compared with
     _link(job.tokenizer_file, folder / job.tokenizer.file)
     sources = {split: _sources(job, split, tasks, done) for split in build.options.splits}
-    shards = {split: cut_into_shards(of_split, build.options.shard_size) for split, of_split in sources.items()}
-    writer = ShardWriter(build.work.folder, build.workers)
-    writer.write([parts for of_split in shards.values() for parts in of_split])
+    shards, writer = write_shards(build, job, tasks, done), ShardWriter(build.work.folder, build.workers)
     files = {split: [writer.written(parts) for parts in of_split] for split, of_split in shards.items()}
     return Manifest(
         tokenizer=job.tokenizer,

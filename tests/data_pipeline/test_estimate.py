@@ -82,6 +82,19 @@ def test_the_disk_for_the_rows_of_long_documents_is_estimated(prepare, tmp_path,
     assert 1e6 * float(stated[1]) == pytest.approx(size, rel=0.1)
 
 
+def test_duplicates_are_estimated_from_parts_of_several_tasks(prepare, several_tasks, tmp_path, monkeypatch):
+    """The parts are chosen by their hashes, so they are not in the order of the tasks, and some are missing."""
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 2 << 20)
+    monkeypatch.setattr(module, "PART_BYTES", 1 << 20)
+    for duplicates in ("exact", "near"):
+        words = ("--input", several_tasks, "--output", tmp_path / "data", "--duplicates", duplicates)
+        result = prepare(*words, "--estimate", "--workers", 2)
+        assert result.code == 0, result.err
+        assert "\nestimate from parts of 2 of 4 tasks" in result.out, result.out
+        time = r"^time +about \S+ \(tokenizer \S+, duplicates \S+, tokens \S+, join \S+\) with 2 workers"
+        assert re.search(time, result.out, re.MULTILINE), result.out
+
+
 def test_an_estimate_names_what_is_left_out(prepare, tmp_path):
     lines = [f'{{"text": "some words of text {i}"}}\n' if i % 4 else '{"body": "x"}\n' for i in range(400)]
     (tmp_path / "a.jsonl").write_text("".join(lines))
