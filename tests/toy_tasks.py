@@ -23,9 +23,9 @@ def toy_tokenizer(folder, alphabet, **fields):
 def toy_model(world, tokenizer, network, seq_len=64, batch_size=5, seed=0, **sampler):
     """The network, which answers queries of samplers, as a model for tasks."""
 
-    def forward(inputs, loops):
+    def predict(inputs):
         queries = [SimpleNamespace(tokens=one.tokens, positions=one.logit_positions) for one in inputs]
         return [network(query).clamp_min(-1e30).float() for query in queries]
 
-    scorer = TokenScorer(forward, world, tokenizer.mask_id, batch_size)
+    scorer = TokenScorer(predict, world, tokenizer.mask_id, batch_size)
     return TaskModel(scorer, 1, lambda: network, SamplerSettings.of(sampler), tokenizer, seq_len, seed)

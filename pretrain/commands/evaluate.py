@@ -18,7 +18,7 @@ from pretrain.evaluation.sampler_settings import SamplerSettings
 from pretrain.machine.versions import require_supported_versions
 
 LOOPS_HELP = """\
-numbers of loops to evaluate at [1,2,4,8; tasks 4]; tasks that draw samples also take schedules and adaptive, as loopmdm sample"""
+numbers of loops to evaluate at [1,2,4,8; tasks 4]; tasks also take schedules and adaptive, as loopmdm sample"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import DataError
-from pretrain.commands.task_job import Job
+from pretrain.commands.task_job import OF_ADAPTIVE, Job
 from pretrain.commands.task_options import TASK_OPTIONS
 from pretrain.errors import UserError
 from pretrain.evaluation.compute_settings import ComputeSettings
@@ -72,14 +72,9 @@ def _tasks(job: Job, run: "LoadedRun", blend: "Blend | None") -> "list[Task]":
             if line := untrained_task(value, run.folder, inputs):
                 print(line, file=sys.stderr)
     names = {field.name for settings in (SamplerSettings, ComputeSettings) for field in fields(settings)}
-    for name in sorted(names - {"loops", "adaptive"}):
+    for name in sorted(names - {"loops", "adaptive", *OF_ADAPTIVE}):
         if getattr(arguments, name) is not None and not any(task.samples for task in tasks):
             raise UserError(f"--{name.replace('_', '-')}: has no effect on these tasks, which draw no samples")
-    for compute in job.computes:
-        if not compute.loops_name.isdecimal() and not all(task.samples for task in tasks):
-            raise UserError(
-                f"--loops {compute.loops_name.rstrip(':')}: likelihoods need fixed numbers of loops, such as 1,2,4"
-            )
     return tasks
 
 
@@ -162,7 +157,8 @@ def _measure(
         kept = ItemFile(run.folder / "eval", job.stem(task, run, [compute]), settings)
     records = run_task(task, model, items, kept, lambda line: print(line, flush=True) if is_main else None)
     figures: dict[str, Any] = task.figures(model, records)
-    if kept is not None and task.samples and kept.spent and kept.records.keys() == set(items):
+    counted = task.samples or not isinstance(model.loops, int)
+    if kept is not None and counted and kept.spent and kept.records.keys() == set(items):
         figures["cost"] = cost_of(kept.spent).record()  # that of other items could not be told apart
     return figures, task.values(records)
 

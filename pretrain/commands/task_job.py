@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pretrain.evaluation.compute_settings import ComputeSettings
@@ -70,7 +71,8 @@ class Job:
     def model(self, run: "LoadedRun", compute: ComputeSettings) -> "TaskModel":
         """The run with what is computed."""
         from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
-        from pretrain.evaluation.scoring import TokenScorer
+        from pretrain.evaluation.networks import predict_by
+        from pretrain.evaluation.scoring import Predict, TokenScorer
         from pretrain.evaluation.tasks.task import TaskModel, Work
 
         size, work = self.arguments.batch_size, Work()
@@ -79,8 +81,12 @@ class Job:
             return run.denoiser(compute.compute(size), work.tally)
 
         tokenizer = load_prepared_tokenizer(run.tokenizer_folder, run.manifest)
-        scorer = TokenScorer(run.logits, run.world, run.settings.model.mask_id, size)
-        loops = compute.record()["loops"]
+        loops, mask_id = compute.record()["loops"], run.settings.model.mask_id
+        if isinstance(loops, int):
+            predict: Predict = partial(run.logits, loops=loops)
+        else:
+            predict = predict_by(network(), run.world, mask_id)
+        scorer = TokenScorer(predict, run.world, mask_id, size)
         return TaskModel(scorer, loops, network, self.sampler, tokenizer, run.settings.data.seq_len, self.seed, work)
 
     def resolved(self, run: "LoadedRun") -> list[ComputeSettings]:

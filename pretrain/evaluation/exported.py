@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class ExportedModel:
 
     def task_model(self, loops: int, sampler: SamplerSettings, batch_size: int, seed: int) -> TaskModel:
         """The model at a number of loops, for tasks."""
-        scorer = TokenScorer(self.logits, self.world, self.tokenizer.mask_id, batch_size)
+        scorer = TokenScorer(partial(self.logits, loops=loops), self.world, self.tokenizer.mask_id, batch_size)
 
         def network(query: Query) -> Tensor:
             (logits,) = self.logits([Inputs(query.tokens, query.positions)], loops)

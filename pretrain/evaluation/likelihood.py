@@ -55,7 +55,7 @@ class Text(NamedTuple):
 
 
 def monte_carlo(
-    scorer: TokenScorer, texts: Sequence[Text], groups: Sequence[int], loops: int, samples: int, seed: int
+    scorer: TokenScorer, texts: Sequence[Text], groups: Sequence[int], samples: int, seed: int
 ) -> np.ndarray:
     """Estimates of the NELBO of each text in nats, fp64 [texts, samples], the mean of a row without bias. Collective.
 
@@ -66,9 +66,7 @@ def monte_carlo(
     estimates = []
     for part in _parts([samples] * len(texts)):
         masks = [_masks(len(texts[i].targets), samples, seed, groups[i]) for i in part]
-        nats = scorer.nats(
-            [texts[i].masked(mask) for i, of_text in zip(part, masks, strict=True) for mask in of_text], loops
-        )
+        nats = scorer.nats([texts[i].masked(mask) for i, of_text in zip(part, masks, strict=True) for mask in of_text])
         sums = np.array([one.sum() for one in nats]).reshape(len(part), samples)
         estimates.append(sums * np.array([mask.shape[1] / np.maximum(mask.sum(axis=1), 1) for mask in masks]))
     return np.concatenate([np.zeros((0, samples)), *estimates])
@@ -96,9 +94,7 @@ def _masks(length: int, samples: int, seed: int, group: int) -> np.ndarray:
     return ranks < np.minimum(counts, length)[:, None]
 
 
-def chain_rule(
-    scorer: TokenScorer, texts: Sequence[Text], loops: int, orders: Sequence[np.ndarray] | None = None
-) -> np.ndarray:
+def chain_rule(scorer: TokenScorer, texts: Sequence[Text], orders: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """-log p of each text under one order, in nats, fp64 [texts]. Exact. Collective.
 
     Args:
@@ -112,7 +108,7 @@ def chain_rule(
             place = np.argsort(orders[i])
             rows += (texts[i].masked(place >= step, place == step) for step in range(len(place)))
             owners += [i] * len(place)
-        np.add.at(sums, owners, [one.sum() for one in scorer.nats(rows, loops)])
+        np.add.at(sums, owners, [one.sum() for one in scorer.nats(rows)])
     return sums
 
 
@@ -128,7 +124,7 @@ class AnyOrder(NamedTuple):
     random_order: float
 
 
-def any_order(scorer: TokenScorer, text: Text, loops: int) -> AnyOrder:
+def any_order(scorer: TokenScorer, text: Text) -> AnyOrder:
     """Exact likelihoods of a short text, from the conditionals of all sets of masked tokens. Collective.
 
     Raises:
@@ -139,7 +135,7 @@ def any_order(scorer: TokenScorer, text: Text, loops: int) -> AnyOrder:
         raise ValueError(f"{length} tokens have too many orders; at most {MAX_EXACT_TOKENS}")
     sets = np.arange(1, 2**length)  # of masked tokens, as bits
     hidden = (sets[:, None] >> np.arange(length) & 1).astype(bool)
-    nats = scorer.nats([text.masked(one) for one in hidden], loops)
+    nats = scorer.nats([text.masked(one) for one in hidden])
     shares = [1 / (count * comb(length, count)) for count in hidden.sum(axis=1).tolist()]
     nelbo = sum(share * one.sum() for share, one in zip(shares, nats, strict=True))
     # Mean over the orders of what remains, of -log p after the set of masked tokens has this value. From small sets to large.

@@ -1,5 +1,6 @@
 """`Denoise` by the model of a run, on any layout."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,6 +12,7 @@ from model.sampling.network import Compute, LoopedNetwork
 from model.sampling.passes import LoopPolicy
 from model.sampling.query import Denoise, Query
 from model.sampling.tally import Tally
+from pretrain.evaluation.scoring import Predict
 from pretrain.parallel.gather import all_agree, all_gather_logits
 from pretrain.parallel.pipeline import Pipeline
 from pretrain.parallel.world import World
@@ -33,6 +35,24 @@ def sampling_network(model: LoopedDenoiser, world: World, compute: Compute, tall
         return all_gather_logits(world, logits, len(logits), vocabulary)
 
     return LoopedNetwork(model, compute, gather, partial(all_agree, world), tally)
+
+
+def predict_by(denoise: Denoise, world: World, mask_id: int) -> Predict:
+    """Predictions by a network for samplers, which decides how many passes a row gets from its [MASK] tokens alone.
+
+    The tokens to predict are unknown to it, so likelihoods and the NELBO of these predictions are as valid as with a fixed S.
+    """
+
+    def predict(inputs: Sequence[Inputs]) -> list[Tensor]:
+        found = []
+        for one in inputs:
+            rows = torch.arange(len(one.tokens), device=one.tokens.device)
+            time = (one.tokens == mask_id).double().mean(dim=1)
+            logits = denoise(Query(one.tokens, one.logit_positions, rows, time))
+            found.append(logits.chunk(world.shape.tensor, dim=1)[world.tensor_rank])
+        return found
+
+    return predict
 
 
 @dataclass

@@ -105,7 +105,7 @@ class Measurement(_Strict):
     Attributes:
         about: what it is, for the page.
         kind: tasks: `loopmdm evaluate --tasks`; probe: `loopmdm probe`.
-        options: of the command, without dashes.
+        options: of the command, without dashes; `{data}` stands for the prepared folder of the study.
         loops: numbers of loops; those above twice the S_max of an arm are left out, and an arm without loops has 1 only.
         vary: one option and its values, each of which is measured.
         arms: those that are measured; all if empty.

@@ -28,6 +28,9 @@ before there was the setting. At this value it is no part of the key, so that fi
 setting, and never changed: it is not the default, which may change. A setting from before this table has no entry.
 """
 
+DATA = "{data}"
+"""In the options of a measurement, the prepared folder of the study."""
+
 CHECKPOINTS, STEPS_BETWEEN = 10, 50
 """Checkpoints of a training, and the least number of steps between them: at most a tenth of a training is repeated after a kill."""
 
@@ -254,7 +257,9 @@ class Experiment:
         return found
 
     def _measured(self, name: str, measurement: Measurement, trial: Trial) -> list[Command]:
-        options = measurement.options | self.scale.options.get(name, {})
+        folder = str(trial.plan.settings.data.path)
+        given = measurement.options | self.scale.options.get(name, {})
+        options = {key: value.replace(DATA, folder) for key, value in given.items()}
         if measurement.kind == "probe":
             words = ["probe", "--loops", options.pop("loops", str(trial.largest_loops))]
         else:

@@ -101,6 +101,31 @@ def test_tasks_and_their_files(trained, evaluate):
     assert 0 < document["loops"][1]["change_from_first_se"] < document["loops"][1]["bits_per_byte_se"]
 
 
+def test_likelihoods_with_adaptive_loops(trained, evaluate, tmp_path):
+    """Rows that never stop early have the figures of the most loops, those that stop at once those of the least."""
+    words = ("--tasks", trained / "data", "--limit", 12, "--masks", 4, "--loops", "1,3,adaptive:1-3,3-3,3-1")
+    for criterion, threshold, same_as in (
+        ("direction", 0, 3), ("state", 1e9, 1), ("logit-lens", 0, 3), ("prediction", 1e9, 2), ("direction", 0.3, None),
+    ):  # fmt: skip
+        output = tmp_path / f"{criterion}_{threshold}.json"
+        options = ("--loop-criterion", criterion, "--loop-threshold", threshold, "--output", output)
+        status, out, err, _ = evaluate(*words, *options)
+        assert status == 0, err
+        found = {row["loops"]: row for row in json.loads(output.read_text())["loops"]}
+        adaptive, schedule = found["adaptive:1-3"], found["3-3"]
+        assert schedule["bits_per_byte"] == pytest.approx(found[3]["bits_per_byte"], rel=1e-6)
+        assert "cost" not in found[3] and schedule["cost"]["loops_per_forward"] == 3
+        spent = adaptive["cost"]["loops_per_forward"]
+        assert f"forward passes in {adaptive['cost']['seconds']:.1f} s, {spent:.2f} loops" in out
+        if same_as is None:
+            assert 1 < spent < 3 and 1 < found["3-1"]["cost"]["loops_per_forward"] < 3
+            continue
+        assert spent == same_as
+        if same_as in found:
+            assert adaptive["bits_per_byte"] == pytest.approx(found[same_as]["bits_per_byte"], rel=1e-6)
+            assert adaptive["bits_per_byte"] != pytest.approx(found[4 - same_as]["bits_per_byte"], rel=1e-6)
+
+
 def test_a_rerun_goes_on_and_a_finished_one_asks_nothing(trained, evaluate, monkeypatch):
     words = (
         "--tasks",
@@ -118,9 +143,7 @@ def test_a_rerun_goes_on_and_a_finished_one_asks_nothing(trained, evaluate, monk
     lines = items.read_text().splitlines(keepends=True)
     items.write_text("".join(lines[:3]) + lines[3][:9])  # killed while it wrote the third item
     scored, original = [], TokenScorer.nats
-    monkeypatch.setattr(
-        TokenScorer, "nats", lambda self, rows, loops: scored.extend(rows) or original(self, rows, loops)
-    )
+    monkeypatch.setattr(TokenScorer, "nats", lambda self, rows: scored.extend(rows) or original(self, rows))
     assert evaluate(*words)[1].splitlines()[1:3] == out.splitlines()[1:3]
     assert len(scored) == 2 * 2 * 4  # two questions with two choices and four masks
     monkeypatch.setattr(TokenScorer, "nats", lambda *_: 1 / 0)
@@ -222,6 +245,8 @@ def test_the_same_items_on_two_ranks(trained, evaluate, tmp_path, layout):
         "--loops",
         3,
     ]
+    if layout != "PP2":
+        words[-1] = "3,adaptive:1-3"
     assert evaluate(*words)[0] == 0
     shutil.copytree(trained / "run", tmp_path / "other", ignore=shutil.ignore_patterns("eval"))
     launcher = [BIN / "torchrun", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "pretrain.cli"]
@@ -229,11 +254,10 @@ def test_the_same_items_on_two_ranks(trained, evaluate, tmp_path, layout):
         [*launcher, "evaluate", tmp_path / "other", *words, "--batch-size", 3, *LAYOUTS[layout]], PYTHONPATH=str(ROOT)
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    for name in ("sudoku4_given_6_steps_5", "data_masks_3"):
-        one, two = (
-            items_of(tmp_path / folder / "eval" / f"step_2_ema_{name}_loops_3.items.jsonl")
-            for folder in ("run", "other")
-        )
+    files = {path.name for path in (tmp_path / "run" / "eval").glob("*.items.jsonl")}
+    assert len(files) == (2 if layout == "PP2" else 4)
+    for name in files:
+        one, two = (items_of(tmp_path / folder / "eval" / name) for folder in ("run", "other"))
         assert one.keys() == two.keys() and len(one) == 7
         for number, record in one.items():
             assert {**two[number], "nats": 0} == {**record, "nats": 0}
@@ -272,7 +296,8 @@ REFUSED = {
         "4",
     ): "--steps 3: the 4 blocks of a sample of item 0 need at least",
     ("--tasks", "DATA", "--order", "confidence"): "--order: has no effect on these tasks, which draw no samples",
-    ("--tasks", "DATA", "--loops", "adaptive"): "--loops adaptive: likelihoods need fixed numbers of loops",
+    ("--tasks", "DATA", "--loops", "1", "--loop-threshold", "1"): "--loop-threshold: has no effect without --loops",
+    ("--tasks", "DATA", "--loops", "adaptive", "--cache", "dual"): "--cache: has no effect on these tasks",
     ("--tasks", "DATA", "--stride", "18"): "--stride 18: a row has 17 tokens",
     (
         "--tasks",

@@ -35,7 +35,7 @@ def test_choices_by_likelihood(world, letters, method):
             for choice in question.choices
         ]
         if method == "left-to-right":
-            assert record["nats"] == pytest.approx(chain_rule(model.scorer, texts, 1).tolist(), rel=1e-6)
+            assert record["nats"] == pytest.approx(chain_rule(model.scorer, texts).tolist(), rel=1e-6)
         assert record["correct"] == float(np.argmin(record["nats"]) == question.answer)
         per_byte = np.array(record["nats"]) / [2, 1, 3]
         assert record["correct_per_byte"] == float(np.argmin(per_byte) == question.answer)

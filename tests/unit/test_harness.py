@@ -86,7 +86,7 @@ def results(folder, model, *names, kept=None):
 
 def nats(model, context, *texts):
     ids = model.tokenizer.encode_batch([context, *texts])
-    return chain_rule(model.scorer, [Text.after(ids[0].tolist(), one.tolist()) for one in ids[1:]], 1)
+    return chain_rule(model.scorer, [Text.after(ids[0].tolist(), one.tolist()) for one in ids[1:]])
 
 
 def test_tasks_from_local_files(folder, model):

@@ -49,13 +49,10 @@ def nats_of_texts(
         samples: masks per text for the NELBO.
 
     Raises:
-        UserError: a text is too long for all orders, or S is not fixed.
+        UserError: a text is too long for all orders.
     """
-    loops = model.loops
-    if not isinstance(loops, int):
-        raise UserError(f"--loops {loops}: likelihoods need fixed numbers of loops, such as 1,2,4")
     if method == "left-to-right":
-        return chain_rule(model.scorer, texts, loops)
+        return chain_rule(model.scorer, texts)
     if method == "any-order":
         longest = max(len(text.targets) for text in texts)
         if longest > MAX_EXACT_TOKENS:
@@ -63,5 +60,5 @@ def nats_of_texts(
                 f"--likelihood any-order: {longest} tokens have too many orders; at most {MAX_EXACT_TOKENS}; use nelbo or "
                 "left-to-right"
             )
-        return np.array([any_order(model.scorer, text, loops).random_order for text in texts])
-    return monte_carlo(model.scorer, texts, groups, loops, samples, model.seed).mean(axis=1)
+        return np.array([any_order(model.scorer, text).random_order for text in texts])
+    return monte_carlo(model.scorer, texts, groups, samples, model.seed).mean(axis=1)

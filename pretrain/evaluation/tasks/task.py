@@ -44,7 +44,7 @@ class TaskModel:
 
     Attributes:
         scorer: for likelihoods.
-        loops: S; or what is computed by a sampler where S varies, such as "adaptive:1-12", without likelihoods.
+        loops: S; or the policy where S varies, such as "adaptive:1-12".
         network: makes the network of a sampler.
         sampler: how samples are drawn.
         tokenizer: that of the run.
