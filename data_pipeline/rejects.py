@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from shlex import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,10 +52,12 @@ class Rejection:
     missing: str = ""
 
 
-def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
-    """The rejection of `count` records that have `keys` but not the text key."""
+def missing_key(
+    text_key: str, number: int | None, keys: Iterable[str], count: int = 1, obstacle: str = ""
+) -> Rejection:
+    """The rejection of `count` records that have `keys` but not the text key; `obstacle` is what it runs into."""
     keys = tuple(keys)
-    why = f"no key {text_key!r} among {listed(keys)}"
+    why = f"no key {text_key!r} among {listed(keys)}" + (f"; {obstacle}" if obstacle else "")
     return Rejection(Cause.MISSING_KEY, number, why, count, keys[:MAX_KEYS])
 
 
@@ -173,15 +176,23 @@ class RecordCounter:
         self.reject(Rejection(cause, self._last_accepted, why), place)
 
 
-def wrong_key(text_key: str, other_keys: Counter[str], value: str | None = None) -> DataError:
-    """The error for a corpus, or the input `value`, in which no record has the text key."""
+def wrong_key(text_key: str, other_keys: Counter[str], example: str, value: str | None = None) -> DataError:
+    """The error for a corpus, or the input `value`, in which no record has the text key. `example` is the first, with its place."""
     keys = [key for key, _ in other_keys.most_common()]
-    # Of `a.b`, `a` is no better: it holds no object with this key.
-    others = [key for key in keys if not text_key.startswith(f"{key}.")]
-    close = difflib.get_close_matches(text_key, others, n=1, cutoff=0.5)
-    hint = f"did you mean --text-key {close[0]}?" if close else "choose one of them with --text-key"
     of_input = f" of --input {value}" if value else ""
-    return DataError(f"no record{of_input} has the key {text_key!r}; the records have {listed(keys)}: {hint}")
+    return DataError(
+        f"no record{of_input} has the key {text_key!r}; the records have {listed(keys)}: {_advice(text_key, keys)}\n    {example}"
+    )
+
+
+def _advice(text_key: str, keys: list[str]) -> str:
+    asked = text_key.strip(" \t\r\n.")
+    # Of `a.b`, `a` is no better: it holds no object with this key.
+    leading = [key for key in keys if asked.startswith(f"{key}.")]
+    others = {key.lower(): key for key in reversed(keys) if key not in leading}
+    if close := difflib.get_close_matches(asked.lower(), others, n=1, cutoff=0.5):
+        return f"did you mean --text-key {quote(others[close[0]])}?"
+    return f"{leading[0]!r} leads to no such key" if leading else "choose one of them with --text-key"
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
 from data_pipeline.readers.input_files import read_again
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
-from data_pipeline.readers.nested_keys import key_names, key_path
+from data_pipeline.readers.nested_keys import key_names, key_path, obstacle
 from data_pipeline.readers.not_text import BEGINNING_BYTES, NotTextError, objection, without_marks, without_nul
 from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue
@@ -177,7 +177,7 @@ def _parse(load: Callable[[], object], text_key: str, number: int, start: int) -
         return Rejection(Cause.BROKEN_JSON, number, f"expected an object, found {type(record).__name__}")
     path = key_path(record, text_key)
     if path is None:
-        return missing_key(text_key, number, key_names(record))
+        return missing_key(text_key, number, key_names(record), obstacle=obstacle(record, text_key))
     return TextValue(reduce(getitem, path, record), number, start)
 
 

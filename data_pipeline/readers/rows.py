@@ -12,7 +12,7 @@ from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.mapped import require_readable
-from data_pipeline.readers.nested_keys import key_names, key_path
+from data_pipeline.readers.nested_keys import described, key_names, key_path, obstacle
 from data_pipeline.readers.values import Found, TextValue
 from data_pipeline.rejects import missing_key
 
@@ -41,7 +41,8 @@ def read_parquet(file_range: FileRange, text_key: str) -> Iterator[Found]:
             tree = _tree(file.schema_arrow)
             path = key_path(tree, text_key)
             if path is None:
-                yield missing_key(text_key, None, key_names(tree), count=sum(sizes[file_range.start :]))
+                count = sum(sizes[file_range.start :])
+                yield missing_key(text_key, None, key_names(tree), count, obstacle(tree, text_key, _described))
                 return
             column = ".".join(path)
             first = row = sum(sizes[: file_range.start])
@@ -129,6 +130,11 @@ def _tree(fields: "Schema | StructType") -> dict[str, Any]:
     return {field.name: _tree(field.type) if types.is_struct(field.type) else field.type for field in fields}
 
 
+def _described(inner: object, key: str) -> str:
+    """What a column holds, by its part of a `_tree`."""
+    return described(inner, key) if isinstance(inner, dict) else f"values of type {inner}"
+
+
 def _nested(column: "Array | ChunkedArray", path: Sequence[str]) -> "Array | ChunkedArray":
     """The part of a column that `path`, which begins with its name, leads to; null where a struct above it is null."""
     from pyarrow import compute
@@ -159,7 +165,7 @@ def read_dataset(file_range: FileRange, text_key: str) -> Iterator[Found]:
     tree = _tree(dataset.features.arrow_schema)
     path = key_path(tree, text_key)
     if path is None:
-        yield missing_key(text_key, None, key_names(tree), count=stop - start)
+        yield missing_key(text_key, None, key_names(tree), stop - start, obstacle(tree, text_key, _described))
         return
     row, part = start, dataset.select_columns([path[0]]).select(range(start, stop))
     try:

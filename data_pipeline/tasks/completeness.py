@@ -43,7 +43,8 @@ def require_complete(
     of_inputs = _of_inputs(len(inputs), tasks, counts)
     for found, of_input in zip(inputs, of_inputs, strict=True):
         if lacks_the_key(of_input):
-            raise wrong_key(options.text_key, of_input.other_keys, found.value)
+            example = of_input.examples[Cause.MISSING_KEY][0]
+            raise wrong_key(options.text_key, of_input.other_keys, example, found.value)
     problems = []
     if not options.accept_broken_files:
         problems += _broken_files(corpus)
