@@ -1,6 +1,7 @@
 """Content that is no UTF-8 text, recognized by its beginning: other encodings, archives, and formats with a suffix of text."""
 
 import codecs
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -87,16 +88,24 @@ def _is_plain(text: str | None) -> bool:
 
 
 BYTE_ORDER_MARK = "\ufeff"
+LINE_OF_MARKS = re.compile(f"\n{BYTE_ORDER_MARK}+")
 
 
 def without_marks(chunks: Iterable[str]) -> Iterator[str]:
     """A text without the byte order marks that begin its lines: several files that begin with one were joined."""
     begins_line = True
     for chunk in chunks:
-        text = chunk.removeprefix(BYTE_ORDER_MARK) if begins_line else chunk
-        if chunk:
-            begins_line = chunk.endswith("\n")
-        yield text.replace(f"\n{BYTE_ORDER_MARK}", "\n")
+        text = LINE_OF_MARKS.sub("\n", chunk.lstrip(BYTE_ORDER_MARK) if begins_line else chunk)
+        begins_line = text.endswith("\n") if text else begins_line
+        yield text
+
+
+def marks_length(line: bytes) -> int:
+    """Bytes of the marks of UTF-8 that a line begins with."""
+    length = 0
+    while line.startswith(codecs.BOM_UTF8, length):
+        length += len(codecs.BOM_UTF8)
+    return length
 
 
 class NotTextError(ValueError):
