@@ -63,6 +63,11 @@ class Input:
         return sum(status_of(path).size for path in self.files)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether it has files, all of 0 bytes."""
+        return bool(self.files) and not any(status_of(path).size for path in self.files)
+
+    @property
     def is_remote(self) -> bool:
         """Whether the files are in a store."""
         return any(isinstance(path, RemotePath) for path in self.files[:1])
@@ -232,6 +237,12 @@ def repeated_note(inputs: Sequence[Input]) -> str | None:
     """Which paths of folders and patterns lead to files that are read already, in words; None if none do."""
     repeated = [f"{path} is {read}" for found in inputs for path, read in found.repeated]
     return f"note: links to the same files, which are read once: {listed(repeated, MAX_LISTED)}" if repeated else None
+
+
+def empty_note(inputs: Sequence[Input]) -> str | None:
+    """Which inputs hold nothing, in words; None if all hold something."""
+    empty = [found.name for found in inputs if found.is_empty]
+    return f"note: empty, so without any document: {listed(empty, MAX_LISTED)}" if empty else None
 
 
 def _listed(paths: Sequence[InputFile]) -> str:

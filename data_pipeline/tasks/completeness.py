@@ -106,7 +106,9 @@ def unaccepted(manifest: Manifest, options: Options) -> str | None:
     broken, rejected = manifest.records.get(Cause.BROKEN_FILE, 0), _unreadable(manifest.records)
     # Where duplicates were left out, the manifest does not tell whether an input gave no other documents.
     has_duplicates = any(manifest.records.get(cause) for cause in CAUSES.values())
-    empty = [info.input for info in manifest.inputs if not info.documents and not has_duplicates]
+    # An input of empty files lacks nothing.
+    with_content = [info for info in manifest.inputs if info.bytes or not info.files]
+    empty = [info.input for info in with_content if not info.documents and not has_duplicates]
     if broken and not options.accept_broken_files:
         return f"with {broken:,} broken files; give {ACCEPT} again to use it as it is"
     if empty and not options.accept_broken_files:
@@ -135,8 +137,8 @@ def _broken_files(corpus: CorpusCounts) -> Iterator[str]:
 
 def _without_documents(inputs: Sequence[Input], of_inputs: Sequence[CorpusCounts]) -> Iterator[str]:
     for found, counts in zip(inputs, of_inputs, strict=True):
-        # The texts of duplicates are in the output.
-        if not counts.accepted and not any(counts.rejected[cause] for cause in CAUSES.values()):
+        # The texts of duplicates are in the output. Of an empty file, nothing is missing.
+        if not counts.accepted and not found.is_empty and not any(counts.rejected[cause] for cause in CAUSES.values()):
             rejected = ", ".join(f"{count:,} {cause}" for cause, count in counts.rejected.items()) or "no records"
             yield f"- --input {found.value} gives no document ({rejected}); remove it, or accept this with {ACCEPT}"
 
