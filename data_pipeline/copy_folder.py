@@ -9,6 +9,7 @@ import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from data_pipeline.atomic_files import locked, move_into_place, sync, write_atomic
 from data_pipeline.errors import DataError, ReadError
@@ -48,13 +49,26 @@ def copy_folder(source: str, target: str) -> str:
             from the manifest, or the store does not answer.
     """
     if is_remote(source) == is_remote(target):
-        raise DataError("give one path and one URL, such as: loopmdm copy data/mine s3://bucket/mine")
+        raise DataError(_other_way(source, target))
     try:
         if is_remote(target):
             return upload(_path(source), StoredFolder(target))
         return download(StoredFolder(source), _path(target))
     except ReadError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
+
+
+def _other_way(source: str, target: str) -> str:
+    """How to copy where neither or both are in a store."""
+    if is_remote(source):
+        return (
+            f"{source} and {target} are both URLs; copy to a folder, and from there to the other store, or use the tool of the "
+            "stores, such as aws s3 cp --recursive"
+        )
+    return (
+        f"{source} and {target} are both on this machine; copy with: cp -r {quote(source)} {quote(target)} && loopmdm verify "
+        f"{quote(target)}; loopmdm copy is for a URL, such as s3://bucket/mine, as one of the two"
+    )
 
 
 def _path(text: str) -> Path:

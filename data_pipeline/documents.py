@@ -8,10 +8,10 @@ from functools import cached_property
 from data_pipeline.errors import ReadError
 from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.long_documents import LONG_BYTES, LongText, Utf8Error, chunks_of
-from data_pipeline.readers.nested_keys import key_names
+from data_pipeline.readers.nested_keys import described
 from data_pipeline.readers.not_text import NotTextError
 from data_pipeline.readers.values import TextValue
-from data_pipeline.rejects import Cause, Rejection, listed
+from data_pipeline.rejects import Cause, Rejection
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def build_document(value: TextValue, text_key: str, id_key: str | None = None) -
     if content is None:
         return Rejection(Cause.EMPTY, number, f"{text_key!r} holds null")
     if not isinstance(content, str | LongText):
-        return Rejection(Cause.NOT_A_STRING, number, f"{text_key!r} holds {_described(content, text_key)}")
+        return Rejection(Cause.NOT_A_STRING, number, f"{text_key!r} holds {described(content, text_key)}")
     place = (number or 0) if start is None else start
     found = _examine(content, number, place)
     if isinstance(found, Rejection) and isinstance(content, LongText) and found != _examine(content, number, place):
@@ -106,15 +106,6 @@ def is_id(value: object) -> bool:
 def type_name(value: object) -> str:
     """What a value of JSON that is no id is, in words."""
     return "null" if value is None else repr(value) if value == "" else type(value).__name__
-
-
-def _described(content: object, text_key: str) -> str:
-    if isinstance(content, list):
-        return f"a list; write its items as one object per line, for example with jq -c '.{text_key}[]'"
-    if not isinstance(content, dict):
-        return type(content).__name__
-    names = [f"{text_key}.{name}" for name in key_names(content)]
-    return f"an object; name one of its keys with --text-key: {listed(names)}"
 
 
 def _examine(content: str | LongText, number: int | None, place: int) -> Document | Rejection:

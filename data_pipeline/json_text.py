@@ -35,6 +35,21 @@ def lines_of(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def why_no_json_line(error: json.JSONDecodeError) -> str:
+    """What is wrong with a line that should hold one JSON object, and what to do."""
+    what = f"{error.msg} at column {error.colno}"
+    rest = error.doc[error.pos :].lstrip(" \t\r") if error.msg == "Extra data" else ""
+    joined = "a second object, as where files were joined without a line end between them"
+    if rest.startswith("\ufeff"):
+        return f"{what}: a byte order mark and {joined}; join them with awk 1 FILE... > JOINED"
+    if rest.startswith(","):
+        return f"{what}: a comma; one JSON object per line is expected, without commas between them"
+    if rest.startswith("{") or error.doc.strip() == "{":
+        second = f": {joined}" if rest else ""
+        return f"{what}{second} (one JSON object per line is expected; jq -c . rewrites a file like this)"
+    return what
+
+
 def shown_name(path: str | Path) -> str:
     """A path as text: bytes of a file name that are not UTF-8, which no JSON can hold, are written as `\\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

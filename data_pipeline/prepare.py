@@ -196,9 +196,9 @@ def _size(word: str, option: str) -> int:
 
 
 def _mention_unread(inputs: "Sequence[Input]") -> None:
-    from data_pipeline.readers.inputs import unread_note
+    from data_pipeline.readers.inputs import empty_note, repeated_note, unread_note
 
-    if note := unread_note(inputs):
+    for note in filter(None, (unread_note(inputs), repeated_note(inputs), empty_note(inputs))):
         print(note, file=sys.stderr, flush=True)
 
 

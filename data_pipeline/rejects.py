@@ -3,8 +3,9 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from shlex import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,17 +53,18 @@ class Rejection:
     missing: str = ""
 
 
-def missing_key(text_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
-    """The rejection of `count` records that have `keys` but not the text key."""
+def missing_key(
+    text_key: str, number: int | None, keys: Iterable[str], count: int = 1, obstacle: str = ""
+) -> Rejection:
+    """The rejection of `count` records that have `keys` but not the text key; `obstacle` is what it runs into."""
     keys = tuple(keys)
-    why = f"no key {text_key!r} among {listed(keys)}"
+    why = f"no key {text_key!r} among {listed(keys)}" + (f"; {obstacle}" if obstacle else "")
     return Rejection(Cause.MISSING_KEY, number, why, count, keys[:MAX_KEYS])
 
 
 def missing_id(id_key: str, number: int | None, keys: Iterable[str], count: int = 1) -> Rejection:
     """The rejection of `count` records that have `keys` but not the key of ids."""
-    keys = tuple(keys)
-    return Rejection(Cause.NO_ID, number, f"no key {id_key!r} among {listed(keys)}", count, keys[:MAX_KEYS])
+    return replace(missing_key(id_key, number, keys, count), cause=Cause.NO_ID)
 
 
 class Example(BaseModel):
@@ -187,15 +189,30 @@ class RecordCounter:
         self.reject(Rejection(cause, self._last_accepted, why), place)
 
 
-def wrong_key(key: str, other_keys: Counter[str], value: str | None = None, option: str = "--text-key") -> DataError:
-    """The error for a corpus, or the input `value`, in which no record has the key that `option` gives."""
+def wrong_key(
+    key: str, other_keys: Counter[str], example: str, value: str | None = None, option: str = "--text-key"
+) -> DataError:
+    """The error for a corpus, or the input `value`, in which no record has the key that `option` gives.
+
+    Args:
+        example: the first record without it, with its place.
+    """
     keys = [each for each, _ in other_keys.most_common()]
-    # Of `a.b`, `a` is no better: it holds no object with this key.
-    others = [each for each in keys if not key.startswith(f"{each}.")]
-    close = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
-    hint = f"did you mean {option} {close[0]}?" if close else f"choose one of them with {option}"
     of_input = f" of --input {value}" if value else ""
-    return DataError(f"no record{of_input} has the key {key!r}; the records have {listed(keys)}: {hint}")
+    advice = _advice(option, key, keys)
+    return DataError(
+        f"no record{of_input} has the key {key!r}; the records have {listed(keys)}: {advice}\n    {example}"
+    )
+
+
+def _advice(option: str, key: str, keys: list[str]) -> str:
+    asked = key.strip(" \t\r\n.")
+    # Of `a.b`, `a` is no better: it holds no object with this key.
+    leading = [each for each in keys if asked.startswith(f"{each}.")]
+    others = {each.lower(): each for each in reversed(keys) if each not in leading}
+    if close := difflib.get_close_matches(asked.lower(), others, n=1, cutoff=0.5):
+        return f"did you mean {option} {quote(others[close[0]])}?"
+    return f"{leading[0]!r} leads to no such key" if leading else f"choose one of them with {option}"
 
 
 def listed(keys: Iterable[str]) -> str:

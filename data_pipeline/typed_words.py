@@ -97,14 +97,21 @@ def without_protocol(text: str) -> str:
 
 
 def home_expanded(text: str) -> str:
-    """A path with a leading `~` or `~user` replaced by the home folder. Raises ValueError if there is no such user."""
+    """A path with a leading `~` or `~user` replaced by the home folder.
+
+    Raises:
+        ValueError: there is no such user, or a file is named `~`: a shell inserts its name for `*`.
+    """
     home, slash, rest = text.partition("/")
     if not home.startswith("~"):
         return text
+    if text == "~" and Path(text).exists():
+        raise ValueError(f"is the home folder, and there is a file of this name here; write ./~ or {Path.home()}")
     try:
         return f"{Path(home).expanduser()}{slash}{rest}"
     except RuntimeError:
-        raise ValueError(f"{home} is not the home of a user; write the path out") from None
+        literal = f", or ./{text} for the file of this name" if Path(text).exists() else ""
+        raise ValueError(f"{home} is not the home of a user; write the path out{literal}") from None
 
 
 def _respelled(word: str, example: str) -> str:

@@ -30,7 +30,7 @@ from data_pipeline.dataset.blend_schedule import BlendSchedule
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST_NAME, TRAIN, Manifest, check_files, load_manifest
 from data_pipeline.packing.pack_plan import plan_files
-from data_pipeline.typed_words import path_of, real_number
+from data_pipeline.typed_words import path_of, real_number, whole_number
 from data_pipeline.yaml_files import Section, Value, Word, read_yaml
 
 
@@ -44,6 +44,7 @@ EXAMPLE = "corpora: [{path: web, weight: 0.7}, {path: code, weight: 0.3, max_epo
 
 
 _Positive = Annotated[float | None, BeforeValidator(only_words(lambda w: None if w.is_null else real_number(w)))]
+_PositiveCount = Annotated[int | None, BeforeValidator(only_words(lambda w: None if w.is_null else whole_number(w)))]
 
 
 class _Entry(BaseModel):
@@ -52,7 +53,7 @@ class _Entry(BaseModel):
     path: Annotated[Path, BeforeValidator(only_words(path_of))]
     weight: _Positive = Field(default=None, gt=0)
     max_epochs: _Positive = Field(default=None, gt=0)
-    max_tokens: _Positive = Field(default=None, gt=0)
+    max_tokens: _PositiveCount = Field(default=None, gt=0)
 
 
 class _File(BaseModel):
@@ -77,7 +78,7 @@ class Corpus:
     manifest: Manifest
     weight: Fraction = Fraction(1)
     max_epochs: float | None = None
-    max_tokens: float | None = None
+    max_tokens: int | None = None
 
     @property
     def rows(self) -> int:
@@ -121,7 +122,8 @@ class Blend:
     def schedule(self) -> BlendSchedule:
         """Which corpus each sample comes from. Raises DataError when a weight is too small."""
         try:
-            return BlendSchedule([corpus.weight for corpus in self.corpora], [corpus.cap for corpus in self.corpora])
+            weights, caps = [each.weight for each in self.corpora], [each.cap for each in self.corpora]
+            return BlendSchedule(weights, caps, [str(each.path) for each in self.corpora])
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
 
@@ -217,20 +219,26 @@ def _read(path: Path) -> _File:
 
 
 def _problem(tree: Value, error: ErrorDetails) -> str:
-    """Such as `line 3: corpora.1.weight=yes: should be a number`."""
-    place, node = 0, tree
+    """Such as `line 3: corpora.1.weight=yes of web: should be a number`."""
+    place, node, corpus = 0, tree, ""
     for part in error["loc"]:
         if isinstance(node, Section):
             place = node.lines.get(str(part), place)
         with suppress(KeyError, IndexError, TypeError):
             node = node[part]
+        if isinstance(part, int) and isinstance(node, Section) and isinstance(path := node.get("path"), Word):
+            corpus = f" of {path}"
     typed = f"={node}" if isinstance(node, Word) else ""
     text = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if error["type"] == "extra_forbidden":
         close = get_close_matches(str(error["loc"][-1]), [*_Entry.model_fields, *_File.model_fields], n=1)
         text = "unknown key" + "".join(f"; did you mean {name}?" for name in close)
-    key = ".".join(map(str, error["loc"]))
-    return ": ".join(part for part in (f"line {place}" if place else "", key + typed, text) if part)
+    if error["type"] == "model_type":
+        text = "should be keys and values" if len(error["loc"]) < 2 else "should be written as {path: FOLDER}"
+    key = ".".join(map(str, error["loc"])) + typed
+    if error["loc"][-1:] != ("path",):
+        key += corpus
+    return ": ".join(part for part in (f"line {place}" if place else "", key, text) if part)
 
 
 def _weight(weight: float, temperature: float | None) -> Fraction:

@@ -118,12 +118,13 @@ class BlendSchedule:
     Args:
         weights: of the corpora, above 0; only their ratios matter.
         caps: largest number of samples to take from each corpus; None for no limit.
+        names: of the corpora, for messages.
 
     Raises:
         DataError: a weight is too small a part of the sum.
     """
 
-    def __init__(self, weights: Sequence[Fraction], caps: Sequence[int | None]) -> None:
+    def __init__(self, weights: Sequence[Fraction], caps: Sequence[int | None], names: Sequence[str] = ()) -> None:
         self._intervals: list[_Interval] = []
         self.num_samples: int | None = None
         start, before = 0, np.zeros(len(weights), np.int64)
@@ -132,9 +133,8 @@ class BlendSchedule:
             if not any(left):
                 self.num_samples = start
                 return
-            interval = _Interval(
-                start, _cycle([w if open_ else Fraction(0) for w, open_ in zip(weights, left, strict=True)]), before
-            )
+            shares = [w if open_ else Fraction(0) for w, open_ in zip(weights, left, strict=True)]
+            interval = _Interval(start, _cycle(shares, names or range(1, len(weights) + 1)), before)
             self._intervals.append(interval)
             end = interval.end(caps)
             if end is None:
@@ -163,7 +163,7 @@ class BlendSchedule:
         return next(interval for interval in reversed(self._intervals) if interval.start <= end).counted(end)
 
 
-def _cycle(weights: Sequence[Fraction]) -> NDArray[np.int64]:
+def _cycle(weights: Sequence[Fraction], names: Sequence[object]) -> NDArray[np.int64]:
     """Samples of each corpus in a cycle, int64 [corpora]: the ratio of the weights, rounded if the cycle is too long for it.
 
     Rounding is by largest remainders, and leaves each corpus at least one sample.
@@ -174,10 +174,10 @@ def _cycle(weights: Sequence[Fraction]) -> NDArray[np.int64]:
         return np.array([int(weight / total * scale) for weight in weights], np.int64)
     shares = [weight / total * MAX_CYCLE for weight in weights]
     if any(0 < share < SMALLEST_SHARE for share in shares):
-        smallest = min(weight for weight in weights if weight)
+        smallest, k = min((weight, k) for k, weight in enumerate(weights) if weight)
         raise DataError(
-            f"the weight {float(smallest):g} is less than one part in {int(MAX_CYCLE / SMALLEST_SHARE):,} of the sum of the "
-            "weights; raise it or leave its corpus out"
+            f"the weight {float(smallest):g} of corpus {names[k]} is less than one part in "
+            f"{int(MAX_CYCLE / SMALLEST_SHARE):,} of the sum of the weights; raise it or leave the corpus out"
         )
     counts = [math.floor(share) for share in shares]
     remainders = sorted(range(len(shares)), key=lambda k: (counts[k] - shares[k], k))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from data_pipeline.readers.kinds import describes_data
 
@@ -21,10 +21,12 @@ class FoundFiles:
     Attributes:
         files: to be read.
         unread: those that are no data by their names, links that lead nowhere, and what is no file.
+        repeated: other paths to the same files, through links, each with the one that is read.
     """
 
     files: tuple[Path, ...]
     unread: tuple[Path, ...]
+    repeated: tuple[tuple[Path, Path], ...] = ()
 
 
 def files_of_folder(root: Path) -> FoundFiles:
@@ -92,31 +94,45 @@ def _walk(folder: Path, hidden: bool, above: frozenset[tuple[int, int]] = frozen
 
 
 def _sorted_out(paths: Iterable[Path], all_are_data: bool) -> FoundFiles:
-    files, unread = [], []
-    for path in sorted(_once(paths), key=str):
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
-                raise
-            mode = 0  # a link that leads nowhere
+    ways: dict[Path, list[tuple[bool, int, Path]]] = {}
+    unread = []
+    for entry, to_entry in _entries(paths).items():
+        path = min(to_entry, key=lambda each: (len(each.parts), each))
+        mode, target = _followed(path, entry)
         if S_ISDIR(mode):
             continue
-        is_data = S_ISREG(mode) and (all_are_data or not describes_data(path.name))
-        (files if is_data else unread).append(path)
-    return FoundFiles(tuple(files), tuple(unread))
+        if S_ISREG(mode) and (all_are_data or not describes_data(path.name)):
+            # The file itself comes before links to it, then the path of the fewest parts.
+            ways.setdefault(target, []).extend((entry != target, len(each.parts), each) for each in to_entry)
+        else:
+            unread.append(path)
+    found = sorted(([path for *_, path in sorted(each)] for each in ways.values()), key=lambda paths: str(paths[0]))
+    repeated = tuple((other, read) for read, *others in found for other in others)
+    return FoundFiles(tuple(read for read, *_ in found), tuple(sorted(unread, key=str)), repeated)
 
 
-def _once(paths: Iterable[Path]) -> Iterable[Path]:
-    """Of the paths to the same entry of a folder, through links, the one with the fewest parts."""
+def _followed(path: Path, entry: Path) -> tuple[int, Path]:
+    """The mode of what a path leads to, 0 for nothing, and its name without links. `entry` is the path with its folder's."""
+    try:
+        mode = path.lstat().st_mode
+        return (path.stat().st_mode, path.resolve()) if S_ISLNK(mode) else (mode, entry)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return 0, entry
+
+
+def _entries(paths: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Entries of folders, named without links to the folders -> the paths that lead to them."""
     folders: dict[Path, Path] = {}
-    shortest: dict[tuple[Path, str], Path] = {}
+    found: dict[Path, list[Path]] = {}
     for path in paths:
         if path.parent not in folders:
             folders[path.parent] = path.parent.resolve()
-        entry = (folders[path.parent], path.name)
-        shortest[entry] = min(shortest.get(entry, path), path, key=lambda each: (len(each.parts), str(each)))
-    return shortest.values()
+        to_entry = found.setdefault(folders[path.parent] / path.name, [])
+        if path not in to_entry:
+            to_entry.append(path)
+    return found
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -36,7 +36,7 @@ class Input:
         value: as given.
         files: the files to read, sorted; for a dataset, its files as far as they are known.
         root: messages show the files relative to it; None for their full names.
-        unread: what lies in the folder, or matches the pattern, and is not read: see `FoundFiles`.
+        unread, repeated: what lies in the folder, or matches the pattern, and is not read: see `FoundFiles`.
         read_as: how to read files whose suffixes are none of JSON lines or Parquet; None to go by these.
         rows, fingerprint: of a dataset, its number of rows and the fingerprint that its library computes; of a generator, the
             number of instances and what decides them.
@@ -49,6 +49,7 @@ class Input:
     rows: int = 0
     fingerprint: str = ""
     unread: tuple[InputFile, ...] = ()
+    repeated: tuple[tuple[Path, Path], ...] = ()
     read_as: ReadAs | None = None
 
     @property
@@ -60,6 +61,11 @@ class Input:
     def num_bytes(self) -> int:
         """Bytes on disk."""
         return sum(status_of(path).size for path in self.files)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has files, all of 0 bytes."""
+        return bool(self.files) and not any(status_of(path).size for path in self.files)
 
     @property
     def is_remote(self) -> bool:
@@ -117,12 +123,12 @@ def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
         return _resolve_dataset(value)
     if path.is_dir():
         found = files_of_folder(path)
-        return _checked(Input(value, "folder", found.files, path, unread=found.unread))
+        return _checked(Input(value, "folder", found.files, path, unread=found.unread, repeated=found.repeated))
     if path.exists():
         return _checked(Input(value, "file", (path,), read_as=read_as))
     if glob.has_magic(value):
         found = files_of_pattern(value)
-        return _checked(Input(value, "glob", found.files, unread=found.unread, read_as=read_as))
+        return _checked(Input(value, "glob", found.files, None, 0, "", found.unread, found.repeated, read_as))
     raise DataError(f"--input {value}: {_why_nothing(value)}")
 
 
@@ -239,6 +245,18 @@ def unread_note(inputs: Sequence[Input]) -> str | None:
         f"note: not read, because they are READMEs, licenses, checksums or the like, or no files: {_listed(unread)}; to read a "
         "text among them, give it by name"
     )
+
+
+def repeated_note(inputs: Sequence[Input]) -> str | None:
+    """Which paths of folders and patterns lead to files that are read already, in words; None if none do."""
+    repeated = [f"{path} is {read}" for found in inputs for path, read in found.repeated]
+    return f"note: links to the same files, which are read once: {listed(repeated, MAX_LISTED)}" if repeated else None
+
+
+def empty_note(inputs: Sequence[Input]) -> str | None:
+    """Which inputs hold nothing, in words; None if all hold something."""
+    empty = [found.name for found in inputs if found.is_empty]
+    return f"note: empty, so without any document: {listed(empty, MAX_LISTED)}" if empty else None
 
 
 def _listed(paths: Sequence[InputFile]) -> str:

@@ -88,8 +88,11 @@ def chunks_of(text: str | LongText) -> Iterable[str]:
     return (text,) if len(text) <= LONG_BYTES else Slices(text)
 
 
+CONVERT = "if the file is in another encoding, convert it, for example with iconv -f LATIN1 -t UTF-8 (or -f GBK, -f SHIFT-JIS)"
+
+
 class Utf8Error(ValueError):
-    """Bytes that are not UTF-8; the message has the first one and its position."""
+    """Bytes that are not UTF-8; the message has the first one, its position, and what to do."""
 
 
 def decode_utf8(content: bytes) -> str:
@@ -113,7 +116,7 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, position: int, fin
         return decoder.decode(block, final)
     except UnicodeDecodeError as error:
         where = position - pending + error.start
-        raise Utf8Error(f"byte 0x{error.object[error.start]:02x} at position {where}") from error
+        raise Utf8Error(f"byte 0x{error.object[error.start]:02x} at position {where}; {CONVERT}") from error
 
 
 def _unescaped(texts: Iterable[str]) -> Iterator[str]:

@@ -12,18 +12,24 @@ from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
 from data_pipeline.generators.names import parse_generated
+from data_pipeline.json_text import why_no_json_line
 from data_pipeline.readers.compression import DamagedFileError, OpenFile, TrailingBytesError, open_decompressed
 from data_pipeline.readers.file_ranges import SKIPPED_BYTES, FileRange
 from data_pipeline.readers.input_files import read_again
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.readers.long_documents import LONG_BYTES, LongLine, LongText, Utf8Error, decode_utf8
-from data_pipeline.readers.nested_keys import key_names, key_path
-from data_pipeline.readers.not_text import BEGINNING_BYTES, NotTextError, objection, without_marks, without_nul
+from data_pipeline.readers.nested_keys import key_names, key_path, obstacle
+from data_pipeline.readers.not_text import (
+    BEGINNING_BYTES,
+    NotTextError,
+    marks_length,
+    objection,
+    without_marks,
+    without_nul,
+)
 from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue
 from data_pipeline.rejects import Cause, Rejection, missing_id, missing_key
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_range(file_range: FileRange, text_key: str, id_key: str | None = None) -> Iterator[Found]:
@@ -119,7 +125,7 @@ def _read_lines(file: OpenFile, file_range: FileRange, text_key: str, id_key: st
     while (stop is None or position < stop) and (line := file.content.readline(LONG_BYTES + 1)):
         number += 1
         # Also in the middle of a file: several that begin with a mark may have been joined.
-        start = position + (len(BYTE_ORDER_MARK) if line.startswith(BYTE_ORDER_MARK) else 0)
+        start = position + marks_length(line)
         is_long = len(line) > LONG_BYTES and not line.endswith(b"\n")
         content = line[start - position :]
         if not begun and content.strip():
@@ -173,16 +179,14 @@ def _parse(
     except Utf8Error as error:
         return Rejection(Cause.NOT_UTF8, number, str(error))
     except json.JSONDecodeError as error:
-        is_layout = error.doc.strip() == "{" or error.msg == "Extra data"
-        hint = " (one JSON object per line is expected; jq -c . rewrites a file like this)" if is_layout else ""
-        return Rejection(Cause.BROKEN_JSON, number, f"{error.msg} at column {error.colno}{hint}")
+        return Rejection(Cause.BROKEN_JSON, number, why_no_json_line(error))
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets nested a thousand deep
         return Rejection(Cause.BROKEN_JSON, number, str(error))
     if not isinstance(record, dict):
         return Rejection(Cause.BROKEN_JSON, number, f"expected an object, found {type(record).__name__}")
     path = key_path(record, text_key)
     if path is None:
-        return missing_key(text_key, number, key_names(record))
+        return missing_key(text_key, number, key_names(record), obstacle=obstacle(record, text_key))
     text = reduce(getitem, path, record)
     if id_key is None:
         return TextValue(text, number, start)

@@ -13,7 +13,7 @@ from data_pipeline.readers.compression import DamagedFileError
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.mapped import require_readable
-from data_pipeline.readers.nested_keys import key_names, key_path
+from data_pipeline.readers.nested_keys import described, key_names, key_path, obstacle
 from data_pipeline.readers.values import Found, TextValue
 from data_pipeline.rejects import Rejection, missing_id, missing_key
 
@@ -135,11 +135,16 @@ def _paths(schema: "Schema", text_key: str, id_key: str | None, count: int) -> l
     tree = _tree(schema)
     path = key_path(tree, text_key)
     if path is None:
-        return missing_key(text_key, None, key_names(tree), count)
+        return missing_key(text_key, None, key_names(tree), count, obstacle(tree, text_key, _described))
     if id_key is None:
         return [path]
     id_path = key_path(tree, id_key)
     return missing_id(id_key, None, key_names(tree), count) if id_path is None else [path, id_path]
+
+
+def _described(inner: object, key: str) -> str:
+    """What a column holds, by its part of a `_tree`."""
+    return described(inner, key) if isinstance(inner, dict) else f"values of type {inner}"
 
 
 def _nested(column: "Array | ChunkedArray", path: Sequence[str]) -> "Array | ChunkedArray":

@@ -52,7 +52,8 @@ def require_complete(
     of_inputs = _of_inputs(len(inputs), tasks, counts)
     for found, of_input in zip(inputs, of_inputs, strict=True):
         if lacks_the_key(of_input):
-            raise wrong_key(options.text_key, of_input.other_keys, found.value)
+            example = of_input.examples[Cause.MISSING_KEY][0]
+            raise wrong_key(options.text_key, of_input.other_keys, example, found.value)
     problems = []
     if not options.accept_broken_files:
         problems += _broken_files(corpus)
@@ -114,7 +115,9 @@ def unaccepted(manifest: Manifest, options: Options) -> str | None:
     broken, rejected = manifest.records.get(Cause.BROKEN_FILE, 0), _unreadable(manifest.records)
     # Where duplicates were left out, the manifest does not tell whether an input gave no other documents.
     has_duplicates = any(manifest.records.get(cause) for cause in CAUSES.values())
-    empty = [info.input for info in manifest.inputs if not info.documents and not has_duplicates]
+    # An input of empty files lacks nothing.
+    with_content = [info for info in manifest.inputs if info.bytes or not info.files]
+    empty = [info.input for info in with_content if not info.documents and not has_duplicates]
     if broken and not options.accept_broken_files:
         return f"with {broken:,} broken files; give {ACCEPT} again to use it as it is"
     if empty and not options.accept_broken_files:
@@ -143,8 +146,8 @@ def _broken_files(corpus: CorpusCounts) -> Iterator[str]:
 
 def _without_documents(inputs: Sequence[Input], of_inputs: Sequence[CorpusCounts]) -> Iterator[str]:
     for found, counts in zip(inputs, of_inputs, strict=True):
-        # The texts of duplicates are in the output.
-        if not counts.accepted and not any(counts.rejected[cause] for cause in CAUSES.values()):
+        # The texts of duplicates are in the output. Of an empty file, nothing is missing.
+        if not counts.accepted and not found.is_empty and not any(counts.rejected[cause] for cause in CAUSES.values()):
             rejected = ", ".join(f"{count:,} {cause}" for cause, count in counts.rejected.items()) or "no records"
             yield f"- --input {found.value} gives no document ({rejected}); remove it, or accept this with {ACCEPT}"
 

@@ -8,7 +8,7 @@ from data_pipeline.errors import DataError, ReadError
 from data_pipeline.filters import ActiveFilters
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.readers import BlankLine, read_range
-from data_pipeline.rejects import RecordCounter, Rejection, wrong_key
+from data_pipeline.rejects import Cause, RecordCounter, Rejection, wrong_key
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.processes import Report
 from data_pipeline.tasks.task import Task
@@ -44,11 +44,17 @@ def task_documents(
                     raise _strict_error(file_range, item)
                 counter.reject(item)
                 if counter.key_is_wrong:
-                    raise wrong_key(text_key, counter.other_keys)
+                    raise wrong_key(text_key, counter.other_keys, _first_without_key(task, counter))
                 if counter.id_key_is_wrong:
-                    raise wrong_key(filters.id_key, counter.other_keys, option="--id-key")
+                    example = _first_without_key(task, counter)
+                    raise wrong_key(filters.id_key, counter.other_keys, example, option="--id-key")
         except (OSError, MemoryError) as error:
             raise ReadError.of(error, file_range.source, _progress(file_range, counter.last)) from error
+
+
+def _first_without_key(task: Task, counter: RecordCounter) -> str:
+    example = next(each for each in counter.examples if each.cause in (Cause.MISSING_KEY, Cause.NO_ID))
+    return f"{task.ranges[example.file_range].place(example.number)}: {example.why}"
 
 
 def _progress(file_range: FileRange, last: int | None) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_pipeline.errors import listed
 from data_pipeline.manifest import Manifest
 from data_pipeline.rejects import Cause
 from data_pipeline.split_table import split_table
@@ -16,6 +17,8 @@ from data_pipeline.tokenizers.tokenizers import Tokenizer
 TERMINAL_SECONDS = 0.2
 # Less often in a log file.
 PLAIN_SECONDS = 15.0
+# Of a tokenizer; some have thousands.
+MAX_SYMBOLS = 10
 
 
 class Progress:
@@ -91,8 +94,11 @@ class Progress:
 
 
 def say_tokenizer(name: str, tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Print how texts are encoded, and what of some texts is lost."""
+    """Print how texts are encoded, which words are special to the tokenizer though no special tokens, and what is lost."""
     print(f"{name}: texts are encoded {tokenizer.method}", file=sys.stderr)
+    if tokenizer.symbols:
+        symbols = listed([repr(each) for each in tokenizer.symbols], MAX_SYMBOLS)
+        print(f"{name}: one token each wherever a text has them, as the tokenizer says: {symbols}", file=sys.stderr)
     if loss := text_loss(tokenizer, texts):
         text, back = example_of_loss(tokenizer, texts)
         print(f"warning: {name} is lossy: {loss}; for example, {text!r} becomes {back!r}", file=sys.stderr)

@@ -43,10 +43,12 @@ class HuggingFaceTokenizer:
         self.configured = {key: name for key, name in names.items() if name != usual_name(key, vocabulary)}
         self.eod_id = vocabulary.get(names.get("eos_token"))
         self.pad_id = vocabulary.get(names.get("pad_token"))
-        for token in fields.get("added_tokens") or ():
+        added = fields.get("added_tokens") or ()
+        for token in added:
             token["special"] = token["special"] or token["content"] in names.values()
         self._model = self._load(fields)
-        special = {token["content"] for token in fields.get("added_tokens") or () if token["special"]}
+        self.symbols = tuple(token["content"] for token in added if not token["special"])
+        special = {token["content"] for token in added if token["special"]}
         unknown = _unknown_token(fields["model"])
         self.unknown_id = vocabulary.get(unknown)
         special = (special | set(names.values())) - {unknown}

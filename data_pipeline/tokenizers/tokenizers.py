@@ -1,6 +1,7 @@
 """Tokenizers behind one small protocol: SentencePiece models, Hugging Face `tokenizer.json` files, and bytes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
 from data_pipeline.tokenizers.special_tokens import EOD_TEXT, MASK_TEXT, PAD_TEXT
-from data_pipeline.tokenizers.words import WordEncoder, word_encoder
+from data_pipeline.tokenizers.words import META, WordEncoder, word_encoder
 
 TOKENIZER_SUFFIXES = (".json", ".model", ".bytes")
 WORD_BY_WORD = "word by word, each distinct word once"
@@ -29,6 +30,7 @@ class Tokenizer(Protocol):
 
     Attributes:
         unknown_id: the id of what the tokenizer does not know, None if there is no such text.
+        symbols: the words that its author added to the vocabulary, not as special tokens. Each becomes one id where a text has it.
         is_lossless: every text comes back from its ids. Where False, it depends on the text.
         method: how texts are encoded, for the user.
     """
@@ -38,6 +40,7 @@ class Tokenizer(Protocol):
     eod_id: int | None
     pad_id: int | None
     unknown_id: int | None
+    symbols: tuple[str, ...]
     is_lossless: bool
     method: str
 
@@ -84,6 +87,16 @@ class SentencePieceTokenizer:
     def keeps_words(self) -> bool:
         """Whether each distinct word is encoded once."""
         return self._words is not None and self._words.keeps_words
+
+    @cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """See `Tokenizer`."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self._model.serialized_model_proto())
+        return tuple(
+            each.piece.replace(META, " ") for each in proto.pieces if each.type == proto.SentencePiece.USER_DEFINED
+        )
 
     def choose_method(self, sample: Sequence[str]) -> None:
         """Leave texts like the sample to the library where a table of words is slower: scripts without spaces, sequences."""
@@ -145,6 +158,7 @@ class ByteTokenizer:
     eod_id = None
     pad_id = None
     unknown_id = None
+    symbols = ()
     is_lossless = True
     method = "as bytes"
 

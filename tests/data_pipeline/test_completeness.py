@@ -121,11 +121,22 @@ def test_all_broken_files_are_listed_up_to_a_limit(run, tmp_path, jsonl, monkeyp
     assert sum(f"--input {tmp_path / f'{i}.txt.gz'} gives no document" in result.err for i in range(5)) == 5
 
 
-@pytest.mark.parametrize("content", ["", '{"text": null}\n{"text": " "}\n'])
+@pytest.mark.parametrize("suffix", ["jsonl", "txt", "jsonl.gz", "jsonl.xz", "jsonl.bz2", "txt.zst"])
+def test_an_empty_file_is_told_and_does_not_stop_the_rest(run, tmp_path, jsonl, suffix):
+    empty = tmp_path / f"none.{suffix}"
+    empty.touch()
+    result = run("--input", jsonl, empty)
+    assert result.code == 0 and f"note: empty, so without any document: {empty}\n" in result.err
+    assert [info.documents for info in load_manifest(tmp_path / "data").inputs] == [300, 0]
+    assert "nothing to do" in run("--input", jsonl, empty).out
+    assert "the inputs hold no usable text" in run("--input", empty, "--overwrite").err
+
+
+@pytest.mark.parametrize("content", ["\n", '{"text": null}\n{"text": " "}\n'])
 def test_an_input_that_gives_no_document(run, tmp_path, jsonl, content):
     (tmp_path / "none.jsonl").write_text(content)
     words = ("--input", jsonl, tmp_path / "none.jsonl")
-    found = "2 empty text" if content else "no records"
+    found = "2 empty text" if content.strip() else "no records"
     refused = run(*words)
     assert f"- --input {tmp_path / 'none.jsonl'} gives no document ({found}); remove it, or accept" in refused.err
     require_joined_at_once(run(*words, ACCEPT), tmp_path)

@@ -160,8 +160,11 @@ def test_damage_is_found(data, store, tmp_path):  # noqa: F811
 
 def test_what_cannot_be_meant(data, store, tmp_path):  # noqa: F811
     for words, problem in (
-        ((data, tmp_path / "b"), "give one path and one URL"),
-        (("s3://corpus/a", "s3://corpus/b"), "give one path and one URL"),
+        (
+            (data, tmp_path / "b"),
+            f"cp -r {data} {tmp_path / 'b'} && loopmdm verify {tmp_path / 'b'}; loopmdm copy is for",
+        ),
+        (("s3://corpus/a", "s3://corpus/b"), "are both URLs; copy to a folder, and from there"),
         (("s3://corpus/none", tmp_path / "b"), "s3://corpus/none holds no prepared data"),
         (("s3://nobucket/none", tmp_path / "b"), "nobucket"),
         ((tmp_path / "none", URL), "no prepared data folder at"),

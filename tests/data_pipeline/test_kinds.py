@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -183,6 +184,31 @@ def test_linked_folders_are_read_once_by_folders_and_patterns_alike(tmp_path):
         assert [str(path.relative_to(root)) for path in found.files] == wanted
         assert found.unread == (root / "self.txt",)
     assert files_of_pattern(f"{root}/**/more/*.txt").files == (root / "more" / "c.txt",)
+
+
+def test_a_file_that_links_lead_to_is_read_once_and_that_is_told(prepare, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("root/a.txt", "root/b.txt", "other/c.txt", "outside.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"the text of {name}")
+    links = {
+        "root/more": "../other",
+        "other/a.txt": "../root/a.txt",
+        "root/0.txt": "b.txt",
+        "root/x.txt": "../outside.txt",
+    }
+    for name, target in (links | {"root/y.txt": "x.txt"}).items():
+        Path(name).symlink_to(target)
+    for value in ("root", "root/**/*.txt"):
+        assert sorted(texts_of(value)[0]) == [
+            f"the text of {n}" for n in ("other/c.txt", "outside.txt", "root/a.txt", "root/b.txt")
+        ]
+        result = prepare("--input", value, "--output", f"data{len(value)}", "--validation-fraction", 0, "--seq-len", 2)
+        assert result.code == 0, result.err
+        assert (
+            "note: links to the same files, which are read once: root/more/a.txt is root/a.txt, root/0.txt is root/b.txt, "
+            "root/y.txt is root/x.txt\n"
+        ) in result.err
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from data_pipeline.filters import ActiveFilters
 from data_pipeline.indexed import IndexedWriter
 from data_pipeline.readers import long_documents, readers
 from data_pipeline.readers.file_ranges import FileRange
+from data_pipeline.readers.long_documents import CONVERT
 from data_pipeline.rejects import Cause, RecordCounter
 from data_pipeline.tasks.reading import task_documents
 from data_pipeline.tasks.task import Task
@@ -131,8 +132,8 @@ def test_long_documents_are_read_from_files_packed_in_any_way(folder, kind, suff
 @pytest.mark.parametrize(
     ("content", "cause", "why"),
     [
-        (b"ok " * 9 + b"\xff more", Cause.NOT_UTF8, "byte 0xff at position 27"),
-        (b"ok " * 9 + b"\xe6\xbc", Cause.NOT_UTF8, "byte 0xe6 at position 27"),
+        (b"ok " * 9 + b"\xff more", Cause.NOT_UTF8, f"byte 0xff at position 27; {CONVERT}"),
+        (b"ok " * 9 + b"\xe6\xbc", Cause.NOT_UTF8, f"byte 0xe6 at position 27; {CONVERT}"),
         (b" \n" * 20, Cause.EMPTY, "only white space"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_sample_depends_on_its_index_alone(parts, indices):
 
 
 def test_what_a_schedule_refuses():
-    with pytest.raises(DataError, match=r"the weight 0\.001 is less than one part in 200,000"):
+    with pytest.raises(DataError, match=r"the weight 0\.001 of corpus 1 is less than one part in 200,000"):
         BlendSchedule([Fraction(1, 1000), Fraction(300)], [None, None])
     with pytest.raises(IndexError):
         BlendSchedule([Fraction(1)], [5]).locate(np.array([5]))
@@ -290,25 +290,35 @@ def test_a_run_longer_than_its_caps_is_refused(two):
             r"blend\.yaml: web has no weight; give every corpus a weight",
         ),
         ("corpora: [{path: web}]\ntemperature: 0", r"line 2: temperature=0: should be greater than 0"),
-        ("corpora: [{path: web, weight: -1}]", r"line 1: corpora\.0\.weight=-1: should be greater than 0"),
-        ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight=.inf: should be a finite number"),
+        ("corpora: [{path: web, weight: -1}]", r"line 1: corpora\.0\.weight=-1 of web: should be greater than 0"),
+        ("corpora: [{path: web, weight: .inf}]", r"corpora\.0\.weight=.inf of web: should be a finite number"),
         (
             "corpora: [{path: web, weight: 1, epochs: 2}]",
-            r"corpora\.0\.epochs=2: unknown key; did you mean max_epochs\?",
+            r"corpora\.0\.epochs=2 of web: unknown key; did you mean max_epochs\?",
         ),
-        ("corpora:\n- path: web\n  weight: yes", r"line 3: corpora\.0\.weight=yes: should be a number, such as 0.5"),
+        (
+            "corpora:\n- path: web\n  weight: yes",
+            r"line 3: corpora\.0\.weight=yes of web: should be a number, such as 0.5",
+        ),
         (
             "corpora: [{path: web, weight: 1_0}]",
-            r"corpora\.0\.weight=1_0: should be a number in decimal digits; write 10",
+            r"corpora\.0\.weight=1_0 of web: should be a number in decimal digits; write 10",
         ),
         ("corpora:\n- path: web\n  weight: 1\n  weight: 2", r"line 4: corpora\.weight is already on line 3; keep one"),
         ("corpora: [{path: $NOT_SET_HERE/x, weight: 1}]", r"the environment variable NOT_SET_HERE is not set"),
         ("corpora: [{path: web, weight: 010}, {path: ~nobody_here, weight: 1}]", r"corpora\.1\.path=~nobody_here: "),
         ("corpora: [{path: web, weight: 1}, {path: ./web, weight: 2}]", "is listed twice"),
+        (
+            "corpora: [{path: web, max_tokens: 1.5}]",
+            r"max_tokens=1\.5 of web: should be a whole number, without a fraction",
+        ),
+        ("corpora: [{path: web, max_tokens: 0}]", r"max_tokens=0 of web: should be greater than 0"),
+        ("corpora: [web]", r"line 1: corpora\.0=web: should be written as {path: FOLDER}; "),
+        ("[web]", r"should be keys and values; a blend is written as"),
         ("corpora: [{path: none, weight: 1}]", r"blend\.yaml: no prepared data folder"),
         (
             "corpora: [{path: web, weights: 1}, {path: x, weight: 0}]",
-            r"0\.weights=1: unknown key; did you mean weight\?.*1\.weight=0: should be greater than 0",
+            r"0\.weights=1 of web: unknown key; did you mean weight\?.*1\.weight=0 of x: should be greater than 0",
         ),
     ],
 )
@@ -357,7 +367,7 @@ def test_token_counts_are_weights(two):
     assert [corpus.weight for corpus in blend.corpora] == [
         corpus.manifest.splits["train"].tokens for corpus in blend.corpora
     ]
-    with pytest.raises(DataError, match=r"blend.yaml: the weight 1e-07 is less than one part"):
+    with pytest.raises(DataError, match=r"blend.yaml: the weight 1e-07 of corpus .*/web is less than one part"):
         blend_of(two, "corpora: [{path: web, weight: 1e-7}, {path: code, weight: 1}]").check(1)
 
 

@@ -71,6 +71,49 @@ def test_the_message_for_a_wrong_nested_key_leads_to_the_right_one(prepare, tmp_
     assert load_manifest(tmp_path / "data").inputs[0].documents == 5
 
 
+@pytest.mark.parametrize(
+    ("a", "holds"),
+    [
+        ([{"b": "x"}], ("a list; write its items as one object per line", "values of type list<")),
+        ("x", ("a text, which --text-key a reads", "values of type string")),
+        (5, ("int", "values of type int64")),
+        ({"c": {"d": "x"}}, ("an object; name one of its keys with --text-key: 'a.c.d'",) * 2),
+    ],
+)
+@pytest.mark.parametrize("write", [as_lines, as_parquet])
+def test_a_key_that_leads_through_another_value_says_what_that_holds(prepare, tmp_path, a, holds, write):
+    good = as_lines(tmp_path / "good", [{"a": {"b": "text"}}] * 50)
+    path = write(tmp_path / "rows", [{"a": a, "id": 1}] * 2)
+    result = prepare("--input", good, path, "--output", tmp_path / "data", "--text-key", "a.b")
+    assert result.code == 2 and f"no record of --input {path} has the key 'a.b'" in result.err
+    assert "choose one of them" not in result.err
+    assert f"'a' holds {holds[write is as_parquet]}" in result.err
+
+
+def test_the_first_file_without_the_key_is_named(prepare, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, keys in (("a", ("title", "body")), ("b", ("body",))):
+        as_lines(tmp_path / "in" / name, [dict.fromkeys(keys, "x")] * 2)
+    result = prepare("--input", tmp_path / "in", "--output", tmp_path / "data")
+    assert result.code == 2
+    assert "the records have 'body', 'title': choose one" in result.err
+    assert "\n    a.jsonl:1: no key 'text' among 'title', 'body'\n" in result.err
+
+
+@pytest.mark.parametrize("wrong", [" text", "text ", "text.", ".text", "TEXT", "a.b.", "a. b", "A.B", "a..b", ".a.b"])
+def test_a_slip_in_a_key_is_recognized(prepare, tmp_path, wrong):
+    path = as_lines(tmp_path / "rows", [{"id": 1, "text": "one", "a": {"b": "two"}, "key with blanks": "x"}])
+    result = prepare("--input", path, "--output", tmp_path / "data", "--text-key", wrong)
+    right = "a.b" if "b" in wrong.lower() else "text"
+    assert result.code == 2 and f"did you mean --text-key {right}?" in result.err
+
+
+def test_a_key_with_blanks_is_suggested_in_quotation_marks(prepare, tmp_path):
+    path = as_lines(tmp_path / "rows", [{"the text": "one"}])
+    result = prepare("--input", path, "--output", tmp_path / "data", "--text-key", "the_text")
+    assert "did you mean --text-key 'the text'?" in result.err
+
+
 def test_a_long_nested_text_stays_in_its_file(tmp_path, monkeypatch):
     texts = ["short", "word " * 400, "\\\n\u00e9" * 300]
     path = as_lines(tmp_path / "long", [{"meta": "x" * 900, "a": {"b": text, "c": "y" * 900}} for text in texts])

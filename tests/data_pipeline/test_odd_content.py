@@ -120,6 +120,43 @@ def test_joined_text_files_with_a_mark_each(tmp_path, monkeypatch, block):
     assert found == "first\nsecond\r\n\n in\ufeffside \ufeff"
 
 
+def test_several_marks_in_a_row_are_no_text(tmp_path, monkeypatch):
+    (tmp_path / "x.jsonl").write_bytes(MARK * 2 + b'{"text": "a"}\n' + MARK * 3 + b'{"text": "b"}\n')
+    texts, counter = texts_of(tmp_path / "x.jsonl")
+    assert texts == ["a", "b"] and not counter.rejected
+    (tmp_path / "x.txt").write_bytes(MARK * 2 + b"first\n" + MARK * 3 + b"second" + MARK)
+    for long, block in ((1 << 20, 1 << 20), (4, 1), (4, 3), (4, 4)):
+        monkeypatch.setattr(readers, "LONG_BYTES", long)
+        monkeypatch.setattr(long_documents, "CHUNK_BYTES", block)
+        assert texts_of(tmp_path / "x.txt")[0] == ["first\nsecond\ufeff"]
+
+
+@pytest.mark.parametrize(
+    ("between", "what"),
+    [
+        (b"", "at column 14: a second object, as where files were joined without a line end between them (one JSON"),
+        (b"  ", "a second object, as where files were joined"),
+        (b"\r", "a second object, as where files were joined"),
+        (
+            MARK,
+            "a byte order mark and a second object, as where files were joined without a line end between them; join",
+        ),
+        (b", ", "a comma; one JSON object per line is expected, without commas"),
+    ],
+)
+def test_two_objects_on_one_line(tmp_path, between, what):
+    (tmp_path / "x.jsonl").write_bytes(RECORDS + b'{"text": "a"}' + between + b'{"text": "b"}\n')
+    texts, counter = texts_of(tmp_path / "x.jsonl")
+    assert texts == ["one one one", "two two two"] and what in counter.examples[0].why
+
+
+@pytest.mark.parametrize("line", [b'{"text": "a"},', b'{"text": "a"} and more'])
+def test_what_jq_cannot_rewrite_is_not_given_to_it(tmp_path, line):
+    (tmp_path / "x.jsonl").write_bytes(RECORDS + line + b"\n")
+    _, counter = texts_of(tmp_path / "x.jsonl")
+    assert "Extra data at column 1" in counter.examples[0].why and "jq" not in counter.examples[0].why
+
+
 @pytest.mark.parametrize("line", [b'{"text": "a"}{"text": "b"}', b"{"])
 def test_objects_that_are_not_one_per_line_say_how_to_rewrite_them(tmp_path, line):
     (tmp_path / "x.jsonl").write_bytes(RECORDS + line + b"\n")

@@ -353,3 +353,22 @@ def test_a_tilde_is_the_home_folder_everywhere(
         assert ended.value.code == 2 and (
             "~nobody-here is not the home of a user" in message or "the path is empty" in message
         )
+
+
+def test_names_that_begin_with_a_tilde(prepare, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("~", "~.txt", "plain.txt"):
+        Path(name).write_text(f"the file {name}")
+    words = ("--validation-fraction", 0, "--seq-len", 2, "--as", "text")
+    for value, number in (("./~", 1), ("./~.txt", 1), ("./~*", 2)):
+        output = f"./~ of {number} {len(value)}"
+        assert prepare("--input", value, "--output", output, *words).code == 0
+        assert load_manifest(tmp_path / output).inputs[0].documents == number
+    for value, why in (
+        ("~.txt", "~.txt is not the home of a user; write the path out, or ./~.txt for the file of this name"),
+        ("~", f"~: is the home folder, and there is a file of this name here; write ./~ or {tmp_path / 'home'}"),
+    ):
+        with pytest.raises(SystemExit):
+            prepare("--input", value, "--output", "out", *words)
+        assert why in capsys.readouterr().err

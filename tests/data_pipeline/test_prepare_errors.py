@@ -193,7 +193,8 @@ def test_a_wrong_key_is_noticed_before_the_end(refused, tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", ["x"] * 1000, key="body")
     with path.open("a") as file:
         file.write(json.dumps({"text": "too late"}) + "\n")
-    assert "no record has the key 'text'" in refused("--input", path)
+    message = refused("--input", path)
+    assert "no record has the key 'text'" in message and f"{path}:1: no key 'text' among 'body'" in message
 
 
 def test_a_missing_column(refused, tmp_path):

@@ -1,0 +1,63 @@
+"""Text in other encodings than UTF-8: named where the content shows it, else the message says how to convert it."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kinds import texts_of
+
+from data_pipeline.readers.not_text import BEGINNING_BYTES, objection
+
+CHINESE = "今天天气很好,我们去公园散步吧。"
+RUSSIAN = "Привет, мир! Как дела сегодня?\n"
+UNICODE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+
+
+def name_of(codec):
+    return codec.upper().replace("-LE", "LE").replace("-BE", "BE")
+
+
+@pytest.mark.parametrize("codec", UNICODE)
+@pytest.mark.parametrize(
+    "text", [CHINESE * 5, f"{CHINESE}\n" * 5, RUSSIAN * 3, "plain text", CHINESE * 400 + "😀" * 900]
+)
+@pytest.mark.parametrize("as_lines", [False, True])
+def test_unicode_without_a_mark_is_named(tmp_path, codec, text, as_lines):
+    path = tmp_path / ("x.jsonl" if as_lines else "x.txt")
+    path.write_bytes((json.dumps({"text": text}, ensure_ascii=False) + "\n" if as_lines else text).encode(codec))
+    texts, counter = texts_of(path)
+    expected = f"looks like {name_of(codec)}; convert it with iconv -f {name_of(codec)} -t UTF-8"
+    assert texts == [] and counter.examples[0].why == expected
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"),
+    [
+        ("latin-1", "Ein schöner Tag für Kühe\n" * 5 + "\x1a"),
+        ("cp1252", "“quoted” text with dashes … and so on\n"),
+        ("gbk", f"{CHINESE}\n" * 5),
+        ("shift-jis", "今日は天気がいいから散歩しましょう。\n" * 5),
+    ],
+)
+@pytest.mark.parametrize("as_lines", [False, True])
+def test_what_shows_no_encoding_says_how_to_convert_it(prepare, tmp_path, codec, text, as_lines):
+    path = tmp_path / ("x.jsonl" if as_lines else "x.txt")
+    path.write_bytes((json.dumps({"text": text}, ensure_ascii=False) + "\n" if as_lines else text).encode(codec))
+    result = prepare("--input", path, "--output", tmp_path / "data")
+    assert result.code == 2 and "if the file is in another encoding, convert it" in result.err
+    assert "iconv -f LATIN1 -t UTF-8" in result.err and "looks like" not in result.err
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=200), cut=st.integers(0, 3))
+def test_no_text_in_utf_8_is_taken_for_another_encoding(text, cut):
+    """Unless every second character is a control character, as in Russian of UTF-16."""
+    ordinary = "".join(each for each in text if each >= " " or each in "\t\n\r\x1b")
+    content = f"words {ordinary} and \x01 more words".encode()
+    assert objection(content[: len(content) - cut][:BEGINNING_BYTES]) is None
+
+
+@pytest.mark.parametrize("content", [bytes(100), bytes(range(256)) * 4, b"\x01\x00\x00\x00" * 50, b"\xff\xff\x01" * 20])
+def test_binary_content_is_not_taken_for_unicode(content):
+    assert objection(content) is None
