@@ -12,6 +12,10 @@ class TrainingDivergedError(UserError):
     """A training has diverged, and going back to a checkpoint does not help or is not possible."""
 
 
+class CopiesDifferError(UserError):
+    """Ranks that must hold the same numbers do not: training must not go on with them, nor save one of them."""
+
+
 class RankError(UserError):
     """An error that only one rank has seen and whose message names the rank: it is printed by that rank."""
 

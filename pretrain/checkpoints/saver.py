@@ -5,11 +5,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from pretrain.checkpoints.copies import Copies
 from pretrain.checkpoints.folder import MARK
 from pretrain.checkpoints.index import Index
 from pretrain.checkpoints.save import Save, complete, file_of, prepare_folder, write_part
 from pretrain.checkpoints.states import Held, Snapshot
-from pretrain.errors import UserError
+from pretrain.errors import CopiesDifferError, UserError
 from pretrain.parallel.world import World
 
 OnSaved = Callable[[Path], None]
@@ -29,6 +30,7 @@ class Saver:
     def __init__(self, held: Held, world: World, on_saved: OnSaved) -> None:
         self._held, self._world, self._on_saved = held, world, on_saved
         self._writing: _Writing | None = None
+        self._copies = Copies(held, world)
 
     @property
     def is_writing(self) -> bool:
@@ -43,11 +45,15 @@ class Saver:
             state: the content of its `state.json`.
 
         Raises:
+            CopiesDifferError: ranks that must hold the same numbers do not.
             UserError: the disk is full, the folder cannot be written, or there is no memory for the copy.
         """
         self.wait()
         if self._world.from_main((final / MARK).is_file()):
             return  # this start has nothing that the folder does not have
+        difference = self._copies.difference()
+        if difference is not None:
+            raise CopiesDifferError(f"{final}: not saved: {difference}")
         save = Save(final, self._snapshot(), state)
         needed = self._world.sum([save.snapshot.file.num_bytes])
         prepare_folder(save.partial, int(needed.item()), self._world)

@@ -1,6 +1,6 @@
 """Between a run's tensors and canonical ones: what this rank writes of each weight and its states, and how it fills them again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,26 @@ class Held:
         self._engine, self._architecture, self._world = engine, architecture, world
         self._shapes = engine.shard_shapes()
         self._file: TensorFile | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The weights of this rank's stage, in the same order on all ranks that have them."""
+        return list(self._shapes)
+
+    @property
+    def divided(self) -> bool:
+        """Whether the data-parallel ranks divide the optimizer's tensors among themselves; otherwise each has all."""
+        return self._engine.zero_stage > 0
+
+    def size(self, name: str) -> int:
+        """How many numbers of a weight this tensor-parallel rank would hold without ZeRO."""
+        return self._shapes[name].numel()
+
+    def pieces(self) -> Iterator[tuple[Piece, dict[str, Tensor]]]:
+        """Every piece of a weight in this rank's memory, and its values in the master weight and its states, fp32 [n]."""
+        for flat, pieces in self._engine.pieces().items():
+            for piece in pieces:
+                yield piece, {name: piece.of(state.detach()) for name, state in self._states(flat)[0].items()}
 
     def snapshot(self, file: str) -> Snapshot:
         """Copy what this rank owns. Of numbers that several ranks hold, one rank owns them.

@@ -73,6 +73,11 @@ class World:
         return parallel_state.get_tensor_model_parallel_group()
 
     @property
+    def data_parallel_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same shard of the same layers, and see different rows."""
+        return parallel_state.get_data_parallel_group()
+
+    @property
     def stage_group(self) -> dist.ProcessGroup:
         """The ranks of this rank's pipeline stage."""
         return parallel_state.get_tensor_and_data_parallel_group()

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from pretrain.checkpoints.saver import Saver
-from pretrain.errors import TrainingDivergedError, UserError
+from pretrain.errors import CopiesDifferError, TrainingDivergedError, UserError
 from pretrain.training.checkpoint import remove_old, saver_of, start_save
 from pretrain.training.divergence import loss_of_weights, set_unsound_aside
 from pretrain.training.hooks.base import Hook
@@ -42,7 +42,7 @@ class Checkpoints(Hook):
             if last or not settings.asynchronous:
                 self._running.wait()
         except UserError as error:
-            if last:
+            if last or isinstance(error, CopiesDifferError):
                 raise
             self._warn(run, error)
         self._remove_replaced(run)
