@@ -23,7 +23,7 @@ from data_pipeline.readers.remote import RemotePath
 from data_pipeline.readers.values import BlankLine
 from data_pipeline.rejects import Cause, Rejection
 
-CAUSE = "id to drop"
+CAUSE = "id on a drop list"
 SHOWN_CHARS = 60
 
 
@@ -101,12 +101,17 @@ class DroppedIds:
         return {"id_key": self.id_key, "dropped_ids": self.ids.digest}
 
     def found_note(self, count: int) -> str | None:
-        """A warning if `count`, the number of documents that were left out, is 0: the ids may be written in another way."""
-        if count:
+        """What to look at if `count`, the number of documents that were left out, is below that of the ids."""
+        if count >= len(self.ids):
             return None
+        if count:
+            return (
+                f"note: the {len(self.ids):,} ids of --drop-ids left out {count:,} documents; the others may be of other inputs, or not "
+                f"be written as the values of {self.id_key!r}"
+            )
         return (
-            f"warning: none of the {len(self.ids):,} ids of --drop-ids, such as {_shown(self.example)}, is that of a document: "
-            f"compare them with the values of {self.id_key!r} in the inputs"
+            f"warning: no document has an id of --drop-ids, such as {_shown(self.example)}: compare them with the values of "
+            f"{self.id_key!r} in the inputs"
         )
 
 
@@ -147,9 +152,11 @@ def dropped_ids(
     id_key = "id" if id_key is None else id_key
     _require_ids(inputs)
     lists = [resolve_option("--drop-ids", value) for value in values]
-    example = next(_ids(lists, list_key or id_key))
+    example = next(_ids(lists, list_key or id_key), None)
+    if example is None:
+        raise DataError(f"--drop-ids {' '.join(values)}: no id in it")
     ids = IdSet(_ids(lists, list_key or id_key))
-    print(f"ids to drop: {len(ids):,}, such as {_shown(example)}", flush=True)
+    print(f"--drop-ids: {len(ids):,} ids, such as {_shown(example)}", flush=True)
     return DroppedIds(id_key, ids, example)
 
 
@@ -163,15 +170,10 @@ def _require_ids(inputs: Sequence[Input]) -> None:
 
 
 def _ids(lists: Sequence[Input], key: str) -> Iterator[str]:
-    """All ids of some lists. Raises DataError when a file has none, or holds something else."""
+    """All ids of some lists. Raises DataError when a file holds something else."""
     for file_range in (file_range for found in lists for file_range in _ranges(found)):
-        ids = _lines(file_range) if file_range.kind == "text" else _values(file_range, key)
         try:
-            first = next(ids, None)
-            if first is None:
-                raise DataError(f"--drop-ids {file_range.source}: no id in it")
-            yield first
-            yield from ids
+            yield from _lines(file_range) if file_range.kind == "text" else _values(file_range, key)
         except (OSError, DamagedFileError, ReadError, UnicodeDecodeError) as error:
             raise DataError(f"--drop-ids {file_range.source}: {error}") from error
 
@@ -187,7 +189,12 @@ def _ranges(found: Input) -> Iterator[FileRange]:
 
 def _lines(file_range: FileRange) -> Iterator[str]:
     with open_decompressed(file_range.file) as file:
-        yield from filter(None, (line.decode("utf-8-sig").strip() for line in file.content))
+        position = 0
+        for line in file.content:
+            position += len(line)
+            if id_ := line.decode("utf-8-sig").strip():
+                yield id_
+        file.require_end(position)
 
 
 def _values(file_range: FileRange, key: str) -> Iterator[str]:

@@ -218,6 +218,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise DataError(f"--{name} is missing; usage: loopmdm prepare --input PATH... --output DIR")
     if args.against and args.duplicates == "keep":
         raise DataError("--against: say which documents count as duplicates, with --duplicates exact, near or together")
+    if args.against and args.drop_ids:
+        raise DataError(
+            "--against and --drop-ids: the ids are those of --input, and texts to compare with that have the same ids would be "
+            "left out, too; give one of them"
+        )
     if args.vocab_size < 1:
         raise DataError(f"--vocab-size {args.vocab_size}: a tokenizer has 256 ids for bytes and some more")
     if args.seq_len is not None:

@@ -17,7 +17,7 @@ from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
 from data_pipeline.readers.hub_files import hub_files
 from data_pipeline.readers.input_files import InputFile, status_of
-from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records
+from data_pipeline.readers.kinds import SAY_HOW, Kind, ReadAs, file_kind, names_records
 from data_pipeline.readers.remote import RemotePath
 from data_pipeline.readers.remote_finding import find_remote
 from data_pipeline.typed_words import LOCAL, is_remote
@@ -142,7 +142,10 @@ def resolve_option(option: str, value: str, read_as: ReadAs | None = None) -> In
         found = resolve_input(value, read_as)
         require_known_kinds([found])
     except DataError as error:
-        raise DataError(str(error).replace("--input ", f"{option} ", 1)) from error
+        why = str(error).replace("--input ", f"{option} ", 1)
+        if read_as is None:  # the option has no --as
+            why = why.replace(SAY_HOW, "rename it to .txt, .jsonl or .parquet")
+        raise DataError(why) from error
     return found
 
 

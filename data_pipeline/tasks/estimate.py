@@ -23,14 +23,17 @@ from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import is_compressed
 from data_pipeline.tasks.build import Build, Share
 from data_pipeline.tasks.duplicate_search import MEMORY_LIMIT
+from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.join import write_output, write_shards
 from data_pipeline.tasks.options import Options
 from data_pipeline.tasks.report import duration, rejections
+from data_pipeline.tasks.shards import MOST_THREADS
 from data_pipeline.tasks.signatures import SignatureJob
 from data_pipeline.tasks.sources import CorpusSources
 from data_pipeline.tasks.task import Task, cut_into_tasks
 from data_pipeline.tasks.task_records import CorpusCounts, RecordCounts, TaskRecord
 from data_pipeline.tasks.work import JOINED, open_work, partial_folder
+from data_pipeline.tokenizers.tokenizers import load_tokenizer
 
 SAMPLE_BYTES = 64 << 20
 # Of one task: many parts of a corpus say more than one long part.
@@ -52,20 +55,23 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """How long the phases took on the sample, with one process.
+class Spent:
+    """What the phases took on the sample, with one process, in seconds and bytes.
 
     Attributes:
-        tokenizer: does not grow with the corpus.
+        tokenizer, loss: of making the tokenizer, and of what it loses of the first texts: they do not grow with the corpus.
         shards: of copying tokens into shards, which several threads do.
         rest: of the rest of the join, which one thread does.
+        memory: most bytes before the join.
     """
 
     tokenizer: float
     duplicates: float
     tokens: float
     shards: float
+    loss: float
     rest: float
+    memory: int
 
 
 def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Path | None) -> str:
@@ -80,7 +86,7 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
     with TemporaryDirectory(prefix="estimate-") as folder:
         # Decisions about duplicates are by the numbers of the tasks, without gaps.
         numbered = [replace(task, number=i) for i, task in enumerate(sample)]
-        parts, seconds = _measure(Path(folder) / "data", inputs, options, numbered)
+        parts, spent = _measure(Path(folder) / "data", inputs, options, numbered)
     by_number = {task.number: part for task, part in zip(sample, parts, strict=True)}
     found = [(stratum, [by_number[each.number] for each in stratum if each.number in by_number]) for stratum in strata]
     total, of_sample = sum(task.num_bytes for task in tasks), sum(part.task.num_bytes for part in parts)
@@ -90,8 +96,8 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
         lines.append(
             f"{name:10} about {value:,.0f}" + (f" (±{error / max(1, value):.0%})" if error is not None else "")
         )
-    lines.append(_time(seconds, total / max(1, of_sample), workers))
-    lines.append(_memory(options, workers, _scaled(found, lambda part: part.documents)[0]))
+    lines.append(_time(spent, total / max(1, of_sample), workers))
+    lines.append(_memory(spent.memory, options, workers, _scaled(found, lambda part: part.documents)[0]))
     lines.append(_disk(found, output))
     if options.duplicates != "keep":
         lines.append("duplicates are those within the sample; a whole corpus has more")
@@ -148,7 +154,7 @@ def _first_part(whole: FileRange, num_bytes: int) -> FileRange:
 
 def _measure(
     output: Path, inputs: Sequence[Input], options: Options, tasks: Sequence[Task]
-) -> tuple[list[Part], Seconds]:
+) -> tuple[list[Part], Spent]:
     """Do the phases in this process, for parts of tasks."""
     times = [time.monotonic()]
     with open_work(output, "all") as work:
@@ -163,12 +169,16 @@ def _measure(
         job, signatures = build.token_job(tasks), SignatureJob(work.folder, options)
         done = [job.record(task) for task in tasks]
         parts = [_part(task, record, signatures) for task, record in zip(tasks, done, strict=True)]
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         with partial_folder(work.folder / JOINED) as folder:
             write_shards(build, job, tasks, done)
             times.append(time.monotonic())
+            loss_of_first_texts(load_tokenizer(job.tokenizer_file), tasks, options)
+            times.append(time.monotonic())
             write_output(build, job, folder, CorpusSources.of(build, tasks), done, _counts(parts))
             times.append(time.monotonic())
-    return parts, Seconds(*(end - begin for begin, end in pairwise(times)))
+    *seconds, loss, join = (end - begin for begin, end in pairwise(times))
+    return parts, Spent(*seconds, loss, max(0, join - loss), memory)
 
 
 def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:
@@ -213,20 +223,19 @@ def _scaled(
     return value, 2 * sqrt(variance) if is_known else None
 
 
-def _time(seconds: Seconds, scale: float, workers: int) -> str:
+def _time(spent: Spent, scale: float, workers: int) -> str:
     """The time for `scale` times the sample."""
-    duplicates, tokens = scale * seconds.duplicates / workers, scale * seconds.tokens / workers
-    join = scale * (seconds.shards / workers + seconds.rest)
-    whole = seconds.tokenizer + duplicates + tokens + join
-    phases = [f"tokenizer {duration(seconds.tokenizer)}"]
-    phases += [f"duplicates {duration(duplicates)}"] * bool(seconds.duplicates > 0.01)
+    duplicates, tokens = scale * spent.duplicates / workers, scale * spent.tokens / workers
+    join = scale * (spent.shards / min(workers, MOST_THREADS) + spent.rest) + spent.loss
+    whole = spent.tokenizer + duplicates + tokens + join
+    phases = [f"tokenizer {duration(spent.tokenizer)}"]
+    phases += [f"duplicates {duration(duplicates)}"] * bool(spent.duplicates > 0.01)
     phases += [f"tokens {duration(tokens)}", f"join {duration(join)}"]
     workers_shown = "1 worker" if workers == 1 else f"{workers:,} workers, if all are as fast as one here"
     return f"{'time':10} about {duration(whole)} ({', '.join(phases)}) with {workers_shown}; a disk may be slower"
 
 
-def _memory(options: Options, workers: int, documents: float) -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _memory(peak: int, options: Options, workers: int, documents: float) -> str:
     search = "" if options.duplicates == "keep" else f"; the search for duplicates may use {MEMORY_LIMIT}"
     packing = ""
     if options.packing == "best_fit":

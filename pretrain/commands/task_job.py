@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +78,15 @@ class Job:
         size, work = self.arguments.batch_size, Work()
 
         def network() -> "Denoise":
-            return run.denoiser(compute.compute(size), work.tally)
+            return run.denoiser(alone.compute(size), work.tally)
 
         tokenizer = load_prepared_tokenizer(run.tokenizer_folder, run.manifest)
         loops, mask_id = compute.record()["loops"], run.settings.model.mask_id
         if isinstance(loops, int):
             predict: Predict = partial(run.logits, loops=loops)
         else:
-            predict = predict_by(network(), run.world, mask_id)
+            alone = replace(compute, cache=None, refresh=None, warm_start=False)  # its rows are no steps of one sample
+            predict = predict_by(run.denoiser(alone.compute(size), work.tally), run.world, mask_id)
         scorer = TokenScorer(predict, run.world, mask_id, size)
         return TaskModel(scorer, loops, network, self.sampler, tokenizer, run.settings.data.seq_len, self.seed, work)
 

@@ -38,9 +38,11 @@ def sampling_network(model: LoopedDenoiser, world: World, compute: Compute, tall
 
 
 def predict_by(denoise: Denoise, world: World, mask_id: int) -> Predict:
-    """Predictions by a network for samplers, which decides how many passes a row gets from its [MASK] tokens alone.
+    """Predictions by a network for samplers, which decides how many passes a row gets.
 
-    The tokens to predict are unknown to it, so likelihoods and the NELBO of these predictions are as valid as with a fixed S.
+    It sees neither the tokens to predict nor anything of other rows, so the NELBO of these predictions is a bound as with a fixed
+    S. The passes depend on which positions are asked for, too: likelihoods that ask for one token at a time (the chain rule)
+    are of other predictions than the NELBO.
     """
 
     def predict(inputs: Sequence[Inputs]) -> list[Tensor]:

@@ -94,8 +94,8 @@ def test_the_output_is_that_of_the_other_documents(prepare, tmp_path, corpus, ki
     assert prepare("--input", alone, "--output", tmp_path / "alone").code == 0
     for name in ("train-00000.bin", "train-00000.idx", "validation-00000.bin"):
         assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
-    assert load_manifest(tmp_path / "data").records == {"id to drop": len(DROPPED)}
-    assert f"left out, id to drop: {len(DROPPED)}\n" in result.out and repr(str(of(DROPPED[0]))) in result.out
+    assert load_manifest(tmp_path / "data").records == {"id on a drop list": len(DROPPED)}
+    assert f"left out, id on a drop list: {len(DROPPED)}\n" in result.out and repr(str(of(DROPPED[0]))) in result.out
     assert "warning" not in result.err
 
 
@@ -108,7 +108,7 @@ def test_worker_processes_have_the_ids(prepare, tmp_path):
         words = ("--input", path, "--output", output, "--drop-ids", listed, "--workers", workers)
         result = prepare(*words)
         assert result.code == 0, result.err
-        assert load_manifest(output).records == {"id to drop": 500}
+        assert load_manifest(output).records == {"id on a drop list": 500}
     for file in ("train-00000.bin", "train.places.parquet"):
         assert (outputs[0] / file).read_bytes() == (outputs[1] / file).read_bytes()
     assert "already prepared" in prepare(*words).out
@@ -163,7 +163,20 @@ def test_ids_that_are_not_in_the_corpus_are_told(prepare, tmp_path):
     words = ("--input", path, "--output", tmp_path / "data", "--id-key", "meta.id", "--drop-ids", listed)
     result = prepare(*words)
     assert result.code == 0
-    assert "warning: none of the 1 ids of --drop-ids, such as 'web/1', is that of a document" in result.err
+    assert "warning: no document has an id of --drop-ids, such as 'web/1'" in result.err
+    write_list("text", tmp_path, ["web/1", doc_id(4)])
+    result = prepare(*words, "--overwrite")
+    assert result.code == 0 and "note: the 2 ids of --drop-ids left out 1 documents" in result.err
+
+
+def test_lists_may_be_empty_if_one_is_not(prepare, tmp_path):
+    """As of the parts of a job that removed nothing."""
+    path = write_lines(tmp_path / "corpus.jsonl", [{"id": i, "text": text} for i, text in enumerate(TEXTS)])
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "0.jsonl").write_bytes(b"")
+    write_lines(tmp_path / "lists" / "1.jsonl", [{"id": 5}])
+    result = prepare("--input", path, "--output", tmp_path / "data", "--drop-ids", tmp_path / "lists")
+    assert result.code == 0 and load_manifest(tmp_path / "data").records == {"id on a drop list": 1}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +189,8 @@ def test_ids_that_are_not_in_the_corpus_are_told(prepare, tmp_path):
         ("a.txt", b"\n \n", "a.txt: no id in it"),
         ("a.txt", b"a\n\xff\n", "'utf-8' codec can't decode"),
         ("a.txt.gz", gzip.compress(b"a\n" * 9999)[:-9], "a.txt.gz: "),
+        ("a.txt.gz", gzip.compress(b"a\n") + b"more", "what follows is no gzip"),
+        ("list", b"a\n", "it has no suffix that says what it holds; rename it to .txt, .jsonl or .parquet"),
         ("a.parquet", b"PAR1", "a.parquet: broken or truncated file"),
         ("a.csv", b"id\n1\n", "a.csv: .csv files cannot be read"),
         (None, b"", "no such file or folder"),
@@ -197,6 +212,9 @@ def test_options_that_cannot_be_meant_are_refused(prepare, tmp_path):
     for value in (tmp_path / "a.txt", "stdlib:", "sudoku4:10"):
         result = prepare("--input", value, "--output", tmp_path / "data", "--drop-ids", listed)
         assert result.code == 2 and "--drop-ids: " in result.err and "id" in result.err, result.err
+    words = ("--input", "stdlib:", "--output", tmp_path / "data", "--drop-ids", listed, "--against", "stdlib:")
+    result = prepare(*words, "--duplicates", "exact")
+    assert result.code == 2 and "--against and --drop-ids: the ids are those of --input" in result.err
     for option in ("--id-key", "--drop-ids-key"):
         result = prepare("--input", "stdlib:", "--output", tmp_path / "data", option, "k")
         assert result.code == 2 and f"{option} k: say which documents to leave out, with --drop-ids" in result.err

@@ -95,6 +95,13 @@ def test_duplicates_are_estimated_from_parts_of_several_tasks(prepare, several_t
         assert re.search(time, result.out, re.MULTILINE), result.out
 
 
+@pytest.mark.parametrize(("workers", "join"), [(1, "1:10"), (2, "0:50"), (64, "0:35")])
+def test_what_does_not_grow_with_the_corpus_is_not_multiplied(workers, join):
+    spent = module.Spent(tokenizer=5.0, duplicates=0.0, tokens=6.4, shards=4.0, loss=20.0, rest=1.0, memory=0)
+    line = module._time(spent, scale=10.0, workers=workers)
+    assert f"(tokenizer 0:05, tokens 0:{round(64 / workers):02}, join {join})".replace("0:64", "1:04") in line
+
+
 def test_an_estimate_names_what_is_left_out(prepare, tmp_path):
     lines = [f'{{"text": "some words of text {i}"}}\n' if i % 4 else '{"body": "x"}\n' for i in range(400)]
     (tmp_path / "a.jsonl").write_text("".join(lines))

@@ -116,7 +116,7 @@ def test_likelihoods_with_adaptive_loops(trained, evaluate, tmp_path):
         assert schedule["bits_per_byte"] == pytest.approx(found[3]["bits_per_byte"], rel=1e-6)
         assert "cost" not in found[3] and schedule["cost"]["loops_per_forward"] == 3
         spent = adaptive["cost"]["loops_per_forward"]
-        assert f"forward passes in {adaptive['cost']['seconds']:.1f} s, {spent:.2f} loops" in out
+        assert f"forward passes in {adaptive['cost']['seconds']:.1f} s, {spent:.2f} loops each" in out
         if same_as is None:
             assert 1 < spent < 3 and 1 < found["3-1"]["cost"]["loops_per_forward"] < 3
             continue
@@ -124,6 +124,29 @@ def test_likelihoods_with_adaptive_loops(trained, evaluate, tmp_path):
         if same_as in found:
             assert adaptive["bits_per_byte"] == pytest.approx(found[same_as]["bits_per_byte"], rel=1e-6)
             assert adaptive["bits_per_byte"] != pytest.approx(found[4 - same_as]["bits_per_byte"], rel=1e-6)
+
+
+def test_rows_of_a_likelihood_keep_nothing_of_others(trained, evaluate, tmp_path):
+    """Also where other tasks draw samples with a cache or a warm start."""
+    words = (
+        "--tasks",
+        trained / "data",
+        "addition2",
+        "--limit",
+        6,
+        "--masks",
+        3,
+        "--steps",
+        4,
+        "--loops",
+        "adaptive:1-3",
+    )
+    found = []
+    for number, options in enumerate([(), ("--warm-start",), ("--cache", "dual"), ("--warm-start", "--batch-size", 2)]):
+        assert evaluate(*words, *options, "--output", tmp_path / f"{number}.json")[0] == 0
+        (row,) = json.loads((tmp_path / f"{number}_data.json").read_text())["loops"]
+        found.append(row["bits_per_byte"])
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)
 
 
 def test_a_rerun_goes_on_and_a_finished_one_asks_nothing(trained, evaluate, monkeypatch):
