@@ -106,8 +106,8 @@ class DroppedIds:
             return None
         if count:
             return (
-                f"note: the {len(self.ids):,} ids of --drop-ids left out {count:,} documents; the others may be of other inputs, or not "
-                f"be written as the values of {self.id_key!r}"
+                f"note: the {len(self.ids):,} ids of --drop-ids left out {count:,} documents; the others may be of other inputs, "
+                f"or not be written as the values of {self.id_key!r}"
             )
         return (
             f"warning: no document has an id of --drop-ids, such as {_shown(self.example)}: compare them with the values of "

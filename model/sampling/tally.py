@@ -101,7 +101,7 @@ class Cost:
     def describe(self) -> str:
         """One line for the console."""
         if not self.tokens and self.forwards:
-            return f"{self.forwards} forward passes in {self.seconds:.1f} s, {self.loops_per_forward:.2f} loops"
+            return f"{self.forwards} forward passes in {self.seconds:.1f} s, {self.loops_per_forward:.2f} loops each"
         speed = f"{self.tokens} tokens in {self.seconds:.1f} s ({self.tokens_per_second:.1f} tokens/s)"
         if not self.tokens:
             return speed

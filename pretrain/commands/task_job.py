@@ -78,7 +78,7 @@ class Job:
         size, work = self.arguments.batch_size, Work()
 
         def network() -> "Denoise":
-            return run.denoiser(alone.compute(size), work.tally)
+            return run.denoiser(compute.compute(size), work.tally)
 
         tokenizer = load_prepared_tokenizer(run.tokenizer_folder, run.manifest)
         loops, mask_id = compute.record()["loops"], run.settings.model.mask_id
