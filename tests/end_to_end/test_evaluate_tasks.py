@@ -128,19 +128,8 @@ def test_likelihoods_with_adaptive_loops(trained, evaluate, tmp_path):
 
 def test_rows_of_a_likelihood_keep_nothing_of_others(trained, evaluate, tmp_path):
     """Also where other tasks draw samples with a cache or a warm start."""
-    words = (
-        "--tasks",
-        trained / "data",
-        "addition2",
-        "--limit",
-        6,
-        "--masks",
-        3,
-        "--steps",
-        4,
-        "--loops",
-        "adaptive:1-3",
-    )
+    words = ("--tasks", trained / "data", "addition2", "--limit", 20, "--masks", 3)
+    words += ("--steps", 4, "--loops", "adaptive:1-3")
     found = []
     for number, options in enumerate([(), ("--warm-start",), ("--cache", "dual"), ("--warm-start", "--batch-size", 2)]):
         assert evaluate(*words, *options, "--output", tmp_path / f"{number}.json")[0] == 0
