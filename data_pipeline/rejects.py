@@ -28,6 +28,7 @@ class Cause(StrEnum):
     NO_ID = "no id"
     EMPTY = "empty text"
     BROKEN_FILE = "broken or truncated file"
+    TRAILING_BYTES = "bytes after the compressed content"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near duplicate"
 

@@ -36,7 +36,11 @@ class DamagedFileError(Exception):
 
 
 class TrailingBytesError(DamagedFileError):
-    """The content is whole, but something follows it that is no content."""
+    """The content is whole, but `num_bytes` bytes follow it that are no content."""
+
+    def __init__(self, why: str, missing: str, num_bytes: int) -> None:
+        super().__init__(why, missing)
+        self.num_bytes = num_bytes
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class OpenFile:
                 f"the {name} content ends at byte {members.end:,} of {size:,}, and what follows is no {name}: repair it, or remove "
                 "the rest"
             )
-            raise TrailingBytesError(why, _unread(members.end, size))
+            raise TrailingBytesError(why, _unread(members.end, size), size - members.end)
         if read < size:
             raise DamagedFileError(f"the {name} stream ends at byte {read:,} of {size:,}", _unread(read, size))
 

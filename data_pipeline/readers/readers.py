@@ -31,6 +31,9 @@ from data_pipeline.readers.rows import read_dataset, read_parquet
 from data_pipeline.readers.values import BlankLine, Found, TextValue
 from data_pipeline.rejects import Cause, Rejection, missing_id, missing_key
 
+MAX_TRAILING_BYTES = 4096
+"""After compressed content, more may be content whose beginning is damaged."""
+
 
 def read_range(file_range: FileRange, text_key: str, id_key: str | None = None) -> Iterator[Found]:
     """Everything that a file range holds, in order. Content counts as broken when a second read finds the same.
@@ -48,7 +51,13 @@ def read_range(file_range: FileRange, text_key: str, id_key: str | None = None) 
             yield found
     except DamagedFileError as error:
         _confirm(file_range, text_key, id_key, count, str(error))
-        yield Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing)
+        yield _of_file(error)
+
+
+def _of_file(error: DamagedFileError) -> Rejection:
+    """What is told of a file that is not whole. A few bytes after compressed content, which is whole, are no damage."""
+    few = isinstance(error, TrailingBytesError) and error.num_bytes <= MAX_TRAILING_BYTES
+    return Rejection(Cause.TRAILING_BYTES if few else Cause.BROKEN_FILE, None, str(error), missing=error.missing)
 
 
 def _read_once(file_range: FileRange, text_key: str, id_key: str | None) -> Iterator[Found]:
@@ -99,7 +108,7 @@ def _read_text(file_range: FileRange) -> list[Found]:
         try:
             file.require_end(len(content))
         except TrailingBytesError as error:
-            trailing.append(Rejection(Cause.BROKEN_FILE, None, str(error), missing=error.missing))
+            trailing.append(_of_file(error))
     try:
         return [TextValue("".join(without_nul(without_marks([decode_utf8(content)]))), None), *trailing]
     except Utf8Error as error:

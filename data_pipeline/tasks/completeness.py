@@ -24,10 +24,12 @@ UNREADABLE = (
     Cause.NOT_A_STRING,
     Cause.NO_ID,
 )
+# These count files, not records.
+OF_FILES = (Cause.BROKEN_FILE, Cause.TRAILING_BYTES)
 # Options that give the key which records lack.
 KEYS = {Cause.MISSING_KEY: "--text-key", Cause.NO_ID: "--id-key"}
 # What a reader rejects, so what `--strict` stops at.
-NOT_READ = (*UNREADABLE, Cause.EMPTY, Cause.BROKEN_FILE)
+NOT_READ = (*UNREADABLE, Cause.EMPTY, *OF_FILES)
 MAX_LISTED = 50
 ACCEPT = "--accept-broken-files"
 
@@ -88,7 +90,7 @@ def _explain_no_rows(split: str, documents: int, tokens: int, options: Options) 
 
 def lacks_the_key(counts: CorpusCounts) -> bool:
     """Whether records lack the text key and no other has it, as far as they can be read."""
-    unread = {Cause.MISSING_KEY, Cause.BROKEN_JSON, Cause.NOT_UTF8, Cause.BROKEN_FILE}
+    unread = {Cause.MISSING_KEY, Cause.BROKEN_JSON, Cause.NOT_UTF8, *OF_FILES}
     return not counts.accepted and bool(counts.rejected[Cause.MISSING_KEY]) and set(counts.rejected) <= unread
 
 
@@ -176,5 +178,5 @@ def _unreadable(rejected: Mapping[str, int]) -> int:
 
 
 def _records(accepted: int, rejected: Mapping[str, int]) -> int:
-    """All records; a broken file is none."""
-    return accepted + Counter(rejected).total() - rejected.get(Cause.BROKEN_FILE, 0)
+    """All records."""
+    return accepted + Counter(rejected).total() - sum(rejected.get(cause, 0) for cause in OF_FILES)

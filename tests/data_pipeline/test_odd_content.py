@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kinds import texts_of
 
+from data_pipeline.manifest import load_manifest
 from data_pipeline.readers import long_documents, members, readers
 from data_pipeline.readers.compression import DamagedFileError, TrailingBytesError, open_decompressed
+from data_pipeline.rejects import Cause
 
 MARK = b"\xef\xbb\xbf"
 RECORDS = b'{"text": "one one one"}\n{"text": "two two two"}\n'
@@ -215,9 +217,23 @@ def test_what_stands_before_the_garbage_is_kept_and_the_garbage_is_told(prepare,
     path = tmp_path / f"t.txt{suffix}"
     path.write_bytes(PACKERS[suffix](b"a text file") + b"garbage after the end")
     texts, counter = texts_of(path)
-    assert texts == ["a text file"] and counter.broken[0].documents == 1
-    result = prepare("--input", path, "--output", tmp_path / "data", "--validation-fraction", 0, "--seq-len", 2)
-    assert result.code == 2 and "and what follows is no" in result.err and "the last 21 of its" in result.err
+    assert texts == ["a text file"] and counter.rejected == {Cause.TRAILING_BYTES: 1}
+    lines = tmp_path / f"l.jsonl{suffix}"
+    lines.write_bytes(PACKERS[suffix](b'{"text": "one"}\n{"text": "two"}\n') + b"garbage after the end")
+    words = ("--input", path, lines, "--output", tmp_path / "data", "--validation-fraction", 0, "--seq-len", 2)
+    result = prepare(*words)
+    assert result.code == 0, result.err
+    assert "left out, bytes after the compressed content: 2\n" in result.out and f"{path.name}: the" in result.out
+    assert result.out.count("and what follows is no") == 2
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.splits["train"].documents == 3 and manifest.records == {"bytes after the compressed content": 2}
+    assert "already prepared" in prepare(*words).out
+    result = prepare(*words, "--strict", "--output", tmp_path / "strict")
+    assert result.code == 2 and "what follows is no" in result.err
+    # So many bytes may be content with a damaged beginning.
+    lines.write_bytes(lines.read_bytes() + bytes(range(1, 256)) * 17)
+    result = prepare(*words, "--output", tmp_path / "other")
+    assert result.code == 2 and "1 file is broken" in result.err and "the last 4,356 of its" in result.err
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
