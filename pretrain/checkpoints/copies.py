@@ -119,12 +119,9 @@ class Copies:
 
         Collective, with ZeRO also over the data-parallel ranks: they have the same checksums, so all ask for the same weights.
         """
-        ranks, bits = dist.get_process_group_ranks(group.ranks), self._whole(name, tensors)
-        first_bits = bits.clone()
-        dist.broadcast(first_bits, ranks[0], group=group.ranks)
-        amounts = (bits.view(torch.float32) - first_bits.view(torch.float32)).abs().amax(1).tolist()
-        differs = (bits != first_bits).any(1).tolist()
-        own = {tensor: amount for tensor, amount, one in zip(tensors, amounts, differs, strict=True) if one}
+        ranks = dist.get_process_group_ranks(group.ranks)
+        differences = {tensor: self._difference(name, tensor, group) for tensor in tensors}
+        own = {tensor: amount for tensor, amount in differences.items() if amount is not None}
         found = {rank: one for rank, one in zip(ranks, _gathered(own, group.ranks), strict=True) if one}
         if not found:
             return None
@@ -134,13 +131,21 @@ class Copies:
         alike = f"{name_ranks(list(found))} and rank {ranks[0]} must hold the same numbers"
         return f"{name}: {alike}, but differ in {what}. {self._advice([ranks[0], *found])}"
 
-    def _whole(self, name: str, tensors: list[str]) -> Tensor:
-        """The bits of a weight's tensors as this rank would hold them without ZeRO, int32 [tensors, n]. Collective."""
-        whole = torch.zeros(len(tensors), self._held.size(name), dtype=torch.int32, device=self._world.device)
+    def _difference(self, name: str, tensor: str, group: _Group) -> float | None:
+        """The largest difference from the group's first rank, None if the bits are the same. Collective."""
+        bits = self._whole(name, tensor)
+        first_bits = bits.clone()
+        dist.broadcast(first_bits, dist.get_process_group_ranks(group.ranks)[0], group=group.ranks)
+        if torch.equal(bits, first_bits):
+            return None
+        return float((bits.view(torch.float32) - first_bits.view(torch.float32)).abs().max())
+
+    def _whole(self, name: str, tensor: str) -> Tensor:
+        """The bits of a tensor as this rank would hold it without ZeRO, int32 [n]. Collective over the data-parallel ranks."""
+        whole = torch.zeros(self._held.size(name), dtype=torch.int32, device=self._world.device)
         for piece, states in self._held.pieces():
-            for row, tensor in zip(whole, tensors, strict=True):
-                if piece.name == name and tensor in states:
-                    row[piece.start : piece.start + piece.length] = states[tensor].view(torch.int32)
+            if piece.name == name and tensor in states:
+                whole[piece.start : piece.start + piece.length] = states[tensor].view(torch.int32)
         if self._held.divided:
             dist.all_reduce(whole, group=self._world.data_parallel_group)
         return whole
