@@ -1,12 +1,14 @@
 """Flips a bit in one copy of what several ranks hold, and saves: torchrun ... damaged_copies.py JOBS.json
 
-JOBS.json is a list of {"words": overrides of tests/tiny.yaml, "out": run folder, "faults": list of [ranks, weight, tensor, bit]}.
+JOBS.json is a list of {"words": overrides of tests/tiny.yaml, "out": run folder, "faults": list of [ranks, weight, tensor, bit],
+"hosts": names of the ranks' hosts, which are optional}.
 After three steps every fault is tried: the bit of the first number of the tensor is flipped on that one of the ranks which holds
 it, the run is saved, and the bit is flipped back. OUT/messages.json has the error of each save, or null, and then that of a save
 without a fault; OUT/equal.json says whether all copies had the same bits then.
 """
 
 import json
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +59,8 @@ def do(job: dict[str, Any]) -> None:
     run = build_run(plan, blend, world)
     run.folder = out
     take_steps(run, SAVED)
+    if "hosts" in job:
+        socket.gethostname = lambda: job["hosts"][world.rank]
     held, messages = Held(run.engine, plan.settings.model, world), []
     for ranks, *fault in job["faults"]:
         if world.rank in ranks:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoints.copies import AT_ONCE, checksum
 from pretrain.checkpoints.folder import list_checkpoints
+from pretrain.checkpoints.sums import AT_ONCE, checksum, squares_of_master
 from tests.distributed.parity import BF16, MUON, RECIPE, SMALL, p
 from tests.launching import BIN, ROOT, free_port, run, train
 
+LAST = "Run the same command again: it goes on from the last checkpoint, if there is one"
+ROUNDED = r"must be equal but for rounding, but their norms are from \S+ to"
+EXPONENT = 30  # the highest bit of the exponent
 NORM, MATRIX = "mid.layers.1.input_layernorm.weight", "mid.layers.0.mlp.linear_fc1.weight"
 TWO_COPIES = p("pipeline=2", "mid_replicas=2")
 JOBS = {
@@ -21,6 +24,10 @@ JOBS = {
     "PP2, 2 copies of mid": (SMALL, TWO_COPIES, [(1, MATRIX, "weight"), (1, NORM, "exp_avg")]),
     "PP2, 2 copies of mid, Muon": (MUON, TWO_COPIES, [(1, MATRIX, "momentum_buffer")]),
     "DP2, ZeRO-0": (SMALL, p("zero_stage=0"), [(1, "lm_head.weight", "weight"), (1, NORM, "exp_avg_sq")]),
+}
+ON_FOUR_RANKS = {
+    "TP2, DP2, ZeRO-0": (SMALL, p("tensor=2", "zero_stage=0"), [(1, NORM, "weight"), (1, NORM, "exp_avg")]),
+    "PP2, 2 copies of mid, DP2, ZeRO-0": (SMALL, (*TWO_COPIES, *p("zero_stage=0")), [(1, NORM, "weight")]),
 }
 THREE_ROWS = (*TWO_COPIES, "train.global_batch_size=6", "train.micro_batch_size=1")
 pytestmark = pytest.mark.distributed
@@ -34,48 +41,54 @@ def launch(folder: Path, corpus: Path, ranks: int, jobs: list[dict]) -> None:
     (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
     torchrun = [BIN / "torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
     script = [ROOT / "tests/distributed/damaged_copies.py", folder / "jobs.json"]
-    done = run([*torchrun, *script], timeout=600, PYTHONPATH=str(ROOT))
+    done = run([*torchrun, *script], timeout=300, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory, corpus) -> Path:
-    """A folder of results for each of `JOBS`."""
-    folder = tmp_path_factory.mktemp("copies")
+def check_flipped_bits(folder: Path, corpus: Path, ranks: int, named: dict) -> None:
+    """Do named jobs, (model, layout, faults): each fault must be found, and nothing without one."""
     jobs = [
         {"words": [*model, *layout], "out": folder / name, "faults": [[[rank], *what, 0] for rank, *what in faults]}
-        for name, (model, layout, faults) in JOBS.items()
+        for name, (model, layout, faults) in named.items()
     ]
-    launch(folder, corpus, 2, jobs)
-    return folder
+    launch(folder, corpus, ranks, jobs)
+    for name, (_, _, faults) in named.items():
+        *messages, without_fault = json.loads((folder / name / "messages.json").read_text())
+        for message, (_, weight, tensor) in zip(messages, faults, strict=True):
+            assert f"{weight}: rank 1 and rank 0 must hold the same numbers, but differ in {tensor} by up to" in message
+            assert LAST in message
+        assert without_fault is None, name
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_one_flipped_bit_is_named_and_not_saved(two_ranks, name):
-    *messages, without_fault = json.loads((two_ranks / name / "messages.json").read_text())
-    for message, (_, weight, tensor) in zip(messages, JOBS[name][2], strict=True):
-        assert f"{weight}: rank 1 and rank 0 must hold the same numbers, but differ in {tensor} by up to" in message
-        assert "resume from the checkpoint before" in message
-    assert without_fault is None
+@pytest.mark.parametrize(("ranks", "named"), [(2, JOBS), (4, ON_FOUR_RANKS)])
+def test_one_flipped_bit_is_named_and_not_saved(tmp_path, corpus, ranks, named):
+    """On four ranks, it concerns one of two groups: the other must not wait for it."""
+    check_flipped_bits(tmp_path, corpus, ranks, named)
 
 
 def test_rounding_passes_where_three_ranks_are_summed_in_another_order(tmp_path, corpus):
     """The place of the mid block in the buffers of gradients differs between stages, and with it the order of gloo's sums."""
-    second = [3, 4, 5]
-    faults = [
-        [second, NORM, "weight", 22],
-        [second, NORM, "exp_avg", 30],
-    ]  # 1 becomes 1.5, and a small number a large one
+    faults = [[[3, 4, 5], weight, "weight", EXPONENT] for weight in (NORM, MATRIX)]
     launch(tmp_path, corpus, 6, [{"words": [*SMALL, *THREE_ROWS], "out": tmp_path / "out", "faults": faults}])
     assert json.loads((tmp_path / "out/equal.json").read_text()) is False, "all are exact now: ROUNDING may go"
-    weight, moment, without_fault = json.loads((tmp_path / "out/messages.json").read_text())
-    assert re.search(
-        rf"{NORM}: rank [345] and rank [012] must hold the same numbers, but differ in weight by up to 0.[45]", weight
-    )
-    assert re.search(
-        rf"{NORM}: rank [345] and rank [012] must hold the same numbers, but differ in exp_avg by up to", moment
-    )
+    *messages, without_fault = json.loads((tmp_path / "out/messages.json").read_text())
+    for message, weight in zip(messages, (NORM, MATRIX), strict=True):
+        assert re.search(rf"{weight}: its copies on ranks [012], [345] {ROUNDED} (inf|\S+e\+\d\d)\. ", message)
+        assert LAST in message
     assert without_fault is None
+
+
+def test_on_several_hosts_norms_are_compared(tmp_path, corpus):
+    layouts = {"TP2": p("tensor=2"), "DP2, ZeRO-0": p("zero_stage=0")}
+    faults = [[[1], NORM, "weight", EXPONENT]]
+    jobs = {
+        name: {"words": [*SMALL, *words], "out": tmp_path / name, "faults": faults} for name, words in layouts.items()
+    }
+    launch(tmp_path, corpus, 2, [{**job, "hosts": ["one", "two"]} for job in jobs.values()])
+    for name in layouts:
+        message, without_fault = json.loads((tmp_path / name / "messages.json").read_text())
+        assert re.search(rf"{NORM}: its copies on ranks 0, 1 {ROUNDED} .* at fault \(on one, two\)", message)
+        assert without_fault is None
 
 
 def test_a_run_ends_with_the_error_and_resumes_from_the_checkpoint_before(tmp_path, corpus):
@@ -107,3 +120,10 @@ def test_checksums_of_parts_add_up_and_tell_places_apart(start):
     bits = values.view(torch.int32).clone()
     bits[7], bits[8] = bits[7] + 1, bits[8] - 1
     assert checksum(bits.view(torch.float32), start) != whole
+
+
+def test_squares_of_parts_add_up():
+    values = torch.randn(2 * AT_ONCE + 3, generator=torch.Generator().manual_seed(0))
+    cuts = (0, 0, AT_ONCE - 7, len(values))
+    parts = [squares_of_master({"weight": values[a:b], "ema": values}, a) for a, b in pairwise(cuts)]
+    assert float(sum(parts)) == pytest.approx(float(torch.linalg.vector_norm(values.double())) ** 2, rel=1e-12)
