@@ -26,7 +26,7 @@ from pretrain.studies.estimate import describe
 from pretrain.studies.output import record
 from pretrain.studies.report import _setup
 from pretrain.studies.schedule import unit_of
-from pretrain.studies.trials import Experiment, content_key, unit_counts
+from pretrain.studies.trials import Experiment, arms_of, content_key, unit_counts
 from tests.study_runs import Stoppable
 
 RESULTS = Path(__file__).resolve().parents[2] / "pretrain" / "studies" / "results"
@@ -378,11 +378,12 @@ def test_committed_results_are_of_the_study_as_it_is_defined(path):
     result = json.loads(path.read_text())
     study = load_study(result["study"])
     scale = study.scales[result["scale"]]
-    assert result["arms"].keys() == study.arms.keys()
+    arms = arms_of(study, scale)
+    assert result["arms"].keys() == arms.keys()
     assert {len(trainings) for trainings in result["arms"].values()} == {scale.seeds}
     for arm, trainings in result["arms"].items():
         if scale.flops is None:
-            assert {str(training["steps"]) for training in trainings} == {study.arms[arm].settings["train.steps"]}
+            assert {str(training["steps"]) for training in trainings} == {arms[arm].settings["train.steps"]}
         else:
             assert [training["flops"] for training in trainings] == pytest.approx(
                 [scale.flops] * len(trainings), rel=0.01
