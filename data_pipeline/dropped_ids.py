@@ -17,7 +17,7 @@ from data_pipeline.filters import Limit
 from data_pipeline.paths import user_input
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.file_ranges import FileRange
-from data_pipeline.readers.inputs import Input, resolve_option
+from data_pipeline.readers.inputs import Input, naming, require_known_kinds, resolve_input
 from data_pipeline.readers.readers import read_range
 from data_pipeline.readers.remote import RemotePath
 from data_pipeline.readers.values import BlankLine
@@ -151,7 +151,9 @@ def dropped_ids(
         return None
     id_key = "id" if id_key is None else id_key
     _require_ids(inputs)
-    lists = [resolve_option("--drop-ids", value) for value in values]
+    with naming("--drop-ids", has_as=False):
+        lists = [resolve_input(value) for value in values]
+        require_known_kinds(lists)
     example = next(_ids(lists, list_key or id_key), None)
     if example is None:
         raise DataError(f"--drop-ids {' '.join(values)}: no id in it")

@@ -77,11 +77,11 @@ def _prepare(args: argparse.Namespace) -> None:
     check_arguments(args)
     from data_pipeline.output_checks import check_inputs, check_output, resolve_output
     from data_pipeline.readers.inputs import (
+        naming,
         require_known_kinds,
         require_use,
         require_versions,
         resolve_input,
-        resolve_option,
     )
     from data_pipeline.replace import restore_interrupted
     from data_pipeline.tasks.estimate import estimate
@@ -91,7 +91,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
     output = args.output and resolve_output(args.output)
     inputs = [resolve_input(value, args.read_as) for value in args.input]
-    against = [resolve_option("--against", value, args.read_as) for value in args.against or []]
+    with naming("--against", has_as=True):
+        against = [resolve_input(value, args.read_as) for value in args.against or []]
     if args.read_as:
         require_use(args.read_as, inputs)
     options = _options(args, inputs)
@@ -102,6 +103,8 @@ def _prepare(args: argparse.Namespace) -> None:
         return
     check_inputs(output, [*inputs, *against])
     require_known_kinds(inputs)
+    with naming("--against", has_as=True):
+        require_known_kinds(against)
     if args.stage != "all":
         require_versions([*inputs, *against])
     require_text_for_a_row(inputs, options.seq_len)

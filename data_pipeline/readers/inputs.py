@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -132,21 +133,18 @@ def resolve_input(value: str, read_as: ReadAs | None = None) -> Input:
     raise DataError(f"--input {value}: {_why_nothing(value)}")
 
 
-def resolve_option(option: str, value: str, read_as: ReadAs | None = None) -> Input:
-    """What a value of another option stands for, read as one of `--input` would be.
+@contextmanager
+def naming(option: str, has_as: bool) -> Iterator[None]:
+    """Errors about inputs that are the values of another option than `--input` name that one.
 
-    Raises:
-        DataError: as `resolve_input` and `require_known_kinds`, naming the option.
+    Args:
+        has_as: whether `--as` says how to read them, too.
     """
     try:
-        found = resolve_input(value, read_as)
-        require_known_kinds([found])
+        yield
     except DataError as error:
         why = str(error).replace("--input ", f"{option} ", 1)
-        if read_as is None:  # the option has no --as
-            why = why.replace(SAY_HOW, "rename it to .txt, .jsonl or .parquet")
-        raise DataError(why) from error
-    return found
+        raise DataError(why if has_as else why.replace(SAY_HOW, "rename it to .txt, .jsonl or .parquet")) from error
 
 
 def _resolve_remote(value: str, read_as: ReadAs | None) -> Input:
