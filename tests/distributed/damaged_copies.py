@@ -16,19 +16,14 @@ from typing import Any
 
 import torch
 
-from data_pipeline.dataset.blend import load_blend
 from pretrain.checkpoints.copies import Copies
 from pretrain.checkpoints.states import Held
-from pretrain.config.load import load_settings
-from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import CopiesDifferError
 from pretrain.machine.library_warnings import filter_library_warnings
-from pretrain.parallel.launcher import read_launcher
-from pretrain.parallel.world import leave_world, start_world
+from pretrain.parallel.world import leave_world
 from pretrain.training.checkpoint import saver_of, start_save
-from pretrain.training.start import build_run
 from pretrain.training.state import TrainingRun
-from tests.distributed.elastic import SAVED, take_steps
+from tests.distributed.elastic import SAVED, built, take_steps
 from tests.launching import shape_of
 
 
@@ -52,16 +47,12 @@ def error_of_save(run: TrainingRun) -> str | None:
 
 def do(job: dict[str, Any]) -> None:
     """One job, in this process and the others."""
-    settings = load_settings(str(Path(__file__).parents[1] / "tiny.yaml"), job["words"])
-    blend, out, launched = load_blend(settings.data.path), Path(job["out"]), read_launcher()
-    plan = make_run_plan(settings, blend.manifest, launched[1])
-    world = start_world(launched, plan.shape)
-    run = build_run(plan, blend, world)
-    run.folder = out
+    run = built(job)
+    world, out = run.world, run.folder
     take_steps(run, SAVED)
     if "hosts" in job:
         socket.gethostname = lambda: job["hosts"][world.rank]
-    held, messages = Held(run.engine, plan.settings.model, world), []
+    held, messages = Held(run.engine, run.plan.settings.model, world), []
     for ranks, *fault in job["faults"]:
         if world.rank in ranks:
             flip(held, *fault)

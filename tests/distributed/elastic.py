@@ -38,14 +38,20 @@ def take_steps(run: TrainingRun, count: int) -> list[float]:
     return losses
 
 
+def built(job: dict[str, Any]) -> TrainingRun:
+    """A run with the overrides `words` of tests/tiny.yaml, in the folder `out`."""
+    settings = load_settings(str(Path(__file__).parents[1] / "tiny.yaml"), job["words"])
+    blend, ranks = load_blend(settings.data.path), read_launcher()
+    plan = make_run_plan(settings, blend.manifest, ranks[1])
+    run = build_run(plan, blend, start_world(ranks, plan.shape))
+    run.folder = Path(job["out"])
+    return run
+
+
 def do(job: dict[str, Any]) -> None:
     """One job, in this process and the others."""
-    settings = load_settings(str(Path(__file__).parents[1] / "tiny.yaml"), job["words"])
-    blend, out, ranks = load_blend(settings.data.path), Path(job["out"]), read_launcher()
-    plan = make_run_plan(settings, blend.manifest, ranks[1])
-    world = start_world(ranks, plan.shape)
-    run = build_run(plan, blend, world)
-    run.folder = out
+    run = built(job)
+    plan, world, out = run.plan, run.world, run.folder
     if job["source"] is None:
         take_steps(run, SAVED)
         saver = saver_of(run)
