@@ -18,8 +18,8 @@ step "1/4 prepare: the sources of Python's standard library -> data/stdlib"
 loopmdm prepare --input stdlib: --output data/stdlib --vocab-size 2048 --seq-len 128 --validation-fraction 0.05
 
 step "2/4 train: 2 ranks, ZeRO-1 -> runs/quickstart"
-# A free port: DeepSpeed's fixed default would collide with any other job on the machine.
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# DeepSpeed's fixed default would collide with any other job on the machine. Ports below 32768 are not given to connections.
+port=$((15000 + RANDOM % 15000))
 # Without a GPU, its launcher would print a warning about that in each of its processes.
 python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && export DS_ACCELERATOR=cpu
 deepspeed --num_gpus 2 --master_port "$port" --log_level error pretrain/main.py --config quickstart "$@"
