@@ -12,7 +12,8 @@ Three things may round the copies differently. There only the norms of the maste
 
 - One more sum, for each copy in a group of its own: of the gradient over the data-parallel ranks, or, without ZeRO, of the squared
   norm over the ranks of the model. Two numbers have the same sum in either order. The order of three or more depends with gloo on
-  the place of a gradient in the buffer, which differs between stages, and with NCCL also on the group.
+  the place of a gradient in the buffer, which differs between stages, and with NCCL also on the group. (`train.deterministic`
+  makes the summands equal.)
 - Ranks on several hosts: another processor may have other instructions.
 - On GPUs, kernels that are chosen in every process: `torch.compile` times several for a norm, whose gradient without sequence
   parallelism passes no all-reduce, and cuBLAS those of Muon.

@@ -84,7 +84,8 @@ class Train:
     spike_threshold: float | None = Field(None, gt=0)
     """Also skip an update whose loss exceeds the median of the last 100 by this many standard deviations; empty: never."""
     deterministic: bool = False
-    """On GPUs, use only kernels whose results do not vary between runs, which are slower; CPU runs are repeatable anyway."""
+    """On GPUs, use only kernels whose results do not vary between runs, which are slower; CPU runs are repeatable anyway.
+    Copies of the mid block on 3 or more data-parallel ranks then stay equal in all bits, for one more sum of their gradients."""
     compile: bool = False
     """Compile the transformer layer with torch.compile, once for all layers and loops; ignored where there is no compiler."""
 

@@ -130,14 +130,24 @@ class Engine:
                 self._engine.optimizer.averaged_gradients[group] = None
 
     def _sum_over_copies(self, loops: int) -> None:
-        """Sum the gradients over the mid block's copies in this pipeline, so that they remain one block."""
+        """Sum the gradients over the mid block's copies in this pipeline, so that they remain one block.
+
+        In DeepSpeed's sum over data-parallel ranks, which comes later, each copy has a group and a buffer of its own. Three or more
+        numbers may be added up in another order there, and the copies would differ in their last bits. `train.deterministic` pays
+        for one more sum: over these ranks first and over the copies last, so that all have the same numbers when DeepSpeed
+        averages them.
+        """
         weights = list(self.model.mid.parameters())
+        rows_first = self._plan.settings.train.deterministic and self._world.data_parallel_size > 2
         if weights and not self.model.stage.passes(loops):
             # This copy made no pass: give it zero gradients, which DeepSpeed then reduces like those of the others.
             torch.stack([weight.sum() * 0.0 for weight in weights]).sum().backward()
         for weight in weights:
             # bf16 with ZeRO-1 moves gradients into fp32 sums as they arrive (DeepSpeed's BF16_Optimizer).
             gradient = weight.grad if getattr(weight, "_hp_grad", None) is None else weight._hp_grad
+            if rows_first:
+                dist.all_reduce(gradient, group=self._world.data_parallel_group)
+                gradient /= self._world.data_parallel_size
             dist.all_reduce(gradient, group=self._world.replica_group)
 
     def _clip_without_zero(self) -> None:

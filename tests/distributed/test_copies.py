@@ -10,6 +10,7 @@ import torch
 
 from pretrain.checkpoints.folder import list_checkpoints
 from pretrain.checkpoints.sums import AT_ONCE, checksum, squares_of_master
+from tests.checkpoints import tensors_of
 from tests.distributed.parity import BF16, MUON, RECIPE, SMALL, p
 from tests.launching import BIN, ROOT, free_port, run, train
 
@@ -30,6 +31,7 @@ ON_FOUR_RANKS = {
     "PP2, 2 copies of mid, DP2, ZeRO-0": (SMALL, (*TWO_COPIES, *p("zero_stage=0")), [(1, NORM, "weight")]),
 }
 THREE_ROWS = (*TWO_COPIES, "train.global_batch_size=6", "train.micro_batch_size=1")
+DETERMINISTIC = {"ZeRO-1": (), "ZeRO-0": p("zero_stage=0"), "bf16": ("train.precision=bf16",)}
 pytestmark = pytest.mark.distributed
 
 
@@ -66,16 +68,24 @@ def test_one_flipped_bit_is_named_and_not_saved(tmp_path, corpus, ranks, named):
     check_flipped_bits(tmp_path, corpus, ranks, named)
 
 
-def test_rounding_passes_where_three_ranks_are_summed_in_another_order(tmp_path, corpus):
+def test_three_rows_round_copies_differently_unless_deterministic(tmp_path, corpus):
     """The place of the mid block in the buffers of gradients differs between stages, and with it the order of gloo's sums."""
     faults = [[[3, 4, 5], weight, "weight", EXPONENT] for weight in (NORM, MATRIX)]
-    launch(tmp_path, corpus, 6, [{"words": [*SMALL, *THREE_ROWS], "out": tmp_path / "out", "faults": faults}])
-    assert json.loads((tmp_path / "out/equal.json").read_text()) is False, "all are exact now: ROUNDING may go"
-    *messages, without_fault = json.loads((tmp_path / "out/messages.json").read_text())
+    jobs = [{"words": [*SMALL, *THREE_ROWS], "out": tmp_path / "rounded", "faults": faults}]
+    for name, words in DETERMINISTIC.items():
+        all_words = [*SMALL, *THREE_ROWS, *words, "train.deterministic=true"]
+        jobs.append({"words": all_words, "out": tmp_path / name, "faults": []})
+    launch(tmp_path, corpus, 6, jobs)
+    equal = {job["out"].name: json.loads((job["out"] / "equal.json").read_text()) for job in jobs}
+    assert equal == {"rounded": False, **dict.fromkeys(DETERMINISTIC, True)}, "if all are equal, ROUNDING may go"
+    *messages, without_fault = json.loads((tmp_path / "rounded/messages.json").read_text())
     for message, weight in zip(messages, (NORM, MATRIX), strict=True):
         assert re.search(rf"{weight}: its copies on ranks [012], [345] {ROUNDED} (inf|\S+e\+\d\d)\. ", message)
         assert LAST in message
     assert without_fault is None
+    rounded, deterministic = (tensors_of(tmp_path / name / "checkpoints/step_3") for name in ("rounded", "ZeRO-1"))
+    for weight, tensors in rounded.items():
+        torch.testing.assert_close(deterministic[weight], tensors, rtol=1e-4, atol=1e-7, msg=weight)
 
 
 def test_on_several_hosts_norms_are_compared(tmp_path, corpus):
