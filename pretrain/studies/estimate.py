@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pretrain.config.run_folder import read_status
 from pretrain.durations import format_duration
+from pretrain.errors import UserError
 from pretrain.planning.layouts import ranked
 from pretrain.studies.processes import Runner, require_success
 from pretrain.studies.side_by_side import side_by_side
@@ -17,13 +19,14 @@ CALIBRATION_STEPS = 20
 def describe(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str], None]) -> str:
     """A table of the arms and the time of the study.
 
-    The first steps of every arm are run to measure the speed. They are saved, and the study goes on from there.
+    The first steps of every arm, at its lowest learning rate, are run to measure the speed. They are saved, and the study goes on
+    from there.
 
     Raises:
-        UserError: a training failed.
+        UserError: a training failed or diverged.
         Stopped: a signal arrived; the trainings that were running have ended.
     """
-    arms = [experiment.trial(arm, experiment.rates(arm)[0], 0) for arm in experiment.arms]
+    arms = [experiment.trial(arm, min(experiment.rates(arm)), 0) for arm in experiment.arms]
     speeds = _speeds(experiment, arms, run, jobs, show)
     each = len(experiment.scale.learning_rates) + experiment.scale.seeds - 1
     lines = [f"{'arm':<24}{'trainings':>10}{'steps':>10}{'FLOPs each':>12}{'FLOP/s':>10}{'each':>9}"]
@@ -88,6 +91,10 @@ def _speed(experiment: Experiment, trial: Trial, run: Runner, slot: int) -> floa
         words = ["train", "--config", trial.recipe, *trial.words, f"run.stop_after={missing}"]
         with owned(place.folder, lambda: not run.stopping):
             status = run(words, place.log, slot, experiment.scale.ranks)
+        if status and read_status(trial.folder).get("diverged"):
+            raise UserError(
+                f"{trial.name}: diverged in its first steps; give the study lower learning_rates ({place.log})"
+            )
         require_success(status, f"the first steps of {trial.name}", place.log)
     record = last_record(_metrics(trial))
     return record["flops"] / record["elapsed"]

@@ -231,6 +231,23 @@ def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
     assert used == {"1": 0, "2": 1, "3": 1}
 
 
+def test_a_dry_run_takes_the_lowest_learning_rate_and_names_an_arm_that_diverges(experiment, tmp_path):
+    rates = set()
+
+    class Diverging(Stoppable):
+        def __call__(self, words, log, slot, ranks=1):
+            rates.add(next(word for word in words if word.startswith("optim.lr=")))
+            (log.parents[1] / "status.json").write_text('{"diverged": true}')
+            return 1
+
+    grid = experiment.scale.model_copy(update={"learning_rates": (4e-3, 1e-3, 2e-3)})
+    one = {"plain": experiment.study.arms["plain"]}
+    study = experiment.study.model_copy(update={"arms": one})
+    with pytest.raises(UserError, match=r"plain, lr 0\.001, seed 0: diverged in its first steps; give the study lower"):
+        describe(replace(experiment, study=study, scale=grid, runs=tmp_path), Diverging(), 1, print)
+    assert rates == {"optim.lr=0.001"}
+
+
 @pytest.mark.parametrize(("study", "name"), [("sudoku", "sudoku6_120000-63febc3c"), ("text_flops", "stdlib-6691bd94")])
 def test_data_that_needs_no_file_keeps_its_folder(study, name, tmp_path):
     assert corpus_folder(load_study(study).scales["desk"].data, tmp_path).name == name
