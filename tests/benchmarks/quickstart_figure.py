@@ -15,13 +15,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT, MUTED, ACCENT = "#1f2328", "#59636e", "#c76a1e"
-STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 9, "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": "#8c959f",
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e9ed", "xtick.color": MUTED,
-    "ytick.color": MUTED, "legend.frameon": False, "svg.hashsalt": "loopmdm",
-}  # fmt: skip
+sys.path[0] = str(ROOT)
+
+from tests.benchmarks.figure_style import ACCENT, MUTED, TEXT, new_figure  # noqa: E402
 
 
 def main() -> None:
@@ -33,12 +29,6 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, metavar="FILE.json", help="the newest of RUN/eval/step_N_*.json")
     parser.add_argument("--output", type=Path, default=ROOT / "pretrain/figures/quickstart.png", metavar="FILE")
     arguments = parser.parse_args()
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError:
-        sys.exit("error: matplotlib is not installed: pip install -c launchers/pins.txt matplotlib")
-    mpl.use("Agg")
-    mpl.rcParams.update(STYLE)
     records, evaluation = read_training(arguments.run), read_evaluation(arguments.run, arguments.evaluation)
     trained = yaml.safe_load((arguments.run / "config.yaml").read_text())["model"]["loop"]["max"]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +59,8 @@ def read_evaluation(run: Path, path: Path | None) -> dict[str, Any]:
 
 
 def draw(records: list[dict[str, Any]], evaluation: dict[str, Any], trained: int, output: Path) -> None:
-    """Both panels on a white card, which reads well on light and dark pages."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(9.2, 3.7), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02, wspace=0.06, hspace=0, rect=(0.015, 0.03, 0.97, 0.94))
+    """Both panels."""
+    figure = new_figure()
     grid = figure.add_gridspec(5, 2)
     draw_training(figure.add_subplot(grid[:, 0]), records)
     upper = figure.add_subplot(grid[0, 1])
