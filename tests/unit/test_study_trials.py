@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import threading
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
@@ -27,9 +28,10 @@ from pretrain.studies.output import record
 from pretrain.studies.report import _setup
 from pretrain.studies.schedule import unit_of
 from pretrain.studies.trials import Experiment, arms_of, content_key, unit_counts
+from tests.launching import ROOT, run
 from tests.study_runs import Stoppable
 
-RESULTS = Path(__file__).resolve().parents[2] / "pretrain" / "studies" / "results"
+RESULTS = ROOT / "pretrain" / "studies" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -435,3 +437,11 @@ def test_a_rule_about_loops_that_nothing_measures_is_refused_before_training(exp
     study = experiment.study.model_copy(update={"verdict": (Rule(holds=0, **rule),)})
     with pytest.raises(UserError, match=f"study sudoku_flops, verdict, {rule['figure']}: {measured}"):
         replace(experiment, study=study).check_rules()
+
+
+def test_the_figure_of_the_readme_can_be_drawn(tmp_path):
+    done = run([sys.executable, ROOT / "tests/benchmarks/study_figure.py", "--output", tmp_path / "figure.png"])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    other = run([sys.executable, ROOT / "tests/benchmarks/study_figure.py", RESULTS / "sudoku.json"])
+    assert other.stderr.strip().endswith("sudoku.json: not a result of loopmdm study sudoku_flops")
