@@ -1,15 +1,16 @@
-"""Saves of two data-parallel ranks: how long training stands still, steps beside a save, bytes on the disk per weight.
+"""Saves of data-parallel ranks, two by default: how long training stands still, steps beside a save, bytes on the disk per weight.
 
-    python tests/benchmarks/saves.py [--folder DIR] [--hidden-size 768] [--rounds 5] [--rows 4] [--zero-stage 1]
+    python tests/benchmarks/saves.py [--folder DIR] [--hidden-size 768] [--rounds 5] [--rows 4] [--zero-stage 1] [--ranks 2]
 
-16 layers; the defaults make a model of 114M weights, with AdamW and a moving average. In every round the ways to save take turns:
+16 layers, one thread per rank; the defaults make a model of 114M weights, with AdamW and a moving average. In every round the
+ways to save take turns:
 
     DeepSpeed      `save_checkpoint` of DeepSpeed, as in our older format; it does not force its files to the disk
     synchronous    `checkpoint.asynchronous=false`: copy, write, force to the disk, index and mark
-    asynchronous   the same in a thread, while training goes on
+    asynchronous   the same by another process, while training goes on
 
-`still` is the time until the next step may begin, `whole` until the checkpoint counts. `beside` divides steps that began while the
-thread was writing by the median of the steps before that save; the goal is at most 1.3. The table has medians (ranges) over rounds.
+`still` is the time until the next step may begin, `whole` until the checkpoint counts. `beside` divides steps that began while it
+was writing by the median of the steps before that save; the goal is at most 1.3. The table has medians (ranges) over rounds.
 """
 
 import argparse
@@ -157,7 +158,10 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=768, help="width of the 16 layers, a multiple of 64 [768]")
     parser.add_argument("--rounds", type=int, default=5, help="saves of each kind [5]")
     parser.add_argument("--rows", type=int, default=4, help="rows of 128 tokens per step [4]")
-    parser.add_argument("--zero-stage", type=int, default=1, help="of the two ranks [1]")
+    parser.add_argument("--zero-stage", type=int, default=1, help="of the ranks [1]")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="fewer than cores leave one free for the writing process [2]"
+    )
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -170,10 +174,16 @@ def main() -> None:
             "model.num_layers=16", "model.loop.head=2", "model.loop.mid=2", "model.loop.tail=12", "train.loops=1",
             f"model.hidden_size={arguments.hidden_size}", f"model.num_heads={heads}", f"model.num_kv_heads={heads}",
             f"data.path={prepared_corpus(Path(scratch))}", f"parallel.zero_stage={arguments.zero_stage}",
-            "train.precision=fp32", f"train.global_batch_size={arguments.rows}", f"train.micro_batch_size={arguments.rows // 2}",
+            "train.precision=fp32", f"train.global_batch_size={arguments.rows}",
+            f"train.micro_batch_size={arguments.rows // arguments.ranks}",
             "train.steps=100000", "optim.name=adamw", "optim.ema_decay=0.999",
         ]  # fmt: skip
-        torchrun = [str(BIN / "torchrun"), "--nproc-per-node=2", f"--master-port={free_port()}", __file__]
+        torchrun = [
+            str(BIN / "torchrun"),
+            f"--nproc-per-node={arguments.ranks}",
+            f"--master-port={free_port()}",
+            __file__,
+        ]
         own = ["--rank", scratch, "--rounds", str(arguments.rounds), *words]
         done = subprocess.run([*torchrun, *own], env=environment() | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, check=False)
     sys.exit(done.returncode)
