@@ -71,6 +71,30 @@ def line_chart(
     return f'<p class="legend">{escape(y_label)}: {legend}</p>\n<div class="wide">{picture}{"".join(parts)}</svg></div>'
 
 
+def interval_chart(rows: Sequence[tuple[str, float, Error]], x_label: str) -> str:
+    """Estimates and their intervals below each other, (name, value, error), with a line at 0."""
+    xs = _ticks([0.0, *(end for _, value, error in rows for end in _ends(value, error))])
+    left, foot = 14 + 7 * max(len(name) for name, *_ in rows), TOP + 24 * len(rows)
+
+    def at(x: float) -> float:
+        return left + (x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - left - RIGHT)
+
+    parts = [label(at(x), foot + 22, _number(x)) for x in xs] + [label((left + WIDTH) / 2, foot + 48, escape(x_label))]
+    for x in xs:
+        dash = "" if x == 0 else ' stroke-dasharray="2 4"'
+        parts.append(f'<line class="axis" x1="{at(x):.1f}" x2="{at(x):.1f}" y1="{TOP}" y2="{foot}"{dash}/>')
+    for number, (name, value, error) in enumerate(rows):
+        y = TOP + 24 * number + 12
+        low, high = map(at, _ends(value, error))
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="var(--d0)" stroke-width="2"/>')
+        title = f"{escape(name)}: {value:.4f}{_spread(error) if error else ''}"
+        parts.append(f'<circle cx="{at(value):.1f}" cy="{y}" r="4" fill="var(--d0)"><title>{title}</title></circle>')
+    says = f"{escape(x_label)}, {len(rows)} intervals"
+    picture = f'<svg class="chart" viewBox="0 0 {WIDTH} {foot + 58}" role="img" aria-label="{says}">'
+    return f'<div class="wide">{picture}{"".join(parts)}</svg></div>'
+
+
 def _drawn(
     line: Line, points: Sequence[tuple[float, float, float, Error, float]], ys: Sequence[float], at: Place
 ) -> Iterable[str]:

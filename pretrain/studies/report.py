@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretrain.durations import format_duration
-from pretrain.inspection.charts import Line
+from pretrain.inspection.charts import Line, interval_chart
 from pretrain.inspection.html import short
 from pretrain.studies.accounting import CONVENTIONS
-from pretrain.studies.blocks import Block, Chart, Report, Section, Table, Text
+from pretrain.studies.blocks import Block, Chart, Drawing, Report, Section, Table, Text
 from pretrain.studies.boards import drawings
 from pretrain.studies.definition import Rule
 from pretrain.studies.estimates import aligned
@@ -18,7 +18,10 @@ from pretrain.studies.measurement_blocks import measurement_sections
 from pretrain.studies.results import Results, TrialResult
 
 MOST_CURVES = 10
-"""Arms of one chart; a grid with more has tables alone."""
+"""Arms of one chart; a study with more has tables alone."""
+
+MANY_RULES = 4
+"""From so many differences on, the verdict has a picture."""
 
 
 def make_report(results: Results, found: Verdict, convention: str, command: str) -> Report:
@@ -76,7 +79,22 @@ def _verdict(results: Results, found: Verdict) -> list[Block]:
     return [
         Text(f"Source: {study.source}. Reported: {study.reported}"),
         Table(("figure", "here (95% interval)", "the claim holds from", "verdict"), rows),
+        *_gains(found),
     ]
+
+
+def _gains(found: Verdict) -> list[Block]:
+    """A picture of the differences in NELBO, if there are many."""
+    gains = [
+        (_what(rule).partition(": ")[2], interval) for rule, interval, _ in found[1] if rule.figure == "nelbo_gain"
+    ]
+    rows = [
+        (name, each.value, None if each.low is None or each.high is None else (each.low, each.high))
+        for name, each in gains if each.value is not None
+    ]  # fmt: skip
+    if len(rows) < MANY_RULES:
+        return []
+    return [Drawing("Gains", interval_chart(rows, "NELBO of the second minus that of the first, nats per token"))]
 
 
 def _setup(results: Results) -> list[Block]:
@@ -160,9 +178,9 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
 
 
 def _by_loops(results: Results) -> list[Block]:
+    if results.experiment.study.grid:
+        return []  # the section of the exponent has them
     every = sorted({s for group in results.best.values() for s in group[0].end["loops"]})
-    if len(every) == 1 or len(results.best) > MOST_CURVES:
-        every = [] if len(results.best) > MOST_CURVES else every
     rows, lines = [], []
     for number, (arm, group) in enumerate(results.best.items()):
         known = group[0].end["loops"]
@@ -170,12 +188,9 @@ def _by_loops(results: Results) -> list[Block]:
         if len(known) > 1:
             lines.append(Line(arm, [(s, float(np.mean([r.nelbo(s) for r in group])), None) for s in known], number))
     table = Table(("arm, nats per token", *(f"S = {s}" for s in every)), rows)
-    chart = (
-        [Chart("NELBO against the loops at inference", lines, "loops S", "NELBO, nats per token", True)]
-        if lines
-        else []
-    )
-    return [table, *chart] if every else []
+    if not lines or len(lines) > MOST_CURVES:
+        return [table]
+    return [table, Chart("NELBO against the loops at inference", lines, "loops S", "NELBO, nats per token", True)]
 
 
 def _by_timestep(results: Results) -> list[Block]:
