@@ -74,7 +74,7 @@ def line_chart(
 def interval_chart(rows: Sequence[tuple[str, float, Error]], x_label: str) -> str:
     """Estimates and their intervals below each other, (name, value, error), with a line at 0."""
     xs = _ticks([0.0, *(end for _, value, error in rows for end in _ends(value, error))])
-    left, foot = 14 + 7 * max(len(name) for name, *_ in rows), TOP + 24 * len(rows)
+    left, foot = 20 + 7.5 * max(len(name) for name, *_ in rows), TOP + 24 * len(rows)
 
     def at(x: float) -> float:
         return left + (x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - left - RIGHT)
