@@ -37,7 +37,7 @@ def lines_of(text: str) -> list[str]:
 
 def why_no_json_line(error: json.JSONDecodeError) -> str:
     """What is wrong with a line that should hold one JSON object, and what to do."""
-    what = f"{error.msg} at column {error.colno}"
+    what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
     rest = error.doc[error.pos :].lstrip(" \t\r") if error.msg == "Extra data" else ""
     joined = "a second object, as where files were joined without a line end between them"
     if rest.startswith("\ufeff"):

@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = words[0] if words else ""
     if chosen not in VERBS:
         parser, close = _top_level(), difflib.get_close_matches(chosen, VERBS, n=1)
+        if not chosen:
+            parser.error(f"a command is missing: {', '.join(VERBS)}; loopmdm --help explains them")
         if close:
             parser.error(f"no command {chosen!r}: did you mean {close[0]}?")
         parser.parse_args(words)

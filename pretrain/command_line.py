@@ -5,7 +5,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pretrain.config.keys import annotations, hint
 from pretrain.errors import UserError
@@ -14,19 +14,40 @@ from pretrain.parallel.reporting import run_reporting_errors
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are printed once over all ranks."""
+    """An argument parser whose errors are printed once over all ranks, and which takes no part of a name for an option."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message; exit with status 2."""
+        """Print the message, and the usage if something is missing; exit with status 2."""
+        usage = (
+            f"\n{self.format_usage().rstrip()}" if message.startswith("the following arguments are required") else ""
+        )
         try:
             size = read_launcher()[1]
         except UserError:
             size = 1
         if size > 1:
-            end_with_error(UserError(f"{message}\n{self.format_usage().rstrip()}"))
-        self.print_usage(sys.stderr)
-        print(f"error: {message}", file=sys.stderr, flush=True)
+            end_with_error(UserError(f"{message}{usage}"))
+        print(f"error: {message}{usage}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def end_with_error(error: UserError) -> NoReturn:
@@ -50,11 +71,14 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
         if word == "--":
             break
         name = word.partition("=")[0]
-        known = any(option.startswith(name) for option in options) if name.startswith("--") else name in options
-        if not known and name.startswith("-") and name.strip("-")[:1].isalpha():
+        if name not in options and name.startswith("-") and name.strip("-")[:1].isalpha():
             parser.error(_unknown_option(words[number:], options, overridable))
     if sum(word.partition("=")[0] == "--config" for word in words) > 1:
         parser.error("--config: is given twice; give one recipe, and override its keys with key=value")
+    if "--config" in options and not any(word.partition("=")[0] == "--config" for word in words):
+        bare = [word for word in words if word.isidentifier() or word.endswith((".yaml", ".yml"))]
+        if bare:
+            parser.error(f"--config is missing: did you mean --config {bare[0]}?")
     return parser.parse_intermixed_args(words)
 
 
@@ -71,5 +95,6 @@ def _unknown_option(words: Sequence[str], options: set[str], overridable: bool) 
             "." in key or not difflib.get_close_matches(name, options, cutoff=0.8)
         ):
             return f"{name}: no such option or key; {meant.removesuffix('?')}={given}?"
-    close = difflib.get_close_matches(name, sorted(options), n=1)
+    longer = sorted(option for option in options if option.startswith(name))
+    close = longer or difflib.get_close_matches(name, sorted(options), n=1)
     return f"{name}: no such option; {f'did you mean {close[0]}?' if close else '--help lists all options'}"

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 if not __package__:
     sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
+
+if importlib.util.find_spec("torch") is None:
+    sys.exit(
+        f"error: {sys.executable} has no torch: `source .venv/bin/activate`, or install with `bash launchers/install.sh`"
+    )
 
 import pretrain  # noqa: E402, F401 - before the other packages: it makes sure that they are this project's
 from pretrain.command_line import CommandLine, parse  # noqa: E402

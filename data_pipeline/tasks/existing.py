@@ -58,11 +58,13 @@ def _remedy(output: Path, manifest: Manifest, options: Options) -> str:
 def _difference(
     output: Path, manifest: Manifest, inputs: Sequence[Input], options: Options, against: Sequence[Input]
 ) -> str | None:
-    """The first difference between what was asked for and what the folder holds, in words."""
+    """What differs between what was asked for and what the folder holds, in words: options, else the first input."""
     asked, there = options.record(), _recorded(manifest, options)
-    for name in sorted(asked.keys() | there.keys()):
-        if asked.get(name) != there.get(name):
-            return f"with {name} {_shown(there, name)} instead of {_shown(asked, name)}"
+    other = [name for name in sorted(asked.keys() | there.keys()) if asked.get(name) != there.get(name)]
+    if other:
+        return "with " + " and ".join(
+            f"{name} {_shown(there, name)} instead of {_shown(asked, name)}" for name in other
+        )
     made = (output / MANIFEST_NAME).stat().st_mtime_ns
     return _input_difference(made, manifest.inputs, inputs, options, "inputs") or _input_difference(
         made, manifest.against, against, options, "texts to compare with"

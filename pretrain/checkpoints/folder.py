@@ -52,6 +52,17 @@ def latest_checkpoint(run_folder: Path) -> Path:
     return found[-1]
 
 
+def checkpoint_of(run_folder: Path, step: int | None) -> Path:
+    """The complete checkpoint of a step, or the newest one. Raises UserError, with those that there are, when there is none."""
+    if step is None:
+        return latest_checkpoint(run_folder)
+    found = {step_of(path): path for path in list_checkpoints(run_folder)}
+    if step not in found:
+        steps = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{run_folder}: no complete checkpoint of step {step}; there are: {steps}")
+    return found[step]
+
+
 def has_index(checkpoint: Path) -> bool:
     """Whether it holds canonical tensors; otherwise it is of the older format."""
     return (checkpoint / INDEX).is_file()

@@ -58,7 +58,7 @@ def _run(job: Job) -> Subject:
     from pretrain.commands.load_run import open_run
 
     arguments = job.arguments
-    run = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
+    run = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline, step=arguments.checkpoint)
     name, about = f"step_{run.step}_{run.weights}", {"step": run.step, "weights": run.weights}
     return Subject(run.folder, name, about, run.world, job.resolved(run), lambda compute: job.model(run, compute))
 
@@ -70,7 +70,7 @@ def _export(job: Job) -> Subject:
     from pretrain.parallel.world import start_world
 
     arguments, size = job.arguments, job.arguments.batch_size
-    for name, plain in (("weights", None), ("tensor", 1), ("pipeline", 1)):
+    for name, plain in (("weights", None), ("checkpoint", None), ("tensor", 1), ("pipeline", 1)):
         if getattr(arguments, name) != plain:
             raise UserError(f"--{name}: has no effect on an exported folder")
     for compute in job.computes:

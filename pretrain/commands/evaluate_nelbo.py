@@ -1,6 +1,7 @@
 """`loopmdm evaluate RUN` without tasks: NELBO with its standard error, and the difference to another run."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ DEFAULT_LOOPS, DEFAULT_ROWS, DEFAULT_SPLIT = [1, 2, 4, 8], 1024, "validation"
 def run_nelbo(arguments: argparse.Namespace) -> int:
     """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
     from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import check_tokenizer, find_data, open_run
+    from pretrain.commands.load_run import check_tokenizer, find_data, open_runs
     from pretrain.errors import UserError
 
     for text in arguments.loops or ():
@@ -21,18 +22,26 @@ def run_nelbo(arguments: argparse.Namespace) -> int:
             raise UserError(f"--loops {text}: the NELBO is measured at fixed numbers of loops, such as 1,2,4")
     arguments.loops = [int(text) for text in arguments.loops] if arguments.loops else DEFAULT_LOOPS
     arguments.rows = arguments.rows or DEFAULT_ROWS
-    folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
-    runs = [
-        open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline, may_be_causal=True)
-        for folder in folders
-    ]
+    runs = open_runs(arguments, may_be_causal=True)
     blend = load_blend(arguments.data or find_data(runs[0]))
     for loaded in runs:
         check_tokenizer(blend, loaded)
+    if runs[0].world.is_main:
+        _warn_of_row_length(runs, blend)
     results = _measure(arguments, runs, blend)
     if runs[0].world.is_main:
         _report(arguments, runs, blend, results)
     return 0
+
+
+def _warn_of_row_length(runs: "list[LoadedRun]", blend: "Blend") -> None:
+    for one in runs:
+        trained, given = one.settings.data.seq_len, blend.manifest.seq_len
+        if trained not in (None, given):
+            print(
+                f"warning: {blend.path} has rows of {given:,} tokens, but {one.folder} was trained on rows of {trained:,}",
+                file=sys.stderr,
+            )
 
 
 def _measure(arguments: argparse.Namespace, runs: "list[LoadedRun]", blend: "Blend") -> list[dict[str, Any]]:

@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 def run_tasks(arguments: argparse.Namespace) -> int:
     """Evaluate every task, print its table, write `eval/step_N_WEIGHTS_TASK_....json` and the records of its items."""
-    from pretrain.commands.load_run import open_run
+    from pretrain.commands.load_run import open_runs
 
     job = Job.of(arguments)
-    folders = [arguments.folder, *([arguments.compare] if arguments.compare else [])]
-    runs = [open_run(folder, arguments.weights, arguments.tensor, arguments.pipeline) for folder in folders]
+    runs = open_runs(arguments)
     blend = _blend(arguments, runs[0])
     of_runs = [_tasks(job, run, blend) for run in runs]
     names = [task.name for task in of_runs[0]]

@@ -1,4 +1,4 @@
-"""`loopmdm export RUN DIR`: the newest checkpoint of a run as a folder that Hugging Face transformers loads."""
+"""`loopmdm export RUN DIR`: a checkpoint of a run as a folder that Hugging Face transformers loads."""
 
 import argparse
 from pathlib import Path
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema if the run keeps it]"
     )
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint [the newest]")
     parser.add_argument(
         "--loops", type=int, metavar="S", help="passes of the looped block where a call gives none [those of training]"
     )
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_new(arguments.output, "DIR")
     folder = arguments.folder
     check_run_folder(folder)
-    record, weights = _read(folder, arguments.weights)
+    record, weights = _read(folder, arguments.checkpoint, arguments.weights)
     manifest = read_manifest(folder / "tokenizer")
     write_export(arguments.output, record, weights, folder / "tokenizer", manifest, arguments.loops)
     print(f"wrote {arguments.output}: {folder}, step {record.step}, {record.weights} weights")
@@ -45,13 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(folder: Path, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
-    """The newest checkpoint. One that a running training removes while it is read is replaced by the next."""
-    from pretrain.checkpoints.folder import MARK, latest_checkpoint
+def _read(folder: Path, step: int | None, weights: str | None) -> "tuple[RunRecord, dict[str, Tensor]]":
+    """The checkpoint of a step, or the newest one. One that a running training removes while it is read is replaced by the next."""
+    from pretrain.checkpoints.folder import MARK, checkpoint_of
     from pretrain.errors import UserError
 
     while True:
-        checkpoint = latest_checkpoint(folder)
+        checkpoint = checkpoint_of(folder, step)
         try:
             return _read_checkpoint(folder, checkpoint, weights)
         except UserError:

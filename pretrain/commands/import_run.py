@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     record, manifest = read_export(arguments.folder)
     output = arguments.output or Path("runs") / (record.settings["run.name"] or arguments.folder.resolve().name)
-    require_new(output, "--output")
+    require_new(output, "--output" if arguments.output else "the default --output")
     if not re.fullmatch(r"[\w.\-]+", output.resolve().name):
         raise UserError(
             f"--output {output}: the name of a run has only letters, digits, '_', '-' and '.'; choose another"

@@ -1,5 +1,6 @@
 """Load a finished or running run for evaluation and sampling, on one process or on a layout of several."""
 
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from model.sampling.network import Compute
 from model.sampling.passes import LoopPolicy
 from model.sampling.query import Denoise
 from model.sampling.tally import Tally
-from pretrain.checkpoints.folder import latest_checkpoint, list_checkpoints
+from pretrain.checkpoints.folder import checkpoint_of, list_checkpoints
 from pretrain.checkpoints.weights import load_into
 from pretrain.config.load import load_settings
 from pretrain.config.run_folder import check_run_folder
@@ -32,7 +33,7 @@ from pretrain.parallel.world import World, start_world
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's newest checkpoint, loaded.
+    """A checkpoint of a run, loaded.
 
     Attributes:
         model: in evaluation mode, fp32, on the world's device.
@@ -110,21 +111,28 @@ def check_tokenizer(blend: Blend, loaded: LoadedRun) -> None:
 
 
 def open_run(
-    folder: Path, weights: str | None, tensor: int = 1, pipeline: int = 1, *, may_be_causal: bool = False
+    folder: Path,
+    weights: str | None,
+    tensor: int = 1,
+    pipeline: int = 1,
+    *,
+    step: int | None = None,
+    may_be_causal: bool = False,
 ) -> LoadedRun:
-    """Load the newest complete checkpoint of a run folder.
+    """Load a complete checkpoint of a run folder.
 
     Args:
         folder: such as `runs/quickstart`.
         weights: "ema", "raw", or None for the average if the run keeps one, else raw.
         tensor, pipeline: layout to load it on, independent of the layout of training; the launcher starts the ranks.
+        step: of the checkpoint; None for the newest.
         may_be_causal: whether the caller can use an autoregressive model.
 
     Raises:
         UserError: no run, no complete checkpoint, weights that do not fit the settings, or ranks that do not fit the layout.
     """
     check_run_folder(folder)
-    latest_checkpoint(folder)  # notice before the ranks meet that there is none
+    checkpoint_of(folder, step)  # notice before the ranks meet that there is none
     settings = load_settings(
         str(folder / "config.yaml"),
         [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", "parallel.zero_stage=1", "parallel.offload=none",
@@ -145,18 +153,27 @@ def open_run(
     world = start_world(ranks, plan.shape)
     sharding = Sharding(tensor=tensor, rank=world.tensor_rank)
     model = LoopedDenoiser(settings.model, stage=plan.placement[world.stage], sharding=sharding)
-    checkpoint = _load_newest(folder, model, world, averaged=chosen == "ema")
+    checkpoint = _load(folder, step, model, world, averaged=chosen == "ema")
     model = model.to(world.device).eval().requires_grad_(False)
     return LoadedRun(folder, checkpoint, settings, manifest, model, world, chosen)
 
 
-def _load_newest(folder: Path, model: LoopedDenoiser, world: World, averaged: bool) -> Path:
-    """Load the newest complete checkpoint, the same one on all ranks. Collective.
+def open_runs(arguments: argparse.Namespace, *, may_be_causal: bool = False) -> list[LoadedRun]:
+    """The run that a command line names, at `--checkpoint`, and the newest checkpoint of the one to compare it with."""
+    wanted = [(arguments.folder, arguments.checkpoint), *([(arguments.compare, None)] if arguments.compare else [])]
+    layout = (arguments.tensor, arguments.pipeline)
+    return [
+        open_run(folder, arguments.weights, *layout, step=step, may_be_causal=may_be_causal) for folder, step in wanted
+    ]
+
+
+def _load(folder: Path, step: int | None, model: LoopedDenoiser, world: World, averaged: bool) -> Path:
+    """Load the checkpoint of a step, or the newest complete one, the same on all ranks. Collective.
 
     A run in progress may remove a checkpoint between its listing and its loading; then the newest one is loaded anew.
     """
     while True:
-        checkpoint = world.from_main(_latest(folder, world))
+        checkpoint = world.from_main(_find(folder, step, world))
         error = None
         try:
             load_into(model, checkpoint, model.architecture, world.tensor_rank, world.shape.tensor, averaged)
@@ -167,12 +184,16 @@ def _load_newest(folder: Path, model: LoopedDenoiser, world: World, averaged: bo
             return checkpoint
 
 
-def _latest(folder: Path, world: World) -> Path | None:
-    """The newest complete checkpoint, on the main rank. Raises UserError on all ranks if there is none. Collective."""
+def _find(folder: Path, step: int | None, world: World) -> Path | None:
+    """The complete checkpoint of a step, or the newest one, on the main rank. Collective.
+
+    Raises:
+        UserError: there is none; on all ranks.
+    """
     checkpoint, error = None, None
     if world.is_main:
         try:
-            checkpoint = latest_checkpoint(folder)
+            checkpoint = checkpoint_of(folder, step)
         except UserError as caught:
             error = caught
     world.raise_on_all_ranks(error)

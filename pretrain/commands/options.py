@@ -15,6 +15,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, suffixes: Sequence[str] =
     parser.add_argument(
         "--weights", choices=("ema", "raw"), help="moving average or raw weights [ema if the run keeps it]"
     )
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint [the newest]")
     parser.add_argument(
         "--output",
         type=user_path,

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pretrain.evaluation.result_files import keep_result
     from pretrain.evaluation.sets import evaluation_sets
 
-    loaded = open_run(arguments.folder, arguments.weights)
+    loaded = open_run(arguments.folder, arguments.weights, step=arguments.checkpoint)
     blend = load_blend(arguments.data or find_data(loaded))
     loops = arguments.loops or loaded.settings.model.loop.max
     title = f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, validation of {blend.path}, S={loops}"
@@ -68,7 +68,8 @@ def format_probe(figures: dict[str, Any]) -> str:
     columns = ("attention", "attention_over_share", "relative_change", "change_of_direction")
     heads = ("attention to masked", "divided by share", "relative change", "change of direction")
     lines = [
-        f"t={figures['t']:g}, {figures['rows']} rows, {figures['masked_share']:.1%} of the tokens masked",
+        f"t={figures['t']:g}, {figures['rows']} rows, {figures['masked_share']:.1%} of the tokens masked"
+        " (attention divided by their share: 1 if it is uniform)",
         "pass  " + "  ".join(f"{head:>19}" for head in heads) + f"  {'norm':>8}",
     ]
     for k, norm in enumerate(figures["norm"]["mean"]):

@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings, compute = SamplerSettings.of(vars(arguments)), ComputeSettings.of(vars(arguments))
     compute.check_layout(arguments.pipeline)
     prompts = _prompts(arguments)
-    loaded = open_run(arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline)
+    loaded = open_run(
+        arguments.folder, arguments.weights, arguments.tensor, arguments.pipeline, step=arguments.checkpoint
+    )
     tokenizer = load_prepared_tokenizer(loaded.tokenizer_folder, loaded.manifest)
     mask_id = loaded.settings.model.mask_id
     length = _length(arguments.length, loaded)

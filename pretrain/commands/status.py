@@ -104,6 +104,8 @@ def _lines(status: dict[str, Any]) -> Iterator[str]:
     if status["skipped"]:
         yield f"{'skipped':<12}{status['skipped']} updates"
     yield f"{'checkpoints':<12}{', '.join(status['checkpoints']) or 'none'}"
+    if status["state"] in ("killed", "stopped"):
+        yield f"{'next':<12}start it again with the same command: it resumes from the newest checkpoint"
     yield from status["warnings"]
 
 
@@ -117,7 +119,8 @@ def _state_line(status: dict[str, Any]) -> str:
     where += [f"{status['ranks']} rank{'s' if status['ranks'] > 1 else ''}"] if status["ranks"] else []
     where += [f"SLURM job {status['slurm_job']}"] if status["slurm_job"] else []
     where += [f"start {status['starts']}"] if status["starts"] else []
-    since = f" since {status['since']}" if status["since"] else ""
+    word = ", started" if status["state"] == "killed" else " since"
+    since = f"{word} {status['since']}" if status["since"] else ""
     why = f" ({status['why']})" if status["why"] not in (None, status["state"]) else ""
     return f"{status['state']}{why}{since}" + "".join(f"; {part}" for part in where)
 
@@ -128,8 +131,8 @@ def _step_line(status: dict[str, Any]) -> str:
     total = f" of {status['total_steps']:,}" if status["total_steps"] else ""
     eta = ""
     if status["state"] == "running" and status["eta"] is not None:
-        eta = (
-            f", eta {format_duration(status['eta'])}, last record {format_duration(status['seconds_since_record'])} ago"
-        )
+        eta = f", eta {format_duration(status['eta'])}"
+    if status["state"] in ("running", "killed") and status["seconds_since_record"] is not None:
+        eta += f", last record {format_duration(status['seconds_since_record'])} ago"
     took = f" in {format_duration(status['elapsed'])} of training" if status["elapsed"] is not None else ""
     return f"{status['step']:,}{total}{took}{eta}"

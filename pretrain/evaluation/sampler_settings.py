@@ -131,7 +131,7 @@ class SamplerSettings:
             pace = f"{self.steps} steps" if self.steps else f"{self.tokens_per_step} per step"
             return f"{self.order}, {pace}"
         own = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in OPTIONS_OF[self.order])
-        return f"wino, {own}" if self.order == "wino" else own
+        return own if self.order in ("threshold", "entropy-bound") else ", ".join(filter(None, (self.order, own)))
 
     def _sampler(self) -> "Sampler":
         from model.sampling.order import ORDERS, Ancestral, EntropyBound, Ranked, Threshold
@@ -157,7 +157,8 @@ def _belongs(name: str, order: str) -> bool:
 
 
 def _orders_with(name: str) -> str:
-    return " or ".join(order for order, names in OPTIONS_OF.items() if name in names)
+    *others, last = [order for order, names in OPTIONS_OF.items() if name in names]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _check_value(name: str, value: Any) -> None:

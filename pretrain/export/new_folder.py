@@ -23,7 +23,7 @@ def require_new(folder: Path, what: str) -> None:
     if not folder.is_dir():
         raise UserError(f"{what} {folder}: is not a folder; choose another name")
     if any(folder.iterdir()):
-        raise UserError(f"{what} {folder}: exists and is not empty; remove it, or choose another folder")
+        raise UserError(f"{what} {folder}: exists and is not empty; name another folder")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def differences(runs: Sequence[RunFacts]) -> str:
         if reasons := _in_the_way(own, base):
             notes.append(
                 f"{run.name} is not compared with {first.name}: their most similar evaluations differ in "
-                f"{', '.join(reasons)}; evaluate both with the same options."
+                f"{', '.join(reasons)}; evaluate both with the same options{' and the same --data' if 'data' in reasons else ''}."
             )
         else:
             rows += [(escape(run.name), *cells) for cells in _rows(own, base)]

@@ -47,6 +47,13 @@ class RunFacts:
         return [(n, r) for n, r in found if "corpora" in r or ("rows" in r and r.get("settings") not in mixtures)]
 
     @cached_property
+    def main_evaluation(self) -> tuple[str, Record]:
+        """Of the evaluations of the newest one's weights, that with the most rows, then with the most numbers of loops."""
+        newest = self.evaluations[0][1]
+        same = [each for each in self.evaluations if each[1].get("step") == newest.get("step")]
+        return max(same, key=lambda each: (_rows_of(each[1]), len(each[1]["loops"])))
+
+    @cached_property
     def probes(self) -> list[tuple[str, Record]]:
         """Those by `loopmdm probe`."""
         return [(n, r) for n, r in self._results("eval") if n.startswith("probe_")]
@@ -76,6 +83,11 @@ class RunFacts:
                 raise UserError(f"{path}: not JSON ({error}); delete the file or write it again") from None
             if isinstance(content, dict):
                 yield path.stem, content
+
+
+def _rows_of(evaluation: Record) -> int:
+    """Rows that were used, of a mixture those that were asked for."""
+    return evaluation.get("rows") or evaluation.get("settings", {}).get("rows") or 0
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFacts]:

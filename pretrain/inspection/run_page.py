@@ -62,10 +62,13 @@ def _training(runs: Sequence[RunFacts]) -> str:
         Line(run.name, [(r["tokens"], r["loss"], None) for r in _thinned(run.steps) if r["loss"] is not None], number)
         for number, run in enumerate(runs)
     ]
-    notes = ["Its weight on small t is bounded by train.min_timestep, so it is lower than the NELBO."]
     unweighted = [run.name for run in runs if run.settings["train"].get("loss_weight") == "uniform"]
+    notes = []
+    if len(unweighted) < len(runs):
+        notes.append("The loss leaves out t below train.min_timestep, so it is lower than the NELBO.")
     if unweighted:
-        notes.append(f"That of {', '.join(unweighted)} is the mean cross-entropy of masked tokens, not a bound.")
+        whose = "" if len(unweighted) == len(runs) else f" of {' and '.join(unweighted)}"
+        notes.append(f"The loss{whose} is the mean cross-entropy of masked tokens, not a bound.")
     return line_chart(lines, "tokens", "loss, nats per token") + f"<p>{escape(' '.join(notes))}</p>"
 
 
@@ -97,8 +100,8 @@ def _by_timestep(runs: Sequence[RunFacts]) -> str:
 def _by_loops(runs: Sequence[RunFacts]) -> str:
     missing = [run.name for run in runs if not run.evaluations]
     lines = [
-        Line(f"{run.name}, {run.evaluations[0][0]}", [
-            (row["loops"], row["nats_per_token"], row["nats_per_token_se"]) for row in run.evaluations[0][1]["loops"]
+        Line(f"{run.name}, {run.main_evaluation[0]}", [
+            (row["loops"], row["nats_per_token"], row["nats_per_token_se"]) for row in run.main_evaluation[1]["loops"]
         ], number)
         for number, run in enumerate(runs) if run.evaluations
     ]  # fmt: skip
@@ -153,4 +156,5 @@ def _strip(run: RunFacts, record: dict[str, Any]) -> str:
 def _absent(names: Sequence[str], verb: str, options: str = "") -> str:
     if not names:
         return ""
-    return f"<p>Nothing yet of {escape(', '.join(names))}: run <code>loopmdm {verb} RUN{options}</code> first.</p>"
+    runs = " and ".join(f"<code>{escape(name)}</code>" for name in names)
+    return f"<p>Nothing yet of {runs}: run <code>loopmdm {verb} RUN{options}</code> first.</p>"

@@ -50,9 +50,7 @@ def test_export_refuses_what_it_cannot_do(trained, call, tmp_path):
     refused(call("export", run, tmp_path / "x", "--loops", "0"), "--loops 0: must be at least 1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
-    refused(
-        call("export", run, tmp_path / "full"), "DIR", "exists and is not empty; remove it, or choose another folder"
-    )
+    refused(call("export", run, tmp_path / "full"), "DIR", "exists and is not empty; name another folder")
     refused(call("export", run, tmp_path / "full" / "a"), "is not a folder; choose another name")
     refused(call("export", run, run), "exists and is not empty")
     refused(

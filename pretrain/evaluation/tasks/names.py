@@ -91,7 +91,7 @@ class TaskMaker:
         for name in given:
             if name not in used:
                 kinds = " and ".join(kind for kind, names in OPTIONS_OF.items() if name in names)
-                raise UserError(f"--{name.replace('_', '-')}: has no effect on these tasks; it is of {kinds}")
+                raise UserError(f"--{name.replace('_', '-')}: has no effect on these tasks, only on {kinds}")
         return tasks
 
     def _kind(self, value: str) -> str:
@@ -104,9 +104,11 @@ class TaskMaker:
             return "documents"
         if path.is_file():
             return "choices" if isinstance(read_questions(path)[0], ChoiceQuestion) else "questions"
+        if path.suffix:
+            raise UserError(f"--tasks {value}: no such file")
         raise UserError(
-            f"--tasks {value}: is no task, file or prepared folder. Tasks are {KNOWN}, {GENERATIVE}, a file of questions (one "
-            "JSON object with question and answer per line), and a prepared folder"
+            f"--tasks {value}: is not a task, a file or a prepared folder. Tasks are {KNOWN}, {GENERATIVE}, a file of questions "
+            "(one JSON object with question and answer per line), and a prepared folder"
         )
 
     def _task(self, value: str) -> Task:
