@@ -40,20 +40,28 @@ def is_locked(folder: Path) -> bool | None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What training has written last in `status.json`; empty for a run of an older version."""
+    """What training has written last in `status.json`; empty for a run of an older version, and if it cannot be read."""
     try:
-        return json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return status if isinstance(status, dict) else {}
 
 
 def whole_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`. A line that is being written, or that a crash has cut short, is left out."""
-    path, records = folder / "metrics.jsonl", []
-    for line in lines_of(path.read_text(encoding="utf-8")) if path.exists() else []:
-        with suppress(ValueError):
-            records.append(json.loads(line))
-    return records
+    """The records of `metrics.jsonl`. A line that is being written, or that a crash has spoilt, is left out."""
+    path = folder / "metrics.jsonl"
+    lines = lines_of(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else []
+    return [record for line in lines if (record := record_of(line))]
+
+
+def record_of(line: str) -> dict[str, Any] | None:
+    """The record that a line of `metrics.jsonl` is; None if it is not a whole one."""
+    with suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return record
+    return None
 
 
 def has_record(folder: Path, kind: str, step: int) -> bool:

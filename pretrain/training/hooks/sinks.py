@@ -5,6 +5,7 @@ from textwrap import indent
 
 from data_pipeline.atomic_files import write_atomic
 from data_pipeline.json_text import json_text, lines_of
+from pretrain.config.run_folder import record_of
 from pretrain.durations import format_duration
 from pretrain.evaluation.report import short_figures
 from pretrain.training.hooks.patient_file import PatientFile
@@ -65,7 +66,8 @@ class MetricsFile(Sink):
         """Keep the lines up to the step at which this start begins; later ones will be written again."""
         path = run.folder / "metrics.jsonl"
         if path.exists():
-            write_atomic(path, "".join(_lines_until(path.read_text(encoding="utf-8"), run.progress.step)))
+            text = path.read_text(encoding="utf-8", errors="replace")
+            write_atomic(path, "".join(_lines_until(text, run.progress.step)))
         self._file = PatientFile(path, "ab")
 
     def write_training(self, record: Record) -> None:
@@ -132,12 +134,6 @@ def as_markdown(text: str) -> str:
 
 
 def _lines_until(text: str, step: int) -> list[str]:
-    """The complete lines of steps up to `step`; a line truncated by a crash is dropped."""
-    kept = []
-    for line in lines_of(text[: text.rfind("\n") + 1]):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    return kept
+    """The complete lines of steps up to `step`; a line that a crash has spoilt is dropped."""
+    whole = lines_of(text[: text.rfind("\n") + 1])
+    return [line + "\n" for line in whole if (record := record_of(line)) and record["step"] <= step]
