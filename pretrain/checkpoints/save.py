@@ -1,6 +1,7 @@
 """Save a checkpoint: every rank writes what it owns, then the main rank lists the files and sets the mark."""
 
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def _finish(save: Save, index: Index) -> None:
     write_atomic(save.partial / INDEX, index.to_json())
     write_atomic(save.partial / STATE, save.state)
     write_mark(save.partial)
-    shutil.rmtree(save.final, ignore_errors=True)
+    _make_way(save.final)
     save.partial.rename(save.final)
     sync(save.final.parent)
+
+
+def _make_way(final: Path) -> None:
+    """Remove the remains of a save. A file or a link in the place of a checkpoint is not ours: it is renamed."""
+    if final.is_symlink() or final.is_file():
+        aside = final.with_name(f"{final.name}.found-{time.strftime('%Y%m%d-%H%M%S')}")
+        final.rename(aside)
+        print(f"warning: {final} was not a checkpoint; renamed to {aside.name}", flush=True)
+    shutil.rmtree(final, ignore_errors=True)

@@ -27,17 +27,8 @@ from pretrain.parallel.world import World
 STARTS_WITHOUT_PROGRESS = 5
 """After so many starts in a row without a new checkpoint, SLURM's requeue does not start a run again."""
 
-WRITTEN = (
-    ".",
-    "config.yaml",
-    "metrics.jsonl",
-    "checkpoints",
-    "eval",
-    "logs",
-    STATUS,
-    "tensorboard",
-    "tokenizer",
-)
+FOLDERS = ("checkpoints", "eval", "logs", "tensorboard", "tokenizer")
+WRITTEN = (".", "config.yaml", "metrics.jsonl", STATUS, *FOLDERS)
 """What a start writes or replaces in its run folder."""
 
 
@@ -59,6 +50,10 @@ def claim_folder(folder: Path, resume: bool, held: ExitStack) -> None:
         for path in (folder / name for name in WRITTEN):
             if path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        for path in (folder / name for name in FOLDERS):
+            if os.path.lexists(path) and not path.is_dir():
+                what = f"a link to {path.readlink()}, where no folder is" if path.is_symlink() else "not a folder"
+                raise UserError(f"{path}: {what}; a run writes into a folder of this name: restore or remove it")
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: cannot be written ({error.strerror}); set run.dir or run.name to a folder that you can "
