@@ -20,7 +20,7 @@ from typing import Any
 
 from data_pipeline.atomic_files import write_atomic
 from pretrain.checkpoints.damage import DamagedCheckpointError
-from pretrain.checkpoints.index import Index
+from pretrain.checkpoints.index import Index, UnknownFormatError, missing_part
 from pretrain.config.keys import flatten
 from pretrain.config.settings import Settings
 from pretrain.errors import UserError
@@ -28,7 +28,7 @@ from pretrain.errors import UserError
 MARK = "COMPLETE"
 STATE = "state.json"
 INDEX = "index.json"
-STEP = re.compile(r"step_[0-9]+")
+STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
@@ -64,22 +64,27 @@ def checkpoint_of(run_folder: Path, step: int | None) -> Path:
 
 
 def has_index(checkpoint: Path) -> bool:
-    """Whether it holds canonical tensors; otherwise it is of the older format."""
-    return (checkpoint / INDEX).is_file()
+    """Whether it holds canonical tensors; otherwise it is of the older format. True also if the index has been lost."""
+    try:
+        mark = (checkpoint / MARK).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        mark = ""
+    return f'"{INDEX}"' in mark or (checkpoint / INDEX).is_file()
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint. Raises UserError if it cannot be read.
+    """`state.json` of a checkpoint.
 
     A setting that did not exist when the checkpoint was made gets its default, which reproduces the behavior of that time.
+
+    Raises:
+        DamagedCheckpointError: it cannot be read.
     """
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         return state | {"settings": flatten(Settings()) | state["settings"]}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint / STATE}: cannot be read ({error}); remove the folder to use the previous checkpoint"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(checkpoint, f"{STATE}: cannot be read ({type(error).__name__}: {error})") from None
 
 
 def read_index(checkpoint: Path) -> Index:
@@ -87,6 +92,7 @@ def read_index(checkpoint: Path) -> Index:
 
     Raises:
         DamagedCheckpointError: a file is missing, truncated or changed.
+        UserError: a later version has written it.
     """
     try:
         mark = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
@@ -99,8 +105,20 @@ def read_index(checkpoint: Path) -> Index:
         return Index.from_json((checkpoint / INDEX).read_text(encoding="utf-8"))
     except DamagedCheckpointError:
         raise
+    except UnknownFormatError as error:
+        raise UserError(f"{checkpoint}: {INDEX}: {error}; use the version of LoopMDM that has saved it") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(checkpoint, f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def read_whole_index(checkpoint: Path) -> Index:
+    """The index, if its entries make up whole weights. Raises as `read_index`."""
+    index = read_index(checkpoint)
+    for weight, shape in index.shapes.items():
+        missing = missing_part(shape, (entry.rectangle for entry in index.of(weight)))
+        if missing is not None:
+            raise DamagedCheckpointError(checkpoint, f"{INDEX}: {missing} ({weight})")
+    return index
 
 
 def write_mark(partial: Path) -> None:
@@ -119,7 +137,8 @@ def prune(run_folder: Path, keep: Container[int]) -> None:
     Training need not end because one cannot be removed: that is only told.
     """
     unwanted = [checkpoint for checkpoint in list_checkpoints(run_folder) if step_of(checkpoint) not in keep]
-    for folder in [*unwanted, *(run_folder / "checkpoints").glob("step_*.partial")]:
+    partial = [p for p in (run_folder / "checkpoints").glob("step_*.partial") if STEP.fullmatch(p.stem) and p.is_dir()]
+    for folder in [*unwanted, *partial]:
         try:
             remove(folder)
         except OSError as error:

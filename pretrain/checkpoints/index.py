@@ -17,6 +17,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any, Self
 
 from pretrain.checkpoints.rectangles import Rectangle
+from pretrain.errors import UserError
 
 FORMAT = 1
 MASTER = "weight"
@@ -26,6 +27,10 @@ VOCABULARY = ("embedding.weight", "lm_head.weight")
 """Weights whose rows behind the vocabulary are padding, which a checkpoint leaves out."""
 
 Scalars = Mapping[str, float]
+
+
+class UnknownFormatError(UserError):
+    """The index is of a format that this version does not read, as a later version may write it."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,10 @@ class Index:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """Read what `to_json` wrote. Raises UnknownFormatError, ValueError, KeyError or TypeError for anything else."""
         content: dict[str, Any] = json.loads(text)
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+            raise UnknownFormatError(f"format {content['format']}, this version reads {FORMAT}")
         shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
         entries = tuple(Entry(w, Rectangle(*r), file, checksums) for w, r, file, checksums in content["entries"])
         return cls(shapes, content["scalars"], entries)

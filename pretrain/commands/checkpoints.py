@@ -69,18 +69,21 @@ def describe(checkpoint: Path, verify: bool) -> dict[str, Any]:
 def problem_of(checkpoint: Path, verify: bool) -> str | None:
     """What is wrong with the files of a checkpoint; None if nothing is."""
     from pretrain.checkpoints.damage import DamagedCheckpointError
-    from pretrain.checkpoints.folder import has_index, read_index
+    from pretrain.checkpoints.folder import has_index, read_whole_index
     from pretrain.checkpoints.reader import Reader
+    from pretrain.errors import UserError
 
     if not has_index(checkpoint):
         return None  # the older format has no checksums
     try:
-        index = read_index(checkpoint)
+        index = read_whole_index(checkpoint)
         if verify:
             with Reader(checkpoint, index) as reader:
                 reader.verify({entry.file for entry in index.entries})
     except DamagedCheckpointError as error:
         return error.problem
+    except UserError as error:  # of a later version
+        return str(error)
     return None
 
 

@@ -9,8 +9,8 @@ import torch
 
 from data_pipeline.json_text import json_text
 from pretrain.checkpoints.damage import DamagedCheckpointError
-from pretrain.checkpoints.folder import has_index, list_checkpoints, prune, read_index, read_state, step_of
-from pretrain.checkpoints.index import Index, missing_part
+from pretrain.checkpoints.folder import has_index, list_checkpoints, prune, read_state, read_whole_index, step_of
+from pretrain.checkpoints.index import Index
 from pretrain.checkpoints.reader import Reader
 from pretrain.checkpoints.retention import steps_to_keep
 from pretrain.checkpoints.saver import Saver
@@ -136,18 +136,19 @@ def _load(run: TrainingRun, chosen: Path) -> str | None:
     Raises:
         UserError: this run cannot resume from it.
     """
-    error, state, index, problem = None, {}, None, None
+    error, progress, index, problem = None, Progress(), None, None
     if run.world.is_main:
         try:
-            index = _whole_index(chosen) if has_index(chosen) else None
+            index = read_whole_index(chosen) if has_index(chosen) else None
             state = read_state(chosen)
+            progress = _progress_of(chosen, state)
             _require_same(chosen, state, run, elastic=index is not None)
         except DamagedCheckpointError as damage:
             problem = damage.problem
         except UserError as caught:
             error = caught
     run.world.raise_on_all_ranks(error)
-    state, index, problem = run.world.from_main((state, index, problem))
+    progress, index, problem = run.world.from_main((progress, index, problem))
     if problem is None and index is None:
         try:
             run.engine.load(chosen, SHARDS)
@@ -156,19 +157,22 @@ def _load(run: TrainingRun, chosen: Path) -> str | None:
     elif problem is None:
         problem = _fill(run, chosen, index)
     if problem is None:
-        run.progress = Progress(**state["progress"])
+        run.progress = progress
         run.plan = run.plan.resumed(run.progress.step, run.progress.flops)
     return problem
 
 
-def _whole_index(checkpoint: Path) -> Index:
-    """The index, if its entries make up whole weights. Raises DamagedCheckpointError otherwise."""
-    index = read_index(checkpoint)
-    for weight, shape in index.shapes.items():
-        missing = missing_part(shape, (entry.rectangle for entry in index.of(weight)))
-        if missing is not None:
-            raise DamagedCheckpointError(checkpoint, f"index.json: {missing} ({weight})")
-    return index
+def _progress_of(checkpoint: Path, state: dict[str, Any]) -> Progress:
+    """How far the run was. Raises UserError if a later version has written more than this one can go on with."""
+    try:
+        return Progress(**state["progress"])
+    except KeyError:
+        raise DamagedCheckpointError(checkpoint, "state.json: has no progress") from None
+    except TypeError as error:
+        raise UserError(
+            f"{checkpoint / 'state.json'}: its progress is not what this version writes ({error}); use the version of LoopMDM "
+            "that has saved it"
+        ) from None
 
 
 def _fill(run: TrainingRun, chosen: Path, index: Index) -> str | None:

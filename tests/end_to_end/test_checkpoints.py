@@ -14,7 +14,8 @@ import torch
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.checkpoints import saver, states
-from pretrain.checkpoints.folder import MARK, list_checkpoints
+from pretrain.checkpoints.folder import MARK, list_checkpoints, write_mark
+from pretrain.cli import main
 from pretrain.config.keys import flatten
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
@@ -207,6 +208,83 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(start, capsys,
     assert f"resumed from {folder / 'checkpoints' / 'step_2'}" in out
     assert same_tensors(folder / "checkpoints" / "step_6", whole / "checkpoints" / "step_6")
     assert losses(folder) == losses(whole)
+
+
+def test_a_lost_index_is_damage_not_the_older_format(start, capsys):
+    folder = start("run.stop_after=4")
+    (folder / "checkpoints" / "step_4" / "index.json").unlink()
+    start()
+    out = capsys.readouterr().out
+    assert "step_4: index.json is missing; moved to step_4.damaged, using the checkpoint before it" in out
+    assert f"resumed from {folder / 'checkpoints' / 'step_2'}" in out
+
+
+def test_a_checkpoint_of_a_later_version_stays_and_is_refused(start):
+    folder = start("run.stop_after=4")
+    newest = folder / "checkpoints" / "step_4"
+    for name, change, message in (
+        ("index.json", {"format": 2}, "index.json: format 2, this version reads 1; use the version of LoopMDM"),
+        (
+            "state.json",
+            {"progress": {"step": 4, "moons": 1}},
+            "state.json: its progress is not what .*moons.* use the version",
+        ),
+    ):
+        original = {path: path.read_bytes() for path in newest.iterdir()}
+        (newest / name).write_text(json.dumps(json.loads((newest / name).read_text()) | change))
+        (newest / MARK).unlink()
+        write_mark(newest)
+        with pytest.raises(UserError, match=message):
+            start()
+        assert newest.is_dir()
+        for path, content in original.items():
+            path.write_bytes(content)
+
+
+def test_what_has_the_name_of_a_checkpoint_but_is_none_does_not_prevent_a_save(start, tmp_path, capsys):
+    """A file, and a link to a disk that is not there. Neither is lost."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "step_4").symlink_to("/no/such/disk")
+    (checkpoints / "step_6").write_text("notes")
+    start()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_2", "step_4", "step_6"]
+    link, file = sorted(checkpoints.glob("*.found-*"))
+    assert (str(link.readlink()), file.read_text()) == ("/no/such/disk", "notes")
+    assert f"warning: {checkpoints / 'step_6'} was not a checkpoint; renamed to {file.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda path: path.symlink_to("/no/such/disk"), "checkpoints: a link to /no/such/disk, where no folder is"),
+        (lambda path: path.write_text("notes"), "checkpoints: not a folder"),
+    ],
+)
+def test_a_place_where_nothing_could_be_saved_is_refused_at_the_start(start, tmp_path, make, message):
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=f"{message}; .* restore or remove it"):
+        start()
+
+
+@pytest.mark.parametrize("spoilt", [b"\xff\xfe\n", b"[1]\n3\n", b'{"step": "four"}\n', b"\0\0\0\n"])
+def test_spoilt_lines_of_the_figures_do_not_prevent_a_resume(start, spoilt, capsys):
+    folder = start("run.stop_after=2")
+    path = folder / "metrics.jsonl"
+    path.write_bytes(spoilt + path.read_bytes())
+    assert main(["status", str(folder)]) == 0
+    assert "2 of 6" in capsys.readouterr().out
+    start()
+    assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_spoilt_status_does_not_prevent_a_resume(start):
+    folder = start("run.stop_after=2")
+    (folder / "status.json").write_text("[3]")
+    assert main(["status", str(folder)]) == 0
+    start()
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
 def test_the_only_checkpoint_is_damaged(start):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from pretrain.checkpoints.folder import write_mark
 from pretrain.cli import main
 from tests.launching import ROOT, train
 
@@ -57,9 +58,38 @@ def test_a_changed_byte_is_found_by_verify_only_and_kept_by_prune(run, capsys):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_4", "step_6"]
 
 
+def rewrite(path, change):
+    """Change a JSON file of a checkpoint as if it had been written so."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    (path.parent / "COMPLETE").unlink()
+    write_mark(path.parent)
+
+
+def test_small_files_that_are_lost_or_incomplete_are_damage_also_for_the_table(run, capsys):
+    folders = {step: run / "checkpoints" / f"step_{step}" for step in (2, 4, 6)}
+    (folders[2] / "index.json").unlink()
+    rewrite(folders[4] / "state.json", lambda state: state.pop("settings"))
+    rewrite(folders[6] / "index.json", lambda index: index["entries"].pop())
+    assert main(["checkpoints", str(run), "--verify"]) == 2
+    lines = capsys.readouterr().out.splitlines()[1:]
+    problems = ["index.json is missing", "state.json: cannot be read (KeyError: 'settings')", "numbers are missing ("]
+    for problem, line in zip(problems, lines, strict=True):
+        assert problem in line and "whole" not in line and "as written" not in line
+
+
+def test_a_checkpoint_of_a_later_version_is_not_called_damaged(run, capsys):
+    rewrite(run / "checkpoints" / "step_4" / "index.json", lambda index: index.update(format=2))
+    assert main(["checkpoints", str(run)]) == 2
+    line = capsys.readouterr().out.splitlines()[2]
+    assert "index.json: format 2, this version reads 1; use the version of LoopMDM that has saved it" in line
+
+
 def test_a_checkpoint_of_the_older_format_is_not_called_verified(run, capsys):
     """It has no checksums, like what `loopmdm import` writes."""
     (run / "checkpoints" / "step_4" / "index.json").unlink()
+    (run / "checkpoints" / "step_4" / "COMPLETE").write_text("This checkpoint is whole.\n")
     assert main(["checkpoints", str(run), "--verify"]) == 0
     states = ["every byte as written", "whole, without checksums", "every byte as written"]
     for state, line in zip(states, capsys.readouterr().out.splitlines()[1:], strict=True):

@@ -224,8 +224,18 @@ def test_the_check_of_the_run_folder_leaves_nothing_behind(tmp_path):
 
 
 def test_folders_beside_the_checkpoints_are_left_alone(tmp_path):
-    for name in ("step_5", "step_10.good", "step_900_best", "step_900_1", "step_7.partial", "steps"):
+    for name in ("step_5", "step_10.good", "step_900_best", "step_900_1", "step_7.partial", "steps", "step_005"):
         folder = tmp_path / "checkpoints" / name
         folder.mkdir(parents=True)
         (folder / MARK).touch()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_5"]
+
+
+def test_only_remains_of_saves_are_pruned(tmp_path, capsys):
+    checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 6, suffix=".partial")
+    kept = [checkpoint(tmp_path, 7, suffix=".good.partial"), tmp_path / "checkpoints" / "step_8.partial"]
+    kept[1].write_text("a file")
+    prune(tmp_path, {5})
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [tmp_path / "checkpoints" / "step_5", *kept]
+    assert not capsys.readouterr().out
