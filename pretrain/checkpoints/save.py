@@ -63,8 +63,13 @@ def prepare_folder(save_folder: Path, needed: int, world: World) -> None:
                     "some space and run the same command again. Older checkpoints are complete"
                 )
         except OSError as caught:
-            error = caught
+            error = not_written(save_folder, caught)
     world.raise_on_all_ranks(error)
+
+
+def not_written(save_folder: Path, error: Exception) -> UserError:
+    """The error of a save that an error of the system has ended."""
+    return UserError(f"{save_folder} could not be written: {error}. Older checkpoints are complete")
 
 
 def write_part(save: Save, rank: int) -> Index:
@@ -90,15 +95,26 @@ def complete(save: Save, part: Index, world: World) -> None:
     Raises:
         UserError: the main rank cannot write.
     """
-    parts: list[Index | None] | None = [None] * world.size if world.is_main else None
-    dist.gather_object(part, parts)
+    parts: list[tuple[Index, int] | None] | None = [None] * world.size if world.is_main else None
+    dist.gather_object((part, save.snapshot.file.num_bytes), parts)
     error: Exception | None = None
     if world.is_main:
         try:
-            _finish(save, merged(one for one in parts or () if one is not None))
+            written = [one for one in parts or () if one is not None]
+            for index, size in written:
+                _require_written(save.partial, index, size)
+            _finish(save, merged(index for index, _ in written))
         except OSError as caught:
-            error = caught
+            error = not_written(save.partial, caught)
     world.raise_on_all_ranks(error)
+
+
+def _require_written(partial: Path, index: Index, size: int) -> None:
+    """Raise OSError if a rank's file is not where it was written: somebody has removed the folder in between."""
+    for name in {entry.file for entry in index.entries}:
+        found = (partial / name).stat().st_size
+        if found != size:
+            raise OSError(f"{name} has {found:,} bytes, not {size:,}")
 
 
 def _finish(save: Save, index: Index) -> None:

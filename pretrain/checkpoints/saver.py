@@ -1,5 +1,6 @@
 """Saves beside training: a copy of what this rank owns, then a process that writes it. At most one save is on its way."""
 
+import errno
 import shutil
 import threading
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from pretrain.checkpoints.copies import Copies
 from pretrain.checkpoints.folder import MARK
 from pretrain.checkpoints.index import Index
-from pretrain.checkpoints.save import Save, complete, file_of, prepare_folder, write_part
+from pretrain.checkpoints.save import Save, complete, file_of, not_written, prepare_folder, write_part
 from pretrain.checkpoints.states import Held, Snapshot
 from pretrain.errors import CopiesDifferError, UserError
 from pretrain.parallel.world import World
@@ -65,7 +66,8 @@ class Saver:
         try:
             snapshot = self._held.snapshot(file_of(self._world.rank))
         except OSError as caught:
-            error = UserError(f"no memory for the copy that a save needs: {caught}. Older checkpoints are complete")
+            lack = "files may not become large enough (ulimit -f)" if caught.errno == errno.EFBIG else "no memory"
+            error = UserError(f"{lack} for the copy that a save needs: {caught}. Older checkpoints are complete")
         self._world.raise_on_all_ranks(error)
         assert snapshot is not None
         return snapshot
@@ -114,4 +116,4 @@ class _Writing:
         try:
             self.part = write_part(self.save, self._rank)
         except Exception as error:  # it would be lost with the thread
-            self.error = UserError(f"{self.save.partial} could not be written: {error}. Older checkpoints are complete")
+            self.error = not_written(self.save.partial, error)

@@ -210,6 +210,47 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(start, capsys,
     assert losses(folder) == losses(whole)
 
 
+def test_a_save_whose_files_have_vanished_is_none_and_the_older_checkpoint_stays(start, monkeypatch, capsys):
+    """Somebody cleans up while a rank writes. The mark would list what is left."""
+    original = saver.write_part
+
+    def write_and_lose(save, rank):
+        part = original(save, rank)
+        if save.final.name == "step_4":
+            shutil.rmtree(save.partial)
+        return part
+
+    monkeypatch.setattr(saver, "write_part", write_and_lose)
+    folder = start("run.stop_after=5", "checkpoint.keep=1", "checkpoint.asynchronous=false")
+    out = capsys.readouterr().out
+    assert f"warning: {folder / 'checkpoints' / 'step_4.partial'} could not be written: [Errno 2] No such file" in out
+    assert "saved " + str(folder / "checkpoints" / "step_4") not in out
+    assert [path.name for path in list_checkpoints(folder)] == ["step_5"]
+
+
+def test_an_error_of_the_system_in_a_save_names_the_checkpoint(start, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device")  # as a write has it: without a name
+
+    monkeypatch.setattr("pretrain.checkpoints.save.write_atomic", full)
+    with pytest.raises(
+        UserError, match=r"step_6.partial could not be written: \[Errno 28\] .* Older checkpoints are complete"
+    ):
+        start()
+    assert "step_2.partial could not be written: [Errno 28] No space left on device. Older" in capsys.readouterr().out
+
+
+def test_a_limit_of_the_size_of_files_is_not_called_a_lack_of_memory(start, monkeypatch):
+    def too_large(*_):
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(states.Held, "snapshot", too_large)
+    with pytest.raises(
+        UserError, match=r"files may not become large enough \(ulimit -f\) for the copy that a save needs"
+    ):
+        start()
+
+
 def test_a_lost_index_is_damage_not_the_older_format(start, capsys):
     folder = start("run.stop_after=4")
     (folder / "checkpoints" / "step_4" / "index.json").unlink()
