@@ -138,7 +138,7 @@ def require_progress(folder: Path) -> None:
 
 def _starts_without_progress(folder: Path) -> int:
     """Starts in a row, with the one that begins now, that found the same newest checkpoint; 1 if a person starts it."""
-    last, restarted = read_status(folder), int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    last, restarted = read_status(folder), os.environ.get("SLURM_RESTART_COUNT", "0").strip() not in ("", "0")
     same = last.get("checkpoint") == _newest_checkpoint(folder)
     return last.get("starts_without_progress", 0) + 1 if restarted and same else 1
 

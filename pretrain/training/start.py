@@ -1,7 +1,8 @@
 """From checked settings to a trained run: build the parts in order, then hand them to the loop."""
 
 import shlex
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from data_pipeline.dataset.blend import Blend
 from data_pipeline.dataset.samples import Samples
+from data_pipeline.errors import first_line
 from data_pipeline.manifest import VALIDATION
 from pretrain.config.run_plan import RunPlan
 from pretrain.durations import format_duration
@@ -48,6 +50,9 @@ from pretrain.training.run_folder import (
 from pretrain.training.state import Progress, TrainingRun
 from pretrain.training.stop_request import STOPPED, StopRequest, leave_at_once
 
+CPU_IS_FULL = "DefaultCPUAllocator"
+"""In the error of torch on a CPU, which has no type of its own."""
+
 
 def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
     """Train until this start ends; returns the exit status. Collective: every rank calls it.
@@ -65,9 +70,10 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         watchdog.log = held.enter_context(logged(plan.settings.run_folder, world.rank))
         note_status = held.enter_context(recorded_status(plan.settings.run_folder, world))
         world.enter_phase("building the model", 0)
-        run = build_run(plan, blend, world)
-        world.enter_phase("restoring")
-        restored = restore(run)
+        with _telling_lack_of_memory(world, lambda: "before the first step"):
+            run = build_run(plan, blend, world)
+            world.enter_phase("restoring")
+            restored = restore(run)
         if run.progress.step >= run.plan.total_steps:  # its corpora may have no rows for another step
             if validation_is_missing(run):
                 _train(run, stop)
@@ -82,10 +88,8 @@ def run_training(plan: RunPlan, blend: Blend, resume: bool) -> int:
         require_identical_on_all_ranks(facts)
         if world.is_main:
             _describe(run, restored)
-        try:
+        with _telling_lack_of_memory(world, lambda: _next_step(run)):
             _train(run, stop)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(_out_of_memory(run, error)) from error
         why, status = _finish(run, stop)
         note_status(state="finished" if why == "finished" else "stopped", why=why)
         if run.world.any(stop.launcher_ended):
@@ -180,12 +184,23 @@ def _nothing_to_do(run: TrainingRun, restored: Path | None) -> str:
     return f"{text}\nchanged without effect: {', '.join(changes)}; --no-resume trains anew, run.name=NAME in another folder"
 
 
-def _out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> str:
+@contextmanager
+def _telling_lack_of_memory(world: World, when: Callable[[], str]) -> Iterator[None]:
+    """In the block, turn the errors of the libraries into one that says when it happened and what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_IS_FULL not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"rank {world.rank} ran out of memory {when()}: {first_line(error)}. Run the same command again, with settings that "
+            "need less memory, to resume from the last checkpoint"
+        ) from error
+
+
+def _next_step(run: TrainingRun) -> str:
     step = run.progress.step
-    return (
-        f"rank {run.world.rank} ran out of memory in step {step + 1} at {run.plan.loops(step)} loops: {error}. Run the same "
-        "command again, with settings that need less memory, to resume from the last checkpoint"
-    )
+    return f"in step {step + 1} at {run.plan.loops(step)} loops"
 
 
 def _finish(run: TrainingRun, stop: StopRequest) -> tuple[str | None, int]:

@@ -117,3 +117,8 @@ def test_requeues_without_progress_end(start, status, monkeypatch, tmp_path):
     fail_in(4)
     start()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["starts_without_progress"] == 5
+
+
+def test_a_restart_count_that_is_no_number_is_no_error(start, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "x")
+    assert start() == 0

@@ -1,7 +1,6 @@
 """Runs as a user starts, stops, resumes, evaluates and samples them."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from pretrain.config.run_folder import read_status
 from pretrain.config.run_plan import make_run_plan
 from pretrain.errors import UserError
 from pretrain.evaluation.nelbo import freeze_noise
-from pretrain.main import main
 from pretrain.training.run_folder import owned_folder
 from pretrain.training.start import run_training
 from tests.checkpoints import tensors_of, weights_of
@@ -153,20 +151,6 @@ def test_a_folder_in_use_is_refused(train_here, tmp_path):
     with owned_folder(tmp_path / "run"), pytest.raises(UserError, match=r"another process is training here"):
         train_here("run")
     train_here("run", "run.stop_after=1")
-
-
-def test_out_of_memory_says_where_and_what_to_try(corpus, world, tmp_path, monkeypatch, capsys):
-    def fail(*_):
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-
-    monkeypatch.setattr("pretrain.training.loop.train_step", fail)
-    words = ["--config", RECIPE, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run"]
-    assert main([str(word) for word in words]) == 2
-    error = capsys.readouterr().err
-    assert re.search(
-        r"error: rank 0 ran out of memory in step 1 at \d loops: tried to allocate 20 GiB\. Run the same", error
-    )
-    assert re.search(r"The planner estimates 0\.0 GiB .*: .*train\.micro_batch_size=1 \(0\.0 GiB\)", error)
 
 
 def test_no_resume_moves_the_old_run_aside(train_here):
