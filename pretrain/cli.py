@@ -118,6 +118,8 @@ def command() -> NoReturn:
         status = main()
     except BrokenPipeError:
         status = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     if status == 0 and (world := sys.modules.get("pretrain.parallel.world")):
         world.leave_world()
     if "pretrain.parallel.rendezvous" in sys.modules:  # threads of torch may still wait for other ranks

@@ -6,6 +6,7 @@ exchanged in `rendezvous.py`; a rank that reaches nobody prints its error itself
 """
 
 import errno
+import signal
 import traceback
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ def run_reporting_errors(command: Callable[[Ranks], int]) -> int:
 
     Returns:
         The command's status; 2 after an error that the user can fix, 1 after any other error of a rank among several, 128 + n
-        if signal n arrived before the ranks had met.
+        if signal n arrived before the ranks had met, or Ctrl-C while nothing handled it.
 
     Raises:
         Exception: any other error of a single process.
@@ -40,6 +41,8 @@ def run_reporting_errors(command: Callable[[Ranks], int]) -> int:
         return command(ranks)
     except Stopped as stopped:
         return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         raise
     except Exception as error:

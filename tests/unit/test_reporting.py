@@ -6,6 +6,7 @@ import pytest
 
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.stop_signals import Stopped
+from pretrain import cli
 from pretrain.errors import RankError, ReportedError, UserError
 from pretrain.parallel import rendezvous, reporting
 from pretrain.parallel.reporting import run_reporting_errors
@@ -57,6 +58,19 @@ def test_a_file_that_cannot_be_read_is_named_without_a_traceback(monkeypatch, ca
 def test_an_unexpected_error_of_a_single_process_is_raised(monkeypatch):
     with pytest.raises(KeyError):
         end(monkeypatch, ALONE, KeyError("unexpected"))
+
+
+def test_ctrl_c_before_anything_handles_it_ends_without_a_traceback(monkeypatch, capsys):
+    """While torch is imported, say."""
+    for ranks in (ALONE, SECOND):
+        assert end(monkeypatch, ranks, KeyboardInterrupt()) == 130
+    monkeypatch.setattr("sys.argv", ["loopmdm", "status", "runs/x"])
+    monkeypatch.setattr(cli, "main", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cli, "prepare_console", lambda **_: None)
+    monkeypatch.setattr(cli, "end_process", lambda status: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.command()
+    assert ended.value.code == 130 and capsys.readouterr() == ("", "")
 
 
 def test_one_of_several_ranks_leaves_it_to_rank_0(monkeypatch, capsys, told):
