@@ -10,7 +10,9 @@ Before, and as `loopmdm import` writes them: `weights.safetensors` and `ema.safe
 shards of one layout.
 """
 
+import errno
 import json
+import os
 import re
 import shutil
 import zlib
@@ -92,7 +94,7 @@ def read_index(checkpoint: Path) -> Index:
 
     Raises:
         DamagedCheckpointError: a file is missing, truncated or changed.
-        UserError: a later version has written it.
+        UserError: a later version has written it, or this user may not read it.
     """
     try:
         mark = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
@@ -107,6 +109,10 @@ def read_index(checkpoint: Path) -> Index:
         raise
     except UnknownFormatError as error:
         raise UserError(f"{checkpoint}: {INDEX}: {error}; use the version of LoopMDM that has saved it") from None
+    except PermissionError as error:
+        raise UserError(
+            f"{error.filename}: you may not read it; change its permissions, or rename the checkpoint to use the one before it"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(checkpoint, f"cannot be read ({type(error).__name__}: {error})") from None
 
@@ -163,3 +169,5 @@ def _require_size(checkpoint: Path, name: str, size: int) -> None:
         raise DamagedCheckpointError(checkpoint, f"{name} is missing")
     if path.stat().st_size != size:
         raise DamagedCheckpointError(checkpoint, f"{name} has {path.stat().st_size:,} bytes, not {size:,}")
+    if not os.access(path, os.R_OK):  # safetensors would call it missing
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

@@ -162,6 +162,16 @@ def test_a_missing_or_truncated_file_is_named_before_anything_is_loaded(checkpoi
         read_index(checkpoint)
 
 
+def test_a_file_that_may_not_be_read_is_not_damaged(checkpoint, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != file_of(1) and access(path, mode))
+    with pytest.raises(
+        UserError, match=f"{file_of(1)}: you may not read it; change its permissions, or rename"
+    ) as caught:
+        read_index(checkpoint)
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
 def test_of_a_link_only_the_link_is_pruned(checkpoint, tmp_path):
     """A checkpoint that somebody moved to another disk."""
     linked = tmp_path / "run" / "checkpoints" / "step_3"
