@@ -45,6 +45,21 @@ def test_the_table(run, capsys):
     assert [one["verified"] for one in records] == [True] * 3 and all(one["bytes"] > 1000 for one in records)
 
 
+def test_an_older_checkpoint_is_evaluated_sampled_and_exported(run, capsys):
+    words = ["--rows", "8", "--loops", "1", "--weights", "raw"]
+    assert main(["evaluate", str(run), "--checkpoint", "4", *words, "--output", str(run / "own.json")]) == 0
+    own = json.loads((run / "own.json").read_text())
+    trained = json.loads((run / "eval/train_step_4.json").read_text())
+    assert own["step"] == 4 and own["loops"][0]["nats_per_token"] == pytest.approx(
+        trained["loops"][0]["nats_per_token"], rel=1e-5
+    )
+    assert main(["sample", str(run), "--checkpoint", "2", "--steps", "2", "--num-samples", "1", "--length", "8"]) == 0
+    assert main(["export", str(run), str(run / "exported"), "--checkpoint", "2"]) == 0
+    assert f"wrote {run / 'exported'}: {run}, step 2, " in capsys.readouterr().out
+    assert main(["sample", str(run), "--checkpoint", "3"]) == 2
+    assert f"error: {run}: no complete checkpoint of step 3; there are: 2, 4, 6\n" in capsys.readouterr().err
+
+
 def test_a_changed_byte_is_found_by_verify_only_and_kept_by_prune(run, capsys):
     path = run / "checkpoints" / "step_4" / "rank_00000.safetensors"
     content = bytearray(path.read_bytes())

@@ -1,5 +1,7 @@
 """Words and options in any order, and wrong options with the right spelling."""
 
+import re
+
 import pytest
 
 from pretrain import command_line
@@ -94,6 +96,26 @@ def test_help_shows_options_and_words(words, capsys):
     assert ended.value.code == 0 and "usage: loopmdm" in shown
     if words[0] in ("train", "plan"):
         assert "key=value" in shown and "override a key of the recipe" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "a command is missing: prepare, verify, .*doctor; loopmdm --help explains them"),
+        (["sample", "run", "--step", "9"], "--step: no such option; did you mean --steps?"),
+        (["evaluate", "run", "--check", "9"], "--check: no such option; did you mean --checkpoint?"),
+        (["train", "quickstart"], "--config is missing: did you mean --config quickstart?"),
+        (["train", "train.steps=3", "own.yaml"], "--config is missing: did you mean --config own.yaml?"),
+        (["probe", "run", "--loops", "1-4"], "argument --loops: '1-4' is not a whole number"),
+        (["sample", "run", "--top-p", "x"], "argument --top-p: 'x' is not a number"),
+        (["sample", "run", "--order", "best"], "argument --order: invalid choice: 'best' .*"),
+    ],
+)
+def test_what_is_said_is_one_line(words, error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        loopmdm(words)
+    assert ended.value.code == 2
+    assert re.fullmatch(f"error: {error.replace('?', '[?]')}\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", [[], ["learn"], ["--config", "smoke"]])

@@ -111,6 +111,16 @@ def figures(value: float, loops: tuple[int, ...] = (1, 2)) -> list[dict]:
     return [{"loops": s, "nats_per_token": value, "nats_per_token_se": 0.01} for s in loops]
 
 
+def test_the_evaluation_with_most_rows_is_drawn(tmp_path):
+    """Not a later one of fewer rows, and none of older weights."""
+    folder = run_folder(tmp_path / "one", 3.0)
+    for age, (name, step, rows) in enumerate([("quick", 20, 8), ("full", 20, 500), ("old", 10, 900)], -10):
+        content = evaluation(figures(2.0)) | {"step": step, "rows": rows}
+        add_evaluation(folder, f"step_{step}_ema_{name}", age, content)
+    text = differences([folder], tmp_path)
+    assert "one, step_20_ema_full" in text and "_quick" not in text and "_old" not in text
+
+
 def test_only_evaluations_of_the_same_data_are_subtracted(tmp_path):
     """The newest pair that agrees counts, and a run without such a pair is named with what differs."""
     runs = [run_folder(tmp_path / name, 3.0) for name in ("one", "two", "three", "four", "five")]
@@ -163,7 +173,7 @@ def test_a_uniform_loss_weight_is_no_bound(tmp_path):
     (run / "config.yaml").write_text(CONFIG.replace("loops: uniform", "loops: uniform, loss_weight: uniform"))
     assert loopmdm(["report", str(run), "--html", str(tmp_path / "page.html")]) == 0
     assert (
-        "That of plain is the mean cross-entropy of masked tokens, not a bound." in (tmp_path / "page.html").read_text()
+        "The loss of plain is the mean cross-entropy of masked tokens, not a bound." in (tmp_path / "page.html").read_text()
     )
 
 
