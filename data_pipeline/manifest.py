@@ -191,6 +191,10 @@ def load_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         seen_from = "" if folder.is_absolute() else f" (from {Path.cwd()})"
         raise DataError(f"no prepared data folder at {folder}{seen_from}; {_missing_hint(folder)}")
+    if (folder / "config.yaml").is_file() and (folder / "tokenizer").is_dir():
+        raise DataError(
+            f"{folder} is the folder of a run; give a prepared folder, such as data.path in its config.yaml"
+        )
     if not path.is_file():
         raise DataError(
             f"{folder} has no {MANIFEST_NAME}, so it is not a prepared data folder, or "

@@ -75,13 +75,24 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> tuple[Settings, Blen
         blend = load_blend(settings.data.path)
     except DataError as error:
         if not problems:
-            raise
+            raise DataError(f"{error}{_own_command(recipe, settings.data.path)}") from None
         if not any(problem.involves("data.path") for problem in problems):
             problems.append(Problem("data.path", settings.data.path, str(error)))
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
     return settings, blend
+
+
+def _own_command(recipe: str, data: Path) -> str:
+    """The command that a recipe names for its data, in a line `# Data: COMMAND`, if they are missing."""
+    lines = find_recipe(recipe).read_text(encoding="utf-8").splitlines()
+    own = [
+        line.removeprefix("# Data: ")
+        for line in lines
+        if line.startswith("# Data: loopmdm prepare ") and str(data) in line
+    ]
+    return f"; the data of this recipe: {own[0]}" if own and not data.exists() else ""
 
 
 def override_of(key: str, overrides: Sequence[str]) -> Any:

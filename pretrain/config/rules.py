@@ -111,11 +111,11 @@ def _batch_divides(s: Settings) -> Iterator[Problem]:
     train = s.train
     if train.global_batch_size % train.micro_batch_size:
         yield Problem(
-            "train.global_batch_size",
-            train.global_batch_size,
-            f"is not a multiple of train.micro_batch_size={train.micro_batch_size}; set train.micro_batch_size to "
+            "train.micro_batch_size",
+            train.micro_batch_size,
+            f"does not divide train.global_batch_size={train.global_batch_size}; set it to "
             f"{nearest(divisors(train.global_batch_size), train.micro_batch_size)}",
-            related=("train.micro_batch_size",),
+            related=("train.global_batch_size",),
         )
 
 

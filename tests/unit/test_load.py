@@ -7,8 +7,9 @@ import sys
 import pytest
 import yaml
 
+from data_pipeline.errors import DataError
 from pretrain.config.keys import describe_keys, flatten
-from pretrain.config.load import RECIPES, dump_settings, load_settings
+from pretrain.config.load import RECIPES, dump_settings, load_run, load_settings
 from pretrain.errors import ConfigError, UserError
 from tests.launching import ROOT
 
@@ -49,7 +50,7 @@ ONE_MISTAKE = {
     "model.loop.max=1e9": "model.loop.max=1e9: should be less than or equal to 100000",
     "train.steps=null": "train.steps: is empty, and so is train.max_flops, so the run would never end; set one of them",
     "train.loops=9": "train.loops=9: is larger than model.loop.max=4; set it to 4, or model.loop.max to 9",
-    "train.micro_batch_size=3": "train.global_batch_size=8: is not a multiple of train.micro_batch_size=3; set train.micro_batch",
+    "train.micro_batch_size=3": "train.micro_batch_size=3: does not divide train.global_batch_size=8; set it to ",
     "optim.warmup_steps=20": "optim.warmup_steps=20: the run has only train.steps=20; set it to 19 or less, or train longer",
     "parallel.tensor=3": "parallel.tensor=3: does not divide model.num_kv_heads=2 and model.ffn_hidden_size=128; set it to 2",
     "parallel.sequence=true": "parallel.sequence=true: splits the sequence inside tensor-parallel groups, but parallel.tensor=1",
@@ -58,6 +59,16 @@ ONE_MISTAKE = {
 
 
 @pytest.mark.parametrize("word", ONE_MISTAKE)
+def test_missing_data_of_a_shipped_recipe_name_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=r"the data of this recipe: loopmdm prepare --input sudoku6:120000 --output data/sudoku6$"
+    ):
+        load_run("sudoku6")
+    with pytest.raises(DataError, match=r"prepare one with: loopmdm prepare --input PATH... --output elsewhere$"):
+        load_run("sudoku6", ["data.path=elsewhere"])
+
+
 def test_one_mistake_one_message(word):
     (message,) = problems(word)
     assert message.startswith(ONE_MISTAKE[word])

@@ -60,7 +60,7 @@ SIZES = {
     (
         "train.global_batch_size=8 train.micro_batch_size=16",
         1,
-    ): "train.global_batch_size=8: is not a multiple of train.micro_batch_size=16; set train.micro_batch_size to 8",
+    ): "train.micro_batch_size=16: does not divide train.global_batch_size=8; set it to 8",
     (
         "parallel.pipeline=2 train.micro_batch_size=8",
         2,
