@@ -105,8 +105,17 @@ class Build:
         """Do the tasks that are not done; returns when all are, by this process or others.
 
         Raises:
-            DataError: a record was rejected under `strict`, tasks were set aside, the disk has too little space, or a split
-                will have no row.
+            DataError: a split will have no row, or as `do_token_tasks` does.
+        """
+        self.do_token_tasks(tasks, share)
+        job = self.token_job(tasks)
+        self._require_rows([job.record(task) for task in tasks])
+
+    def do_token_tasks(self, tasks: Sequence[Task], share: Share) -> None:
+        """Do the tasks that are not done, whatever they give.
+
+        Raises:
+            DataError: a record was rejected under `strict`, tasks were set aside, or the disk has too little space.
         """
         job = self.token_job(tasks)
         self.compare(job, tasks)
@@ -117,7 +126,6 @@ class Build:
         joined = _token_bytes(tasks, job.vocab_size) if len(tasks) > 1 else 0
         require_space(self.work.folder, _token_bytes(missing, job.vocab_size) + joined)
         do_tasks(self.work, job, missing, len(tasks), self.workers, "tokenizing")
-        self._require_rows([job.record(task) for task in tasks])
 
     def _require_rows(self, done: Sequence[TaskRecord | None]) -> None:
         """Say now, and not only at the join, that a split has no row. Where texts were not read, the join says more."""

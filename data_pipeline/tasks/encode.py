@@ -85,7 +85,7 @@ class TokenJob(ResultJob):
         return digest and read_task_record(self.path(task), self.address(task), digest)
 
     def _write(self, task: Task, folder: Path, report: Report) -> TaskRecord:
-        options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
+        options, counter = self.options, RecordCounter(task.starts_corpus)
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         digest = new_digest()
         decided = self._without_duplicates(task, documents, counter, digest)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import sqrt
@@ -16,12 +17,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data_pipeline.dedup import Decisions
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import VALIDATION
 from data_pipeline.packing.best_fit import PACKING_BYTES
+from data_pipeline.packing.pack_plan import lacks_text
 from data_pipeline.packing.shuffled import PACKED_DOCUMENTS
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input
 from data_pipeline.readers.kinds import is_compressed
-from data_pipeline.tasks.build import Build, Share
+from data_pipeline.tasks.build import Build, Share, require_text
+from data_pipeline.tasks.completeness import require_complete, require_rows
 from data_pipeline.tasks.duplicate_search import MEMORY_LIMIT
 from data_pipeline.tasks.first_texts import loss_of_first_texts
 from data_pipeline.tasks.join import write_output, write_shards
@@ -83,13 +88,14 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
     tasks = cut_into_tasks(inputs)
     strata = _strata(tasks)
     sample = [part for stratum in strata for part in _sample(stratum, SAMPLE_BYTES // len(strata))]
+    total, of_sample = (sum(task.num_bytes for task in each) for each in (tasks, sample))
     with TemporaryDirectory(prefix="estimate-") as folder:
         # Decisions about duplicates are by the numbers of the tasks, without gaps.
         numbered = [replace(task, number=i) for i, task in enumerate(sample)]
-        parts, spent = _measure(Path(folder) / "data", inputs, options, numbered)
+        with _naming_the_sample(of_sample, total):
+            parts, spent = _measure(Path(folder) / "data", inputs, options, numbered, of_sample == total)
     by_number = {task.number: part for task, part in zip(sample, parts, strict=True)}
     found = [(stratum, [by_number[each.number] for each in stratum if each.number in by_number]) for stratum in strata]
-    total, of_sample = sum(task.num_bytes for task in tasks), sum(part.task.num_bytes for part in parts)
     lines = [f"estimate from parts of {len(parts):,} of {len(tasks):,} tasks, {_size(of_sample)} of {_size(total)}"]
     for name in ("documents", "tokens"):
         value, error = _scaled(found, lambda part, name=name: getattr(part, name))
@@ -102,7 +108,32 @@ def estimate(inputs: Sequence[Input], options: Options, workers: int, output: Pa
     if options.duplicates != "keep":
         lines.append("duplicates are those within the sample; a whole corpus has more")
     lines += (line.replace("left out", "left out of the sample", 1) for line in rejections(_counts(parts)))
+    if problem := _incomplete(inputs, parts, options):
+        lines.append(f"warning: if the rest is like the sample, the job will end without output: {problem}")
     return "\n".join(lines)
+
+
+@contextmanager
+def _naming_the_sample(of_sample: int, total: int) -> Iterator[None]:
+    """Errors say that they are about the sample, unless its bytes are all."""
+    try:
+        yield
+    except DataError as error:
+        if of_sample == total:
+            raise
+        raise DataError(f"in a sample of {_size(of_sample)} of {_size(total)}: {error}") from error
+
+
+def _incomplete(inputs: Sequence[Input], parts: Sequence[Part], options: Options) -> str | None:
+    """Why the job would not accept what was read of the inputs, as far as they are in the sample; None if it would."""
+    sampled = sorted({part.task.input for part in parts})
+    tasks = [replace(part.task, input=sampled.index(part.task.input)) for part in parts]
+    counts = [part.counts for part in parts]
+    try:
+        require_complete([inputs[i] for i in sampled], tasks, counts, CorpusCounts(tasks, counts), options)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _counts(parts: Sequence[Part]) -> CorpusCounts:
@@ -153,7 +184,7 @@ def _first_part(whole: FileRange, num_bytes: int) -> FileRange:
 
 
 def _measure(
-    output: Path, inputs: Sequence[Input], options: Options, tasks: Sequence[Task]
+    output: Path, inputs: Sequence[Input], options: Options, tasks: Sequence[Task], is_all: bool
 ) -> tuple[list[Part], Spent]:
     """Do the phases in this process, for parts of tasks."""
     times = [time.monotonic()]
@@ -164,12 +195,14 @@ def _measure(
         if options.duplicates != "keep":
             build.find_duplicates(tasks)
         times.append(time.monotonic())
-        build.tokens(tasks, Share())
+        build.do_token_tasks(tasks, Share())
         times.append(time.monotonic())
         job, signatures = build.token_job(tasks), SignatureJob(work.folder, options)
         done = [job.record(task) for task in tasks]
         parts = [_part(task, record, signatures) for task, record in zip(tasks, done, strict=True)]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        require_text(_counts(parts), options)
+        build = replace(build, options=_with_rows(options, done, is_all))
         with partial_folder(work.folder / JOINED) as folder:
             write_shards(build, job, tasks, done)
             times.append(time.monotonic())
@@ -179,6 +212,19 @@ def _measure(
             times.append(time.monotonic())
     *seconds, loss, join = (end - begin for begin, end in pairwise(times))
     return parts, Spent(*seconds, loss, max(0, join - loss), memory)
+
+
+def _with_rows(options: Options, done: Sequence[TaskRecord], is_all: bool) -> Options:
+    """The options, without the validation split where a sample, which is not all of the corpus, has too little text of it.
+
+    Raises:
+        DataError: a split has no row all the same.
+    """
+    parts = [record.shards[VALIDATION] for record in done if VALIDATION in record.shards]
+    if not is_all and lacks_text(VALIDATION, sum(part.tokens for part in parts), options.row_format):
+        options = replace(options, validation_fraction=0)
+    require_rows(done, options)
+    return options
 
 
 def _part(task: Task, record: TaskRecord, signatures: SignatureJob) -> Part:

@@ -102,7 +102,7 @@ class SampleJob:
 
     def __call__(self, task: Task, report: Report) -> None:
         """Write the task's sample, all or nothing."""
-        options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
+        options, counter = self.options, RecordCounter(task.starts_corpus)
         sample = TextSample(self.limit)
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)
         for document in reported(documents, report):

@@ -73,7 +73,7 @@ class SignatureJob(ResultJob):
 
     def __call__(self, task: Task, report: Report) -> None:
         """Write the task's signatures, all or nothing."""
-        options, counter = self.options, RecordCounter(starts_corpus=task.number == 0)
+        options, counter = self.options, RecordCounter(task.starts_corpus)
         digests, bands, signatures, digest = bytearray(), bytearray(), bytearray(), new_digest()
         places = array("q")
         documents = task_documents(task, counter, options.text_key, options.filters, options.strict)

@@ -47,6 +47,7 @@ class Task:
         identity: hash of the format, range, size, beginning and end of what it reads; the same wherever the files lie.
         files: the files that it reads, each as it was then; none for a converted dataset or a generator.
         run: the process that cut it, if nothing tells the version of one of the files; else empty.
+        starts_corpus: its first record is the first of the corpus.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Task:
     identity: str
     files: tuple[tuple[str, Status], ...] = ()
     run: str = ""
+    starts_corpus: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -261,6 +263,6 @@ def _told_apart(corpora: Sequence[Sequence[Task]]) -> list[list[Task]]:
         seen = alike.setdefault(task.identity, {})
         which = seen.setdefault(tuple(each.source for each in task.ranges), len(seen))
         identity = content_address(task.identity, which) if which else task.identity
-        return replace(task, number=number, identity=identity)
+        return replace(task, number=number, identity=identity, starts_corpus=number == 0)
 
     return [[told_apart(number, task) for number, task in enumerate(tasks)] for tasks in corpora]

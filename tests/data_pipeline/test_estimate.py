@@ -108,3 +108,60 @@ def test_an_estimate_names_what_is_left_out(prepare, tmp_path):
     result = prepare("--input", tmp_path / "a.jsonl", "--output", tmp_path / "data", "--estimate")
     assert result.code == 0 and numbers(result.out)[0] == 300
     assert "left out of the sample, key missing: 100" in result.out
+
+
+def write_lines(path, lines):
+    """Write a file of JSON lines, not all of them records."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "why"),
+    [
+        (['{"body": "x"}'] * 5, (), "no record has the key 'text'"),
+        ([], (), "hold no usable text"),
+        (['{"text": "short"}'] * 5, ("--min-chars", 100), "hold no usable text"),
+        (['{"text": "a b"}'] * 5, ("--validation-fraction", 1e-9), "the validation split has 0 tokens"),
+    ],
+)
+def test_an_estimate_of_all_of_a_corpus_ends_as_the_job_would(prepare, tmp_path, lines, words, why):
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    words = ("--input", path, "--output", tmp_path / "data", "--tokenizer", "bytes", "--seq-len", 4, *words)
+    for result in (prepare(*words, "--estimate"), prepare(*words)):
+        assert result.code == 2 and why in result.err and "Traceback" not in result.err
+
+
+def test_a_sample_without_a_split_is_no_error(prepare, several_tasks, tmp_path, monkeypatch):
+    """The validation split of the sample may get no document, as where documents are books."""
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 1 << 10)
+    monkeypatch.setattr(module, "PART_BYTES", 1 << 10)
+    words = ("--input", several_tasks, "--tokenizer", "bytes", "--seq-len", 4, "--validation-fraction", 1e-9)
+    result = prepare(*words, "--estimate")
+    assert result.code == 0 and "estimate from parts of 1 of 4 tasks" in result.out, result.err
+    filtered = prepare(*words, "--estimate", "--min-chars", 10**9)
+    assert filtered.code == 2 and "error: in a sample of " in filtered.err and "too short" in filtered.err
+
+
+def test_an_estimate_tells_why_the_job_would_write_nothing(prepare, jsonl, tmp_path):
+    other = write_lines(tmp_path / "other.jsonl", ['{"body": "x"}'] * 20)
+    broken = write_lines(tmp_path / "broken.jsonl", ['{"text": "some words"}', "{"] * 20)
+    for path, why in (
+        (other, "no record of --input .*other.jsonl has the key 'text'"),
+        (broken, "20 of .* unreadable"),
+    ):
+        result = prepare("--input", jsonl, path, "--output", tmp_path / "data", "--estimate")
+        assert result.code == 0
+        assert re.search(
+            f"^warning: if the rest is like the sample, .*without output: (.*\n)*.*{why}", result.out, re.M
+        )
+
+
+def test_only_the_beginning_of_the_corpus_stops_an_estimate(prepare, jsonl, tmp_path, monkeypatch):
+    """As of the job: the first file of the sample may be any other one."""
+    bad = write_lines(tmp_path / "bad.jsonl", ['{"body": "x"}'] * 1500)
+    monkeypatch.setattr(module, "MAX_STRATA", 1)
+    for inputs in ((jsonl, bad), (jsonl, bad, jsonl), (jsonl, jsonl, bad)):
+        assert prepare("--input", *inputs, "--output", tmp_path / "data", "--estimate").code == 0
+    first = prepare("--input", bad, jsonl, "--output", tmp_path / "data", "--estimate")
+    assert first.code == 2 and "no record has the key 'text'" in first.err
