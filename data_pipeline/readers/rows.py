@@ -43,6 +43,7 @@ def read_parquet(file_range: FileRange, text_key: str, id_key: str | None = None
             if isinstance(paths, Rejection):
                 yield paths
                 return
+            _require_one_column(file.schema_arrow.names, [path[0] for path in paths], file_range)
             columns = [".".join(path) for path in paths]
             first = row = sum(sizes[: file_range.start])
             end = sum(sizes)
@@ -140,6 +141,14 @@ def _paths(schema: "Schema", text_key: str, id_key: str | None, count: int) -> l
         return [path]
     id_path = key_path(tree, id_key)
     return missing_id(id_key, None, key_names(tree), count) if id_path is None else [path, id_path]
+
+
+def _require_one_column(names: Sequence[str], wanted: Iterable[str], file_range: FileRange) -> None:
+    """Raise DamagedFileError when several columns of a Parquet file have the name of one that is read."""
+    for name in wanted:
+        if (count := names.count(name)) > 1:
+            why = f"has {count} columns named {name!r}, so that it is unclear which one is meant; rename them"
+            raise DamagedFileError(why, f"all of its {file_range.num_bytes:,} bytes")
 
 
 def _described(inner: object, key: str) -> str:

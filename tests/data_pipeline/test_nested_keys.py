@@ -56,6 +56,21 @@ def test_a_key_with_a_dot_in_it_comes_first(tmp_path, write):
     assert texts_of(path, "a.c.d")[0] == ["inner dot", "i"]
 
 
+@pytest.mark.parametrize("words", [(), ("--drop-ids", "drop.txt")])
+def test_two_columns_of_one_name_are_named(prepare, tmp_path, monkeypatch, words):
+    """Parquet allows it. Other columns may have one name, and those that are read may not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drop.txt").write_text("1\n")
+    twice = "id" if words else "text"
+    table = pyarrow.table([["a text"], ["b"], ["2"], ["2"], ["x"], ["y"]], ["text", twice, "id", "n", "other", "other"])
+    parquet.write_table(table, "a.parquet")
+    result = prepare("--input", "a.parquet", "--output", "out", "--tokenizer", "bytes", *words)
+    assert result.code == 2 and f"a.parquet: has 2 columns named '{twice}'" in result.err, result.err
+    parquet.write_table(pyarrow.table([["a text"], ["x"], ["y"]], ["text", "other", "other"]), "b.parquet")
+    words = ("--seq-len", 2, "--validation-fraction", 0)
+    assert prepare("--input", "b.parquet", "--output", "out", "--tokenizer", "bytes", *words).code == 0
+
+
 def test_a_list_is_no_text(tmp_path):
     _, counter = texts_of(as_lines(tmp_path / "rows", [{"data": [{"text": "a"}]}]), "data")
     assert "a list; write its items as one object per line, for example with jq -c '.data[]'" in counter.examples[0].why
