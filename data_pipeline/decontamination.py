@@ -23,7 +23,9 @@ from data_pipeline.filters import Limit
 from data_pipeline.paths import user_pattern
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.finding import files_of_folder, files_of_pattern
-from data_pipeline.readers.kinds import file_kind
+from data_pipeline.readers.kinds import file_kind, without_as
+from data_pipeline.readers.long_documents import decode_utf8
+from data_pipeline.readers.not_text import BYTE_ORDER_MARK, require_text
 
 DEFAULT_WORDS = 13
 CAUSE = "evaluation text"
@@ -208,6 +210,8 @@ def _read(path: Path) -> Iterator[str]:
         for text in _strings(path):
             found = True
             yield text
+    except DataError as error:
+        raise DataError(f"--decontaminate {without_as(str(error))}") from error
     except (OSError, DamagedFileError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"--decontaminate {path}: {reason}") from error
@@ -216,7 +220,7 @@ def _read(path: Path) -> Iterator[str]:
 
 
 def _strings(path: Path) -> Iterator[str]:
-    kind = file_kind(path)
+    kind = file_kind(path) if path.exists() else "text"
     if kind == "parquet":
         from pyarrow.parquet import ParquetFile
 
@@ -225,8 +229,9 @@ def _strings(path: Path) -> Iterator[str]:
                 yield from _strings_in(batch.to_pylist())
         return
     with open_decompressed(path) as file:
+        require_text(file.content)
         if kind == "text":
-            yield from filter(str.strip, [file.content.read().decode("utf-8-sig")])
+            yield from filter(str.strip, [decode_utf8(file.content.read()).removeprefix(BYTE_ORDER_MARK)])
             return
         for number, line in enumerate(file.content, start=1):
             try:

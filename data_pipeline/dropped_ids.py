@@ -18,6 +18,8 @@ from data_pipeline.paths import user_input
 from data_pipeline.readers.compression import DamagedFileError, open_decompressed
 from data_pipeline.readers.file_ranges import FileRange
 from data_pipeline.readers.inputs import Input, naming, require_known_kinds, resolve_input
+from data_pipeline.readers.long_documents import Utf8Error, decode_utf8
+from data_pipeline.readers.not_text import BYTE_ORDER_MARK, NotTextError, require_text
 from data_pipeline.readers.readers import read_range
 from data_pipeline.readers.remote import RemotePath
 from data_pipeline.readers.values import BlankLine
@@ -176,7 +178,7 @@ def _ids(lists: Sequence[Input], key: str) -> Iterator[str]:
     for file_range in (file_range for found in lists for file_range in _ranges(found)):
         try:
             yield from _lines(file_range) if file_range.kind == "text" else _values(file_range, key)
-        except (OSError, DamagedFileError, ReadError, UnicodeDecodeError) as error:
+        except (OSError, DamagedFileError, ReadError, NotTextError, Utf8Error) as error:
             raise DataError(f"--drop-ids {file_range.source}: {error}") from error
 
 
@@ -191,11 +193,12 @@ def _ranges(found: Input) -> Iterator[FileRange]:
 
 def _lines(file_range: FileRange) -> Iterator[str]:
     with open_decompressed(file_range.file) as file:
+        require_text(file.content)
         position = 0
         for line in file.content:
-            position += len(line)
-            if id_ := line.decode("utf-8-sig").strip():
+            if id_ := decode_utf8(line, position).removeprefix(BYTE_ORDER_MARK).strip():
                 yield id_
+            position += len(line)
         file.require_end(position)
 
 

@@ -200,20 +200,26 @@ def wrong_key(
     """
     keys = [each for each, _ in other_keys.most_common()]
     of_input = f" of --input {value}" if value else ""
-    advice = _advice(option, key, keys)
-    return DataError(
-        f"no record{of_input} has the key {key!r}; the records have {listed(keys)}: {advice}\n    {example}"
-    )
+    hint = advice(option, key, keys)
+    return DataError(f"no record{of_input} has the key {key!r}; the records have {listed(keys)}: {hint}\n    {example}")
 
 
-def _advice(option: str, key: str, keys: list[str]) -> str:
+def advice(option: str, key: str, keys: list[str]) -> str:
+    """What to do about an option that gives `key` where the records have `keys`."""
     asked = key.strip(" \t\r\n.")
     # Of `a.b`, `a` is no better: it holds no object with this key.
     leading = [each for each in keys if asked.startswith(f"{each}.")]
     others = {each.lower(): each for each in reversed(keys) if each not in leading}
-    if close := difflib.get_close_matches(asked.lower(), others, n=1, cutoff=0.5):
-        return f"did you mean {option} {quote(others[close[0]])}?"
+    # Where one ends in the same name, the objects around it are wrong, or missing.
+    ending = (each for word, each in others.items() if _last_part(word) == _last_part(asked.lower()))
+    close = difflib.get_close_matches(asked.lower(), others, n=1, cutoff=0.5)
+    if meant := next(ending, None) or (others[close[0]] if close else None):
+        return f"did you mean {option} {quote(meant)}?"
     return f"{leading[0]!r} leads to no such key" if leading else f"choose one of them with {option}"
+
+
+def _last_part(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from data_pipeline.readers.finding import files_of_folder, files_of_pattern
 from data_pipeline.readers.hub import HUB, dataset_folder, is_saved_dataset, open_dataset
 from data_pipeline.readers.hub_files import hub_files
 from data_pipeline.readers.input_files import InputFile, status_of
-from data_pipeline.readers.kinds import SAY_HOW, Kind, ReadAs, file_kind, names_records
+from data_pipeline.readers.kinds import Kind, ReadAs, file_kind, names_records, without_as
 from data_pipeline.readers.remote import RemotePath
 from data_pipeline.readers.remote_finding import find_remote
 from data_pipeline.typed_words import LOCAL, is_remote
@@ -144,7 +144,7 @@ def naming(option: str, has_as: bool) -> Iterator[None]:
         yield
     except DataError as error:
         why = str(error).replace("--input ", f"{option} ", 1)
-        raise DataError(why if has_as else why.replace(SAY_HOW, "rename it to .txt, .jsonl or .parquet")) from error
+        raise DataError(why if has_as else without_as(why)) from error
 
 
 def _resolve_remote(value: str, read_as: ReadAs | None) -> Input:

@@ -38,11 +38,12 @@ TABLES = _words(".csv .tsv .xls .xlsx .ods .orc .avro")
 ARROW_FILES = _words(".arrow .feather .ipc")
 LAID_OUT = _words(".pdf .doc .docx .odt .rtf .epub .mobi .djvu .ppt .pptx")
 SAY_HOW = "give it by path or by a pattern, with --as text, --as jsonl or --as parquet"
+OR_AS_TEXT = ", or give it by path or by a pattern, with --as text"
 REFUSED = (
     (ARCHIVES, "unpack the archive and give the folder"),
     (COMPRESSIONS, f"decompress it, or compress it as {', '.join(COMPRESSED_SUFFIXES)}"),
     (WEB_ARCHIVES, "extract the texts into a .jsonl or .parquet file, for example with datatrove"),
-    (TABLES, "convert the table to .parquet or .jsonl, or give it by path or by a pattern, with --as text"),
+    (TABLES, f"convert the table to .parquet or .jsonl{OR_AS_TEXT}"),
     (ARROW_FILES, "give the folder that Dataset.save_to_disk wrote, or convert the file to .parquet"),
     (LAID_OUT, "extract its text into a .txt or .jsonl file"),
 )
@@ -79,6 +80,11 @@ def file_kind(path: InputFile, read_as: ReadAs | None = None) -> Kind:
     if kind == "parquet" and is_compressed(path):
         raise DataError(f"{path}: Parquet files inside {path.suffix} cannot be read; decompress it")
     return kind
+
+
+def without_as(why: str) -> str:
+    """A reason of `file_kind`, for an option whose files `--as` does not apply to."""
+    return why.replace(SAY_HOW, "rename it to .txt, .jsonl or .parquet").replace(OR_AS_TEXT, "")
 
 
 def _kind_of_suffix(name: str, suffix: str) -> Kind | None:

@@ -95,9 +95,9 @@ class Utf8Error(ValueError):
     """Bytes that are not UTF-8; the message has the first one, its position, and what to do."""
 
 
-def decode_utf8(content: bytes) -> str:
-    """The text of UTF-8; raises Utf8Error."""
-    return _decode(codecs.getincrementaldecoder("utf-8")(), content, 0, final=True)
+def decode_utf8(content: bytes, start: int = 0) -> str:
+    """The text of UTF-8 that is at `start` in its file; raises Utf8Error."""
+    return _decode(codecs.getincrementaldecoder("utf-8")(), content, start, final=True)
 
 
 def _decoded(blocks: Iterable[bytes], start: int) -> Iterator[str]:

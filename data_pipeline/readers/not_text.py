@@ -1,6 +1,7 @@
 """Content that is no UTF-8 text, recognized by its beginning: other encodings, archives, and formats with a suffix of text."""
 
 import codecs
+import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -110,6 +111,12 @@ def marks_length(line: bytes) -> int:
 
 class NotTextError(ValueError):
     """A character that no text has."""
+
+
+def require_text(content: io.BufferedReader) -> None:
+    """Raise NotTextError when an open file begins like something else than UTF-8 text."""
+    if problem := objection(content.peek(BEGINNING_BYTES)[:BEGINNING_BYTES]):
+        raise NotTextError(problem[1])
 
 
 def without_nul(chunks: Iterable[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.indexed import token_dtype
 from data_pipeline.manifest import TokenizerInfo, sha256_of
 from data_pipeline.readers.inputs import Input
-from data_pipeline.rejects import Cause, wrong_key
+from data_pipeline.rejects import Cause, advice, wrong_key
 from data_pipeline.tasks.addresses import content_address, software
 from data_pipeline.tasks.completeness import NOT_READ, lacks_the_key, no_text, require_rows
 from data_pipeline.tasks.encode import TokenJob
@@ -281,6 +281,9 @@ def require_text(counts: CorpusCounts, options: Options) -> None:
         return
     if lacks_the_key(counts):
         raise wrong_key(options.text_key, counts.other_keys, counts.examples[Cause.MISSING_KEY][0])
+    if options.filters.id_key and counts.rejected[Cause.NO_ID] and counts.other_keys:
+        hint = advice("--id-key", options.filters.id_key, list(counts.other_keys))
+        raise DataError(f"{no_text(counts)}\n    {hint}")
     raise no_text(counts)
 
 

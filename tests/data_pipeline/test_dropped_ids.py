@@ -148,6 +148,21 @@ def test_a_wrong_key_of_ids_is_told_before_the_whole_corpus_is_read():
     assert counter.rejected["no id"] == 1000
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("id", "meta.doc_id.id"), ("other.uid", "uid"), ("Meta.lang", "meta.lang"), ("meta.lnag", "meta.lang")],
+)
+def test_a_wrong_key_of_ids_of_few_records_is_told(prepare, tmp_path, wrong, right):
+    """Where objects are inside others, the last part of the key says more than its similarity to another."""
+    rows = [{"uid": i, "text": f"text {i}", "meta": {"doc_id": {"id": i}, "lang": "en"}} for i in range(5)]
+    (tmp_path / "drop.txt").write_text("3\n")
+    words = ("--output", tmp_path / "data", "--drop-ids", tmp_path / "drop.txt", "--id-key", wrong)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for path in (write_lines(tmp_path / "a.jsonl", rows), tmp_path / "a.parquet"):
+        result = prepare("--input", path, *words)
+        assert result.code == 2 and f"\n    did you mean --id-key {right}?" in result.err, result.err
+
+
 def test_a_long_line_has_its_id(tmp_path, monkeypatch):
     rows = [{"id": "first", "text": "word " * 3000, "z": "y" * 5000}, {"id": 2, "text": "b"}]
     path = write_lines(tmp_path / "x.jsonl", rows)
@@ -187,7 +202,7 @@ def test_lists_may_be_empty_if_one_is_not(prepare, tmp_path):
         ("a.jsonl", b'{"id": [1]}\n', "a.jsonl:1: 'id' holds list; a string or an integer is expected"),
         ("a.jsonl", b'{"id": true}\n', "holds bool"),
         ("a.txt", b"\n \n", "a.txt: no id in it"),
-        ("a.txt", b"a\n\xff\n", "'utf-8' codec can't decode"),
+        ("a.txt", b"a\n\xff\n", "byte 0xff at position 2; if the file is in another encoding"),
         ("a.txt.gz", gzip.compress(b"a\n" * 9999)[:-9], "a.txt.gz: "),
         ("a.txt.gz", gzip.compress(b"a\n") + b"more", "what follows is no gzip"),
         ("list", b"a\n", "it has no suffix that says what it holds; rename it to .txt, .jsonl or .parquet"),

@@ -61,3 +61,30 @@ def test_no_text_in_utf_8_is_taken_for_another_encoding(text, cut):
 @pytest.mark.parametrize("content", [bytes(100), bytes(range(256)) * 4, b"\x01\x00\x00\x00" * 50, b"\xff\xff\x01" * 20])
 def test_binary_content_is_not_taken_for_unicode(content):
     assert objection(content) is None
+
+
+@pytest.mark.parametrize("option", ["--decontaminate", "--drop-ids"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_other_texts_than_the_inputs_are_refused_too(prepare, tmp_path, jsonl, option, encoding):
+    """Read as UTF-8, UTF-16 without a mark would be words that no document has."""
+    path = tmp_path / "other.txt"
+    path.write_bytes("\n".join(f"\xe9t\xe9 number {i} of a list" for i in range(20)).encode(encoding))
+    result = prepare("--input", jsonl, "--output", tmp_path / "data", option, path)
+    what = "byte 0xe9 at position 0; if the file is in another encoding, convert it"
+    assert result.code == 2 and f"{option} {path}: " in result.err, result.err
+    assert (what if encoding == "latin-1" else "looks like UTF-16") in result.err
+
+
+@pytest.mark.parametrize("option", ["--decontaminate", "--drop-ids"])
+def test_files_of_other_options_are_refused_by_what_helps(prepare, tmp_path, jsonl, option):
+    for name, why in (
+        ("a.csv", "convert the table to .parquet or .jsonl\n"),
+        ("a.bin", "rename it to .txt, .jsonl or"),
+    ):
+        (tmp_path / name).write_text("x")
+        result = prepare("--input", jsonl, "--output", tmp_path / "data", option, tmp_path / name)
+        assert result.code == 2 and f"error: {option} {tmp_path / name}: " in result.err and why in result.err
+        assert "--as" not in result.err
+    missing = prepare("--input", jsonl, "--output", tmp_path / "data", option, tmp_path / "missing")
+    assert missing.code == 2 and f"error: {option} {tmp_path / 'missing'}: " in missing.err
+    assert "no such file" in missing.err.lower()
