@@ -21,6 +21,7 @@ FORMAT_NAMES = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zst"}
 NO_MEMORY = ("Error -4 ", "Allocation error", "not enough memory")
 MAGIC_BYTES = 6
 LONG_WINDOW = "Frame requires too much memory"
+OTHER_DICTIONARY = "Dictionary mismatch"
 
 
 class DamagedFileError(Exception):
@@ -126,6 +127,9 @@ def _judged(path: InputFile, error: Exception, read: int, size: int) -> Exceptio
     name, message = FORMAT_NAMES[path.suffix.lower()], str(error)
     if LONG_WINDOW in message:
         why = "the zst stream has a window of more than 128 MB; pack it again: zstd -dc --long=31 FILE | zstd"
+        return DamagedFileError(why, _unread(read, size))
+    if OTHER_DICTIONARY in message:
+        why = "the zst stream needs the dictionary that it was compressed with; pack it again: zstd -dc -D DICTIONARY FILE | zstd"
         return DamagedFileError(why, _unread(read, size))
     if any(words in message for words in NO_MEMORY):
         return ReadError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))

@@ -10,14 +10,14 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import chain
 from operator import getitem
 from typing import BinaryIO
 
 from data_pipeline.errors import ReadError
-from data_pipeline.readers.compression import open_decompressed
+from data_pipeline.readers.compression import OpenFile, TrailingBytesError, open_decompressed
 from data_pipeline.readers.input_files import InputFile
 from data_pipeline.readers.nested_keys import key_path
 from data_pipeline.readers.not_text import without_marks, without_nul
@@ -40,6 +40,7 @@ class LongText:
     Attributes:
         start, stop: bytes of the decompressed file; a stop of None is its end.
         is_escaped: the part is the inside of a JSON string.
+        trailing: takes what is found about bytes after the compressed content, which is then no error; None if it is one.
 
     Raises (while it is read):
         Utf8Error: it is not UTF-8. NotTextError: it has a NUL. ValueError: it is not the inside of a JSON string.
@@ -51,6 +52,7 @@ class LongText:
     start: int
     stop: int | None = None
     is_escaped: bool = False
+    trailing: list[TrailingBytesError] | None = field(default=None, compare=False)
 
     def __iter__(self) -> Iterator[str]:
         texts = _decoded(self._blocks(), self.start)
@@ -66,9 +68,17 @@ class LongText:
                 position += len(block)
                 yield block
             if self.stop is None:
-                file.require_end(position)
+                self._require_end(file, position)
             elif position < self.stop:
                 raise ReadError.differs(str(self.path), f"it ended at byte {position:,}, before {self.stop:,}")
+
+    def _require_end(self, file: OpenFile, position: int) -> None:
+        try:
+            file.require_end(position)
+        except TrailingBytesError as error:
+            if self.trailing is None:
+                raise
+            self.trailing[:] = [error]
 
 
 @dataclass(frozen=True)

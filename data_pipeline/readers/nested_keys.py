@@ -32,7 +32,8 @@ def key_path(tree: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
 def described(value: object, key: str) -> str:
     """What `key` holds that is not what was asked for, and how to read it, for messages."""
     if isinstance(value, list):
-        return f"a list; write its items as one object per line, for example with jq -c '.{key}[]'"
+        of_texts = " | {text: .}" if any(isinstance(item, str) for item in value) else ""
+        return f"a list; write its items as one object per line, for example with jq -c '.{key}[]{of_texts}'"
     if isinstance(value, Mapping):
         names = [f"{key}.{name}" for name in key_names(value)]
         return f"an object; name one of its keys with --text-key: {listed(names)}"

@@ -75,6 +75,8 @@ def _read_once(file_range: FileRange, text_key: str, id_key: str | None) -> Iter
         if isinstance(found[-1], Rejection) and found != _read_text(file_range):
             raise ReadError.differs(file_range.source, found[-1].why)
         yield from found
+        # A long text has been read to its end by now.
+        yield from map(_of_file, _trailing(found[0]))
 
 
 def _generate(file_range: FileRange) -> Iterator[TextValue]:
@@ -95,6 +97,11 @@ def _confirm(file_range: FileRange, text_key: str, id_key: str | None, count: in
     raise ReadError.differs(file_range.source, why)
 
 
+def _trailing(found: Found) -> list[TrailingBytesError]:
+    is_long = isinstance(found, TextValue) and isinstance(found.content, LongText)
+    return found.content.trailing or [] if is_long else []
+
+
 def _read_text(file_range: FileRange) -> list[Found]:
     """The text of a file or why it is none, then what follows the compressed content."""
     trailing: list[Found] = []
@@ -104,7 +111,7 @@ def _read_text(file_range: FileRange) -> list[Found]:
         if problem := objection(beginning[:BEGINNING_BYTES]):
             return [Rejection(problem[0], None, problem[1])]
         if len(content) > LONG_BYTES:
-            return [TextValue(LongText(file_range.file, 0), None)]
+            return [TextValue(LongText(file_range.file, 0, trailing=[]), None)]
         try:
             file.require_end(len(content))
         except TrailingBytesError as error:

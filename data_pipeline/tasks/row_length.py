@@ -17,7 +17,7 @@ PLAIN = ("file", "folder", "glob", "stdlib")
 
 def require_text_for_a_row(inputs: Sequence[Input], seq_len: int) -> None:
     """Raise DataError when plain files have fewer bytes than one row needs. Compressed files and datasets may hold any amount."""
-    if not all(found.kind in PLAIN and all(map(_is_plain, found.files)) for found in inputs):
+    if not all(found.kind in PLAIN and all(_is_plain(found, path) for path in found.files) for found in inputs):
         return
     num_bytes = sum(found.num_bytes for found in inputs)
     if max(num_bytes, FEW_BYTES) * MOST_TOKENS_PER_BYTE < seq_len:
@@ -42,5 +42,5 @@ def few_documents_note(inputs: Sequence[Input], fraction: float) -> str | None:
     )
 
 
-def _is_plain(path: Path) -> bool:
-    return path.suffix.lower() != ".parquet" and not is_compressed(path)
+def _is_plain(found: Input, path: Path) -> bool:
+    return found.kind_of(path) != "parquet" and not is_compressed(path)

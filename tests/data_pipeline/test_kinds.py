@@ -275,3 +275,14 @@ def test_names_that_are_not_utf_8_work_to_the_end(prepare, verify, tmp_path, tex
     assert len(PackedDataset(settings.data.path, "train")) == manifest.splits["train"].rows
     other = prepare(*words[:3], "--output", tmp_path / "plain", "--tokenizer", output)
     assert other.code == 0 and load_manifest(tmp_path / "plain").splits["train"].documents > 0
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.pq", "a.rows"])
+def test_a_row_may_be_longer_than_a_parquet_file(prepare, tmp_path, name):
+    """Its columns are compressed, also under other names."""
+    parquet.write_table(pyarrow.table({"text": ["a text that repeats itself " * 200] * 1000}), tmp_path / name)
+    words = ("--tokenizer", "bytes", "--validation-fraction", 0, "--seq-len", 1 << 20)
+    words += ("--as", "parquet") if name == "a.rows" else ()
+    result = prepare("--input", tmp_path / name, "--output", tmp_path / "data", *words)
+    assert 16 * (tmp_path / name).stat().st_size < 1 << 20
+    assert result.code == 0 and load_manifest(tmp_path / "data").splits["train"].rows == 5, result.err

@@ -74,6 +74,9 @@ def test_two_columns_of_one_name_are_named(prepare, tmp_path, monkeypatch, words
 def test_a_list_is_no_text(tmp_path):
     _, counter = texts_of(as_lines(tmp_path / "rows", [{"data": [{"text": "a"}]}]), "data")
     assert "a list; write its items as one object per line, for example with jq -c '.data[]'" in counter.examples[0].why
+    # Strings alone would be no records.
+    _, counter = texts_of(as_lines(tmp_path / "rows", [{"data": ["a", "b"]}]), "data")
+    assert "for example with jq -c '.data[] | {text: .}'" in counter.examples[0].why
 
 
 def test_the_message_for_a_wrong_nested_key_leads_to_the_right_one(prepare, tmp_path):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kinds import texts_of
 
+from data_pipeline import documents
 from data_pipeline.manifest import load_manifest
 from data_pipeline.readers import long_documents, members, readers
 from data_pipeline.readers.compression import DamagedFileError, TrailingBytesError, open_decompressed
@@ -284,3 +285,29 @@ def test_zstd_of_several_frames_and_of_a_long_window(tmp_path):
     (tmp_path / "w.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, (31 - 10) << 3]) + block)
     texts, counter = texts_of(tmp_path / "w.jsonl.zst")
     assert texts == [] and "zstd -dc --long=31 FILE | zstd" in counter.broken[0].why
+
+
+@pytest.mark.parametrize("suffix", sorted(PACKERS))
+def test_a_long_text_is_kept_before_garbage_as_a_short_one_is(tmp_path, monkeypatch, suffix):
+    for module in (readers, long_documents, documents):
+        monkeypatch.setattr(module, "LONG_BYTES", 1000)
+    path = tmp_path / f"t.txt{suffix}"
+    text = "a long text " * 1000
+    for garbage, cause in ((b"garbage", Cause.TRAILING_BYTES), (b"garbage" * 1000, Cause.BROKEN_FILE)):
+        path.write_bytes(PACKERS[suffix](text.encode()) + garbage)
+        texts, counter = texts_of(path)
+        assert texts == [text] and counter.rejected == {cause: 1}
+        assert "what follows is no" in counter.examples[0].why and [each.documents for each in counter.broken] in (
+            [],
+            [1],
+        )
+
+
+def test_a_dictionary_of_zstd_is_named(tmp_path):
+    """The file is whole; its header names dictionary 7."""
+    content = b'{"text": "one"}'
+    block = struct.pack("<I", len(content) << 3 | 1)[:3] + content
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x01\x58\x07" + block)
+    _, counter = texts_of(tmp_path / "a.jsonl.zst")
+    (example,) = counter.examples
+    assert "needs the dictionary that it was compressed with" in example.why and "damaged" not in example.why
