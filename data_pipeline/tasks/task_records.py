@@ -123,7 +123,8 @@ class CorpusCounts:
             self.other_keys.update(of_task.other_keys)
             self.broken += [(task.ranges[each.file_range], each) for each in of_task.broken]
             before = []
-            for file_range, count in zip(task.ranges, of_task.lines, strict=True):
+            # A task that is read for a sample may stop before its last files.
+            for file_range, count in zip(task.ranges, of_task.lines, strict=False):
                 before.append(lines[file_range.source] if file_range.start else 0)
                 lines[file_range.source] = before[-1] + count
             for example in of_task.examples:

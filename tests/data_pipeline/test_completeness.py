@@ -239,3 +239,15 @@ def test_the_keys_of_records_that_lack_the_key_are_named(prepare, tmp_path, text
     write_jsonl(tmp_path / "in" / "b.jsonl", texts[60:80], key="content")
     result = prepare("--input", tmp_path / "in", "--output", tmp_path / "data", "--validation-fraction", 0)
     assert result.code == 2 and "key missing: 20; these records have 'content'" in result.err
+
+
+def test_a_sample_of_some_of_the_files_of_a_task(prepare, tmp_path):
+    """The tokenizer has enough text before all files have been read."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, text in enumerate(make_texts(300)):
+        (folder / f"{i:03}.txt").write_text(text)
+    words = ("--input", folder, "--output", tmp_path / "data", "--sample-bytes", "20kB", "--vocab-size", 300)
+    result = prepare(*words, train=True)
+    assert result.code == 0, result.err
+    assert load_manifest(tmp_path / "data").inputs[0].documents == 300
