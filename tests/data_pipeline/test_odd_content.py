@@ -45,7 +45,7 @@ OTHER_CONTENT = [
     (b"text with a\0NUL", "not text", "a NUL as character 11: binary content"),
     (b"text " * 3000 + b"\0", "not text", "a NUL as character 15,000"),
     (tar_of(b"text"), "not text", "holds a tar archive; unpack it"),
-    (gzip.compress(b"text"), "not text", "holds gzip data; decompress it"),
+    (gzip.compress(b"text", mtime=0), "not text", "holds gzip data; decompress it"),
     (b"PK\x03\x04" + bytes(30), "not text", "holds a zip archive"),
     (b"%PDF-1.7\n", "not text", "holds a PDF document"),
     (b"na\xefve words", "not UTF-8", "byte 0xef at position 2"),
