@@ -30,6 +30,7 @@ class Metrics(Hook):
     def on_start(self, run: TrainingRun) -> None:
         """Start the clock."""
         self._begin(run)
+        self._before = self._elapsed, self._flops  # what earlier starts have spent, perhaps on other machines
 
     def on_step(self, run: TrainingRun, report: StepReport) -> None:
         """Collect the report; record every `log.every` steps and after the last step of this start."""
@@ -74,11 +75,16 @@ class Metrics(Hook):
             "data_wait": sum(r.data_wait for r in reports) / seconds,
             "skipped": run.progress.skipped,
             "elapsed": run.progress.elapsed,
-            "eta": _eta(run),
+            "eta": self._eta(run),
             "loss_by_timestep": _by_timestep(taken),
             "loss_by_loops": _by_loops(taken),
             **parts,
         }
+
+    def _eta(self, run: TrainingRun) -> float:
+        """Seconds to the last step at the mean FLOP/s of this start, with the expected number of loops."""
+        elapsed, flops = run.progress.elapsed - self._before[0], run.progress.flops - self._before[1]
+        return run.plan.expected_flops(run.progress.step, run.plan.total_steps) * elapsed / flops
 
 
 def position(run: TrainingRun) -> Record:
@@ -97,12 +103,6 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _eta(run: TrainingRun) -> float:
-    """Seconds to the last step at the mean FLOP/s of this run, with the expected number of loops."""
-    rest = run.plan.expected_flops(run.progress.step, run.plan.total_steps)
-    return rest * run.progress.elapsed / run.progress.flops
 
 
 def _by_timestep(reports: Sequence[StepReport]) -> list[float | None]:
