@@ -51,7 +51,8 @@ WITHOUT_REPOSITORY = """\
 Everything works from an installed package too. To train without a copy of the repository:
   loopmdm train --config RECIPE                                       one process
   torchrun --nproc-per-node 8 -m pretrain.main --config RECIPE        several; deepspeed: --module pretrain.main
-`loopmdm train --help` lists the settings. RECIPE is smoke, quickstart, paper_170m or a YAML file.
+`loopmdm train --help` lists the settings. RECIPE is smoke, quickstart, sudoku6, sudoku6_best, paper_170m
+or a YAML file.
 """
 
 

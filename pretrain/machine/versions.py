@@ -62,12 +62,17 @@ def package_version(name: str) -> str | None:
         return None
 
 
+OWN_FOLDERS = ("model", "pretrain", "data_pipeline", "ds_configs", "launchers")
+"""What results depend on. Other files in a checkout, such as pages and exported folders, do not change it."""
+
+
 def source_version(folder: Path) -> str:
     """What the packages in `folder` are: a checkout at a commit, an installed version, or a copy."""
     if (folder / ".git").exists():
         commit = _git(folder, "rev-parse", "--short", "HEAD")
         if commit:
-            return f"checkout at commit {commit}{', changed since' if _git(folder, 'status', '--porcelain') else ''}"
+            changed = _git(folder, "status", "--porcelain", "--", *OWN_FOLDERS)
+            return f"checkout at commit {commit}{', changed since' if changed else ''}"
     installed = _installed_in(folder)
     return f"installed, loopmdm {installed.version}" if installed else "a copy, without version"
 

@@ -165,3 +165,15 @@ def test_files_that_another_package_has_overwritten_are_named(tmp_path):
     assert changed_files(tmp_path) == [tmp_path / "pretrain" / "cli.py", tmp_path / "model" / "__init__.py"]
     (info / "RECORD").unlink()
     assert source_version(tmp_path) == "a copy, without version"
+
+
+def test_only_our_folders_change_a_checkout(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.py").write_text("")
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "page.html").write_text("")
+    assert source_version(tmp_path).startswith("checkout at commit ") and "changed" not in source_version(tmp_path)
+    (tmp_path / "model" / "new.py").write_text("")
+    assert source_version(tmp_path).endswith(", changed since")
