@@ -222,6 +222,6 @@ def test_a_run_trained_with_a_file_of_its_own_is_opened_without_it(tmp_path, mon
     settings = load_settings(TINY, [f"parallel.ds_config={ds_config}", "parallel.zero_stage=3", "model.vocab_size=100"])
     (tmp_path / "config.yaml").write_text(dump_settings(settings))
     ds_config.unlink()
-    monkeypatch.setattr(load_run, "latest_checkpoint", lambda folder: folder / "step_1")
+    monkeypatch.setattr(load_run, "checkpoint_of", lambda folder, step: folder / "step_1")
     with pytest.raises(UserError, match=r"manifest\.json: is missing"):  # the next thing that is read
         load_run.open_run(tmp_path, None)

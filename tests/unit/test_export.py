@@ -276,7 +276,9 @@ def test_the_default_place_of_an_import(exports, call, tmp_path, monkeypatch):
         and (tmp_path / "runs" / "bytes" / "config.yaml").is_file()
     )
     status, _, error = call("import", exports["bytes"])
-    assert status == 2 and error.startswith("error: --output runs/bytes: exists and is not empty")
+    assert status == 2 and error.startswith(
+        "error: the default --output runs/bytes: exists and is not empty; name another folder"
+    )
 
 
 def test_imported_weights_give_the_logits_of_the_run(runs, exports, call, tmp_path):

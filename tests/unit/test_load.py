@@ -59,16 +59,6 @@ ONE_MISTAKE = {
 
 
 @pytest.mark.parametrize("word", ONE_MISTAKE)
-def test_missing_data_of_a_shipped_recipe_name_its_command(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        DataError, match=r"the data of this recipe: loopmdm prepare --input sudoku6:120000 --output data/sudoku6$"
-    ):
-        load_run("sudoku6")
-    with pytest.raises(DataError, match=r"prepare one with: loopmdm prepare --input PATH... --output elsewhere$"):
-        load_run("sudoku6", ["data.path=elsewhere"])
-
-
 def test_one_mistake_one_message(word):
     (message,) = problems(word)
     assert message.startswith(ONE_MISTAKE[word])
@@ -228,3 +218,13 @@ def test_loopmdm_help_imports_no_torch():
     )
     assert "AssertionError" not in done.stderr
     assert "prepare" in done.stdout
+
+
+def test_missing_data_of_a_shipped_recipe_name_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=r"the data of this recipe: loopmdm prepare --input sudoku6:120000 --output data/sudoku6$"
+    ):
+        load_run("sudoku6")
+    with pytest.raises(DataError, match=r"prepare one with: loopmdm prepare --input PATH... --output elsewhere$"):
+        load_run("sudoku6", ["data.path=elsewhere"])

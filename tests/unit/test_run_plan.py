@@ -55,8 +55,8 @@ SIZES = {
         2,
     ): "train.global_batch_size=6: 2 ranks with train.micro_batch_size=2 "
     "need a multiple of 4; set it to 4 or 8, or change the micro-batch",
-    ("train.global_batch_size=8 train.micro_batch_size=3", 1): "train.global_batch_size=8: is not a multiple of "
-    "train.micro_batch_size=3; set train.micro_batch_size to 2 or 4",
+    ("train.global_batch_size=8 train.micro_batch_size=3", 1): "train.micro_batch_size=3: does not divide "
+    "train.global_batch_size=8; set it to 2 or 4",
     (
         "train.global_batch_size=8 train.micro_batch_size=16",
         1,
