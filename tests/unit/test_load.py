@@ -77,8 +77,8 @@ def test_a_problem_names_its_key_and_its_value():
     with pytest.raises(ConfigError) as caught:
         load_settings(TINY, ["train.micro_batch_size=3"])
     (problem,) = caught.value.problems
-    assert (problem.key, problem.value) == ("train.global_batch_size", 8)
-    assert problem.involves("train.micro_batch_size") and problem.involves("train")
+    assert (problem.key, problem.value) == ("train.micro_batch_size", 3)
+    assert problem.involves("train.global_batch_size") and problem.involves("train")
     assert not problem.involves("train.micro_batch") and not problem.involves("model")
     assert str(caught.value) == f"1 problem in the configuration:\n  - {problem}"
 

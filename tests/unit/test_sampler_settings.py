@@ -8,7 +8,7 @@ from pretrain.evaluation.sampler_settings import OPTIONS_OF, SamplerSettings
 REFUSED = {
     "--threshold: has no effect with --order ancestral; use --order threshold or wino": {"threshold": 0.5},
     "--remask: has no effect with --order confidence; use --order ancestral": {"order": "confidence", "remask": 0.1},
-    "--steps: has no effect with --order wino; use --order ancestral, left-to-right, random, confidence, margin or entropy": {"order": "wino", "steps": 4},
+    "--steps: has no effect with --order wino; use --order ancestral, left-to-right, random": {"order": "wino", "steps": 4},
     "--steps and --tokens-per-step: each determines": {"order": "margin", "steps": 4, "tokens_per_step": 2},
     "--draft: speeds up one token per step with the same result; leave out --steps": {
         "order": "margin", "draft": 4, "steps": 2
