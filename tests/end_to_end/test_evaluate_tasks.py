@@ -282,8 +282,8 @@ def items_of(path):
 
 
 REFUSED = {
-    ("--tasks", "sudoku5"): "--tasks sudoku5: is no task, file or prepared folder. Tasks are sudoku4, sudoku6",
-    ("--tasks", "gsm8k"): "--tasks gsm8k: is no task, file or prepared folder",
+    ("--tasks", "sudoku5"): "--tasks sudoku5: is not a task, a file or a prepared folder. Tasks are sudoku4, sudoku6",
+    ("--tasks", "gsm8k"): "--tasks gsm8k: is not a task, a file or a prepared folder",
     ("--tasks", "sudoku6", "--given", "9"): "--tasks sudoku6: the split 'validation' of ",
     (
         "--tasks",
@@ -291,7 +291,7 @@ REFUSED = {
     ): "--tasks sudoku6: has 37 tokens with the end of the document, more than the 17 of a row of the run",
     ("--tasks", "sudoku4", "--given", "16"): "--given 16: sudoku4 has 16 cells, of which some must be left",
     ("--tasks", "sudoku4", "--given", "-1"): "--given -1: must be at least 0",
-    ("--tasks", "addition2", "--given", "3"): "--given: has no effect on these tasks; it is of sudoku",
+    ("--tasks", "addition2", "--given", "3"): "--given: has no effect on these tasks, only on sudoku",
     ("--tasks", "addition2", "--limit", "0"): "--limit 0: must be at least 1",
     ("--tasks", "addition2", "--limit", str(10**30)): f"--limit {10**30}: must be below 2^20",
     ("--tasks", "addition2", "--seed", "-1"): "--seed -1: must be at least 0",
