@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from data_pipeline.paths import user_path
 from pretrain.durations import format_duration
 
+RECENT = 600.0
+"""Seconds since the last record of a run that may be running on another host."""
 WARNINGS = 3
 """How many of the last warnings are shown."""
 
@@ -41,15 +44,15 @@ def status_of(folder: Path) -> dict[str, Any]:
     records = whole_records(folder)
     training = next((record for record in reversed(records) if "loss" in record), {})
     validation = next((record for record in reversed(records) if "validation" in record), None)
-    checkpoints = list_checkpoints(folder)
+    checkpoints, age = list_checkpoints(folder), _age(folder / "metrics.jsonl")
     kept = ("loss", "grad_norm", "tokens_per_second", "mfu", "eta", "elapsed", "skipped")
     return {
         "run": str(folder),
-        "state": _state(start, is_locked(folder)),
+        "state": _state(start, is_locked(folder), age),
         **{key: start.get(key) for key in ("since", "why", "host", "process", "ranks", "slurm_job", "starts", "total_steps")},
         "step": training.get("step", step_of(checkpoints[-1]) if checkpoints else None),
         **{key: training.get(key) for key in kept},
-        "seconds_since_record": _age(folder / "metrics.jsonl"),
+        "seconds_since_record": age,
         "validation": validation and {
             "step": validation["step"],
             "nats_per_token": {str(row["loops"]): row["nats_per_token"] for row in validation["validation"]["loops"]},
@@ -59,13 +62,15 @@ def status_of(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _state(start: dict[str, Any], locked: bool | None) -> str:
+def _state(start: dict[str, Any], locked: bool | None, age: float | None) -> str:
     """running, finished, stopped, failed, imported; killed: ended without saying so; waiting: its SLURM job is in the queue again.
 
-    As recorded if `locked` is None.
+    As recorded if `locked` is None. Some file systems do not tell a host of the locks of another: there, a run with a recent
+    record counts as running.
     """
     state = start.get("state", "unknown")
-    if state == "running" and locked is False:
+    elsewhere = start.get("host") not in (None, socket.gethostname())
+    if state == "running" and locked is False and not (elsewhere and age is not None and age < RECENT):
         state = "killed"
     if state in ("stopped", "killed") and start.get("slurm_job") and _slurm_state(start["slurm_job"]) == "PENDING":
         return "waiting"

@@ -89,6 +89,15 @@ def test_a_killed_run_and_one_whose_job_waits(start, status, tmp_path, monkeypat
     assert status()[0] == 0 and status()[1]["state"] == "waiting"
 
 
+def test_a_run_on_another_host_whose_lock_is_not_seen_here(start, status, tmp_path):
+    start("run.stop_after=2")
+    path, metrics = tmp_path / "run" / "status.json", tmp_path / "run" / "metrics.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "running", "host": "another"}))
+    assert status()[1]["state"] == "running" and ", last record " in status()[2]
+    os.utime(metrics, (metrics.stat().st_atime, metrics.stat().st_mtime - 601))
+    assert status()[1]["state"] == "killed"
+
+
 def test_requeues_without_progress_end(start, status, monkeypatch, tmp_path):
     """Five starts by SLURM without a new checkpoint are enough; one by hand, or a checkpoint, begins a new count."""
 
