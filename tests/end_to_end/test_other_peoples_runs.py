@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 from data_pipeline.dataset.blend import load_blend
+from pretrain.checkpoints.folder import MARK
 from pretrain.cli import main as loopmdm
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import make_run_plan
@@ -118,6 +119,7 @@ def use_raw_weights_as_average(checkpoint):
         (checkpoint / name).unlink()
     for name in ("weights.safetensors", "ema.safetensors"):
         save_file(weights, checkpoint / name)
+    (checkpoint / MARK).write_text("This checkpoint is whole.\n")  # that format's mark names no files
 
 
 def test_a_run_without_its_tokenizer(trained, loop, tmp_path):
