@@ -90,7 +90,7 @@ def _own_command(recipe: str, data: Path) -> str:
     own = [
         line.removeprefix("# Data: ")
         for line in lines
-        if line.startswith("# Data: loopmdm prepare ") and str(data) in line
+        if line.startswith("# Data: loopmdm prepare ") and f"--output {data} " in f"{line} "
     ]
     return f"; the data of this recipe: {own[0]}" if own and not data.exists() else ""
 

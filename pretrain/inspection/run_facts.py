@@ -48,9 +48,9 @@ class RunFacts:
 
     @cached_property
     def main_evaluation(self) -> tuple[str, Record]:
-        """Of the evaluations of the newest one's weights, that with the most rows, then with the most numbers of loops."""
-        newest = self.evaluations[0][1]
-        same = [each for each in self.evaluations if each[1].get("step") == newest.get("step")]
+        """Of the evaluations of the newest one's weights and data, that with the most rows, then with the most numbers of loops."""
+        subject = _subject_of(self.evaluations[0][1])
+        same = [each for each in self.evaluations if _subject_of(each[1]) == subject]
         return max(same, key=lambda each: (_rows_of(each[1]), len(each[1]["loops"])))
 
     @cached_property
@@ -83,6 +83,12 @@ class RunFacts:
                 raise UserError(f"{path}: not JSON ({error}); delete the file or write it again") from None
             if isinstance(content, dict):
                 yield path.stem, content
+
+
+def _subject_of(evaluation: Record) -> tuple[Any, ...]:
+    """Which weights were evaluated on which data."""
+    settings = evaluation.get("settings", {})
+    return evaluation.get("step"), evaluation.get("weights"), settings.get("data_sha256"), settings.get("split")
 
 
 def _rows_of(evaluation: Record) -> int:

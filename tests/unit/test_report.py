@@ -117,8 +117,11 @@ def test_the_evaluation_with_most_rows_is_drawn(tmp_path):
     for age, (name, step, rows) in enumerate([("quick", 20, 8), ("full", 20, 500), ("old", 10, 900)], -10):
         content = evaluation(figures(2.0)) | {"step": step, "rows": rows}
         add_evaluation(folder, f"step_{step}_ema_{name}", age, content)
+    others = {"raw": {"weights": "raw"}, "data": {"data": "other"}}
+    for name, words in others.items():
+        add_evaluation(folder, f"step_20_{name}", 5, evaluation(figures(2.0), **words) | {"step": 20, "rows": 900})
     text = differences([folder], tmp_path)
-    assert "one, step_20_ema_full" in text and "_quick" not in text and "_old" not in text
+    assert "one, step_20_ema_full" in text and not any(f"_{name}" in text for name in ("quick", "old", "raw", "data"))
 
 
 def test_only_evaluations_of_the_same_data_are_subtracted(tmp_path):
