@@ -60,6 +60,18 @@ def test_an_older_checkpoint_is_evaluated_sampled_and_exported(run, capsys):
     assert f"error: {run}: no complete checkpoint of step 3; there are: 2, 4, 6\n" in capsys.readouterr().err
 
 
+def test_rows_of_another_length_are_told(run, corpus, capsys):
+    """And a run folder is not taken for prepared data."""
+    shutil.copytree(corpus, run.parent / "data")
+    assert main(["repack", str(run.parent / "data"), "--seq-len", "16"]) == 0
+    words = ["evaluate", str(run), "--rows", "8", "--loops", "1"]
+    assert main(words) == 0 and "was trained on rows of" not in capsys.readouterr().err
+    assert main([*words, "--data", str(run.parent / "data")]) == 0
+    assert f"data has rows of 16 tokens, but {run} was trained on rows of 32\n" in capsys.readouterr().err
+    assert main(["verify", str(run)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {run} is the folder of a run; give a prepared folder")
+
+
 def test_a_changed_byte_is_found_by_verify_only_and_kept_by_prune(run, capsys):
     path = run / "checkpoints" / "step_4" / "rank_00000.safetensors"
     content = bytearray(path.read_bytes())
