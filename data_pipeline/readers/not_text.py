@@ -35,6 +35,11 @@ CONTROL_BYTES = bytes({*range(32)} - {*b"\t\n\v\f\r\x1a\x1b"})
 # In UTF-16, about 5% of the bytes of Chinese are control bytes, and half of those of Russian.
 LEAST_CONTROLS, MOSTLY_CONTROLS = 0.01, 0.3
 LEAST_CHARS = 8
+# Encodings of seven bits, which would pass for ASCII: Japanese between its escapes, and what Korean texts begin with.
+SEVEN_BITS = (
+    ("ISO-2022-JP", re.compile(rb"\x1b\$[@B](?:[!-~]{2})+(?:\x1b\([BJ]|[!-~]?\Z)")),
+    ("ISO-2022-KR", re.compile(rb"^\x1b\$\)C|\x1b\$\)C\x0e", re.MULTILINE)),
+)
 
 
 def objection(beginning: bytes) -> tuple[Cause, str] | None:
@@ -56,6 +61,9 @@ def _other_encoding(beginning: bytes) -> str | None:
     zeros = first.count(0), second.count(0)
     if not min(zeros) and max(zeros) >= max(1, SHARE_OF_ZEROS * len(second)):
         return "UTF-16BE" if zeros[0] else "UTF-16LE"
+    for encoding, pattern in SEVEN_BITS:
+        if pattern.search(beginning):
+            return encoding
     return _other_unicode(beginning)
 
 

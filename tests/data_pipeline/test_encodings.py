@@ -32,6 +32,26 @@ def test_unicode_without_a_mark_is_named(tmp_path, codec, text, as_lines):
 
 
 @pytest.mark.parametrize(
+    ("codec", "text"), [("iso2022-jp", "今日は天気がいい。\n" * 900), ("iso2022-kr", "오늘은 날씨가 좋다.\n" * 900)]
+)
+@pytest.mark.parametrize("as_lines", [False, True])
+def test_encodings_of_seven_bits_do_not_pass_for_ascii(tmp_path, codec, text, as_lines):
+    path, name = tmp_path / ("x.jsonl" if as_lines else "x.txt"), codec.upper().replace("2022", "-2022")
+    path.write_bytes((json.dumps({"text": text}, ensure_ascii=False) + "\n" if as_lines else text).encode(codec))
+    texts, counter = texts_of(path)
+    assert texts == [] and counter.examples[0].why == f"looks like {name}; convert it with iconv -f {name} -t UTF-8"
+
+
+@pytest.mark.parametrize(
+    "text", ["ESC $ B is \x1b$B in ISO-2022-JP\n", "\x1b[31mred\x1b[0m costs 3\x1b$Broad and more\n"]
+)
+def test_a_text_with_escapes_stays_a_text(tmp_path, text):
+    path = tmp_path / "x.txt"
+    path.write_text(text)
+    assert texts_of(path)[0] == [text]
+
+
+@pytest.mark.parametrize(
     ("codec", "text"),
     [
         ("latin-1", "Ein schöner Tag für Kühe\n" * 5 + "\x1a"),
