@@ -13,7 +13,13 @@ from data_pipeline.generators.sudoku import SudokuBoards
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 """Size of a board -> rows and columns of its boxes."""
 
-KNOWN = "sudoku4, sudoku6, sudoku9, additionD and multiplicationD for D digits, and lookupH for H hops"
+USUAL = {"addition": 3, "multiplication": 2, "lookup": 2}
+"""Name without a number -> digits or hops."""
+
+KNOWN = (
+    "sudoku4, sudoku6, sudoku9, additionD and multiplicationD for D digits, and lookupH for H hops "
+    f"({', '.join(f'{name} is {name}{number}' for name, number in USUAL.items())})"
+)
 NAME = re.compile(r"(sudoku|addition|multiplication|lookup)(\d*)")
 COUNT = re.compile(r"(\d+)(?:@(\d+))?")
 MAX_COUNT = 10**12
@@ -60,8 +66,8 @@ def parse_generated(value: str) -> Generated:
 
 
 def find_generator(name: str) -> Generator | None:
-    """The generator of a name such as sudoku6 or addition3; None if there is none."""
-    match = NAME.fullmatch(name)
+    """The generator of a name such as sudoku6, addition3 or addition; None if there is none."""
+    match = NAME.fullmatch(f"{name}{USUAL.get(name, '')}")
     if match is None or match[2] != str(int(match[2] or 0)):
         return None
     kind, number = match[1], int(match[2])

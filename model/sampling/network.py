@@ -43,6 +43,7 @@ class Part:
         tokens: int64 [n, a].
         time: float64 [n].
         wanted: bool [n, a].
+        samples: number of each row's sample, int64 [n].
         columns: which positions of the row these are, int64 [n, a], ascending, s for places that are only filled up; None if
             they are all.
         slots: where their samples are kept; None if nothing is kept.
@@ -52,6 +53,7 @@ class Part:
     tokens: Tensor
     time: Tensor
     wanted: Tensor
+    samples: Tensor
     columns: Tensor | None = None
     slots: Slots | None = None
 
@@ -80,14 +82,14 @@ class Answer:
     def part(self, rows: Tensor, computed: Tensor) -> Part:
         """Some rows (bool [b]) with the positions that are computed (bool [b, s])."""
         tokens, wanted, computed = self._query.tokens[rows], self._wanted[rows], computed[rows]
-        time, slots = self._query.time[rows], self._slots.of(rows)
+        time, samples, slots = self._query.time[rows], self._query.samples[rows], self._slots.of(rows)
         length = tokens.shape[1]
         if computed.all():
-            return Part(length, tokens, time, wanted, None, slots)
+            return Part(length, tokens, time, wanted, samples, None, slots)
         order = torch.where(computed, torch.arange(length, device=tokens.device), length).sort(dim=1).values
         columns = order[:, : int(computed.sum(dim=1).max())]
         tokens, wanted = F.pad(tokens, (0, 1)), F.pad(wanted, (0, 1))
-        return Part(length, tokens.gather(1, columns), time, wanted.gather(1, columns), columns, slots)
+        return Part(length, tokens.gather(1, columns), time, wanted.gather(1, columns), samples, columns, slots)
 
     def add(self, rows: Tensor, logits: Tensor, loops: Tensor) -> None:
         """Take the logits and S of these rows (bool [b])."""
@@ -132,7 +134,7 @@ class LoopedNetwork:
         wanted = torch.zeros_like(query.tokens, dtype=torch.bool)
         wanted.view(-1)[query.positions] = True
         if self.compute.caching is None and not self.compute.warm_start:
-            return self._forward(Part(wanted.shape[1], query.tokens, query.time, wanted))[0]
+            return self._forward(Part(wanted.shape[1], query.tokens, query.time, wanted, query.samples))[0]
         memory, caching = self._memory_of(query), self.compute.caching
         slots = memory.find(query.samples)
         answer = Answer(query, wanted, slots)
@@ -211,4 +213,4 @@ class LoopedNetwork:
         heads = loops + (loops < limits) if settling is not None and settling.criterion in OF_PREDICTIONS else once
         tails = heads if settling is not None and settling.criterion == "prediction" else once
         predicted = heads * part.wanted.sum(dim=1)
-        self.tally.add(self.model.architecture, part.length, part.counts, loops, predicted, tails)
+        self.tally.add(self.model.architecture, part.length, part.counts, loops, predicted, tails, part.samples)

@@ -84,7 +84,7 @@ def at_random(state: State) -> Tensor:
 
 
 ORDERS: dict[str, Order] = {
-    "left-to-right": ByPriority(left_to_right),
+    "left_to_right": ByPriority(left_to_right),
     "random": ByPriority(at_random),
     "confidence": ByScore(confidence),
     "margin": ByScore(margin),

@@ -3,7 +3,7 @@
 Tokens per forward pass alone flatter a looped model, whose forward passes take S passes of the looped block.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ class Tally:
         loops: the sum of their S.
         passes: passes of the looped block; a pass that computes a part of a row counts as that part.
         flops: as in `model/flops.py`.
+        of_samples: number of a sample -> its forward passes, loops and passes; of those whose numbers were given.
     """
 
     forwards: float = 0.0
     loops: float = 0.0
     passes: float = 0.0
     flops: float = 0.0
+    of_samples: dict[int, tuple[float, float, float]] = field(default_factory=dict)
 
     def add(
         self,
@@ -37,6 +39,7 @@ class Tally:
         loops: Tensor,
         predicted: Tensor,
         tails: Tensor,
+        samples: Tensor | None = None,
     ) -> None:
         """Count a forward pass.
 
@@ -46,14 +49,21 @@ class Tally:
             loops: S of each row, int64 [b].
             predicted: logits that are computed of each row, int64 [b]: positions, times how often.
             tails: how often the tail is computed, int64 [b].
+            samples: number of each row's sample, int64 [b].
         """
         costs = FlopsModel(architecture, seq_len, masked_fraction=1.0)
         split = architecture.loop
         layers = split.head + split.mid * loops.double() + split.tail * tails.double()
         self.forwards += len(loops)
         self.loops += float(loops.sum())
-        self.passes += float((computed * loops).sum()) / seq_len
+        passes = (computed * loops).double() / seq_len
+        self.passes += float(passes.sum())
         self.flops += float((computed * layers).sum()) * costs.layer() + float(predicted.sum()) * costs.lm_head()
+
+        if samples is not None:
+            for number, *more in zip(samples.tolist(), loops.tolist(), passes.tolist(), strict=True):
+                before = self.of_samples.get(number, (0.0, 0.0, 0.0))
+                self.of_samples[number] = (before[0] + 1, before[1] + more[0], before[2] + more[1])
 
     def values(self) -> Tensor:
         """The counts as float64 [4], to be summed over ranks that sample different rows."""
@@ -67,6 +77,7 @@ class Cost:
     Attributes:
         tokens: tokens that were filled in.
         forwards: forward passes, counted per row.
+        block_passes: passes of the looped block, see `Tally`.
         tokens_per_forward: the speed-up over one token per forward pass.
         loops_per_forward: mean S.
         block_passes_per_token, flops_per_token: see `Tally`.
@@ -75,6 +86,7 @@ class Cost:
 
     tokens: int
     forwards: int
+    block_passes: float
     tokens_per_forward: float | None
     loops_per_forward: float | None
     block_passes_per_token: float | None
@@ -92,7 +104,7 @@ class Cost:
 
         per_token = (ratio(passes, tokens), ratio(flops, tokens))
         per_forward = (ratio(tokens, forwards), ratio(loops, forwards))
-        return cls(tokens, int(forwards), *per_forward, *per_token, seconds, tokens / seconds)
+        return cls(tokens, int(forwards), passes, *per_forward, *per_token, seconds, tokens / seconds)
 
     def record(self) -> dict[str, Any]:
         """For result files."""

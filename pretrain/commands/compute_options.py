@@ -3,6 +3,7 @@
 import argparse
 
 from pretrain.evaluation.compute_settings import THRESHOLDS
+from pretrain.evaluation.sampler_settings import OPTIONS_OF
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,18 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(group)
 
 
+def share_threshold(arguments: argparse.Namespace) -> None:
+    """Take `--threshold` for `--loop-threshold` where the loops are adaptive and the sampler has no threshold, in place."""
+    loops = [arguments.loops] if isinstance(arguments.loops, str) else arguments.loops or []
+    is_adaptive = any(text.startswith("adaptive") for text in loops)
+    if (
+        is_adaptive
+        and arguments.loop_threshold is None
+        and "threshold" not in OPTIONS_OF[arguments.sampler or "ancestral"]
+    ):
+        arguments.loop_threshold, arguments.threshold = arguments.threshold, None
+
+
 def add_network_arguments(group: argparse._ArgumentGroup) -> None:
     """Those besides `--loops`. Their defaults are None, so that what was not given can be told."""
     add = group.add_argument
@@ -27,7 +40,7 @@ def add_network_arguments(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     add(
         "--loop-threshold", type=float, metavar="X",
-        help="adaptive: mean change in a pass below which a row has settled "
+        help="adaptive: mean change in a pass below which a row has settled; the same as --threshold with samplers without one "
         f"[{', '.join(f'{name} {value:g}' for name, value in THRESHOLDS.items())}]",
     )  # fmt: skip
     add(

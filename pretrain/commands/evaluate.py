@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 
 from data_pipeline.paths import user_path
-from pretrain.commands.compute_options import add_network_arguments
+from pretrain.commands.compute_options import add_network_arguments, share_threshold
 from pretrain.commands.evaluate_harness import run_harness
 from pretrain.commands.evaluate_nelbo import DEFAULT_SPLIT, run_nelbo
 from pretrain.commands.evaluate_tasks import run_tasks
@@ -63,7 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.rows is not None and (chosen or arguments.rows < 2):
         why = f"has no effect with {chosen}; use --limit" if chosen else "a standard error needs at least 2 rows"
         raise UserError(f"--rows {arguments.rows}: {why}")
+    if arguments.tasks:
+        arguments.tasks = [value for values in arguments.tasks for value in values]
     check_task_options(vars(arguments))
+    share_threshold(arguments)
     if not arguments.lm_eval:  # which takes exported folders too
         for folder in filter(None, (arguments.folder, arguments.compare)):
             check_run_folder(folder)

@@ -34,7 +34,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     twice = next((name for name in names if names.count(name) > 1), None)
     if arguments.output is not None and twice:
         raise UserError(
-            f"--output {arguments.output}: two tasks are named {twice}, and one file would hold both; leave it out"
+            f"--output {arguments.output}: two tasks are named {twice}, and one file would hold both; name one NAME:FILE"
         )
     saved: list[str] = []
     for tasks in zip(*of_runs, strict=True):

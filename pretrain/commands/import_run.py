@@ -1,4 +1,4 @@
-"""`loopmdm import DIR`: a run folder from a folder that `loopmdm export` wrote."""
+"""`loopmdm import DIR [RUN]`: a run folder from a folder that `loopmdm export` wrote."""
 
 import argparse
 import re
@@ -11,8 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("folder", type=user_path, metavar="DIR", help="folder that `loopmdm export` wrote")
     parser.add_argument(
-        "--output",
+        "output",
         type=user_path,
+        nargs="?",
         metavar="RUN",
         help="run folder to write; must be new or empty [runs/NAME of the run]",
     )
@@ -28,11 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     record, manifest = read_export(arguments.folder)
     output = arguments.output or Path("runs") / (record.settings["run.name"] or arguments.folder.resolve().name)
-    require_new(output, "--output" if arguments.output else "the default --output")
+    require_new(output, "RUN" if arguments.output else "the default RUN")
     if not re.fullmatch(r"[\w.\-]+", output.resolve().name):
-        raise UserError(
-            f"--output {output}: the name of a run has only letters, digits, '_', '-' and '.'; choose another"
-        )
+        raise UserError(f"{output}: the name of a run has only letters, digits, '_', '-' and '.'; choose another")
     weights = read_exported(arguments.folder, record.architecture)
     write_run(output, record, weights, arguments.folder, manifest)
     print(

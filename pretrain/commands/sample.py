@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.paths import user_path
-from pretrain.commands.compute_options import add_compute_arguments
+from pretrain.commands.compute_options import add_compute_arguments, share_threshold
 from pretrain.commands.options import add_layout_arguments, add_run_arguments, check_options
 from pretrain.commands.sampler_options import add_sampler_arguments
 from pretrain.config.run_folder import check_run_folder
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Sample, print the texts, write `samples/*.json`."""
     require_supported_versions()
     _check(arguments)
+    share_threshold(arguments)
     check_run_folder(arguments.folder)
     from data_pipeline.tokenizers.tokenizers import load_prepared_tokenizer
     from pretrain.commands.load_run import open_run
@@ -79,9 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [prompt.row(tokenizer, mask_id, length) for prompt in prompts]
     _check_rows(settings, prompts, rows, mask_id)
     compute = compute.resolved(loaded.settings.model.loop.max)
-    samples, cost = draw(loaded, rows, settings, compute, arguments)
+    samples, spent, cost = draw(loaded, rows, settings, compute, arguments)
     if loaded.world.is_main:
-        described = list(describe(prompts, rows, samples, tokenizer, mask_id))
+        described = list(describe(prompts, rows, samples, spent, tokenizer, mask_id, arguments.seed))
         report(arguments, loaded, settings, compute, described, cost)
     return 0
 
@@ -92,8 +93,14 @@ def draw(
     settings: "SamplerSettings",
     compute: "ComputeSettings",
     arguments: argparse.Namespace,
-) -> tuple[list["Sample"], "Cost"]:
-    """`arguments.num_samples` samples of each row, and what they cost. Collective."""
+) -> tuple[list["Sample"], list[list[float]], "Cost"]:
+    """Draw `arguments.num_samples` samples of each row. Collective.
+
+    Returns:
+        The samples; the forward passes, loops and passes of the looped block of each; the cost of all.
+    """
+    import torch
+
     from model.sampling.tally import Cost, Tally
     from pretrain.evaluation.sampling import fill_rows
 
@@ -102,18 +109,22 @@ def draw(
     def network() -> "Denoise":
         return loaded.denoiser(compute.compute(arguments.batch_size), tally)
 
+    numbers = [(prompt << PROMPT_SHIFT) + sample for prompt in range(len(rows)) for sample in range(count)]
     samples = fill_rows(
         loaded.world,
         network(),
         [row for row in rows for _ in range(count)],
-        [(prompt << PROMPT_SHIFT) + sample for prompt in range(len(rows)) for sample in range(count)],
+        numbers,
         settings.plan(network, loaded.manifest.tokenizer.eod_id),
         loaded.settings.model.mask_id,
         arguments.seed,
         arguments.batch_size,
     )
-    work = loaded.world.sum(tally.values() * loaded.world.holds_loss)
-    return samples, Cost.of(work, sum(len(s.steps) - s.steps.count(-1) for s in samples), time.perf_counter() - begin)
+    seconds, holds_loss = time.perf_counter() - begin, loaded.world.holds_loss
+    work = loaded.world.sum(tally.values() * holds_loss)
+    of_samples = torch.tensor([tally.of_samples.get(number, (0.0, 0.0, 0.0)) for number in numbers])
+    spent = loaded.world.sum(of_samples * holds_loss).tolist()
+    return samples, spent, Cost.of(work, sum(len(s.steps) - s.steps.count(-1) for s in samples), seconds)
 
 
 def _length(asked: int | None, loaded: "LoadedRun") -> int:

@@ -1,6 +1,7 @@
 """What `loopmdm sample` prints and saves."""
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,24 +24,33 @@ def describe(
     prompts: Sequence[Prompt],
     rows: Sequence[Sequence[int]],
     samples: Sequence[Sample],
+    spent: Sequence[Sequence[float]],
     tokenizer: Tokenizer,
     mask_id: int,
+    seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """What is told of each sample: its prompt, number, text, tokens and the steps that revealed them.
+    """What is told of each sample: its prompt, seed and number, text, tokens, the steps that revealed them, and what it cost.
 
     Args:
         rows: token ids of each prompt's samples before they were filled.
         samples: of the first prompt, of the second, ..., as many of each.
+        spent: forward passes, loops and passes of the looped block of each sample.
     """
     count = len(samples) // len(prompts)
     for index, sample in enumerate(samples):
         prompt, row = prompts[index // count], rows[index // count]
-        about = {"template" if prompt.is_template else "prompt": prompt.text, "sample": index % count + 1}
+        about = {"template" if prompt.is_template else "prompt": prompt.text, "seed": seed, "index": index % count}
         about["text"] = tokenizer.decode(sample.tokens)
         if not prompt.is_template:
             given = max((i + 1 for i, token in enumerate(row) if token != mask_id), default=0)
             about["completion"] = tokenizer.decode(sample.tokens[given:])
         about |= {"tokens": sample.tokens, "revealed_at_step": sample.steps}
+        forwards, loops, passes = spent[index]
+        about |= {
+            "forwards": int(forwards),
+            "block_passes": passes,
+            "loops_per_forward": loops / (forwards or math.nan),
+        }
         yield about | ({"input": prompt.record} if prompt.record else {})
 
 
@@ -92,7 +102,7 @@ def report(
 def _stem(loaded: LoadedRun, settings: SamplerSettings, compute: ComputeSettings, seed: int) -> str:
     """Name of the file. Results that differ in other settings are numbered."""
     loops = compute.loops_name.replace(":", "_")
-    kind = "" if settings.order == "ancestral" else f"_{settings.order}"
+    kind = "" if settings.sampler == "ancestral" else f"_{settings.sampler}"
     steps = "" if settings.steps is None else f"_steps_{settings.steps}"
     return f"step_{loaded.step}_{loaded.weights}_loops_{loops}{kind}{steps}_seed_{seed}"
 

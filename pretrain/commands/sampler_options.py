@@ -4,28 +4,29 @@ import argparse
 
 from pretrain.evaluation.sampler_settings import DEFAULTS, OPTIONS_OF
 
-ORDERS_HELP = """\
-which tokens are revealed first: ancestral (the reverse process of the training noise; MDLM); one or more per step:
-left-to-right, random, confidence (probability of the drawn token; LLaDA), margin (probability of the likeliest minus the second),
-entropy (lowest); as many per step as are sure enough: threshold (Fast-dLLM), entropy-bound (EB-Sampler), wino (draft at a low
-threshold, verify, mask doubtful tokens again) [ancestral]"""
+SAMPLERS_HELP = """\
+which tokens are revealed first: ancestral (the reverse process of the training noise; MDLM), remask (the same, masking some again;
+ReMDM); one or more per step: left_to_right, random, confidence (probability of the drawn token; LLaDA), margin (probability of the
+likeliest minus the second), entropy (lowest); as many per step as are sure enough: threshold (Fast-dLLM), entropy_bound
+(EB-Sampler), wino (draft at a low threshold, verify, mask doubtful tokens again); self_speculative (the result of confidence with
+one token per step, in fewer passes) [ancestral]"""
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `SamplerSettings.of`. Their defaults are None, so that what was not given can be told."""
     group = parser.add_argument_group("sampler")
     add = group.add_argument
-    add("--order", choices=tuple(OPTIONS_OF), help=ORDERS_HELP)
+    add("--sampler", choices=tuple(OPTIONS_OF), help=SAMPLERS_HELP)
     add(
         "--steps", type=int, metavar="T",
-        help=f"denoising steps, shared out to the blocks: ancestral [{DEFAULTS['ancestral']['steps']}]; in other orders equal "
-        "shares of the tokens per step",
+        help=f"denoising steps, shared out to the blocks: ancestral, remask [{DEFAULTS['ancestral']['steps']}]; in orders of "
+        "one or more per step equal shares of the tokens",
     )  # fmt: skip
-    add("--tokens-per-step", type=int, metavar="N", help="left-to-right, random, confidence, margin, entropy [1]")
+    add("--tokens-per-step", type=int, metavar="N", help="left_to_right, random, confidence, margin, entropy [1]")
     add(
         "--draft", type=int, metavar="N",
-        help="guess N further tokens per step and verify them in the same forward pass, as N more rows: the result of one token "
-        "per step in fewer passes (self-speculative decoding) [none]",
+        help="orders of one token per step: guess N further tokens and verify them in the same forward pass, as N more rows: the "
+        f"same result in fewer passes (self-speculative decoding) [none; self_speculative {DEFAULTS['self_speculative']['draft']}]",
     )  # fmt: skip
     add(
         "--threshold", type=float, metavar="P",
@@ -38,12 +39,13 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--entropy-bound", type=float, metavar="NATS",
-        help="entropy-bound: largest sum of the entropies revealed in a step, without the largest "
-        f"[{DEFAULTS['entropy-bound']['entropy_bound']}]",
+        help="entropy_bound: largest sum of the entropies revealed in a step, without the largest "
+        f"[{DEFAULTS['entropy_bound']['entropy_bound']}]",
     )  # fmt: skip
     add(
         "--remask", type=float, metavar="P",
-        help="ancestral: probability, at most, that a step masks a revealed token again (ReMDM, capped schedule) [0]",
+        help="remask: probability, at most, that a step masks a revealed token again (capped schedule) "
+        f"[{DEFAULTS['remask']['remask']}]",
     )  # fmt: skip
     add("--block-length", type=int, metavar="N", help="fill N tokens after the other, from left to right [all at once]")
     add("--temperature", type=float, metavar="X", help="0 takes the likeliest token [1]")

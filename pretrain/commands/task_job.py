@@ -60,7 +60,7 @@ class Job:
         parts = [f"step_{run.step}_{run.weights}", task.name]
         parts += [arguments.split] if arguments.split != "validation" else []
         if task.samples:
-            parts += [sampler.order] if sampler.order != "ancestral" else []
+            parts += [sampler.sampler] if sampler.sampler != "ancestral" else []
             parts += [f"steps_{sampler.steps}"] if sampler.steps is not None else []
         else:
             parts += [arguments.likelihood] if arguments.likelihood not in (None, "nelbo") else []

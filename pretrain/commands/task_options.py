@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.paths import user_input, user_path
@@ -19,14 +20,14 @@ TASKS_HELP = """\
 what to evaluate instead of the NELBO: sudoku4, sudoku6, sudoku9, additionD, multiplicationD and lookupH (instances of the
 validation split; boards from nothing without --given), generative (samples from nothing under another model), a file of questions
 (one JSON object with question and answer per line; with choices for multiple choice), a prepared folder (perplexity of its
-documents)"""
+documents). NAME:FILE gives the result of a file or folder another name than its own; several are separated by commas or spaces"""
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `TaskOptions`. Their defaults are None, so that what was not given can be told."""
     group = parser.add_argument_group("tasks")
     add = group.add_argument
-    add("--tasks", type=user_input, nargs="+", metavar="NAME|FILE|DIR", help=TASKS_HELP)
+    add("--tasks", type=task_values, nargs="+", metavar="NAME|[NAME:]FILE|[NAME:]DIR", help=TASKS_HELP)
     add(
         "--lm-eval",
         nargs="+",
@@ -53,6 +54,18 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add("--masks", type=int, metavar="N", help="nelbo: random masks per text [128; documents 32]")
     add("--stride", type=int, metavar="N", help="documents: new tokens of each window after the first [half a row]")
     add("--scorer", type=user_path, metavar="DIR", help="generative: folder of a Hugging Face causal language model")
+
+
+def task_values(word: str) -> list[str]:
+    """`sudoku6,gsm8k:~/test.jsonl` -> the values that it names, with `~` replaced; the name of a file may contain commas.
+
+    Raises:
+        ArgumentTypeError: one of them is empty.
+    """
+    whole = user_input(word)
+    parts = [whole] if Path(whole).exists() else [part.strip() for part in word.split(",")]
+    named = [part.partition(":") for part in map(user_input, parts)]
+    return [f"{name}:{user_input(path)}" if path else f"{name}{colon}" for name, colon, path in named]
 
 
 def check_task_options(given: Mapping[str, Any]) -> None:

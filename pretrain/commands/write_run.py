@@ -30,7 +30,7 @@ def write_run(output: Path, record: RunRecord, weights: dict[str, Tensor], expor
         UserError: the folder exists or cannot be written.
     """
     settings = _settings(record, output.resolve())
-    with new_folder(output, "--output") as folder:
+    with new_folder(output, "RUN") as folder:
         (folder / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
         (folder / "tokenizer").mkdir()
         for name in (manifest.tokenizer.file, MANIFEST_NAME):

@@ -79,5 +79,6 @@ class PipelinedNetwork:
             (shard,) = pipeline.logits([Inputs(query.tokens[among], positions)], number)
             logits[here] = all_gather_logits(self.world, shard, len(positions), logits.shape[1])
         whole = torch.full_like(loops, length)
-        self.tally.add(architecture, length, whole, loops, row.bincount(minlength=len(loops)), torch.ones_like(loops))
+        once, predicted = torch.ones_like(loops), row.bincount(minlength=len(loops))
+        self.tally.add(architecture, length, whole, loops, predicted, once, query.samples)
         return logits

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from model.sampling.query import Denoise
     from model.sampling.state import Sampler
 
-RANKED = ("left-to-right", "random", "confidence", "margin", "entropy")
+RANKED = ("left_to_right", "random", "confidence", "margin", "entropy")
 OPTIONS_OF = {
-    "ancestral": ("steps", "remask"),
+    "ancestral": ("steps",),
+    "remask": ("steps", "remask"),
     **dict.fromkeys(RANKED, ("steps", "tokens_per_step", "draft")),
+    "self_speculative": ("draft",),
     "threshold": ("threshold",),
-    "entropy-bound": ("entropy_bound",),
+    "entropy_bound": ("entropy_bound",),
     "wino": ("threshold", "verify_threshold"),
 }
-"""Order -> the options that only some orders have."""
+"""Sampler -> the options that only some samplers have."""
+SPECULATIVE_ORDER = "confidence"
+"""In which `self_speculative` reveals tokens. `draft` gives the other orders the same speed-up."""
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "steps": (1, math.inf),
@@ -39,11 +43,13 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 
 DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "ancestral": {"steps": 32},
+    "remask": {"steps": 32, "remask": 0.1},
+    "self_speculative": {"draft": 4},
     "threshold": {"threshold": 0.9},
-    "entropy-bound": {"entropy_bound": 0.1},
+    "entropy_bound": {"entropy_bound": 0.1},
     "wino": {"threshold": 0.6, "verify_threshold": 0.9},
 }
-"""Order -> values of options that are not given. A ranked order reveals one token per step."""
+"""Sampler -> values of options that are not given. A ranked order reveals one token per step."""
 
 
 def option(name: str) -> str:
@@ -56,14 +62,14 @@ class SamplerSettings:
     """The options of a sampler, checked.
 
     Attributes:
-        order: a key of `OPTIONS_OF`.
+        sampler: a key of `OPTIONS_OF`.
         steps, tokens_per_step, draft, threshold, verify_threshold, entropy_bound, remask: see `loopmdm sample --help`; None
-            where the order has no such option.
-        temperature, top_k, top_p, guidance, block_length: likewise, for all orders; None for without.
+            where the sampler has no such option.
+        temperature, top_k, top_p, guidance, block_length: likewise, for all samplers; None for without.
         stop: end a sample at its first end-of-document token.
     """
 
-    order: str = "ancestral"
+    sampler: str = "ancestral"
     steps: int | None = None
     tokens_per_step: int | None = None
     draft: int | None = None
@@ -86,14 +92,15 @@ class SamplerSettings:
             UserError: names the option, the reason and the fix.
         """
         values = {f.name: given[f.name] for f in fields(cls) if given.get(f.name) is not None}
-        order = values.get("order", "ancestral")
+        sampler = values.get("sampler", "ancestral")
         for name, value in values.items():
             _check_value(name, value)
-            if name in LIMITS and not _belongs(name, order):
-                raise UserError(f"{option(name)}: has no effect with --order {order}; use --order {_orders_with(name)}")
+            if name in LIMITS and not _belongs(name, sampler):
+                others = _samplers_with(name)
+                raise UserError(f"{option(name)}: has no effect with --sampler {sampler}; use --sampler {others}")
         _check_together(values)
-        defaults = dict(DEFAULTS.get(order, {}))
-        if order in RANKED and "steps" not in values:
+        defaults = dict(DEFAULTS.get(sampler, {}))
+        if sampler in RANKED and "steps" not in values:
             defaults = {"tokens_per_step": 1}
         return cls(**{**defaults, **values})
 
@@ -118,46 +125,50 @@ class SamplerSettings:
         )
 
     def record(self) -> dict[str, Any]:
-        """The settings by which results are told apart, without options that the order does not have."""
+        """The settings by which results are told apart, without options that the sampler does not have."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         found = {name: value for name, value in named.items() if value is not None}
         return {"denoising_steps" if name == "steps" else name: value for name, value in found.items()}
 
     def describe(self) -> str:
         """A few words for the line above a sample."""
-        if self.order == "ancestral":
+        name = self.sampler.replace("_", " ")
+        if self.sampler == "ancestral":
             return f"{self.steps} denoising steps"
-        if self.order in RANKED:
-            pace = f"{self.steps} steps" if self.steps else f"{self.tokens_per_step} per step"
-            return f"{self.order}, {pace}"
-        own = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in OPTIONS_OF[self.order])
-        return own if self.order in ("threshold", "entropy-bound") else ", ".join(filter(None, (self.order, own)))
+        if self.sampler in RANKED:
+            return f"{name}, {f'{self.steps} steps' if self.steps else f'{self.tokens_per_step} per step'}"
+        own = [f"{option.replace('_', ' ')} {getattr(self, option):g}" for option in OPTIONS_OF[self.sampler]]
+        return ", ".join(own if self.sampler in OPTIONS_OF[self.sampler] else [name, *own])
 
     def _sampler(self) -> "Sampler":
         from model.sampling.order import ORDERS, Ancestral, EntropyBound, Ranked, Threshold
         from model.sampling.revise import DraftAndVerify, Remasking
         from model.sampling.speculative import Speculative
 
-        match self.order:
+        match self.sampler:
             case "ancestral":
-                return Remasking(self.remask) if self.remask else Ancestral()
+                return Ancestral()
+            case "remask":
+                return Remasking(self.remask)
             case "threshold":
                 return Threshold(self.threshold)
-            case "entropy-bound":
+            case "entropy_bound":
                 return EntropyBound(self.entropy_bound)
             case "wino":
                 return DraftAndVerify(self.threshold, self.verify_threshold)
-        order = ORDERS[self.order]
+            case "self_speculative":
+                return Speculative(ORDERS[SPECULATIVE_ORDER], self.draft)
+        order = ORDERS[self.sampler]
         return Speculative(order, self.draft) if self.draft else Ranked(order, self.tokens_per_step)
 
 
-def _belongs(name: str, order: str) -> bool:
-    """Whether an order has this option: all have those that no order has for itself."""
-    return name in OPTIONS_OF[order] or not any(name in names for names in OPTIONS_OF.values())
+def _belongs(name: str, sampler: str) -> bool:
+    """Whether a sampler has this option: all have those that no sampler has for itself."""
+    return name in OPTIONS_OF[sampler] or not any(name in names for names in OPTIONS_OF.values())
 
 
-def _orders_with(name: str) -> str:
-    *others, last = [order for order, names in OPTIONS_OF.items() if name in names]
+def _samplers_with(name: str) -> str:
+    *others, last = [sampler for sampler, names in OPTIONS_OF.items() if name in names]
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -30,7 +30,7 @@ class Result:
 
     Attributes:
         task: name and number of items; figures of the same task can be compared.
-        sampler: the order and its options; empty for likelihoods.
+        sampler: its name and options; empty for likelihoods.
         policy: loops, cache and warm start.
         value: NaN if there is none, such as nats per token of samples without any token.
         error: standard error; None if there is none.
@@ -117,11 +117,11 @@ def _of_harness(run: RunFacts, record: Record, name: str) -> Iterator[Result]:
 def _sampler(record: Mapping[str, Any]) -> str:
     """A sampler in a few words, without what is usual."""
     usual = {"temperature": 1.0, "stop": False}
-    order = record.get("order", "")
-    options = {name: value for name, value in record.items() if name != "order" and usual.get(name) != value}
-    if order in options:  # such as --order threshold --threshold 0.9
-        order = f"{order} {options.pop(order):g}"
-    words = [order] if order else []
+    sampler = record.get("sampler", "")
+    options = {name: value for name, value in record.items() if name != "sampler" and usual.get(name) != value}
+    words = [sampler.replace("_", " ")] if sampler else []
+    if sampler in options:  # such as --sampler threshold --threshold 0.9
+        words[0] += f" {options.pop(sampler):g}"
     for name, value in options.items():
         shown = name.replace("_", " ") + ("" if value is True else f" {value:g}")
         words.append(COUNTS[name].format(value) if name in COUNTS else shown)

@@ -60,12 +60,12 @@ LLADA = {
 """The baseline: name -> steps and S. The first is the one that others are compared with: one token per step."""
 
 ADAPTIVE = {"loops": f"adaptive:1-{S_MAX}"}
-SURE = {"order": "threshold", "threshold": 0.98}
+SURE = {"sampler": "threshold", "threshold": 0.98}
 CACHE = {"cache": "dual", "refresh": 2}
 OURS: Mapping[str, Mapping[str, Any]] = {
     "one token per step": {},
     "one token per step, adaptive loops": ADAPTIVE,
-    "threshold 0.9": {"order": "threshold"},
+    "threshold 0.9": {"sampler": "threshold"},
     "threshold 0.98": SURE,
     "threshold 0.98, loops 1-6-1": {**SURE, "loops": "1-6-1"},
     "threshold 0.98, adaptive loops": {**SURE, **ADAPTIVE},
@@ -129,7 +129,7 @@ def by_llada(run: LoadedRun, puzzles: Puzzles, steps: int, loops: int) -> Outcom
 
 def by_ours(run: LoadedRun, puzzles: Puzzles, options: Mapping[str, Any]) -> Outcome:
     """What `loopmdm sample` does."""
-    given = {"order": "confidence", "loops": str(S_MAX), "temperature": 0.0, **options}
+    given = {"sampler": "confidence", "loops": str(S_MAX), "temperature": 0.0, **options}
     compute, tally, mask_id = ComputeSettings.of(given).compute(BATCH), Tally(), run.settings.model.mask_id
     if compute.caching is not None:
         compute = replace(compute, caching=replace(compute.caching, per_pass=options.get("per_pass", True)))

@@ -137,7 +137,7 @@ def print_row(
     options = {"loops": str(int(loops[0]))}
     if threshold is not None:
         options = {"loops": f"adaptive:1-{S_MAX}", "loop_criterion": name, "loop_threshold": threshold}
-    outcome = by_ours(run, puzzles, {"order": "threshold", **options})
+    outcome = by_ours(run, puzzles, {"sampler": "threshold", **options})
     exact, cost = float((outcome.tokens == puzzles.solutions).all(dim=1).double().mean()), outcome.cost
     figures = (
         name, "" if threshold is None else f"{threshold:.4f}", f"{float(loops.double().mean()):.2f}", f"{spent:.2f}",

@@ -47,6 +47,14 @@ def test_all_6x6_boards_are_drawn_from():
     assert p_value(first_cell, torch.full((6,), 1 / 6, dtype=torch.float64)) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "same"), [("addition", "addition3"), ("multiplication", "multiplication2"), ("lookup", "lookup2")]
+)
+def test_a_name_without_a_number_is_a_usual_size(name, same):
+    assert parse_generated(f"{name}:10") == parse_generated(f"{same}:10")
+    assert parse_generated(f"{name}:10").generator.name == same
+
+
 @pytest.mark.parametrize(("name", "given"), [("sudoku4", 4), ("sudoku6", 9), ("sudoku9", 30)])
 def test_a_puzzle_has_one_solution(name, given):
     generator = find_generator(name)
@@ -111,7 +119,6 @@ WRONG = {
     "addition0:10": "no generator 'addition0'",
     "addition99:10": "no generator 'addition99'",
     "addition02:10": "no generator 'addition02'",
-    "lookup:10": "no generator 'lookup'",
     "lookup0:10": "no generator 'lookup0'",
     "multiplication19:10": "no generator 'multiplication19'",
     "sudoku6:": "expected sudoku6:COUNT or sudoku6:COUNT@SEED",

@@ -80,19 +80,19 @@ def test_evaluate(runs, tmp_path):
 
 SAMPLERS = {
     "ancestral": ("--steps", "8", "--prompt", "ab"),
-    "remask": ("--steps", "8", "--remask", "0.3", "--top-p", "0.9"),
-    "blocks": ("--order", "confidence", "--tokens-per-step", "3", "--block-length", "7", "--guidance", "0.5", "--prompt", "ab"),
-    "threshold": ("--order", "threshold", "--threshold", "0.03", "--temperature", "0.8", "--top-k", "40", "--stop"),
-    "entropy bound": ("--order", "entropy-bound", "--entropy-bound", "12"),
-    "wino": ("--order", "wino", "--threshold", "0.02", "--verify-threshold", "0.05", "--block-length", "16"),
-    "draft": ("--order", "margin", "--draft", "3", "--prompt", "a[MASK:2]b"),
+    "remask": ("--sampler", "remask", "--steps", "8", "--remask", "0.3", "--top-p", "0.9"),
+    "blocks": ("--sampler", "confidence", "--tokens-per-step", "3", "--block-length", "7", "--guidance", "0.5", "--prompt", "ab"),
+    "threshold": ("--sampler", "threshold", "--threshold", "0.03", "--temperature", "0.8", "--top-k", "40", "--stop"),
+    "entropy bound": ("--sampler", "entropy_bound", "--entropy-bound", "12"),
+    "wino": ("--sampler", "wino", "--threshold", "0.02", "--verify-threshold", "0.05", "--block-length", "16"),
+    "draft": ("--sampler", "margin", "--draft", "3", "--prompt", "a[MASK:2]b"),
     "schedule": ("--loops", "1-4-2"),
 }  # fmt: skip
 ONE_STAGE = {
-    "adaptive": ("--loops", "adaptive:1-6", "--loop-criterion", "direction", "--loop-threshold", "0.3", "--order", "threshold",
+    "adaptive": ("--loops", "adaptive:1-6", "--loop-criterion", "direction", "--loop-threshold", "0.3", "--sampler", "threshold",
                  "--threshold", "0.03"),
-    "prediction": ("--loops", "adaptive:2-6", "--loop-criterion", "prediction", "--warm-start", "--order", "margin"),
-    "cache": ("--loops", "adaptive:1-6", "--cache", "dual", "--refresh", "4", "--order", "confidence", "--block-length", "7",
+    "prediction": ("--loops", "adaptive:2-6", "--loop-criterion", "prediction", "--warm-start", "--sampler", "margin"),
+    "cache": ("--loops", "adaptive:1-6", "--cache", "dual", "--refresh", "4", "--sampler", "confidence", "--block-length", "7",
               "--prompt", "ab"),
 }  # fmt: skip
 """What several pipeline stages refuse."""

@@ -164,7 +164,7 @@ def test_a_rerun_goes_on_and_a_finished_one_asks_nothing(trained, evaluate, monk
 
 def test_questions_with_other_settings_are_kept(trained, evaluate):
     words = ("--tasks", trained / "sums.jsonl", "--few-shot", trained / "sum_prompt.txt", "--answer-length", 5)
-    for more in ((), ("--temperature", 0), ("--order", "confidence", "--seed", 3), ("--loops", "2,adaptive:1-3")):
+    for more in ((), ("--temperature", 0), ("--sampler", "confidence", "--seed", 3), ("--loops", "2,adaptive:1-3")):
         status, out, error, files = evaluate(*words, *more)
         assert status == 0 and error == "" and "exact match " in out, error
     results = sorted(name for name in files if name.endswith(".json"))
@@ -220,6 +220,20 @@ def test_a_task_that_training_has_not_seen(trained, evaluate, tmp_path):
     assert error.startswith(
         f"error: {tmp_path}/lookup1: was prepared with a different tokenizer than that of {tmp_path}/run;"
     )
+
+
+def test_several_tasks_in_one_word_and_under_other_names(trained, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained))
+    shutil.copyfile(trained / "sums.jsonl", tmp_path / "a,b.jsonl")
+    own = ("--few-shot", trained / "sum_prompt.txt", "--answer-length", 3, "--limit", 2, "--masks", 2, "--steps", 2)
+    values = f"sudoku4,sums2:~/sums.jsonl,texts:{trained}/data"
+    status, _, error, files = evaluate("--tasks", values, tmp_path / "a,b.jsonl", *own)
+    assert status == 0, error
+    for name in ("sudoku4", "sums2", "texts", "a,b"):
+        (result,) = (
+            json.loads(path.read_text()) for key, path in files.items() if f"_{name}_" in key and "items" not in key
+        )
+        assert result["task"] == name
 
 
 def test_names_that_are_not_utf8(trained, evaluate, tmp_path):
@@ -284,6 +298,10 @@ def items_of(path):
 REFUSED = {
     ("--tasks", "sudoku5"): "--tasks sudoku5: is not a task, a file or a prepared folder. Tasks are sudoku4, sudoku6",
     ("--tasks", "gsm8k"): "--tasks gsm8k: is not a task, a file or a prepared folder",
+    ("--tasks", "sudoku4:DATA"): "--tasks sudoku4:DATA: the instances of sudoku4 are those of prepared data",
+    ("--tasks", "a b:none"): "--tasks a b:none: a name has only letters",
+    ("--tasks", "sums:none.jsonl"): "--tasks none.jsonl: no such file",
+    ("--tasks", "boards:sudoku4"): "--tasks boards:sudoku4: only a file or a folder can have another name",
     ("--tasks", "sudoku6", "--given", "9"): "--tasks sudoku6: the split 'validation' of ",
     (
         "--tasks",
@@ -307,7 +325,7 @@ REFUSED = {
         "--block-length",
         "4",
     ): "--steps 3: the 4 blocks of a sample of item 0 need at least",
-    ("--tasks", "DATA", "--order", "confidence"): "--order: has no effect on these tasks, which draw no samples",
+    ("--tasks", "DATA", "--sampler", "confidence"): "--sampler: has no effect on these tasks, which draw no samples",
     ("--tasks", "DATA", "--loops", "1", "--loop-threshold", "1"): "--loop-threshold: has no effect without --loops",
     ("--tasks", "DATA", "--loops", "adaptive", "--cache", "dual"): "--cache: has no effect on these tasks",
     ("--tasks", "DATA", "--stride", "18"): "--stride 18: a row has 17 tokens",

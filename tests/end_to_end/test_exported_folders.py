@@ -221,7 +221,7 @@ def test_token_ids_are_ours(ours, theirs, name):
 def test_a_layout_comes_back_from_its_export(runs, exports, world, corpus, capsys, tmp_path, name):
     """Its weights bit for bit; the imported run is evaluated, sampled and exported, and does not resume."""
     imported = tmp_path / "run"
-    assert main(["import", str(exports[name]), "--output", str(imported)]) == 0
+    assert main(["import", str(exports[name]), str(imported)]) == 0
     returned = weights_of(imported / "checkpoints/step_2", "ema")
     for weight, values in weights_of(runs[name] / "checkpoints/step_2", "ema").items():
         assert torch.equal(returned[weight][: len(values)], values) and not returned[weight][len(values) :].any()

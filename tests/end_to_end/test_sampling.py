@@ -17,11 +17,11 @@ from tests.launching import ROOT
 
 pytestmark = pytest.mark.end_to_end
 OPTIONS = {
-    **{order: ["--order", order] for order in OPTIONS_OF},
-    "remask": ["--remask", "0.2", "--steps", "9"],
-    "draft": ["--order", "entropy", "--draft", "4", "--block-length", "5"],
-    "steps": ["--order", "confidence", "--steps", "7", "--temperature", "0"],
-    "all": ["--order", "threshold", "--threshold", "0.02", "--block-length", "6", "--temperature", "0.7",
+    **{name: ["--sampler", name] for name in OPTIONS_OF},
+    "remask 0.2": ["--sampler", "remask", "--remask", "0.2", "--steps", "9"],
+    "draft": ["--sampler", "entropy", "--draft", "4", "--block-length", "5"],
+    "steps": ["--sampler", "confidence", "--steps", "7", "--temperature", "0"],
+    "all": ["--sampler", "threshold", "--threshold", "0.02", "--block-length", "6", "--temperature", "0.7",
             "--top-k", "50", "--top-p", "0.9", "--guidance", "0.5", "--stop"],
 }  # fmt: skip
 
@@ -71,20 +71,33 @@ def test_sample_1_is_the_same_alone_and_among_others(name, sample, tokenizer):
         assert text.startswith("ab ab") and text == tokenizer.decode(row)
         assert tokenizer.mask_id not in row and len(row) == len(steps)
         assert len(row) == 20 or "--stop" in words
-    order = words[words.index("--order") + 1] if "--order" in words else "ancestral"
-    assert several["settings"]["order"] == several["order"] == order
+    sampler = words[words.index("--sampler") + 1]
+    assert several["settings"]["sampler"] == several["sampler"] == sampler
 
 
 def test_self_speculative_decoding_prints_the_text_of_one_token_per_step(sample):
-    plain = sample("--order", "confidence")[3]
-    faster = sample("--order", "confidence", "--draft", "4")[3]
-    assert faster["tokens"] == plain["tokens"]
-    assert max(faster["revealed_at_step"][0]) < max(plain["revealed_at_step"][0])
+    plain = sample("--sampler", "confidence")[3]
+    for words in (("--sampler", "confidence", "--draft", "4"), ("--sampler", "self_speculative")):
+        faster = sample(*words)[3]
+        assert faster["tokens"] == plain["tokens"]
+        assert max(faster["revealed_at_step"][0]) < max(plain["revealed_at_step"][0])
+
+
+def test_a_threshold_without_a_sampler_that_has_one_is_that_of_adaptive_loops(sample):
+    words = ("--loops", "adaptive:1-3", "--loop-criterion", "direction")
+    shared, own = sample(*words, "--threshold", "1e9")[3], sample(*words, "--loop-threshold", "1e9")[3]
+    assert (
+        shared["loop_threshold"] == 1e9 and shared["settings"] == own["settings"] and shared["tokens"] == own["tokens"]
+    )
+    assert shared["cost"]["loops_per_forward"] == 1
+    assert shared["cost"]["block_passes"] == shared["cost"]["forwards"]
+    both = sample(*words, "--sampler", "threshold", "--threshold", "0.3")[3]
+    assert both["threshold"] == 0.3 and both["loop_threshold"] == 0.065
 
 
 def test_gaps_are_filled_and_the_rest_is_kept(sample, tokenizer, tmp_path):
     (tmp_path / "t.txt").write_text("ab[MASK:3]cd[MASK] ef\n")
-    status, _, _, result = sample("--template", tmp_path / "t.txt", "--order", "margin")
+    status, _, _, result = sample("--template", tmp_path / "t.txt", "--sampler", "margin")
     ab, cd, ef = (ids.tolist() for ids in tokenizer.encode_batch(["ab", "cd", " ef"]))
     assert status == 0 and result["template"] == "ab[MASK:3]cd[MASK] ef"
     for row in result["tokens"]:
@@ -101,9 +114,12 @@ def test_prompts_and_results_as_json_lines(sample, tmp_path):
     words = ("--prompts", tmp_path / "p.jsonl", "--length", "16")
     status, out, _, results = sample(*words, "--num-samples", "2", output="out.jsonl")
     assert status == 0 and "--- sample 4 of 6 (prompt 2), S=2, 32 denoising steps" in out
-    assert [(r["input"], r["sample"]) for r in results] == [(line, k) for line in lines for k in (1, 2)]
+    assert [(r["input"], r["index"]) for r in results] == [(line, k) for line in lines for k in (0, 1)]
     assert results[0]["text"] == "ab" + results[0]["completion"]
-    assert all(r["settings"]["seed"] == 0 and r["step"] == 2 for r in results)
+    assert all(r["settings"]["seed"] == r["seed"] == 0 and r["step"] == 2 for r in results)
+    # 14 or 15 tokens to fill; a step that reveals none of a row's needs no forward pass of it.
+    assert all(1 < r["forwards"] <= 15 and r["loops_per_forward"] == 2 for r in results)
+    assert all(r["block_passes"] == 2 * r["forwards"] for r in results)
     assert not any("prompts" in r["settings"] for r in results)  # each line has its own
     # The second prompt's first sample does not depend on how many samples the first prompt has.
     assert sample(*words, "--num-samples", "1", output="out.jsonl")[3][1]["tokens"] == results[2]["tokens"]
@@ -111,7 +127,7 @@ def test_prompts_and_results_as_json_lines(sample, tmp_path):
 
 def test_stop_ends_the_text_at_the_end_of_document(sample, tokenizer, run):
     """With 320 tokens and hardly any training some of 60 samples of 32 tokens contain the token."""
-    words = ("--order", "left-to-right", "--tokens-per-step", "8", "--num-samples", "60")
+    words = ("--sampler", "left_to_right", "--tokens-per-step", "8", "--num-samples", "60")
     plain, stopped = sample(*words)[3]["tokens"], sample(*words, "--stop")[3]
     end = tokenizer.eod_id
     assert any(end in row for row in plain)
@@ -120,8 +136,8 @@ def test_stop_ends_the_text_at_the_end_of_document(sample, tokenizer, run):
 
 
 REFUSED = {
-    ("--order", "best"): "argument --order: invalid choice: 'best'",
-    ("--threshold", "0.5"): "--threshold: has no effect with --order ancestral",
+    ("--sampler", "best"): "argument --sampler: invalid choice: 'best'",
+    ("--threshold", "0.5"): "--threshold: has no effect with --sampler ancestral",
     ("--loops", "1248"): "--loops 1248: must be at most 1,000",
     ("--batch-size", "0"): "--batch-size 0: must be at least 1",
     ("--length", "99999999999999"): "--length 99999999999999: must be at most 1,048,576",

@@ -108,7 +108,7 @@ def test_help_shows_options_and_words(words, capsys):
         (["train", "train.steps=3", "own.yaml"], "--config is missing: did you mean --config own.yaml?"),
         (["probe", "run", "--loops", "1-4"], "argument --loops: '1-4' is not a whole number"),
         (["sample", "run", "--top-p", "x"], "argument --top-p: 'x' is not a number"),
-        (["sample", "run", "--order", "best"], "argument --order: invalid choice: 'best' .*"),
+        (["sample", "run", "--sampler", "best"], "argument --sampler: invalid choice: 'best' .*"),
     ],
 )
 def test_what_is_said_is_one_line(words, error, capsys):

@@ -88,8 +88,8 @@ def test_a_full_disk_leaves_nothing(trained, exported, call, tmp_path, monkeypat
     monkeypatch.setattr(Path, "write_text", write_text)
     refused(call("export", trained, tmp_path / "x"), "cannot be written (No space left on device); free some space")
     refused(
-        call("import", exported, "--output", tmp_path / "x"),
-        "--output",
+        call("import", exported, tmp_path / "x"),
+        f"RUN {tmp_path}/x: ",
         "(No space left on device); free some space",
     )
     assert not list(tmp_path.iterdir())
@@ -134,12 +134,12 @@ def damaged(exported, folder, name, change):
 
 
 def test_import_refuses_what_is_no_export(trained, exported, call, tmp_path):
-    out = ("--output", tmp_path / "run")
+    out = (tmp_path / "run",)
     refused(call("import", tmp_path / "none", *out), "no such folder; give a folder that `loopmdm export` wrote")
     refused(call("import", trained, *out), "it has no config.json; give a folder that `loopmdm export` wrote")
     refused(
-        call("import", exported, "--output", tmp_path / "a b"),
-        "--output",
+        call("import", exported, tmp_path / "a b"),
+        f"{tmp_path}/a b: ",
         "only letters, digits, '_', '-' and '.'",
     )
     llama = damaged(exported, tmp_path / "a", "config.json", lambda c: c.update(model_type="llama"))
@@ -171,7 +171,7 @@ def test_import_refuses_what_is_no_export(trained, exported, call, tmp_path):
 
 def test_import_refuses_damaged_weights(exported, call, tmp_path):
     folder = Path(shutil.copytree(exported, tmp_path / "x"))
-    file, out = folder / "model.safetensors", ("--output", tmp_path / "run")
+    file, out = folder / "model.safetensors", (tmp_path / "run",)
     whole = load_file(file)
     save_file({k: v for k, v in whole.items() if k != "norm.weight"}, file)
     refused(call("import", folder, *out), "model.safetensors: lacks weights: norm.weight;")

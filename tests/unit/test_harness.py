@@ -68,7 +68,7 @@ def folder(tmp_path):
 @pytest.fixture
 def model(world, tmp_path):
     tokenizer = toy_tokenizer(tmp_path, LETTERS)
-    return toy_model(world, tokenizer, HashedDenoiser(tokenizer.vocab_size - 1), seq_len=40, order="left-to-right")
+    return toy_model(world, tokenizer, HashedDenoiser(tokenizer.vocab_size - 1), seq_len=40, sampler="left_to_right")
 
 
 def harness(model, method="left-to-right"):
@@ -110,7 +110,7 @@ def test_tasks_from_local_files(folder, model):
     row = [*model.tokenizer.encode_batch([f"{DOCS[0]['question']} ="])[0].tolist(), *[model.tokenizer.mask_id] * 20]
     row += [model.tokenizer.mask_id] * (-len(row) % 32)
     drawn = toy_model(
-        model.world, model.tokenizer, model.network(), 40, order="left-to-right", temperature=0.0, stop=True
+        model.world, model.tokenizer, model.network(), 40, sampler="left_to_right", temperature=0.0, stop=True
     )
     expected = model.tokenizer.decode(drawn.fill([row], [0])[0].tokens[len(f"{DOCS[0]['question']} =") :]).partition(
         "z"
@@ -120,7 +120,7 @@ def test_tasks_from_local_files(folder, model):
     size = sum(len(doc["text"]) for doc in DOCS)
     assert found["toy_texts"]["bits_per_byte,none"] == pytest.approx(total / np.log(2) / size, rel=1e-6)
     again = ItemFile(folder / "eval", "s", {})
-    silent = toy_model(model.world, model.tokenizer, lambda query: 1 / 0, 40, order="left-to-right")
+    silent = toy_model(model.world, model.tokenizer, lambda query: 1 / 0, 40, sampler="left_to_right")
     assert results(folder, silent, *TASKS, kept=again)[0] == found
 
 
@@ -149,7 +149,7 @@ def test_greedy_continuations_are_told(model):
     """What the sampler fills in without random numbers, and the same with one other character."""
     adapter = harness(model)
     row = [*model.tokenizer.encode_batch(["one"])[0].tolist(), *[model.tokenizer.mask_id] * 4]
-    drawn = toy_model(model.world, model.tokenizer, model.network(), 40, order="left-to-right", temperature=0.0)
+    drawn = toy_model(model.world, model.tokenizer, model.network(), 40, sampler="left_to_right", temperature=0.0)
     text = model.tokenizer.decode(drawn.fill([row], [0])[0].tokens[3:])
     other = text[:-1] + ("a" if text[-1] != "a" else "b")
     assert len(text) == 4
@@ -159,7 +159,7 @@ def test_greedy_continuations_are_told(model):
 def greedy_text(model, context, length):
     """What the sampler fills in after a context, without random numbers."""
     ids = model.tokenizer.encode_batch([context])[0].tolist()
-    drawn = toy_model(model.world, model.tokenizer, model.network(), 40, order="left-to-right", temperature=0.0)
+    drawn = toy_model(model.world, model.tokenizer, model.network(), 40, sampler="left_to_right", temperature=0.0)
     (sample,) = drawn.fill([[*ids, *[model.tokenizer.mask_id] * length]], [0])
     return model.tokenizer.decode(sample.tokens[len(ids) :])
 
@@ -193,7 +193,7 @@ def test_repeats_are_answered_anew(folder, model):
     (found,) = results(folder, model, "toy_answers", kept=kept)[1].values()
     assert [sample["resps"][0][0] for sample in found] == [sample["resps"][0][0] for sample in once]
     assert all(len(set(sample["resps"][0])) == 4 for sample in found) and len(kept.records) == 4 * len(DOCS)
-    silent = toy_model(model.world, model.tokenizer, lambda query: 1 / 0, 40, order="left-to-right")
+    silent = toy_model(model.world, model.tokenizer, lambda query: 1 / 0, 40, sampler="left_to_right")
     again = ItemFile(folder / "eval", "s", {})
     assert results(folder, silent, "toy_answers", kept=again)[1]["toy_answers"] == found
 
@@ -223,8 +223,8 @@ def test_a_run_and_its_export_have_equal_scores(folder, capsys):
         "3",
         "--masks",
         "8",
-        "--order",
-        "left-to-right",
+        "--sampler",
+        "left_to_right",
     ]
     (folder / "toy_answers.yaml").write_text((folder / "toy_answers.yaml").read_text().replace("toks: 20", "toks: 9"))
     assert loopmdm(["evaluate", str(run_folder), *words, "--weights", "ema"]) == 0

@@ -26,13 +26,13 @@ HARNESS = {
 }
 
 
-def task_result(order: str, points: list[tuple[str, float, float | None]]) -> dict:
+def task_result(sampler: str, points: list[tuple[str, float, float | None]]) -> dict:
     """As `loopmdm evaluate --tasks sudoku4` writes it: loops, FLOPs per token and valid boards of each point."""
     rows = [
         {"loops": loops, "valid_boards": value, "valid_boards_se": 0.05, "cost": {"flops_per_token": flops}}
         for loops, flops, value in points
     ]
-    settings = {"task": "sudoku4", "sampler": {"order": order, "threshold": 0.9, "temperature": 1.0, "stop": False}}
+    settings = {"task": "sudoku4", "sampler": {"sampler": sampler, "threshold": 0.9, "temperature": 1.0, "stop": False}}
     return {"task": "sudoku4", "metric": "valid_boards", "items": 1000, "loops": rows, "settings": settings}
 
 

@@ -23,7 +23,7 @@ PLANS = {
     "margin, 7 steps": SamplingPlan(Ranked(ORDERS["margin"], None), 7),
     "random, 7 steps": SamplingPlan(Ranked(ORDERS["random"], None), 7),
     "confidence, speculative": SamplingPlan(Speculative(ORDERS["confidence"], 3)),
-    "left-to-right, speculative": SamplingPlan(Speculative(ORDERS["left-to-right"], 2)),
+    "left_to_right, speculative": SamplingPlan(Speculative(ORDERS["left_to_right"], 2)),
     "threshold": SamplingPlan(Threshold(0.5)),
     "entropy bound": SamplingPlan(EntropyBound(1.0)),
     "draft and verify": SamplingPlan(DraftAndVerify(0.3, 0.6)),
@@ -103,7 +103,7 @@ def test_a_step_reveals_what_the_network_was_asked_for(name):
     network = HashedDenoiser(VOCAB)
     generate(network, torch.full((1, 12), MASK), torch.arange(1), replace(PLANS[name], block_length=6), MASK, 0)
     asked = sum(len(query.positions) for query in network.queries)
-    if name.startswith(("ancestral", "left-to-right", "random")):
+    if name.startswith(("ancestral", "left_to_right", "random")):
         assert asked == 12
     first = network.queries[0].positions
     assert (first < 6).all()
@@ -158,7 +158,7 @@ def test_blocks_are_filled_from_left_to_right(name):
 
 def test_equal_shares_of_the_steps():
     """As LLaDA's `get_num_transfer_tokens`: what cannot be shared goes to the first steps."""
-    steps = fill(SamplingPlan(Ranked(ORDERS["left-to-right"], None), 4), torch.full((1, 10), MASK)).steps
+    steps = fill(SamplingPlan(Ranked(ORDERS["left_to_right"], None), 4), torch.full((1, 10), MASK)).steps
     assert steps.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 3, 3]]
 
 
@@ -177,8 +177,8 @@ def test_logits_that_are_not_numbers_are_an_error():
 
 def test_stop_ends_a_row_at_its_first_end_after_the_prompt():
     rows = prompts()
-    plain = fill(SamplingPlan(Ranked(ORDERS["left-to-right"])), rows)
-    stopped = fill(replace(SamplingPlan(Ranked(ORDERS["left-to-right"])), stop_id=STOP), rows)
+    plain = fill(SamplingPlan(Ranked(ORDERS["left_to_right"])), rows)
+    stopped = fill(replace(SamplingPlan(Ranked(ORDERS["left_to_right"])), stop_id=STOP), rows)
     ended = 0
     for row, before, after, steps, length in zip(rows, plain.tokens, *stopped, strict=True):
         last_given = int((row != MASK).nonzero().max()) if (row != MASK).any() else -1

@@ -116,6 +116,8 @@ def test_a_row_does_not_depend_on_its_batch(model, caching, policy, name):
         alone, of_row = fill(model, compute, PLANS[name], rows[number, None], torch.tensor([number]))
         assert torch.equal(alone.tokens[0], together.tokens[number])
         work += of_row.values()
+        assert of_row.of_samples[number] == pytest.approx(tally.of_samples[number], rel=1e-12)
+        assert of_row.of_samples[number] == pytest.approx(of_row.values()[:3].tolist(), rel=1e-12)
     assert torch.allclose(work, tally.values(), rtol=1e-12)
 
 

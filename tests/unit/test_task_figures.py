@@ -89,7 +89,7 @@ def test_questions_are_right_when_the_last_number_is(world, letters):
         ids = letters.encode_batch([f"Q: {question.text} A:{answer}"])[0].tolist()
         rows.append((ids + [letters.eod_id] * 32)[:32])
     model = toy_model(
-        world, letters, Dictated(rows, letters.mask_id, letters.vocab_size), temperature=0.0, order="left-to-right"
+        world, letters, Dictated(rows, letters.mask_id, letters.vocab_size), temperature=0.0, sampler="left_to_right"
     )
     figures, records = run(task, model)
     assert figures["exact_match"] == pytest.approx(1 / 3) and figures["with_a_number"] == pytest.approx(2 / 3)

@@ -1,7 +1,8 @@
 """The values of `--tasks`: names of generated tasks, `generative`, files of questions, prepared folders."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.dataset.blend import Blend
@@ -85,14 +86,25 @@ class TaskMaker:
         Raises:
             UserError, DataError: an unknown task, a file or folder with a problem, or an option that no task has.
         """
-        tasks = [self._task(value) for value in values]
-        used = {name for value in values for name in OPTIONS_OF[self._kind(value)]}
+        named = [split_value(value) for value in values]
+        tasks = [self._named(name, self._task(source)) for name, source in named]
+        used = {name for _, source in named for name in OPTIONS_OF[self._kind(source)]}
         given = [name for name, value in vars(self.options).items() if value is not None and name != "limit"]
         for name in given:
             if name not in used:
                 kinds = " and ".join(kind for kind, names in OPTIONS_OF.items() if name in names)
                 raise UserError(f"--{name.replace('_', '-')}: has no effect on these tasks, only on {kinds}")
         return tasks
+
+    def _named(self, name: str, task: Task) -> Task:
+        """The task under the name that its value gives it, if any."""
+        if not name:
+            return task
+        if not isinstance(task, ChoiceTask | QuestionTask | DocumentTask):
+            raise UserError(
+                f"--tasks {name}:{task.name}: only a file or a folder can have another name; leave out {name}:"
+            )
+        return replace(task, name=name)
 
     def _kind(self, value: str) -> str:
         if value == GENERATIVE:
@@ -235,6 +247,25 @@ class TaskMaker:
         return GenerativeTask(self.options.scorer, reference, count, self.tokenizer)
 
 
+def split_value(value: str) -> tuple[str, str]:
+    """`gsm8k:test.jsonl` -> the name of the task, empty if none is given, and where it is.
+
+    Raises:
+        UserError: a name that cannot be part of the name of a file, or that is a task of its own.
+    """
+    name, colon, source = value.partition(":")
+    if not colon or Path(value).exists():
+        return "", value
+    if name == GENERATIVE or find_generator(name):
+        raise UserError(
+            f"--tasks {value}: the instances of {name} are those of prepared data; write --tasks {name}, and --data DIR if it is "
+            "not the data of the run"
+        )
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--tasks {value}: a name has only letters, digits, '_', '-' and '.'")
+    return name, source
+
+
 def untrained_task(value: str, run: Path, inputs: Sequence[InputInfo]) -> str:
     """A warning if a generated task is none of the inputs of the training data, else nothing."""
     if find_generator(value) is None or _has_inputs_of(value, inputs):
@@ -247,7 +278,9 @@ def untrained_task(value: str, run: Path, inputs: Sequence[InputInfo]) -> str:
 
 
 def _has_inputs_of(name: str, inputs: Sequence[InputInfo]) -> bool:
-    return any(info.kind == "generated" and info.input.startswith(f"{name}:") for info in inputs)
+    wanted = find_generator(name)
+    generators = [find_generator(info.input.partition(":")[0]) for info in inputs if info.kind == "generated"]
+    return wanted is not None and any(each is not None and each.name == wanted.name for each in generators)
 
 
 def _is_of(name: str, text: str) -> bool:
