@@ -92,11 +92,13 @@ class Arm(_Strict):
         about: what it is, for the page.
         settings: keys of the recipe that differ.
         learning_rate_factor: of all learning rates of the scale, for an optimizer that needs others: the grid keeps its size.
+        flops_factor: of the training FLOPs of the scale, for an arm that is trained for longer.
     """
 
     about: str
     settings: dict[str, str] = {}
     learning_rate_factor: float = Field(1.0, gt=0)
+    flops_factor: float = Field(1.0, gt=0)
 
 
 class Measurement(_Strict):
@@ -184,6 +186,13 @@ class Study(_Strict):
             for key, instead in DECIDED.items():
                 if key in settings:
                     raise ValueError(f"settings: {key} is decided by the study; give {instead}")
+        return self
+
+    @model_validator(mode="after")
+    def _factors_have_flops(self) -> Self:
+        for name, arm in self.arms.items():
+            for scale in (key for key, each in self.scales.items() if each.flops is None and arm.flops_factor != 1):
+                raise ValueError(f"arms.{name}: flops_factor has no effect without scales.{scale}.flops")
         return self
 
     @model_validator(mode="after")

@@ -190,11 +190,13 @@ class Experiment:
             UserError: the settings of the study, of the arm or of the command line are wrong.
         """
         budget = {} if self.scale.flops is None else {"train.max_flops": f"{self.scale.flops:g}", "train.steps": "null"}
+        flops, factor = override_of("train.max_flops", self.overrides) or self.scale.flops, self.arms[arm].flops_factor
         words = _words(
             budget, self.study.settings, self.scale.settings, self.arms[arm].settings,
             {"optim.lr": repr(lr), "run.seed": str(seed)},
         )  # fmt: skip
         own = [*self.overrides, f"data.path={self.data}", f"run.dir={self.runs}"]
+        own += [f"train.max_flops={factor * flops:g}"] if flops and factor != 1 else []
         try:
             words += [*self._logging(self._plan([*words, *own])), *own]
             words.append(f"run.name={content_key(self._plan(words), self.blend)}")

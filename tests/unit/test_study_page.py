@@ -239,6 +239,13 @@ def test_what_would_fail_after_all_trainings_is_refused_before(text, tmp_path):
     assert str(caught.value).startswith(f"{path}: {BROKEN[text]}")
 
 
+def test_a_factor_of_flops_that_are_not_given_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: sudoku_budgets\nscales: {desk: {flops: null}}\n")
+    with pytest.raises(UserError, match=r"arms\.plain: flops_factor has no effect without scales\.desk\.flops"):
+        load_study(str(path))
+
+
 def test_studies_that_extend_each_other_are_refused(tmp_path):
     for name, other in (("one", "two"), ("two", "three"), ("three", "two")):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {other}\n")

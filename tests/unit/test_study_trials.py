@@ -125,6 +125,21 @@ def test_a_training_has_the_budget_and_is_validated_along_the_way(experiment):
     assert budget.plan.settings.train.max_flops == 8e8
 
 
+@pytest.mark.parametrize("overrides", [(), ("train.max_flops=8e8",)])
+def test_an_arm_may_be_trained_for_longer(experiment, overrides):
+    """Also where the command line gives the budget of the others."""
+    arms = {name: replace_arm(arm, 5.0 if name == "plain" else 1.0) for name, arm in experiment.arms.items()}
+    study = experiment.study.model_copy(update={"arms": arms})
+    longer = replace(experiment, study=study, overrides=overrides)
+    budgets = {arm: longer.trial(arm, 2e-3, 0).plan.settings.train.max_flops for arm in ("plain", "looped")}
+    flops = 8e8 if overrides else experiment.scale.flops
+    assert budgets == {"plain": 5 * flops, "looped": flops}
+
+
+def replace_arm(arm, factor):
+    return arm.model_copy(update={"flops_factor": factor})
+
+
 def test_averaged_weights_are_measured_beside_the_raw_ones_of_the_curve(experiment):
     trial = experiment.trial("looped", 2e-3, 0)
     assert "nelbo-raw" not in experiment.commands(trial)
@@ -405,7 +420,7 @@ def test_committed_results_are_of_the_study_as_it_is_defined(path):
             assert {str(training["steps"]) for training in trainings} == {arms[arm].settings["train.steps"]}
         else:
             assert [training["flops"] for training in trainings] == pytest.approx(
-                [scale.flops] * len(trainings), rel=0.01
+                [scale.flops * arms[arm].flops_factor] * len(trainings), rel=0.01
             )
 
 
