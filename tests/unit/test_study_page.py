@@ -241,8 +241,9 @@ def test_what_would_fail_after_all_trainings_is_refused_before(text, tmp_path):
 
 def test_a_factor_of_flops_that_are_not_given_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: sudoku_budgets\nscales: {desk: {flops: null}}\n")
-    with pytest.raises(UserError, match=r"arms\.plain: flops_factor has no effect without scales\.desk\.flops"):
+    arms = "arms: {plain: {about: a, flops_factor: 5}, looped: {about: b}}"
+    path.write_text(f"extends: exponent\n{arms}\nverdict: [{{figure: nelbo_gain, arm: looped, holds: 0}}]\n")
+    with pytest.raises(UserError, match=r"arms\.plain: flops_factor has no effect without scales\.smoke\.flops"):
         load_study(str(path))
 
 
