@@ -209,7 +209,7 @@ class Hardware:
     """What one rank runs on. The planner uses all keys, MFU the peak. The defaults describe nodes of 8 H100s."""
 
     peak_tflops: float | None = Field(None, gt=0)
-    """Peak TFLOP/s of one rank's device at train.precision; empty: MFU uses a table of known devices, the planner 989.4."""
+    """Peak TFLOP/s of one rank's device at train.precision; empty: MFU uses a table of known devices, the planner an H100's."""
     efficiency: float = Field(0.4, gt=0, le=1)
     """Fraction of the peak that the kernels reach, for the planner. The default is an assumption: measure your own."""
     memory_gib: float = Field(72.0, gt=0)

@@ -12,7 +12,7 @@ from data_pipeline.paths import user_path
 from pretrain.config.layout_names import layout_name, stage_contents
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan
-from pretrain.planning.estimate import H100_BF16_TFLOPS, Estimate
+from pretrain.planning.estimate import Estimate, peak_tflops
 from pretrain.planning.layouts import GIB, best, legal_layouts, plan_of, ranked
 from pretrain.planning.memory import memory_of
 
@@ -56,9 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _assumptions(plan: RunPlan) -> list[str]:
     """What the estimates are based on, and the units of the table."""
     hardware, train, split = plan.settings.hardware, plan.settings.train, plan.settings.model.loop
-    peak = hardware.peak_tflops or H100_BF16_TFLOPS
-    assumed = "" if hardware.peak_tflops else " (an H100 in bf16; set hardware.peak_tflops for another device)"
-    speed = f"{hardware.efficiency:.0%} of {peak:g} TFLOP/s{assumed}"
+    assumed = (
+        "" if hardware.peak_tflops else f" (an H100 in {train.precision}; set hardware.peak_tflops for another device)"
+    )
+    speed = f"{hardware.efficiency:.0%} of {peak_tflops(plan):g} TFLOP/s{assumed}"
     step_flops = plan.tokens_per_step * plan.expected_flops_per_token
     return [
         f"model:    {split.head} + {split.mid} x S + {split.tail} layers of width {plan.settings.model.hidden_size}, "

@@ -15,12 +15,12 @@ from pretrain.config.run_plan import RunPlan
 from pretrain.planning.memory import Memory, hidden_bytes, memory_of
 from pretrain.planning.orthogonalization import orthogonalization_flops
 from pretrain.planning.timing import Case, Durations, case_of, step_times
-from pretrain.planning.traffic import Traffic, layer_bytes, traffic_of
+from pretrain.planning.traffic import Traffic, layer_bytes, layer_collectives, traffic_of
 
-H100_BF16_TFLOPS = 989.4
-"""Peak that the planner assumes where none is given: an H100 SXM, dense bf16 (NVIDIA's data sheet)."""
+H100_TFLOPS = {"bf16": 989.4, "fp32": 66.9}
+"""Peak that the planner assumes where none is given: an H100 SXM, dense (NVIDIA's data sheet)."""
 
-FP32_SHARE = 66.9 / H100_BF16_TFLOPS
+FP32_SHARE = H100_TFLOPS["fp32"] / H100_TFLOPS["bf16"]
 """Speed of fp32 relative to bf16 on the same device, which Muon's orthogonalization is timed with: that of an H100 SXM."""
 
 BACKWARD = 2
@@ -62,11 +62,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rates:
-    """Seconds per FLOP in `train.precision` and in fp32, per pipeline hop and per byte of each kind of communication."""
+    """Seconds per FLOP in `train.precision` and in fp32, per message, pipeline hop and byte of each kind of communication."""
 
     flop: float
     fp32_flop: float
     tensor_byte: float
+    latency: float
     hop: float
     data_byte: float
     copies_byte: float
@@ -129,12 +130,18 @@ def _case(plan: RunPlan, loops: int) -> Case:
     rates, tensor = _rates(plan), plan.settings.parallel.tensor
     tokens = plan.settings.train.micro_batch_size * plan.seq_len
     compute = rates.flop * tokens / tensor
-    ahead, back = (bytes_ * rates.tensor_byte for bytes_ in layer_bytes(plan))
+    messages = zip(layer_bytes(plan), layer_collectives(plan), strict=True)
+    ahead, back = (bytes_ * rates.tensor_byte + count * rates.latency for bytes_, count in messages)
     layer, embedding, lm_head = plan.costs.layer, plan.costs.embedding, plan.costs.lm_head
     forward = Costs(compute * layer + ahead, compute * embedding, compute * lm_head)
     backward = Costs(compute * BACKWARD * layer + back, compute * BACKWARD * embedding, compute * BACKWARD * lm_head)
     durations = Durations(forward, backward, rates.hop, plan.settings.parallel.recompute)
     return case_of(plan.placement, loops, plan.micro_batches, durations)
+
+
+def peak_tflops(plan: RunPlan) -> float:
+    """Peak of one rank's device in `train.precision`: as given, else that of an H100."""
+    return plan.settings.hardware.peak_tflops or H100_TFLOPS[plan.settings.train.precision]
 
 
 def _rates(plan: RunPlan) -> _Rates:
@@ -145,13 +152,14 @@ def _rates(plan: RunPlan) -> _Rates:
         inside = ranks <= hardware.ranks_per_node
         return 1e-9 / (hardware.node_gb_per_second if inside else hardware.network_gb_per_second)
 
-    flop = 1e-12 / ((hardware.peak_tflops or H100_BF16_TFLOPS) * hardware.efficiency)
-    between_stages = byte(plan.world_size)
+    flop = 1e-12 / (peak_tflops(plan) * hardware.efficiency)
+    between_stages, latency = byte(plan.world_size), hardware.latency_microseconds * 1e-6
     return _Rates(
         flop=flop,
         fp32_flop=flop if plan.settings.train.precision == "fp32" else flop / FP32_SHARE,
         tensor_byte=byte(parallel.tensor),
-        hop=hardware.latency_microseconds * 1e-6 + hidden_bytes(plan) * between_stages,
+        latency=latency,
+        hop=latency + hidden_bytes(plan) * between_stages,
         data_byte=byte(parallel.tensor * plan.data_parallel_size),
         copies_byte=between_stages,
         host_byte=1e-9 / hardware.host_gb_per_second,

@@ -65,6 +65,14 @@ def layer_bytes(plan: RunPlan) -> tuple[float, float]:
     return 4 * ring, (6 if parallel.sequence else 4) * ring
 
 
+def layer_collectives(plan: RunPlan) -> tuple[int, int]:
+    """Collectives inside the tensor-parallel group in the (forward, backward) pass of one layer, see `layer_bytes`."""
+    parallel = plan.settings.parallel
+    if parallel.tensor == 1:
+        return 0, 0
+    return (4, 6) if parallel.sequence else (2, 2)
+
+
 def _layers(stage: Stage, chunks: list) -> int:
     return sum(len(c.head) + len(c.tail) + len(c.passes) * len(stage.mid) for c in chunks)
 
