@@ -104,7 +104,7 @@ def test_query_key_and_value_are_those_of_the_reference():
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_import_export_gives_the_same_bytes(runs, exports, kind, call, tmp_path):
     imported = tmp_path / "run"
-    assert call("import", exports[kind], "--output", imported)[0] == 0
+    assert call("import", exports[kind], imported)[0] == 0
     assert call("export", imported, tmp_path / "again")[0] == 0
     assert files_of(tmp_path / "again") == files_of(exports[kind])
     for name in (
@@ -120,7 +120,7 @@ def test_export_import_export_gives_the_same_bytes(runs, exports, kind, call, tm
 def test_raw_weights_come_back_as_a_run_without_average(runs, call, tmp_path):
     assert call("export", runs["bytes"], tmp_path / "raw", "--weights", "raw", "--loops", "2")[0] == 0
     assert json.loads((tmp_path / "raw" / "config.json").read_text())["loops"] == 2
-    assert call("import", tmp_path / "raw", "--output", tmp_path / "run")[0] == 0
+    assert call("import", tmp_path / "raw", tmp_path / "run")[0] == 0
     name = "checkpoints/step_3/weights.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (runs["bytes"] / name).read_bytes()
     assert load_settings(str(tmp_path / "run" / "config.yaml")).optim.ema_decay == 0
@@ -157,7 +157,7 @@ def test_the_model_card_has_the_newest_results_of_these_weights(runs, call, tmp_
     assert "| 2 | 3.2500 ± 0.5000 | 1.5000 |" in card and "mine, 8 rows" in card and "9.0" not in card
     assert "step_3_ema_task" in card and "/somewhere/else" not in card
     assert "| tokens | 768 |" in card and "| FLOPs | 1.5e+09 |" in card
-    assert call("import", tmp_path / "x", "--output", tmp_path / "back")[0] == 0
+    assert call("import", tmp_path / "x", tmp_path / "back")[0] == 0
     back = json.loads((tmp_path / "back" / "eval" / "step_3_ema.json").read_text())
     assert back["loops"] == loops and back["settings"] == {
         "compared_with": {"run": "secret"},
@@ -277,13 +277,13 @@ def test_the_default_place_of_an_import(exports, call, tmp_path, monkeypatch):
     )
     status, _, error = call("import", exports["bytes"])
     assert status == 2 and error.startswith(
-        "error: the default --output runs/bytes: exists and is not empty; name another folder"
+        "error: the default RUN runs/bytes: exists and is not empty; name another folder"
     )
 
 
 def test_imported_weights_give_the_logits_of_the_run(runs, exports, call, tmp_path):
     """By the plain reference, from the files."""
-    assert call("import", exports["bytes"], "--output", tmp_path / "run")[0] == 0
+    assert call("import", exports["bytes"], tmp_path / "run")[0] == 0
     file = "checkpoints/step_3/ema.safetensors"
     model = load_settings(str(tmp_path / "run" / "config.yaml")).model
     tokens = torch.randint(0, model.mask_id + 1, (2, 9), generator=torch.Generator().manual_seed(0))
