@@ -26,6 +26,10 @@ def write_atomic(path: Path, content: str | bytes, modified_ns: int | None = Non
         if modified_ns is not None:
             os.utime(partial, ns=(modified_ns, modified_ns))
         move_into_place(partial, path)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)  # the system names none when a write fails, as on a full disk
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -33,11 +37,17 @@ def write_atomic(path: Path, content: str | bytes, modified_ns: int | None = Non
 def write_output(option: str, path: Path, content: str | bytes) -> None:
     """Write a file that an option of the command line names.
 
+    A device or a pipe, such as /dev/null or /dev/stdout, is written to: a file that is renamed to its name would replace it for all
+    programs. Of a link, the file that it points to is replaced.
+
     Raises:
         DataError: it cannot be written.
     """
     try:
-        write_atomic(path, content)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        else:
+            write_atomic(Path(os.path.realpath(path)), content)
     except OSError as error:
         raise DataError(f"{option} {path}: cannot be written ({error.strerror}); choose another file") from error
 

@@ -1,10 +1,10 @@
 """`loopmdm checkpoints RUN`: the checkpoints of a run, whether they are whole, and what they hold."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.json_text import json_text
 from data_pipeline.paths import user_path
 
 COLUMNS = ("step", "GiB", "state", "layout", "validation, nats/token")
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not found and not arguments.json:
         print(f"{arguments.folder}: no complete checkpoint")
     elif arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found, indent=2))
     else:
         print_table(found)
     if arguments.prune is not None:

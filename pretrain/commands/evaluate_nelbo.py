@@ -1,6 +1,7 @@
 """`loopmdm evaluate RUN` without tasks: NELBO with its standard error, and the difference to another run."""
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,7 @@ DEFAULT_LOOPS, DEFAULT_ROWS, DEFAULT_SPLIT = [1, 2, 4, 8], 1024, "validation"
 
 def run_nelbo(arguments: argparse.Namespace) -> int:
     """Evaluate every corpus, print the tables, write `eval/step_N_WEIGHTS[_WHAT].json`."""
-    from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import check_tokenizer, find_data, open_runs
+    from pretrain.commands.load_run import check_tokenizer, data_of, open_runs
     from pretrain.errors import UserError
 
     for text in arguments.loops or ():
@@ -23,7 +23,7 @@ def run_nelbo(arguments: argparse.Namespace) -> int:
     arguments.loops = [int(text) for text in arguments.loops] if arguments.loops else DEFAULT_LOOPS
     arguments.rows = arguments.rows or DEFAULT_ROWS
     runs = open_runs(arguments, may_be_causal=True)
-    blend = load_blend(arguments.data or find_data(runs[0]))
+    blend = data_of(runs[0], arguments.data)
     for loaded in runs:
         check_tokenizer(blend, loaded)
     if runs[0].world.is_main:
@@ -45,9 +45,15 @@ def _warn_of_row_length(runs: "list[LoadedRun]", blend: "Blend") -> None:
 
 
 def _measure(arguments: argparse.Namespace, runs: "list[LoadedRun]", blend: "Blend") -> list[dict[str, Any]]:
-    """Figures of every set, with those of the run to compare with. Collective; empty but on the main rank."""
+    """Figures of every set, with those of the run to compare with. Collective; empty but on the main rank.
+
+    Raises:
+        UserError: on all ranks; a run has no figure at any number of loops. At some of them a model may overflow.
+    """
+    from pretrain.errors import UserError
     from pretrain.evaluation.comparison import add_comparison
     from pretrain.evaluation.nelbo import Evaluator
+    from pretrain.evaluation.scoring import NOT_NUMBERS
     from pretrain.evaluation.sets import estimates_of_sets, evaluation_sets, figures_of_sets
 
     sets = evaluation_sets(blend, arguments.split)
@@ -63,6 +69,9 @@ def _measure(arguments: argparse.Namespace, runs: "list[LoadedRun]", blend: "Ble
         for one in runs
     ]
     estimates = [estimates_of_sets(evaluator, sets, arguments.loops) for evaluator in evaluators]
+    for one, of_run in zip(runs, estimates, strict=True):
+        if all(math.isnan(estimate.nats_per_token) for of_set in of_run for estimate in of_set):
+            raise UserError(f"{one.checkpoint}: {NOT_NUMBERS}")
     if not runs[0].world.is_main:
         return []
     results = figures_of_sets(evaluators[0], sets, estimates[0])

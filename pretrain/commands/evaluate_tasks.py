@@ -79,13 +79,10 @@ def _tasks(job: Job, run: "LoadedRun", blend: "Blend | None") -> "list[Task]":
 
 def _blend(arguments: argparse.Namespace, run: "LoadedRun") -> "Blend | None":
     """The data with held-out instances; None if those of the run are not there, which only some tasks need."""
-    from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import find_data
+    from pretrain.commands.load_run import data_of
 
-    if arguments.data is not None:
-        return load_blend(arguments.data)
     try:
-        return load_blend(find_data(run))
+        return data_of(run, arguments.data)
     except UserError:
         return None
 

@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and print how to load it."""
     from pretrain.config.run_folder import check_run_folder
-    from pretrain.errors import UserError
+    from pretrain.evaluation.compute_settings import check_loops
     from pretrain.export.new_folder import require_new
     from pretrain.export.read import read_manifest
     from pretrain.export.write import write_export
 
-    if arguments.loops is not None and arguments.loops < 1:
-        raise UserError(f"--loops {arguments.loops}: must be at least 1")
+    if arguments.loops is not None:
+        check_loops(arguments.loops, arguments.loops)
     require_new(arguments.output, "DIR")
     folder = arguments.folder
     check_run_folder(folder)

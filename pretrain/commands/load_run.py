@@ -2,14 +2,16 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data_pipeline.dataset.blend import Blend, is_prepared
+from data_pipeline.dataset.blend import Blend, is_prepared, load_blend
 from data_pipeline.manifest import Manifest
 from model.denoiser import Inputs, LoopedDenoiser
 from model.layers import Sharding
@@ -17,7 +19,7 @@ from model.sampling.network import Compute
 from model.sampling.passes import LoopPolicy
 from model.sampling.query import Denoise
 from model.sampling.tally import Tally
-from pretrain.checkpoints.folder import checkpoint_of, list_checkpoints
+from pretrain.checkpoints.folder import checkpoint_of, list_checkpoints, read_state
 from pretrain.checkpoints.weights import load_into
 from pretrain.config.load import load_settings
 from pretrain.config.run_folder import check_run_folder
@@ -99,6 +101,31 @@ def find_data(loaded: LoadedRun) -> Path:
         f"{loaded.folder}: its data, {data}, is not at {' or '.join(dict.fromkeys(str(place.absolute()) for place in places))}; "
         "name the prepared folder with --data DIR"
     )
+
+
+def data_of(loaded: LoadedRun, named: Path | None = None) -> Blend:
+    """The data that a run is to be measured on: those that the user has named, or its own.
+
+    Of its own, the main rank warns if their documents are not those of the training any more: a document that was trained on may
+    then be in the validation split, which makes the figures too good.
+
+    Raises:
+        UserError, DataError: there are none.
+    """
+    if named is not None:
+        return load_blend(named)
+    blend = load_blend(find_data(loaded))
+    trained, now = {}, blend.identity()
+    with suppress(UserError):  # a run in progress may have removed the checkpoint since it was loaded
+        trained = read_state(loaded.checkpoint).get("data", {})
+    changed = [name for name in {**trained, **now} if trained.get(name) != now.get(name) and not name.endswith("rows")]
+    if trained and changed and loaded.world.is_main:
+        print(
+            f"warning: {blend.path} is not what {loaded.folder} was trained on ({', '.join(changed)} changed): some of its "
+            "held-out rows may have been trained on",
+            file=sys.stderr,
+        )
+    return blend
 
 
 def check_tokenizer(blend: Blend, loaded: LoadedRun) -> None:

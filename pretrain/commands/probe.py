@@ -1,12 +1,14 @@
 """`loopmdm probe RUN`: what every pass of the looped block changes, and where masked tokens look."""
 
 import argparse
+import math
 from typing import Any
 
 from data_pipeline.paths import user_path
 from pretrain.commands.options import add_run_arguments, check_options
 from pretrain.config.run_folder import check_run_folder
 from pretrain.errors import UserError
+from pretrain.evaluation.compute_settings import check_loops
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,26 +36,33 @@ def _timesteps(text: str) -> list[float]:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print a table for every t, write `eval/probe_step_N_WEIGHTS_loops_S.json`."""
     arguments.tensor = arguments.pipeline = 1
-    check_options(arguments, {"batch_size": 1, "loops": 1})
+    check_options(arguments, {"batch_size": 1})
+    if arguments.loops is not None:
+        check_loops(arguments.loops, arguments.loops)
     if arguments.rows < 2:
         raise UserError(f"--rows {arguments.rows}: a standard error needs at least 2 rows")
     check_run_folder(arguments.folder)
-    from data_pipeline.dataset.blend import load_blend
-    from pretrain.commands.load_run import find_data, open_run
+    from pretrain.commands.load_run import check_tokenizer, data_of, open_run
     from pretrain.evaluation.probe import probe
+    from pretrain.evaluation.report import evaluation_settings
     from pretrain.evaluation.result_files import keep_result
+    from pretrain.evaluation.scoring import NOT_NUMBERS
     from pretrain.evaluation.sets import evaluation_sets
 
     loaded = open_run(arguments.folder, arguments.weights, step=arguments.checkpoint)
-    blend = load_blend(arguments.data or find_data(loaded))
+    blend = data_of(loaded, arguments.data)
+    check_tokenizer(blend, loaded)
     loops = arguments.loops or loaded.settings.model.loop.max
     title = f"{arguments.folder}, step {loaded.step}, {loaded.weights} weights, validation of {blend.path}, S={loops}"
-    settings = {"loops": loops, "timesteps": arguments.timesteps, "rows": arguments.rows, "data": str(blend.path)}
+    asked = evaluation_settings(blend, "validation", [loops], arguments.rows)
+    settings = asked | {"loops": loops, "timesteps": arguments.timesteps, "data": str(blend.path)}
     for one in evaluation_sets(blend, "validation"):
         documents = loaded.settings.train.attention == "document"
         measured = probe(
             loaded.model, one.rows, arguments.timesteps, loops, arguments.rows, arguments.batch_size, documents
         )
+        if all(math.isnan(norm) for figures in measured for norm in figures["norm"]["mean"]):
+            raise UserError(f"{loaded.checkpoint}: {NOT_NUMBERS}")
         print("\n".join([f"{title}{one.name and ', '}{one.name}", *map(format_probe, measured)]))
         record = {"step": loaded.step, "weights": loaded.weights, "settings": settings, "timesteps": measured}
         name = f"_{one.name}" if one.name else ""

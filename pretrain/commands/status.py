@@ -1,7 +1,6 @@
 """`loopmdm status RUN`: what a run is doing, from its folder alone."""
 
 import argparse
-import json
 import socket
 import subprocess
 import time
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.json_text import json_text
 from data_pipeline.paths import user_path
 from pretrain.durations import format_duration
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_run_folder(arguments.folder)
     status = status_of(arguments.folder)
-    print(json.dumps(status, indent=2) if arguments.json else "\n".join(_lines(status)))
+    print(json_text(status, indent=2) if arguments.json else "\n".join(_lines(status)))
     return 2 if status["state"] in ("failed", "killed") else 0
 
 

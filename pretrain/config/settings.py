@@ -14,7 +14,7 @@ from model.placement import PipelineSplit
 Scope = Literal["row", "document"]
 """What counts as one text: the whole row, or each document in it."""
 
-LoopList = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+LoopList = Annotated[tuple[Annotated[int, Field(ge=1, le=100_000)], ...], Field(min_length=1)]
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

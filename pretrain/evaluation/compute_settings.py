@@ -125,10 +125,15 @@ def parse_loops(text: str) -> tuple[tuple[int, ...], bool]:
     if kind not in ("", "adaptive") or not re.fullmatch(r"\d+(-\d+)*", numbers, re.ASCII):
         raise UserError(f"--loops {text}: give {LOOPS_HELP}")
     loops = tuple(map(int, numbers.split("-")))
+    check_loops(text, *loops)
+    if kind and (len(loops) != 2 or loops[0] > loops[1]):
+        raise UserError(f"--loops {text}: give the least and the most passes, such as adaptive:2-12")
+    return loops, bool(kind)
+
+
+def check_loops(text: str | int, *loops: int) -> None:
+    """Raise UserError if one of the numbers that `--loops TEXT` stands for is no number of passes."""
     if min(loops) < 1:
         raise UserError(f"--loops {text}: must be at least 1")
     if max(loops) > MOST_LOOPS:
         raise UserError(f"--loops {text}: must be at most {MOST_LOOPS:,}")
-    if kind and (len(loops) != 2 or loops[0] > loops[1]):
-        raise UserError(f"--loops {text}: give the least and the most passes, such as adaptive:2-12")
-    return loops, bool(kind)

@@ -70,4 +70,6 @@ def _checked(path: Path, name: str, weight: Tensor, shape: tuple[int, ...]) -> T
         raise UserError(
             f"{path}: {name} has the shape {list(weight.shape)} ({weight.dtype}), config.json describes {list(shape)}"
         )
+    if not weight.isfinite().all():
+        raise UserError(f"{path}: {name} has values that are not finite numbers; copy it again from the export")
     return weight.to(torch.float32)

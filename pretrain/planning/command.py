@@ -12,12 +12,16 @@ from data_pipeline.paths import user_path
 from pretrain.config.layout_names import layout_name, stage_contents
 from pretrain.config.load import load_settings
 from pretrain.config.run_plan import RunPlan
+from pretrain.errors import UserError
 from pretrain.planning.estimate import Estimate, peak_tflops
 from pretrain.planning.layouts import GIB, best, legal_layouts, plan_of, ranked
 from pretrain.planning.memory import memory_of
 
 SHOWN = 12
 """Number of layouts in the table without --all."""
+
+MOST_RANKS = 100_000
+"""A larger number is a mistake, and all its layouts would take minutes to check."""
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "total")
 
@@ -39,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; returns the exit status."""
+    if not 1 <= arguments.ranks <= MOST_RANKS:
+        raise UserError(f"--ranks {arguments.ranks}: must be from 1 to {MOST_RANKS:,}")
     settings = load_settings(arguments.config, arguments.overrides)
     manifest = load_blend(settings.data.path).manifest if is_prepared(settings.data.path) else None
     base = plan_of(settings, manifest, arguments.ranks)

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
-from data_pipeline.atomic_files import locked, move_into_place, write_atomic
+from data_pipeline.atomic_files import locked, move_into_place, write_atomic, write_output
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
 from data_pipeline.stop_signals import Stopped, defer_stop_signals, raise_stopped, signal_handler
@@ -26,6 +27,37 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path, monk
     with pytest.raises(OSError, match="disk"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_to_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        write_atomic(tmp_path / "file", "new")
+
+
+def test_an_output_into_a_pipe_or_a_device_does_not_replace_it(tmp_path):
+    """As `--html /dev/null`, which a file of that name would break for all programs of the machine."""
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_output("--html", pipe, "é")
+    reader.join(timeout=10)
+    assert pipe.is_fifo() and read == ["é".encode()]
+    with pytest.raises(DataError, match=r"--html .*: cannot be written \(Is a directory\)"):
+        write_output("--html", tmp_path, "page")
+
+
+def test_an_output_through_a_link_replaces_the_file_behind_it(tmp_path):
+    for name in ("there", "nowhere"):
+        (tmp_path / f"to_{name}").symlink_to(tmp_path / "other" / name)
+    write_output("--html", tmp_path / "other" / "there", "old")
+    for name in ("there", "nowhere"):
+        write_output("--html", tmp_path / f"to_{name}", "new")
+        assert (tmp_path / f"to_{name}").is_symlink() and (tmp_path / "other" / name).read_text() == "new"
 
 
 def test_a_folder_is_not_moved_over_one_with_content(tmp_path):

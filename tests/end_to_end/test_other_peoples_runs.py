@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from data_pipeline.dataset.blend import load_blend
 from pretrain.checkpoints.folder import MARK
@@ -71,6 +71,44 @@ def test_data_that_is_gone_is_named(trained, loop, corpus, tmp_path):
     assert status == 2 and "its data, data/elsewhere, is not at" in error and "with --data DIR" in error
     assert "prepare" not in error.replace("prepared folder", "")
     assert loop("evaluate", tmp_path / "run", "--loops", "1", "--rows", "8", "--data", corpus)[0] == 0
+
+
+def test_data_that_were_prepared_again_are_told(trained, loop, corpus, tmp_path):
+    """Their validation rows may be texts that the run was trained on."""
+    run, data = shutil.copytree(trained, tmp_path / "run"), tmp_path / "data"
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(corpus), str(data)))
+    rng = random.Random(5)
+    texts = (" ".join(rng.choices("abcdefghij", k=80)) for _ in range(100))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["--input", tmp_path / "t.jsonl", "--output", data, "--tokenizer", corpus / "tokenizer.model"]
+    assert loop("prepare", *words, "--seq-len", "32", "--validation-fraction", "0.2", "--workers", "1")[0] == 0
+    warning = (
+        f"warning: {data} is not what {run} was trained on (tokens changed): some of its held-out rows may have been"
+    )
+    for verb in ("evaluate", "probe"):
+        status, _, error = loop(verb, run, "--loops", "1", "--rows", "8")
+        assert status == 0 and error.startswith(warning) and error.count("\n") == 1
+        assert loop(verb, run, "--loops", "1", "--rows", "8", "--data", data)[2] == "", "they were asked for"
+        assert loop(verb, trained, "--loops", "1", "--rows", "8")[2] == "", "they are the same"
+    assert loop("repack", data, "--seq-len", "16")[0] == 0
+    assert error in loop("evaluate", run, "--loops", "1", "--rows", "8")[2]
+
+
+def test_probing_on_data_of_another_tokenizer_is_refused(trained, loop, one_row):
+    status, out, error = loop("probe", trained, "--data", one_row)
+    assert status == 2 and out == "" and f"{one_row}: was prepared with a different tokenizer than that of" in error
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "probe"])
+def test_weights_that_are_not_numbers_are_an_error(trained, loop, tmp_path, verb):
+    checkpoint = shutil.copytree(trained, tmp_path / "run") / "checkpoints" / "step_2"
+    use_raw_weights_as_average(checkpoint)
+    weights = {name: weight * float("nan") for name, weight in load_file(checkpoint / "ema.safetensors").items()}
+    save_file(weights, checkpoint / "ema.safetensors")
+    status, out, error = loop(verb, tmp_path / "run", "--loops", "2", "--rows", "8")
+    assert status == 2 and out == "" and error.startswith(f"error: {checkpoint}: the model's logits are not numbers")
+    assert loop("evaluate", trained, "--loops", "2", "--rows", "8", "--compare", tmp_path / "run")[0] == 2
 
 
 def test_results_of_other_settings_are_kept(trained, loop, tmp_path):
@@ -227,6 +265,8 @@ ODD = {
     ("sample", "--seed", str(2**64)): f"--seed {2**64}: must be below 2^63",
     ("probe", "--timesteps", "0.001", "--rows", "3"): "--timesteps 0.001: masks tokens in 0 of 3 rows",
     ("probe", "--rows", "1"): "--rows 1: a standard error needs at least 2 rows",
+    ("probe", "--loops", "124816"): "--loops 124816: must be at most 1,000",
+    ("probe", "--loops", "0"): "--loops 0: must be at least 1",
     ("sample", "--prompt", "\udce9t\udce9"): "--prompt: byte 0xe9 at position 0 is not UTF-8",
 }
 

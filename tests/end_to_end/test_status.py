@@ -75,6 +75,16 @@ def test_a_failed_run(start, status):
     assert found["skipped"] and "failed (step " in lines
 
 
+def test_json_holds_no_nan_whatever_wrote_the_records(start, tmp_path, capsys):
+    start("run.stop_after=2")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": NaN, "grad_norm": Infinity, "elapsed": 1.0}\n')
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"holds {word}"))
+    assert (found["step"], found["loss"], found["grad_norm"]) == (3, None, None)
+
+
 def test_a_killed_run_and_one_whose_job_waits(start, status, tmp_path, monkeypatch):
     start("run.stop_after=2")
     path = tmp_path / "run" / "status.json"

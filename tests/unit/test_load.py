@@ -38,6 +38,7 @@ ONE_MISTAKE = {
     "train.steps=1.5": "train.steps=1.5: should be a whole number, without a fraction",
     "train.loops=uniformm": "train.loops=uniformm: should be a whole number or 'uniform' or 'inverse_flops'",
     "eval.loops=[]": "eval.loops: should have at least 1 item",
+    "eval.loops=1,1e12": "eval.loops=1000000000000: should be less than or equal to 100000",
     "train.loops=0": "train.loops=0: should be greater than or equal to 1",
     "optim.schedule=true": "optim.schedule=true: should be 'constant', 'cosine' or 'wsd'",
     "train.precision=fp8": "train.precision=fp8: should be 'fp32' or 'bf16'",

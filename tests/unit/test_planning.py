@@ -354,6 +354,12 @@ def test_the_command_prints_a_table_and_writes_every_layout(tmp_path, capsys):
     assert all(r["memory_bytes"]["total"] > 0 and r["seconds_per_step"]["expected"] > 0 for r in records)
 
 
+@pytest.mark.parametrize("ranks", ["0", "-1", "1000000000"])
+def test_an_odd_number_of_ranks_is_refused(capsys, ranks):
+    assert main(["plan", "--config", TINY, "--ranks", ranks, *UNPREPARED]) == 2
+    assert capsys.readouterr().err == f"error: --ranks {ranks}: must be from 1 to 100,000\n"
+
+
 @pytest.mark.parametrize("buffering", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_closed_pipe_causes_no_traceback(buffering):
     """`loopmdm plan ... | head`: the closed pipe is noticed at a write or at the last flush."""
