@@ -347,7 +347,12 @@ def device_number(world: World) -> int:
 
 def _import_deepspeed(world: World) -> Any:
     """Import DeepSpeed and initialize its communication on the existing process group."""
-    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
+    device = world.device.type
+    if (asked := os.environ.setdefault("DS_ACCELERATOR", device)) != device:
+        raise UserError(
+            f"DS_ACCELERATOR={asked} is set, but this run is on {device}, and DeepSpeed must use the same; unset it: env -u "
+            "DS_ACCELERATOR COMMAND"
+        )
     os.environ["LOCAL_RANK"] = str(device_number(world))
     import deepspeed
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import torch.distributed as dist
 
-from pretrain.parallel.store import is_closed
+from pretrain.parallel.store import is_closed, of_this_attempt
 
 STORE_TIMEOUT = timedelta(hours=1)
 """Longer than any heartbeat timeout: the watchdog ends a process whose store call hangs, before torch raises its own error,
@@ -219,4 +219,5 @@ class HeartbeatStore:
 
     def _connect(self) -> dist.Store:
         self._idle = socket.create_connection(self._address, timeout=5)
-        return dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        store = dist.TCPStore(*self._address, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        return of_this_attempt(store)

@@ -5,7 +5,6 @@ no rank exits before rank 0 has printed the errors.
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from data_pipeline.stop_signals import Stopped, signal_handler
 from pretrain.errors import RankError, ReportedError, UserError
 from pretrain.parallel.attendance import Attendance, describe, name_ranks, print_error, prints_its_own_error
-from pretrain.parallel.store import ANOTHER_PORT, connect, is_closed, store_address
+from pretrain.parallel.store import ANOTHER_PORT, connect, is_closed, of_this_attempt, store_address
 
 RANKS_PER_SECOND = 5_000
 """Each rank looks at the store every size / RANKS_PER_SECOND seconds, but not more often than every POLL seconds."""
@@ -81,9 +80,9 @@ def meet(rank: int, size: int, message: str = "", limits: Limits = BEFORE_START)
             store, idle = connect(rank, size, limits.connect if message else limits.come, stop)
         except UserError as error:
             raise RankError(str(error)) from error
-        keys = dist.PrefixStore(f"loopmdm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{phase}", store)
+        store = of_this_attempt(store)
         try:
-            Rendezvous(keys, own, limits, stop, idle).run()
+            Rendezvous(dist.PrefixStore(f"loopmdm/{phase}", store), own, limits, stop, idle).run()
         except dist.DistError as error:
             raise RankError(_lost(own)) from error
         finally:

@@ -36,6 +36,15 @@ def agent_hosts_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def of_this_attempt(store: dist.Store) -> dist.Store:
+    """The part of the store that belongs to these processes.
+
+    torchrun's agent keeps the store when it starts the ranks again (--max-restarts). What the processes before have left there must
+    not be read: addresses where nobody listens any more.
+    """
+    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 def is_closed(connection: socket.socket) -> bool:
     """Whether the server of an idle connection is gone."""
     connection.setblocking(False)

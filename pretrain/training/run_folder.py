@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +32,20 @@ WRITTEN = (".", "config.yaml", "metrics.jsonl", STATUS, *FOLDERS)
 """What a start writes or replaces in its run folder."""
 
 
-def claim_folder(folder: Path, resume: bool, held: ExitStack) -> None:
+def claim_folder(folder: Path, resume: bool, held: ExitStack, data: Iterable[Path] = ()) -> None:
     """Create the run folder or reuse the existing one, and lock it until the end of this start.
 
+    Args:
+        data: the folders and files that the run reads.
+
     Raises:
-        UserError: another process trains there, or the folder cannot be written.
+        UserError: another process trains there, the folder cannot be written, or it belongs to something else.
     """
+    if not resume and _goes_on(folder):
+        print(f"--no-resume was for the first start; this one, by the same launcher, goes on with {folder}", flush=True)
+        resume = True
     try:
+        _require_folder_of_run(folder, resume, data)
         if not resume and folder.exists():
             with _locked(folder):
                 pass
@@ -59,6 +66,44 @@ def claim_folder(folder: Path, resume: bool, held: ExitStack) -> None:
             f"{error.filename or folder}: cannot be written ({error.strerror}); set run.dir or run.name to a folder that you can "
             "write to"
         ) from None
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether the launcher that began the run in this folder has started its ranks again.
+
+    Every requeue of a job with `--no-resume` would otherwise begin anew, and the run would never end.
+    """
+    last = read_status(folder)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return last.get("launcher") == _launcher()
+    return _is_requeued() and last.get("slurm_job") == os.environ.get("SLURM_JOB_ID")
+
+
+def _is_requeued() -> bool:
+    return os.environ.get("SLURM_RESTART_COUNT", "0").strip() not in ("", "0")
+
+
+def _launcher() -> str:
+    """What the starts of rank 0 by one torchrun have in common."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name != "none" else f"{socket.gethostname()}, process {os.getppid()}"
+
+
+def _require_folder_of_run(folder: Path, resume: bool, data: Iterable[Path]) -> None:
+    """Refuse to write into prepared data, and to move aside what is no run or holds the data of this one."""
+    way_out = "set another run.name or run.dir"
+    if (folder / MANIFEST_NAME).is_file():
+        raise UserError(f"{folder}: holds prepared data, and a run needs a folder of its own; {way_out}")
+    if resume or not folder.is_dir():
+        return
+    for path in data:
+        if folder.resolve() in path.resolve().parents:
+            raise UserError(f"{folder}: --no-resume would move {path} along with it, the data of the run; {way_out}")
+    names = sorted(path.name for path in folder.iterdir())
+    if names and not {LOCK, "config.yaml", "checkpoints"} & set(names):
+        raise UserError(
+            f"{folder}: has {names[0]} and no config.yaml, so it is no run, which --no-resume would move away; {way_out}"
+        )
 
 
 @contextmanager
@@ -112,7 +157,9 @@ def recorded_status(folder: Path, world: World) -> Iterator[Callable[..., None]]
     starts, job = read_status(folder).get("starts", 0) + 1, os.environ.get("SLURM_JOB_ID")
     host, process, fruitless = socket.gethostname(), os.getpid(), _starts_without_progress(folder)
     change(state="running", why=None, diverged=False, starts=starts, host=host, process=process, ranks=world.size)
-    change(slurm_job=job, checkpoint=_newest_checkpoint(folder), starts_without_progress=fruitless)
+    change(
+        slurm_job=job, launcher=_launcher(), checkpoint=_newest_checkpoint(folder), starts_without_progress=fruitless
+    )
     try:
         yield change
     except BaseException as error:
@@ -138,7 +185,7 @@ def require_progress(folder: Path) -> None:
 
 def _starts_without_progress(folder: Path) -> int:
     """Starts in a row, with the one that begins now, that found the same newest checkpoint; 1 if a person starts it."""
-    last, restarted = read_status(folder), os.environ.get("SLURM_RESTART_COUNT", "0").strip() not in ("", "0")
+    last, restarted = read_status(folder), _is_requeued()
     same = last.get("checkpoint") == _newest_checkpoint(folder)
     return last.get("starts_without_progress", 0) + 1 if restarted and same else 1
 

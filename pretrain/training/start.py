@@ -149,7 +149,8 @@ def _prepare_folder(plan: RunPlan, blend: Blend, world: World, resume: bool, hel
     if world.is_main:
         try:
             blend.check(plan.total_steps * plan.samples_per_step)
-            claim_folder(plan.settings.run_folder, resume, held)
+            data = [blend.path, *(corpus.path for corpus in blend.corpora)]
+            claim_folder(plan.settings.run_folder, resume, held, data)
             require_progress(plan.settings.run_folder)
         except Exception as caught:
             error = caught

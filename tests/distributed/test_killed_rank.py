@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.launching import BIN, ROOT, environment, free_port
+from tests.launching import BIN, ROOT, environment, free_port, records
 
 pytestmark = pytest.mark.distributed
 RANKS, KILLED = 4, 2
@@ -86,3 +86,28 @@ def test_under_torchrun(tmp_path, corpus):
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
+
+
+def test_torchrun_starts_the_ranks_again_and_they_go_on(tmp_path, corpus):
+    """In the store that the killed ranks have left; `--no-resume` counts for the first start alone."""
+    command = [
+        str(BIN / "torchrun"), "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}",
+        "pretrain/main.py", "--config", str(ROOT / "tests/tiny.yaml"), f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=run",
+        "train.steps=60", "checkpoint.every=5", "checkpoint.asynchronous=false", "--no-resume",
+    ]  # fmt: skip
+    with (tmp_path / "output").open("w") as output:
+        launcher = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        wait_for_step(tmp_path / "run" / "logs" / "rank_0.log", 9, [launcher])
+        children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True).stdout
+        os.kill(int(children.split()[1]), signal.SIGKILL)
+        assert launcher.wait(timeout=200) == 0, (tmp_path / "output").read_text()[-3000:]
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    output = (tmp_path / "output").read_text()
+    assert "goes on with" in output and "resumed from" in output and "done: 60 steps" in output
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 61))
+    assert not list(tmp_path.glob("run.old-*"))

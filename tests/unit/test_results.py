@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_pipeline.atomic_files import write_atomic
 from data_pipeline.dataset.blend import load_blend
 from data_pipeline.dataset.packed_dataset import PackedDataset
 from data_pipeline.errors import DataError
@@ -286,6 +287,75 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, r
     monkeypatch.setattr(run_folder, "locked", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only", "F")))
     with pytest.raises(UserError, match=r"F: cannot be written \(Read-only\); set run.dir or run.name"):
         claim()
+
+
+def test_a_folder_that_is_no_run_is_neither_moved_nor_filled(tmp_path):
+    """With run.dir=data run.name=stdlib, --no-resume would move the prepared data away."""
+
+    def claim(name, resume, *data):
+        with ExitStack() as held:
+            run_folder.claim_folder(tmp_path / name, resume, held, data)
+
+    for file in ("stdlib/manifest.json", "thesis/chapter1.tex", "all/stdlib/manifest.json"):
+        write_atomic(tmp_path / file, "")
+    for resume in (True, False):
+        with pytest.raises(
+            UserError, match=r"stdlib: holds prepared data, and a run needs a folder of its own; set an"
+        ):
+            claim("stdlib", resume)
+    with pytest.raises(UserError, match=r"thesis: has chapter1.tex and no config.yaml, so it is no run, which --no-re"):
+        claim("thesis", False)
+    claim("all", True, tmp_path / "all" / "stdlib")
+    with pytest.raises(
+        UserError, match=r"all: --no-resume would move .*all/stdlib along with it, the data of the run;"
+    ):
+        claim("all", False, tmp_path / "all" / "stdlib")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "stdlib", "thesis"]
+    (tmp_path / "empty").mkdir()
+    claim("empty", False)
+    assert len(list(tmp_path.glob("empty.old-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "another"),
+    [
+        (
+            {"SLURM_JOB_ID": "7"},
+            {"SLURM_RESTART_COUNT": "1"},
+            {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"},
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "0"},
+            {"TORCHELASTIC_RESTART_COUNT": "1"},
+            {"TORCHELASTIC_RUN_ID": "b"},
+        ),
+    ],
+    ids=["SLURM", "torchrun"],
+)
+def test_no_resume_counts_for_the_first_start_of_a_launcher(
+    tmp_path, monkeypatch, world, capsys, first, again, another
+):
+    """A requeue would otherwise begin anew each time, and the run would never end."""
+
+    def start(changes):
+        for name, value in changes.items():
+            monkeypatch.setenv(name, value)
+        with ExitStack() as held:
+            run_folder.claim_folder(tmp_path / "run", False, held)
+            with run_folder.recorded_status(tmp_path / "run", world):
+                pass
+        return len(list(tmp_path.glob("run.old-*")))
+
+    def clock(form):
+        times.append(form)
+        return f"{len(times)}"
+
+    times = []
+    monkeypatch.setattr(run_folder.time, "strftime", clock)
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert [start(changes) for changes in (first, {}, again, {}, another)] == [0, 1, 1, 1, 2]
+    assert capsys.readouterr().out.count("goes on with") == 2
 
 
 def test_a_run_folder_in_use_says_who_trains_there(tmp_path):
