@@ -166,8 +166,10 @@ def _ties(results: Results) -> list[Block]:
     ]
     note = (
         f"How many times less than {results.reference} needs for its final NELBO: its total divided by where the mean curve of the "
-        "other arm, at its S_max, reaches that value (95% t interval over seeds). The budget is equal in the first convention only."
+        "other arm, at its S_max, reaches that value (95% t interval over seeds)."
     )
+    if all(arm.flops_factor == 1 for arm in results.experiment.arms.values()):
+        note += " The budget is equal in the first convention only."
     return [Table(("counted", *others), rows), Text(note)]
 
 
