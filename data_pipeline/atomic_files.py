@@ -34,18 +34,23 @@ def write_atomic(path: Path, content: str | bytes, modified_ns: int | None = Non
         partial.unlink(missing_ok=True)
 
 
+STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
+
+
 def write_output(option: str, path: Path, content: str | bytes) -> None:
     """Write a file that an option of the command line names.
 
-    A device or a pipe, such as /dev/null or /dev/stdout, is written to: a file that is renamed to its name would replace it for all
-    programs. Of a link, the file that it points to is replaced.
+    A device or a pipe, such as /dev/null, is appended to: a file that is renamed to its name would replace it for all programs.
+    So are /dev/stdout and /dev/stderr where they are files, which others have open. Of any other link, the file behind it is
+    replaced.
 
     Raises:
         DataError: it cannot be written.
     """
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        if path.exists() and (not path.is_file() or path in STREAMS):
+            with path.open("ab") as output:
+                output.write(content.encode("utf-8") if isinstance(content, str) else content)
         else:
             write_atomic(Path(os.path.realpath(path)), content)
     except OSError as error:

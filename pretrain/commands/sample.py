@@ -122,7 +122,7 @@ def draw(
     )
     seconds, holds_loss = time.perf_counter() - begin, loaded.world.holds_loss
     work = loaded.world.sum(tally.values() * holds_loss)
-    of_samples = torch.tensor([tally.of_samples.get(number, (0.0, 0.0, 0.0)) for number in numbers])
+    of_samples = torch.tensor([tally.of_samples.get(number, (0, 0, 0)) for number in numbers], dtype=torch.float64)
     spent = loaded.world.sum(of_samples * holds_loss).tolist()
     return samples, spent, Cost.of(work, sum(len(s.steps) - s.steps.count(-1) for s in samples), seconds)
 

@@ -65,7 +65,7 @@ def task_values(word: str) -> list[str]:
     whole = user_input(word)
     parts = [whole] if Path(whole).exists() else [part.strip() for part in word.split(",")]
     named = [part.partition(":") for part in map(user_input, parts)]
-    return [f"{name}:{user_input(path)}" if path else f"{name}{colon}" for name, colon, path in named]
+    return [f"{name}:{user_input(path)}" if colon else name for name, colon, path in named]
 
 
 def check_task_options(given: Mapping[str, Any]) -> None:

@@ -137,7 +137,7 @@ class SamplerSettings:
             return f"{self.steps} denoising steps"
         if self.sampler in RANKED:
             return f"{name}, {f'{self.steps} steps' if self.steps else f'{self.tokens_per_step} per step'}"
-        own = [f"{option.replace('_', ' ')} {getattr(self, option):g}" for option in OPTIONS_OF[self.sampler]]
+        own = [f"{key.replace('_', ' ')} {getattr(self, key):g}" for key in OPTIONS_OF[self.sampler]]
         return ", ".join(own if self.sampler in OPTIONS_OF[self.sampler] else [name, *own])
 
     def _sampler(self) -> "Sampler":

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,6 +12,7 @@ from data_pipeline.atomic_files import locked, move_into_place, write_atomic, wr
 from data_pipeline.errors import DataError
 from data_pipeline.exit_status import exit_status
 from data_pipeline.stop_signals import Stopped, defer_stop_signals, raise_stopped, signal_handler
+from tests.launching import ROOT
 
 
 def test_a_write_creates_folders_replaces_and_sets_the_time(tmp_path):
@@ -49,6 +52,14 @@ def test_an_output_into_a_pipe_or_a_device_does_not_replace_it(tmp_path):
     assert pipe.is_fifo() and read == ["é".encode()]
     with pytest.raises(DataError, match=r"--html .*: cannot be written \(Is a directory\)"):
         write_output("--html", tmp_path, "page")
+
+
+def test_an_output_to_a_redirected_console_keeps_what_was_printed(tmp_path):
+    write = "a.write_output('--json', a.STREAMS[0], '{}')"
+    code = f"import data_pipeline.atomic_files as a; print('table', flush=True); {write}; print('end')"
+    with (tmp_path / "log").open("ab") as log:
+        subprocess.run([sys.executable, "-c", code], stdout=log, cwd=ROOT, check=True, timeout=60)
+    assert (tmp_path / "log").read_text() == "table\n{}end\n"
 
 
 def test_an_output_through_a_link_replaces_the_file_behind_it(tmp_path):

@@ -108,6 +108,7 @@ def test_help_shows_options_and_words(words, capsys):
         (["train", "train.steps=3", "own.yaml"], "--config is missing: did you mean --config own.yaml?"),
         (["probe", "run", "--loops", "1-4"], "argument --loops: '1-4' is not a whole number"),
         (["sample", "run", "--top-p", "x"], "argument --top-p: 'x' is not a number"),
+        (["evaluate", "run", "--tasks", "sudoku4,sums:"], "argument --tasks: the path is empty; .*"),
         (["sample", "run", "--sampler", "best"], "argument --sampler: invalid choice: 'best' .*"),
     ],
 )
