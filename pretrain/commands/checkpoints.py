@@ -1,6 +1,7 @@
 """`loopmdm checkpoints RUN`: the checkpoints of a run, whether they are whole, and what they hold."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments.folder)
     if arguments.prune is not None and arguments.prune < 1:
         raise UserError(f"--prune {arguments.prune}: must be at least 1")
-    found = [describe(path, arguments.verify) for path in list_checkpoints(arguments.folder)]
+    found = describe_all(arguments.folder, arguments.verify)
     if not found and not arguments.json:
-        print(f"{arguments.folder}: no complete checkpoint")
+        replaced = ", but training has replaced some while they were read" if list_checkpoints(arguments.folder) else ""
+        print(f"{arguments.folder}: no complete checkpoint{replaced}")
     elif arguments.json:
         print(json_text(found, indent=2))
     else:
@@ -37,6 +39,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prune is not None:
         _prune(arguments.folder, arguments.prune, found)
     return 2 if any(one["problem"] for one in found) else 0
+
+
+def describe_all(run_folder: Path, verify: bool) -> list[dict[str, Any]]:
+    """The records of all checkpoints, oldest first, without those that training replaces while they are read."""
+    from pretrain.checkpoints.folder import list_checkpoints
+
+    found: list[dict[str, Any]] = []
+    for path in list_checkpoints(run_folder):
+        with suppress(FileNotFoundError):
+            record = describe(path, verify)
+            if path in list_checkpoints(run_folder):
+                found.append(record)
+    return found
 
 
 def describe(checkpoint: Path, verify: bool) -> dict[str, Any]:
@@ -118,7 +133,7 @@ def _prune(folder: Path, keep: int, found: list[dict[str, Any]]) -> None:
     from pretrain.training.run_folder import owned_folder
 
     whole = [one["step"] for one in found if one["problem"] is None]
-    with owned_folder(folder):
+    with owned_folder(folder, way_out="wait for it; it keeps checkpoint.keep checkpoints itself"):
         for step in whole[:-keep]:
             remove(folder / "checkpoints" / f"step_{step}")
             print(f"removed step_{step}")

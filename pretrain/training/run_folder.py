@@ -27,6 +27,9 @@ from pretrain.parallel.world import World
 STARTS_WITHOUT_PROGRESS = 5
 """After so many starts in a row without a new checkpoint, SLURM's requeue does not start a run again."""
 
+WAY_OUT = "wait for it or set another run.name"
+"""Where another process trains in the run folder."""
+
 FOLDERS = ("checkpoints", "eval", "logs", "tensorboard", "tokenizer")
 WRITTEN = (".", "config.yaml", "metrics.jsonl", STATUS, *FOLDERS)
 """What a start writes or replaces in its run folder."""
@@ -47,7 +50,7 @@ def claim_folder(folder: Path, resume: bool, held: ExitStack, data: Iterable[Pat
     try:
         _require_folder_of_run(folder, resume, data)
         if not resume and folder.exists():
-            with _locked(folder):
+            with _locked(folder, WAY_OUT):
                 pass
             aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
             folder.rename(aside)
@@ -107,8 +110,11 @@ def _require_folder_of_run(folder: Path, resume: bool, data: Iterable[Path]) -> 
 
 
 @contextmanager
-def owned_folder(folder: Path) -> Iterator[None]:
+def owned_folder(folder: Path, way_out: str = WAY_OUT) -> Iterator[None]:
     """Lock a run folder until the end of the block or of the process; print a warning where there are no locks.
+
+    Args:
+        way_out: what to do if another process is training in it, for the message.
 
     Raises:
         UserError: another process holds the lock.
@@ -122,20 +128,20 @@ def owned_folder(folder: Path) -> Iterator[None]:
             flush=True,
         )
 
-    with _locked(folder, warn) as descriptor:
+    with _locked(folder, way_out, warn) as descriptor:
         os.ftruncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.pwrite(descriptor, f"{socket.gethostname()}, process {os.getpid()}, since {since}\n".encode(), 0)
         yield
 
 
-def _locked(folder: Path, warn: Callable[[str], None] = lambda _: None) -> AbstractContextManager[int]:
+def _locked(folder: Path, way_out: str, warn: Callable[[str], None] = lambda _: None) -> AbstractContextManager[int]:
     try:
         holder = (folder / LOCK).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         holder = ""
     where = f" ({holder})" if holder else ""
-    busy = UserError(f"{folder}: another process is training here{where}; wait for it or set another run.name")
+    busy = UserError(f"{folder}: another process is training here{where}; {way_out}")
     return locked(folder / LOCK, busy, warn)
 
 

@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 
-from pretrain.checkpoints.folder import write_mark
+from pretrain.checkpoints.folder import remove, step_of, write_mark
 from pretrain.cli import main
+from pretrain.commands import checkpoints as verb
+from pretrain.training.run_folder import owned_folder
 from tests.launching import ROOT, train
 
 pytestmark = pytest.mark.end_to_end
@@ -43,6 +45,35 @@ def test_the_table(run, capsys):
     assert main(["checkpoints", str(run), "--verify", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert [one["verified"] for one in records] == [True] * 3 and all(one["bytes"] > 1000 for one in records)
+
+
+@pytest.mark.parametrize("words", [[], ["--verify"]])
+def test_what_training_replaces_meanwhile_is_not_called_damaged(run, capsys, monkeypatch, words):
+    def removed(checkpoint, verify):
+        if checkpoint.name == "step_2":
+            remove(checkpoint)
+        return describe(checkpoint, verify)
+
+    def replaced(checkpoint, verify):
+        checkpoint.rename(checkpoint.with_name(f"step_{step_of(checkpoint) + 10}"))
+        return describe(checkpoint, verify)
+
+    describe = verb.describe
+    monkeypatch.setattr(verb, "describe", removed)
+    assert main(["checkpoints", str(run), *words]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["step", "4", "6"]
+    monkeypatch.setattr(verb, "describe", replaced)
+    assert main(["checkpoints", str(run), *words]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"{run}: no complete checkpoint, but training has replaced some while they were read\n"
+    )
+
+
+def test_pruning_beside_training_says_whose_task_it_is(run, capsys):
+    with owned_folder(run):
+        assert main(["checkpoints", str(run), "--prune", "1"]) == 2
+    assert "wait for it; it keeps checkpoint.keep checkpoints itself" in capsys.readouterr().err
 
 
 def test_an_older_checkpoint_is_evaluated_sampled_and_exported(run, capsys):
