@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pretrain.config.run_folder import read_status
@@ -9,6 +10,8 @@ from pretrain.durations import format_duration
 from pretrain.errors import UserError
 from pretrain.planning.layouts import ranked
 from pretrain.studies.processes import Runner, require_success
+from pretrain.studies.results import best_rates
+from pretrain.studies.schedule import share
 from pretrain.studies.side_by_side import side_by_side
 from pretrain.studies.trials import Experiment, Trial
 from pretrain.studies.unit import Workplace, last_record, owned
@@ -36,15 +39,27 @@ def describe(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str
             f"{trial.arm:<24}{each:>10}{trial.plan.total_steps:>10,}{trial.flops:>12.3g}{speed:>10.2g}{time:>9}"
         )
     flops = each * sum(trial.flops for trial in arms)
-    times = [trial.flops / speed for trial, speed in zip(arms, speeds, strict=True)]
-    seconds = max(each * sum(times) / jobs, *times, 0)
+    done = _done(experiment)
+    seconds = {trial.arm: trial.flops / speed for trial, speed in zip(arms, speeds, strict=True)}
+    left = {arm: (each - sum(done[arm])) * seconds[arm] for arm in seconds}
+    longest = max(min(left[arm], seconds[arm]) for arm in left)
+    ended = sum(share == 1 for shares in done.values() for share in shares)
+    rest = f" for what is left; {ended} of {experiment.units} trainings are done" if ended else ""
     lines += [
         f"{experiment.units} trainings, {flops:.3g} training FLOPs, without validation and measurements",
-        f"this machine, {jobs} at a time: about {format_duration(seconds)}",
+        f"this machine, {jobs} at a time: about {format_duration(max(sum(left.values()) / jobs, longest))}{rest}",
         f"by the planner, on the devices that hardware.* describes: {_planned(arms, each, jobs)}",
         f"kept, and used by the study: the data in {experiment.data}, the first steps in {experiment.runs}",
     ]
     return "\n".join(lines)
+
+
+def _done(experiment: Experiment) -> dict[str, list[float]]:
+    """Arm -> how much of each of its trainings is done, of those that are known: before the best rates are, only with seed 0."""
+    known = [*experiment.tuning]
+    with suppress(UserError):
+        known += experiment.repeats(best_rates(experiment))
+    return {arm: [share(trial) for trial in known if trial.arm == arm] for arm in experiment.arms}
 
 
 def _speeds(

@@ -128,6 +128,8 @@ def test_units_and_the_dry_run(studies, capsys):
     status, runner = study(*words, "--unit", "1")
     assert status == 0 and runner.verbs == ["train", "evaluate", "evaluate"]
     assert "nothing to do" in capsys.readouterr().out, "the first steps were the whole training at this scale"
+    assert study(*words, "--dry-run")[1].ran == []
+    assert "at a time: about 0s for what is left; 2 of 2 trainings are done\n" in capsys.readouterr().out
 
 
 KILLED = """\

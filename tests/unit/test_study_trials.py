@@ -248,6 +248,21 @@ def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
     assert used == {"1": 0, "2": 1, "3": 1}
 
 
+def test_the_time_of_a_dry_run_is_that_of_what_is_left(experiment, tmp_path):
+    """Two arms of three seeds: of the six trainings one is done, one half done; a second of training for each."""
+    arms = {f"arm{i}": Arm(about="", settings={"optim.beta1": f"0.{i}"}) for i in (1, 2)}
+    scale = experiment.scale.model_copy(update={"seeds": 3, "flops": 1e11})
+    study = experiment.study.model_copy(update={"arms": arms})
+    experiment = replace(experiment, study=study, scale=scale, runs=tmp_path)
+    for arm, seed, part in (("arm1", 0, 0.5), ("arm2", 0, 1), ("arm1", 2, 1)):
+        trial = experiment.trial(arm, experiment.rates(arm)[0], seed)
+        trial.folder.mkdir(parents=True)
+        record = {"step": int(part * trial.plan.total_steps), "flops": part * trial.flops, "elapsed": part * 1000.0}
+        (trial.folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    said = describe(experiment, lambda *_: pytest.fail("the speeds are known"), 2, print)
+    assert "this machine, 2 at a time: about 29m10s for what is left; 2 of 6 trainings are done\n" in said
+
+
 def test_a_dry_run_takes_the_lowest_learning_rate_and_names_an_arm_that_diverges(experiment, tmp_path):
     rates = set()
 
