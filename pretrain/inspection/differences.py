@@ -1,4 +1,4 @@
-"""Differences of the NELBO between runs on the page. Only evaluations of the same rows with the same masks are subtracted."""
+"""Differences of the validation loss between runs. Only evaluations of the same rows with the same masks are subtracted."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from pretrain.inspection.html import table
-from pretrain.inspection.run_facts import Record, RunFacts
+from pretrain.inspection.run_facts import Record, RunFacts, loss_name
 
 
 def differences(runs: Sequence[RunFacts]) -> str:
@@ -18,6 +18,11 @@ def differences(runs: Sequence[RunFacts]) -> str:
     rows, notes, shown = [], [], ""
     for run in evaluated[1:]:
         first = evaluated[0]
+        if run.is_causal != first.is_causal:
+            notes.append(
+                f"{run.name} is not compared with {first.name}: one of them is autoregressive, whose loss is no bound."
+            )
+            continue
         pairs = product((r for _, r in run.evaluations), (r for _, r in first.evaluations))
         own, base = min(pairs, key=lambda pair: len(_in_the_way(*pair)))
         if reasons := _in_the_way(own, base):
@@ -29,7 +34,14 @@ def differences(runs: Sequence[RunFacts]) -> str:
             rows += [(escape(run.name), *cells) for cells in _rows(own, base)]
     if rows:
         notes.append("Standard errors are those of independent rows.")
-        shown = table(("run", "S", f"NELBO minus that of {escape(evaluated[0].name)}, nats per token"), rows)
+        shown = table(
+            (
+                "run",
+                "S",
+                f"{loss_name({evaluated[0].is_causal})} minus that of {escape(evaluated[0].name)}, nats per token",
+            ),
+            rows,
+        )
     return shown + "".join(f"<p>{escape(note)}</p>" for note in notes)
 
 

@@ -1,7 +1,7 @@
 """What a run folder holds that a report shows. Imports no torch."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,13 @@ from pretrain.config.run_folder import check_run_folder
 from pretrain.errors import UserError
 
 Record = dict[str, Any]
+
+
+def loss_name(causal: Collection[bool]) -> str:
+    """What validations of these runs measure. An autoregressive model (`model.causal`) has no noise, and its loss is no bound."""
+    if not any(causal):
+        return "NELBO"
+    return "next-token loss" if all(causal) else "loss"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class RunFacts:
     settings: Record
     steps: Sequence[Record]
     validations: Sequence[Record]
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model is autoregressive."""
+        return bool(self.settings["model"].get("causal"))
 
     @cached_property
     def evaluations(self) -> list[tuple[str, Record]]:

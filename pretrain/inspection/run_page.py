@@ -10,7 +10,7 @@ from pretrain.inspection.charts import Line, line_chart
 from pretrain.inspection.differences import differences
 from pretrain.inspection.html import cards, document, section, short, visible
 from pretrain.inspection.pieces import pieces_of
-from pretrain.inspection.run_facts import RunFacts
+from pretrain.inspection.run_facts import RunFacts, loss_name
 from pretrain.inspection.task_results import task_results
 
 MEASURES = (
@@ -28,19 +28,23 @@ LONGEST_CURVE = 300
 
 def run_page(runs: Sequence[RunFacts]) -> str:
     """The page."""
-    names = ", ".join(run.name for run in runs)
+    names, noisy = ", ".join(run.name for run in runs), [run for run in runs if not run.is_causal]
     parts = [
         f"<h1>{escape(names)}</h1>\n<p>{len(runs)} run{'s' * (len(runs) > 1)}</p>",
         *(_head(run) for run in runs),
         section("Training loss", _training(runs)),
         section("Validation during training", _validation(runs)),
-        section("Loss by timestep", _by_timestep(runs)),
-        section("NELBO by loops", _by_loops(runs), differences(runs)),
+        *([section("Loss by timestep", _by_timestep(noisy))] if noisy else []),
+        section(f"{_loss_name(runs)} by loops", _by_loops(runs), differences(runs)),
         section("Tasks", *(task_results(runs) or [_absent([run.name for run in runs], "evaluate", " --tasks TASK")])),
         section("The looped block, pass by pass", *_passes(runs)),
         section("Samples", *_samples(runs)),
     ]
     return document(names, parts)
+
+
+def _loss_name(runs: Sequence[RunFacts]) -> str:
+    return loss_name({run.is_causal for run in runs})
 
 
 def _head(run: RunFacts) -> str:
@@ -62,12 +66,13 @@ def _training(runs: Sequence[RunFacts]) -> str:
         Line(run.name, [(r["tokens"], r["loss"], None) for r in _thinned(run.steps) if r["loss"] is not None], number)
         for number, run in enumerate(runs)
     ]
-    unweighted = [run.name for run in runs if run.settings["train"].get("loss_weight") == "uniform"]
+    noisy = [run for run in runs if not run.is_causal]
+    unweighted = [run.name for run in noisy if run.settings["train"].get("loss_weight") == "uniform"]
     notes = []
-    if len(unweighted) < len(runs):
+    if len(unweighted) < len(noisy):
         notes.append("The loss leaves out t below train.min_timestep, so it is lower than the NELBO.")
     if unweighted:
-        whose = "" if len(unweighted) == len(runs) else f" of {' and '.join(unweighted)}"
+        whose = "" if len(unweighted) == len(noisy) else f" of {' and '.join(unweighted)}"
         notes.append(f"The loss{whose} is the mean cross-entropy of masked tokens, not a bound.")
     return line_chart(lines, "tokens", "loss, nats per token") + f"<p>{escape(' '.join(notes))}</p>"
 
@@ -85,7 +90,7 @@ def _validation(runs: Sequence[RunFacts]) -> str:
                 point = (record["tokens"], row["nats_per_token"], row["nats_per_token_se"])
                 seen.setdefault(row["loops"], []).append(point)
         lines += [Line(f"{run.name}, S={s}", points, number, i % 2 == 1) for i, (s, points) in enumerate(seen.items())]
-    return line_chart(lines, "tokens", "NELBO, nats per token")
+    return line_chart(lines, "tokens", f"{_loss_name(runs)}, nats per token")
 
 
 def _by_timestep(runs: Sequence[RunFacts]) -> str:
@@ -105,7 +110,7 @@ def _by_loops(runs: Sequence[RunFacts]) -> str:
         ], number)
         for number, run in enumerate(runs) if run.evaluations
     ]  # fmt: skip
-    return (line_chart(lines, "loops S", "NELBO, nats per token", whole=True) if lines else "") + _absent(
+    return (line_chart(lines, "loops S", f"{_loss_name(runs)}, nats per token", whole=True) if lines else "") + _absent(
         missing, "evaluate"
     )
 

@@ -33,7 +33,7 @@ def make_report(results: Results, found: Verdict, convention: str, command: str)
         Section("Set-up", _setup(results)),
         Section("Training", _curves(results, convention)),
         Section("FLOPs and seconds to tie", _ties(results)),
-        Section("NELBO by loops", _by_loops(results)),
+        Section(f"{results.loss_name} by loops", _by_loops(results)),
         Section("Loss by timestep", _by_timestep(results)),
         *measurement_sections(results),
         Section("Recurrence exponent", _exponent(results) if study.grid else []),
@@ -79,12 +79,12 @@ def _verdict(results: Results, found: Verdict) -> list[Block]:
     return [
         Text(f"Source: {study.source}. Reported: {study.reported}"),
         Table(("figure", "here (95% interval)", "the claim holds from", "verdict"), rows),
-        *_gains(found),
+        *_gains(found, results.loss_name),
     ]
 
 
-def _gains(found: Verdict) -> list[Block]:
-    """A picture of the differences in NELBO, if there are many."""
+def _gains(found: Verdict, loss: str) -> list[Block]:
+    """A picture of the differences in the loss, if there are many."""
     gains = [
         (_what(rule).partition(": ")[2], interval) for rule, interval, _ in found[1] if rule.figure == "nelbo_gain"
     ]
@@ -94,7 +94,7 @@ def _gains(found: Verdict) -> list[Block]:
     ]  # fmt: skip
     if len(rows) < MANY_RULES:
         return []
-    return [Drawing("Gains", interval_chart(rows, "NELBO of the second minus that of the first, nats per token"))]
+    return [Drawing("Gains", interval_chart(rows, f"{loss} of the second minus that of the first, nats per token"))]
 
 
 def _setup(results: Results) -> list[Block]:
@@ -149,8 +149,8 @@ def _curves(results: Results, convention: str) -> list[Block]:
     charts = []
     for axis, label in ((convention, f"training FLOPs: {CONVENTIONS[convention]}"), ("seconds", "seconds of training")):
         lines = [Line(arm, mean_line(g, axis), i) for i, (arm, g) in enumerate(results.best.items())]
-        charts.append(Chart(f"NELBO at S_max against {axis if axis == 'seconds' else 'FLOPs'}", lines, label,
-                            "NELBO, nats per token"))  # fmt: skip
+        charts.append(Chart(f"{results.loss_name} at S_max against {axis if axis == 'seconds' else 'FLOPs'}", lines, label,
+                            f"{results.loss_name}, nats per token"))  # fmt: skip
     errors = "Error bars are standard errors over seeds." if len(results.seeds) > 1 else "One seed: no error bars."
     return [*charts, Text(errors)]
 
@@ -165,8 +165,8 @@ def _ties(results: Results) -> list[Block]:
         for axis, text in (*CONVENTIONS.items(), ("seconds", "seconds of training"))
     ]
     note = (
-        f"How many times less than {results.reference} needs for its final NELBO: its total divided by where the mean curve of the "
-        "other arm, at its S_max, reaches that value (95% t interval over seeds)."
+        f"How many times less than {results.reference} needs for its final {results.loss_name}: its total divided by "
+        "where the mean curve of the other arm, at its S_max, reaches that value (95% t interval over seeds)."
     )
     if all(arm.flops_factor == 1 for arm in results.experiment.arms.values()):
         note += " The budget is equal in the first convention only."
@@ -192,7 +192,8 @@ def _by_loops(results: Results) -> list[Block]:
     table = Table(("arm, nats per token", *(f"S = {s}" for s in every)), rows)
     if not lines or len(lines) > MOST_CURVES:
         return [table]
-    return [table, Chart("NELBO against the loops at inference", lines, "loops S", "NELBO, nats per token", True)]
+    loss = results.loss_name
+    return [table, Chart(f"{loss} against the loops at inference", lines, "loops S", f"{loss}, nats per token", True)]
 
 
 def _by_timestep(results: Results) -> list[Block]:
@@ -232,7 +233,7 @@ def _exponent(results: Results) -> list[Block]:
         f"L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta: phi = {fit.phi} (bootstrap over arms), alpha {fit.alpha:.2f}, "
         f"beta {fit.beta:.2f}, E {fit.floor:.3f}; residuals {fit.error:.4f} nats per token."
     )
-    return [Text(about), Table(("arm", "mean S", "tokens", "FLOPs", "NELBO at S_max"), rows)]
+    return [Text(about), Table(("arm", "mean S", "tokens", "FLOPs", f"{results.loss_name} at S_max"), rows)]
 
 
 def _rates(results: Results) -> list[Block]:
@@ -245,8 +246,8 @@ def _rates(results: Results) -> list[Block]:
         best = results.best[arm][0].trial.lr
         rows.append((arm, *(_rate_cell(of[lr], best) if lr in of else "" for lr in rates)))
     note = (
-        "Final NELBO at S_max with seed 0, nats per token. Every arm had as many rates at the same budget; its best one (*) was "
-        "then trained with the other seeds. Seed 0 is among the results, which favours all arms alike."
+        f"Final {results.loss_name} at S_max with seed 0, nats per token. Every arm had as many rates at the same budget; its "
+        "best one (*) was then trained with the other seeds. Seed 0 is among the results, which favours all arms alike."
     )
     return [Table(("arm", *(f"lr {lr:g}" for lr in rates)), rows), Text(note)]
 

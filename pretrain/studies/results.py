@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import UserError
-from pretrain.inspection.run_facts import read_run
+from pretrain.inspection.run_facts import loss_name, read_run
 from pretrain.studies.accounting import CONVENTIONS, Work
 from pretrain.studies.estimates import Curve
 from pretrain.studies.trials import Experiment, Trial
@@ -131,6 +131,11 @@ class Results:
     def seeds(self) -> range:
         """Numbers of the seeds."""
         return range(self.experiment.scale.seeds)
+
+    @property
+    def loss_name(self) -> str:
+        """What validations measure: `NELBO`, unless models are autoregressive."""
+        return loss_name({r.trial.plan.settings.model.causal for r in self.tuning})
 
     @property
     def reference(self) -> str:

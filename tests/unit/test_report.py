@@ -91,6 +91,19 @@ def test_the_page_has_the_figures_of_all_runs(tmp_path):
     assert "not a bound" not in page
 
 
+def test_the_loss_of_an_autoregressive_model_is_not_called_a_bound(tmp_path):
+    causal, noisy = run_folder(tmp_path / "causal", 3.0), run_folder(tmp_path / "noisy", 2.0)
+    (causal / "config.yaml").write_text(CONFIG.replace("hidden_size", "causal: true, hidden_size"))
+    page = tmp_path / "page.html"
+    assert loopmdm(["report", str(causal), "--html", str(page)]) == 0
+    alone = page.read_text()
+    assert "NELBO" not in alone and "Loss by timestep" not in alone and "next-token loss by loops" in alone
+    assert loopmdm(["report", str(causal), str(noisy), "--html", str(page)]) == 0
+    both = page.read_text()
+    assert "<h2>loss by loops</h2>" in both and "Loss by timestep" in both
+    assert "noisy is not compared with causal: one of them is autoregressive" in both and "1.0000 ±" not in both
+
+
 def add_evaluation(run: Path, name: str, age: int, content: dict) -> None:
     """`eval/NAME.json` from some seconds before the others."""
     path = run / "eval" / f"{name}.json"
