@@ -34,14 +34,8 @@ def differences(runs: Sequence[RunFacts]) -> str:
             rows += [(escape(run.name), *cells) for cells in _rows(own, base)]
     if rows:
         notes.append("Standard errors are those of independent rows.")
-        shown = table(
-            (
-                "run",
-                "S",
-                f"{loss_name({evaluated[0].is_causal})} minus that of {escape(evaluated[0].name)}, nats per token",
-            ),
-            rows,
-        )
+        what = f"{loss_name({evaluated[0].is_causal})} minus that of {escape(evaluated[0].name)}, nats per token"
+        shown = table(("run", "S", what), rows)
     return shown + "".join(f"<p>{escape(note)}</p>" for note in notes)
 
 

@@ -249,7 +249,7 @@ def test_a_slot_is_given_on_when_its_training_ends(experiment, tmp_path):
 
 
 def test_the_time_of_a_dry_run_is_that_of_what_is_left(experiment, tmp_path):
-    """Two arms of three seeds: of the six trainings one is done, one half done; a second of training for each."""
+    """Two arms of three seeds: of the six trainings two are done and one is half done; each takes 1,000 s."""
     arms = {f"arm{i}": Arm(about="", settings={"optim.beta1": f"0.{i}"}) for i in (1, 2)}
     scale = experiment.scale.model_copy(update={"seeds": 3, "flops": 1e11})
     study = experiment.study.model_copy(update={"arms": arms})
