@@ -43,7 +43,7 @@ def describe(experiment: Experiment, run: Runner, jobs: int, show: Callable[[str
     seconds = {trial.arm: trial.flops / speed for trial, speed in zip(arms, speeds, strict=True)}
     left = {arm: (each - sum(done[arm])) * seconds[arm] for arm in seconds}
     longest = max(min(left[arm], seconds[arm]) for arm in left)
-    ended = sum(share == 1 for shares in done.values() for share in shares)
+    ended = sum(part == 1 for parts in done.values() for part in parts)
     rest = f" for what is left; {ended} of {experiment.units} trainings are done" if ended else ""
     lines += [
         f"{experiment.units} trainings, {flops:.3g} training FLOPs, without validation and measurements",
